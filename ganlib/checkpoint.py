@@ -1,0 +1,42 @@
+"""Everything that an exact resume needs, in one folder that is written whole or not at all.
+
+Noise and data order are functions of (seed, step), so the state is: weights, optimisers, the average, the step,
+and the statistics so far. Files load with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["load", "save"]
+
+FORMAT = 1
+NAME = "checkpoint.pt"
+
+
+def save(directory: str | Path, state: dict[str, Any]) -> None:
+    """Write tensors and plain values to `directory`."""
+    final = Path(directory) / NAME
+    partial = final.with_suffix(".partial")
+    torch.save({"format": FORMAT, **state}, partial)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.rename(final)
+
+
+def load(directory: str | Path) -> dict[str, Any]:
+    """Read what `save` wrote, onto the CPU. Raises ValueError, naming the file, for what is not a checkpoint."""
+    path = Path(directory) / NAME
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such checkpoint") from error
+    except Exception as error:
+        raise ValueError(f"{path}: damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
+    if state.get("format") != FORMAT:
+        raise ValueError(f"{path}: checkpoint format {FORMAT} is wanted, found {state.get('format')}")
+    return state

@@ -1,0 +1,91 @@
+"""The in-domain classifier: trained on the project's own labels, it judges classes and lends its features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ganlib.config import ClassifierConfig
+
+__all__ = ["Classifier", "fit"]
+
+# Few enough that a thousand samples give a well-conditioned covariance.
+_FEATURES = 64
+
+
+class Classifier(nn.Module):
+    """Halves the image until its shorter side is below 8 pixels, then two linear layers. Images: 8 px or more."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int, width: int) -> None:
+        """`shape` is (channels, height, width) of the images; `width` the channels before the first halving."""
+        super().__init__()
+        stages: list[nn.Module] = []
+        inputs, outputs, side = shape[0], width, min(shape[1:])
+        while side >= 8:
+            for source in (inputs, outputs):
+                stages += [
+                    nn.Conv2d(source, outputs, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(outputs),
+                    nn.ReLU(),
+                ]
+            stages.append(nn.MaxPool2d(2))
+            inputs, outputs, side = outputs, min(2 * outputs, 4 * width), side // 2
+        self.trunk = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(4), nn.Flatten())
+        self.neck = nn.Linear(16 * inputs, _FEATURES)
+        self.head = nn.Linear(_FEATURES, classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The penultimate layer, `[N, 64]`, of images in [-1, 1]."""
+        return F.relu(self.neck(self.trunk(images.contiguous(memory_format=torch.channels_last))))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """`[N, K]` of images `[N, C, H, W]` in [-1, 1]."""
+        return self.classify(self.features(images))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """`[N, K]` logits of features `[N, 64]`."""
+        logits: Tensor = self.head(features)
+        return logits
+
+
+def fit(
+    classifier: Classifier,
+    stored: Tensor,
+    labels: Tensor,
+    decode: Callable[[Tensor], Tensor],
+    cfg: ClassifierConfig,
+    seed: int,
+) -> Classifier:
+    """Train in place on `decode(stored)`, images in [-1, 1], and their labels `[N]`, batch by batch.
+
+    AdamW, a one-cycle learning rate (Smith & Topin 2018), label smoothing 0.1, shifts of up to a twelfth of a side.
+    The order and the shifts follow from `seed`.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    device = next(classifier.parameters()).device
+    classifier.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=cfg.lr, weight_decay=0.01)
+    steps = cfg.epochs * math.ceil(len(stored) / cfg.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=cfg.lr, total_steps=max(steps, 2))
+    for _ in range(cfg.epochs):
+        for rows in torch.randperm(len(stored), generator=rng).split(cfg.batch):
+            images = _shifted(decode(stored[rows]), rng).to(device)
+            logits = classifier.logits(images)
+            loss = F.cross_entropy(logits, labels[rows].to(device), label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return classifier.eval().requires_grad_(False)
+
+
+def _shifted(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Each image moved by up to a twelfth of its sides; the edge's colour is carried on."""
+    move = torch.eye(2, 3).repeat(len(images), 1, 1)
+    move[:, :, 2] = (torch.rand(len(images), 2, generator=rng) * 2 - 1) / 6  # the grid is two units wide
+    grid = F.affine_grid(move, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -1,0 +1,291 @@
+"""`params.yaml` as frozen, closed models: whatever is wrong with it is said here, before any work starts.
+
+`params.yaml` is where each key's meaning and unit stand; this file gives types and bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from ganlib import registry
+from ganlib._config import Config
+from ganlib.losses import LOSSES
+from ganlib.penalties import PENALTIES
+from ganlib.schedules import Schedule
+
+__all__ = ["Config", "ConfigError", "ModelConfig", "Params", "load_params", "override", "parse_params"]
+
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class ConfigError(ValueError):
+    """Something a person wrote is wrong. The message is one line a fault: key, what was found, what is allowed."""
+
+
+def _registered(kind: str, key: str) -> BeforeValidator:
+    """Validate `{key: NAME, ...}` by the `Config` of the file `ganlib/{kind}/NAME.py`, whose first field is `key`."""
+
+    def validate(value: Any) -> Config:
+        if isinstance(value, Config):
+            return value
+        if not isinstance(value, Mapping) or key not in value:
+            raise ValueError(
+                f"a mapping with the key '{key}' is wanted; '{key}' is one of: {', '.join(registry.names(kind))}"
+            )
+        config: Config = registry.load(kind, str(value[key])).Config.model_validate(dict(value))
+        return config
+
+    return BeforeValidator(validate)
+
+
+def _one_of(table: Mapping[str, Any]) -> BeforeValidator:
+    def validate(name: Any) -> Any:
+        if name not in table:
+            raise ValueError(f"{name!r} is not known{registry.nearest(str(name), table)}; known: {', '.join(table)}")
+        return name
+
+    return BeforeValidator(validate)
+
+
+class DatasetConfig(Config):
+    source: Annotated[SerializeAsAny[Config], _registered("sources", "name")]
+    sample: Annotated[SerializeAsAny[Config], _registered("data", "kind")]
+    test_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    max_reject_share: Share = 0.01
+    shard_mb: PositiveFloat = 64.0
+
+
+class PenaltyConfig(Config):
+    weight: NonNegativeFloat | Schedule
+    every: PositiveInt = 1
+
+
+class PlayerConfig(Config):
+    """How one player learns."""
+
+    optimizer: Literal["adam", "adamw"] = "adam"
+    lr: PositiveFloat | Schedule = 2e-4
+    betas: tuple[Share, Share] = (0.5, 0.99)
+    weight_decay: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat | None = None
+
+
+class Search(Config):
+    """One dimension of a search space; exactly one of the four is given."""
+
+    uniform: tuple[float, float] | None = None
+    loguniform: tuple[PositiveFloat, PositiveFloat] | None = None
+    randint: tuple[int, int] | None = None
+    choice: tuple[Any, ...] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Search:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of uniform, loguniform, randint, choice; found {given or 'none'}")
+        bounds = self.uniform or self.loguniform or self.randint
+        if bounds and bounds[0] >= bounds[1]:
+            raise ValueError(f"the lower bound must lie below the upper; found {list(bounds)}")
+        if self.choice == ():
+            raise ValueError("choice needs at least one value")
+        return self
+
+
+class ModelConfig(Config):
+    """A family's networks and the game it plays."""
+
+    network: Annotated[SerializeAsAny[Config], _registered("models", "family")]
+    loss: Annotated[str, _one_of(LOSSES)] = "non_saturating"
+    penalties: dict[Annotated[str, _one_of(PENALTIES)], PenaltyConfig] = Field(default_factory=dict)
+    discriminator_steps: PositiveInt = 1
+    ema_halflife_kimg: NonNegativeFloat = 2.0
+    generator: PlayerConfig = PlayerConfig()
+    discriminator: PlayerConfig = PlayerConfig()
+    search: dict[str, Search] = Field(default_factory=dict)
+
+
+class ClassifierConfig(Config):
+    width: PositiveInt = 16
+    epochs: PositiveInt = 8
+    batch: PositiveInt = 64
+    lr: PositiveFloat = 4e-3
+
+
+class ReferenceConfig(Config):
+    max_samples: Annotated[int, Field(ge=10)] = 50_000
+    classifier: ClassifierConfig = ClassifierConfig()
+    inception: str | None = None
+
+
+class TrainConfig(Config):
+    kimg: PositiveFloat
+    batch: PositiveInt = 64
+    accumulate: PositiveInt = 1
+    report_kimg: PositiveFloat = 10.0
+    checkpoint_kimg: PositiveFloat = 50.0
+    quality_samples: NonNegativeInt = 1000
+    memory_mb: PositiveFloat = 2048.0
+    amp: bool = False
+    channels_last: bool = True
+    compile: bool = False
+
+
+class TuneConfig(Config):
+    num_samples: NonNegativeInt
+    kimg: PositiveFloat
+    report_kimg: PositiveFloat
+    grace_kimg: PositiveFloat
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    quality_samples: Annotated[int, Field(ge=64)] = 1000
+
+
+class EvaluateConfig(Config):
+    num_samples: Annotated[int, Field(ge=10)] = 1000
+    resamples: Annotated[int, Field(ge=2)] = 50
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    batch: PositiveInt = 100
+
+
+class GateConfig(Config):
+    """When a challenger becomes the champion."""
+
+    metric: Annotated[str, Field(pattern=r"^\w+\.\w+$")]
+    margin: NonNegativeFloat = 0.0
+    min_coverage: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
+    min_memorisation_ratio: NonNegativeFloat = 0.5
+    min_label_accuracy: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+
+
+class TrackingConfig(Config):
+    experiment: Annotated[str, Field(min_length=1)] = "ganlib"
+    registered_model: Annotated[str, Field(pattern=r"^[^/:@]+$")] | None = None
+    uri: str | None = None
+
+
+class ScaleConfig(Config):
+    """Where the work runs; nothing here changes what is computed, so DVC does not track it."""
+
+    num_workers: PositiveInt = 2
+    cpus_per_worker: PositiveInt = 1
+    gpus_per_worker: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    workers_per_trial: PositiveInt = 1
+    max_concurrent_trials: NonNegativeInt = 0
+    max_failures: NonNegativeInt = 3
+    ray_address: str | None = None
+    storage: str | None = None
+
+
+class Params(Config):
+    seed: NonNegativeInt = 0
+    data: str
+    model: str
+    datasets: dict[str, DatasetConfig]
+    models: dict[str, ModelConfig]
+    reference: ReferenceConfig = ReferenceConfig()
+    tune: TuneConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig
+    tracking: TrackingConfig = TrackingConfig()
+    scale: ScaleConfig = ScaleConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _section_names_are_families(cls, data: Any) -> Any:
+        """Have `models.NAME.network` read by the `Config` of `ganlib/models/NAME.py`."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("models"), Mapping):
+            return data
+        models = {
+            name: {**section, "network": {"family": name, **(section.get("network") or {})}}
+            if isinstance(section, Mapping)
+            else section
+            for name, section in data["models"].items()
+        }
+        return {**data, "models": models}
+
+    @model_validator(mode="after")
+    def _choices_exist(self) -> Params:
+        for key, section, known in (("data", "datasets", self.datasets), ("model", "models", self.models)):
+            name = getattr(self, key)
+            if name not in known:
+                raise ValueError(
+                    f"{key}: {name!r} is not a section of `{section}`{registry.nearest(name, known)}; "
+                    f"known: {', '.join(known)}"
+                )
+        return self
+
+    @property
+    def dataset(self) -> DatasetConfig:
+        return self.datasets[self.data]
+
+    @property
+    def game(self) -> ModelConfig:
+        return self.models[self.model]
+
+    @property
+    def registered_model(self) -> str:
+        return self.tracking.registered_model or f"ganlib-{self.data}"
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and validate a params file. Raises ConfigError, with one line for each fault."""
+    try:
+        raw = YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    return parse_params(raw, where=str(path))
+
+
+def parse_params(raw: Any, where: str = "params.yaml") -> Params:
+    """Validate plain data. Raises ConfigError, with one line for each fault."""
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where}: a mapping is wanted, found {type(raw).__name__}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(where, fault) for fault in error.errors())) from error
+
+
+def override(params: Params, changes: Mapping[str, Any]) -> Params:
+    """A copy of `params` with dotted keys of the chosen model's section replaced: `{"generator.lr": 1e-3}`.
+
+    Raises ConfigError if a key is unknown to the section or a value is not allowed.
+    """
+    raw = params.model_dump(mode="json")
+    for dotted, new in changes.items():
+        *parents, leaf = dotted.split(".")
+        node = raw["models"][params.model]
+        for depth, parent in enumerate(parents):
+            if not isinstance(node.get(parent), dict):
+                where = ".".join([*parents[: depth + 1]])
+                raise ConfigError(
+                    f"models.{params.model}.{dotted}: there is no section '{where}'"
+                    f"{registry.nearest(parent, node)}; known: {', '.join(node)}"
+                )
+            node = node[parent]
+        node[leaf] = new
+    return parse_params(raw, where=f"models.{params.model} with {dict(changes)}")
+
+
+def _explain(where: str, fault: Any) -> str:
+    key = ".".join(str(part) for part in fault["loc"])
+    message = fault["msg"].removeprefix("Value error, ")
+    found = fault["input"]
+    shown = "" if isinstance(found, Mapping | Config) or fault["type"] == "missing" else f" (found {found!r})"
+    return f"{where}: {key + ': ' if key else ''}{message}{shown}"

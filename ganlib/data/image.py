@@ -1,0 +1,152 @@
+"""Images: whatever a source holds becomes uint8 `[C, H, W]`; networks see float32 in [-1, 1]."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import Field
+from torch import Tensor
+
+from ganlib._config import Config as _Base
+from ganlib.data._spec import Spec
+
+__all__ = ["MODALITY", "Config", "decode", "encode", "preview", "quantise", "spec"]
+
+MODALITY = "image"
+
+Side = Annotated[int, Field(ge=1, le=8192)]
+Level = Annotated[int, Field(ge=0, le=255)]
+
+
+class Config(_Base):
+    kind: Literal["image"] = "image"
+    size: tuple[Side, Side]
+    """height, width"""
+    channels: Literal[1, 3] = 3
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """where the aspect differs: cut the centre out, add `background`, or distort"""
+    background: tuple[Level, Level, Level] = (255, 255, 255)
+    """RGB under transparent pixels and around padded images"""
+
+
+def spec(cfg: Config, *, classes: tuple[str, ...], counts: dict[str, int], content_hash: str) -> Spec:
+    return Spec("image", MODALITY, (cfg.channels, *cfg.size), classes, counts, content_hash)
+
+
+def encode(cfg: Config, raw: Path | bytes | NDArray[Any] | Image.Image) -> NDArray[np.uint8]:
+    """One image, from a file, its bytes, an array or Pillow, to uint8 `[C, H, W]`.
+
+    Arrays are `[H, W]`, `[H, W, C]` or `[C, H, W]` with 1, 3 or 4 channels: uint8 or other integers of 0 to
+    255, uint16 of 0 to 65535, bool, or floats of 0 to 1. Raises ValueError if it cannot be read.
+    """
+    image = _flatten(_open(raw), cfg)
+    height, width = cfg.size
+    lanczos = Image.Resampling.LANCZOS  # Pillow widens the kernel when it shrinks an image: no aliasing
+    if image.size != (width, height):
+        match cfg.fit:
+            case "crop":
+                image = ImageOps.fit(image, (width, height), lanczos)
+            case "pad":
+                image = ImageOps.pad(image, (width, height), lanczos, _background(image.mode, cfg))
+            case "stretch":
+                image = image.resize((width, height), lanczos)
+    pixels = np.asarray(image, dtype=np.uint8).reshape(height, width, cfg.channels)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def decode(stored: Tensor) -> Tensor:
+    """uint8 `[N, C, H, W]` to float32 in [-1, 1]; the inverse of `quantise`."""
+    return stored.float().div_(127.5).sub_(1.0)
+
+
+def quantise(samples: Tensor) -> Tensor:
+    """Floats in [-1, 1], clamped, to the nearest of 256 levels, uint8."""
+    return ((samples.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def preview(samples: Tensor, columns: int) -> Image.Image:
+    """`[N, C, H, W]` in [-1, 1] as a grid, row by row; tiny images are magnified by a whole factor."""
+    pixels = quantise(samples.detach().cpu())
+    n, _, height, width = pixels.shape
+    columns = max(1, min(columns, n))
+    zoom = max(1, 56 // max(height, width))
+    pixels = pixels.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    pixels = F.pad(pixels, (1, 1, 1, 1), value=128)
+    empty = -n % columns
+    pixels = torch.cat([pixels, pixels.new_full((empty, *pixels.shape[1:]), 128)])
+    tiles = pixels.expand(-1, 3, -1, -1).reshape(-1, columns, 3, *pixels.shape[2:])
+    return Image.fromarray(tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).numpy())
+
+
+def _open(raw: Path | bytes | NDArray[Any] | Image.Image) -> Image.Image:
+    """Decode the first frame and turn it as its EXIF tag says."""
+    if isinstance(raw, np.ndarray):
+        return Image.fromarray(_as_levels(raw))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd but readable files …
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # … and of bombs
+            if not isinstance(raw, Image.Image):
+                raw = Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw)
+            raw.load()
+            return ImageOps.exif_transpose(raw)
+    except UnidentifiedImageError as error:  # whose own message holds an absolute path or an address
+        raise ValueError("not an image, or of an unknown format") from error
+    except Exception as error:  # decoders raise whatever they like on broken bytes
+        raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _flatten(image: Image.Image, cfg: Config) -> Image.Image:
+    """To 8-bit "L" or "RGB", transparency laid over the background."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_as_levels(_sixteen_bits(image)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, cfg.background), image).convert("RGB")
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    return image.convert("L" if cfg.channels == 1 else "RGB")
+
+
+def _sixteen_bits(image: Image.Image) -> NDArray[Any]:
+    """Pillow's integer modes hold 16-bit greyscale, "I" in 32 bits; "F" is left as it is."""
+    pixels = np.asarray(image)
+    if image.mode == "F":
+        return pixels
+    if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
+        raise ValueError(f"32-bit pixels of {pixels.min()} to {pixels.max()}; at most 16 bits are understood")
+    return pixels.astype(np.uint16)
+
+
+def _as_levels(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """`[H, W]` or `[H, W, C]` uint8 as Pillow wants it. Raises ValueError."""
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or not array.size:
+        raise ValueError(f"an array of shape {list(array.shape)} is not an image")
+    if array.dtype == np.bool_:
+        return np.where(array, np.uint8(255), np.uint8(0))
+    if array.dtype == np.uint16:
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    top = 1 if np.issubdtype(array.dtype, np.floating) else 255
+    if not (array.min() >= 0 and array.max() <= top):  # so written that NaN fails too
+        raise ValueError(f"{array.dtype} pixels of {array.min()} to {array.max()}; 0 to {top} is wanted")
+    scaled = np.rint(array * 255.0) if top == 1 else array
+    return np.ascontiguousarray(scaled, dtype=np.uint8)
+
+
+def _background(mode: str, cfg: Config) -> int | tuple[int, ...]:
+    """The background in the colours of `mode`."""
+    colour = Image.new("RGB", (1, 1), cfg.background).convert(mode).getpixel((0, 0))
+    assert colour is not None
+    return colour if isinstance(colour, tuple) else int(colour)

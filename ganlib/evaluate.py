@@ -1,0 +1,161 @@
+"""Every metric on every feature space, each with an interval and with what real data would score.
+
+A metric is measured wherever the fields it needs are known: in each feature space, or, if it reads classes,
+under `"samples"`. No metric's name appears here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from statistics import NormalDist, stdev
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ganlib import registry
+from ganlib.config import ConfigError, EvaluateConfig
+from ganlib.metrics._neighbours import nearest
+from ganlib.metrics._types import Examples
+from ganlib.reference import Reference
+
+__all__ = ["Comparison", "Metrics", "compare", "evaluate"]
+
+SAMPLES = "samples"
+
+Metrics = dict[str, dict[str, dict[str, float]]]
+"""`{space or "samples": {metric: {"value", "low", "high", "floor"}}}`"""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    metric: str
+    """`space.metric`"""
+    direction: str
+    """`lower` or `higher`: which is better"""
+    challenger: float
+    champion: float
+    difference: float
+    """challenger minus champion"""
+    low: float
+    """of the difference's interval"""
+    high: float
+
+
+def evaluate(samples: Mapping[str, Tensor], reference: Reference, cfg: EvaluateConfig, seed: int) -> Metrics:
+    """Measure `sample` `[N, ...]` in [-1, 1], and `label` if classes were asked for, against the first N of test.
+
+    `floor` is the score of the first N training examples in the fakes' place. Raises ValueError if there are fewer.
+    """
+    n = len(samples["sample"])
+    if n > reference.size:
+        raise ValueError(f"{n} samples, but the floor can be had for {reference.size} training examples only")
+    reals = _of_split(reference, "test", n, reference.spaces)
+    floors = _of_split(reference, "train", n, reference.spaces)
+    fakes = _of_samples(reference, samples, reference.spaces)
+    found: Metrics = {}
+    for section, real in reals.items():
+        fake, floor = fakes[section], floors[section]
+        for name, metric in _measurable(section, reference.spec.modality, real, fake).items():
+            value = metric.compute(real, fake)
+            reach = _reach([metric.compute(r, f) for r, f in _halves(cfg, seed, real, fake)], cfg)
+            found.setdefault(section, {})[name] = {
+                "value": value,
+                "low": value - reach,
+                "high": value + reach,
+                "floor": metric.compute(real, floor),
+            }
+    return found
+
+
+def compare(
+    challenger: Mapping[str, Tensor],
+    champion: Mapping[str, Tensor],
+    reference: Reference,
+    metric: str,
+    cfg: EvaluateConfig,
+    seed: int,
+) -> Comparison:
+    """Two sets of N samples by one metric, `"space.metric"`, on the same test examples.
+
+    The interval is of the difference, measured on the same halves for both: what they share cancels.
+    Raises ConfigError for a metric that cannot be measured, ValueError for sets of unequal size.
+    """
+    n = len(challenger["sample"])
+    if len(champion["sample"]) != n:
+        raise ValueError(
+            f"{n} samples of the challenger, {len(champion['sample'])} of the champion: as many are wanted"
+        )
+    section, _, name = metric.partition(".")
+    if section not in (*reference.spaces, SAMPLES):
+        raise ConfigError(
+            f"metric {metric!r}: no section {section!r}; known: {', '.join([*reference.spaces, SAMPLES])}"
+        )
+    spaces = [space for space in reference.spaces if space == ("classifier" if section == SAMPLES else section)]
+    real = _of_split(reference, "test", n, spaces).get(section, Examples())
+    one, other = (_of_samples(reference, made, spaces).get(section, Examples()) for made in (challenger, champion))
+    known = _measurable(section, reference.spec.modality, real, one, other)
+    if name not in known:
+        raise ConfigError(f"metric {metric!r} cannot be measured here; {section} has: {', '.join(known) or 'none'}")
+    compute, direction = known[name].compute, known[name].DIRECTION
+    first, second = compute(real, one), compute(real, other)
+    gap = first - second
+    reach = _reach([compute(r, a) - compute(r, b) for r, a, b in _halves(cfg, seed, real, one, other)], cfg)
+    return Comparison(metric, direction, first, second, gap, gap - reach, gap + reach)
+
+
+def _halves(cfg: EvaluateConfig, seed: int, real: Examples, *fakes: Examples) -> Iterator[tuple[Examples, ...]]:
+    """Random halves of the reals and of the fakes, of which all sets are cut alike."""
+    rng = torch.Generator().manual_seed(seed)
+    for _ in range(cfg.resamples):
+        of_real, of_fake = (torch.randperm(len(whole), generator=rng)[: len(whole) // 2] for whole in (real, fakes[0]))
+        yield real.take(of_real), *(fake.take(of_fake) for fake in fakes)
+
+
+def _reach(values: list[float], cfg: EvaluateConfig) -> float:
+    """Half the width of the normal interval around a statistic whose values on halves are given.
+
+    A random half, drawn without repetition, strays from the whole with the same variance as the whole from the
+    population (McCarthy 1969; Politis & Romano 1994). A bootstrap would repeat examples, which distances between
+    distributions, and balls around neighbours most of all, take for a narrower distribution. Values of halves are
+    biased too, because they are fewer: hence their spread around the value of the whole, and not their quantiles.
+    """
+    return NormalDist().inv_cdf((1 + cfg.confidence) / 2) * stdev(values)
+
+
+def _measurable(section: str, modality: str, *sides: Examples) -> dict[str, ModuleType]:
+    """Metrics whose needs all sides meet, by the name they go by in this section."""
+    modules = {name: registry.load("metrics", name) for name in registry.names("metrics")}
+    return {
+        getattr(module, "ALIASES", {}).get(section, name): module
+        for name, module in modules.items()
+        if module.MODALITY in ("any", modality) and all(side.has(module.NEEDS) for side in sides)
+    }
+
+
+def _of_samples(reference: Reference, samples: Mapping[str, Tensor], spaces: Iterable[str]) -> dict[str, Examples]:
+    features = {name: reference.spaces[name].extract(samples["sample"]) for name in spaces}
+    return _see(reference, features, samples.get("label"), neighbour=1)
+
+
+def _of_split(reference: Reference, split: str, n: int, spaces: Iterable[str]) -> dict[str, Examples]:
+    """The first `n` of a split, or all if there are fewer; their stored order is random."""
+    features = {name: getattr(reference.spaces[name], split)[:n] for name in spaces}
+    labels = reference.labels[split][:n] if reference.labels else None
+    # A training example's nearest is itself.
+    return _see(reference, features, labels, neighbour=2 if split == "train" else 1)
+
+
+def _see(
+    reference: Reference, features: dict[str, Tensor], label: Tensor | None, neighbour: int
+) -> dict[str, Examples]:
+    """The same examples as each section sees them."""
+    seen = {
+        name: Examples(features=of, nearest=nearest(of, reference.spaces[name].train, neighbour)[0][:, -1])
+        for name, of in features.items()
+    }
+    if "classifier" in features:
+        predicted = reference.predict(features["classifier"])
+        seen[SAMPLES] = Examples(predicted=predicted) if label is None else Examples(label=label, predicted=predicted)
+    return seen

@@ -1,0 +1,258 @@
+"""A GAN is a game: two players, what each is dealt, and the extra terms each pays.
+
+A family is a `Game`, data rather than a class. `adversarial_step` plays one turn of each player and is the only
+training step of the project; no family's name appears in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ganlib.losses import Loss
+from ganlib.schedules import Schedule, value
+
+__all__ = [
+    "Batch",
+    "Deal",
+    "Game",
+    "Learner",
+    "Noise",
+    "Player",
+    "Round",
+    "Sample",
+    "Term",
+    "adversarial_step",
+    "each",
+    "leaves",
+]
+
+Sample = Tensor | dict[str, Tensor]
+"""What is generated and judged: a batch of tensors, or several under names (unpaired domains, table parts)."""
+Player = Literal["generator", "discriminator"]
+
+
+def each(fn: Callable[[Tensor], Tensor], sample: Sample) -> Sample:
+    """`fn` of every tensor of a sample."""
+    return {name: fn(part) for name, part in sample.items()} if isinstance(sample, dict) else fn(sample)
+
+
+def leaves(sample: Sample) -> list[Tensor]:
+    """The tensors of a sample."""
+    return list(sample.values()) if isinstance(sample, dict) else [sample]
+
+
+def seed_of(*key: int | str) -> int:
+    """A 63-bit seed for a key such as (seed, purpose, step); unrelated keys give unrelated streams."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest()) >> 1
+
+
+class Noise:
+    """Random draws for some rows of a global batch.
+
+    The draws are made for the whole batch on the CPU and then cut, so they are a function of the key alone: the
+    same on any device, for any number of ranks and any accumulation.
+    """
+
+    def __init__(self, *key: int | str, size: int, rows: slice | None = None, device: torch.device | str = "cpu"):
+        self._generator = torch.Generator().manual_seed(seed_of(*key))
+        self._size, self._rows, self._device = size, rows or slice(0, size), device
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal, `[rows, *shape]`."""
+        return torch.randn(self._size, *shape, generator=self._generator)[self._rows].to(self._device)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform on [0, 1), `[rows, *shape]`."""
+        return torch.rand(self._size, *shape, generator=self._generator)[self._rows].to(self._device)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Real data and the randomness that goes with it."""
+
+    data: dict[str, Tensor]
+    noise: Noise
+
+
+@dataclass(frozen=True)
+class Deal:
+    """What one batch becomes for the players."""
+
+    inputs: Sample
+    """what the generator gets: noise, a source image, a prefix of frames, …"""
+    real: Sample
+    """what the discriminator compares with"""
+    cond: Tensor | None = None
+    """what both are told: class labels `[N]`, or None"""
+
+
+@dataclass(frozen=True)
+class Game:
+    """Players are modules called as `generator(inputs, cond)` and `discriminator(sample, cond) -> logits`."""
+
+    generator: nn.Module
+    discriminator: nn.Module
+    deal: Callable[[Batch], Deal]
+    latent: Callable[[Noise, float | None], Sample]
+    """`(noise, truncation) -> inputs` for sampling when there is no batch"""
+    classes: int = 0
+    """how many class labels `cond` chooses from; 0 where both players are told none"""
+    terms: tuple[Term, ...] = ()
+
+
+@dataclass(frozen=True)
+class Round:
+    """One player's turn on one batch, as extra terms see it."""
+
+    game: Game
+    deal: Deal
+    noise: Noise
+    real: Sample
+    fake: Sample
+    real_logits: Tensor | None
+    """None in a generator's turn whose loss does not compare with reals"""
+    fake_logits: Tensor
+
+    def discriminate(self, sample: Sample) -> Tensor:
+        """Logits of another sample under the same condition."""
+        logits: Tensor = self.game.discriminator(sample, self.deal.cond)
+        return logits
+
+
+@dataclass(frozen=True)
+class Term:
+    """An extra loss `fn(round) -> [N]` of one player. Paid every k-th turn it is weighted k times (lazily:
+    Karras et al. 2020, appendix B)."""
+
+    name: str
+    player: Player
+    fn: Callable[[Round], Tensor]
+    weight: float | Schedule = 1.0
+    every: int = 1
+
+
+@dataclass
+class Learner:
+    """A player's module with what moves it."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    lr: float | Schedule
+    clip_norm: float | None = None
+    average_gradients: Callable[[list[Tensor]], None] | None = None
+    """replaces gradients by their mean over ranks, in place"""
+    forward: Callable[..., Tensor] | None = None
+    """the module's compiled forward, where there is one"""
+    parameters: list[nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Inside, backward passes through the module spend nothing on its own gradients."""
+        for p in self.parameters:
+            p.requires_grad_(False)
+        yield
+        for p in self.parameters:
+            p.requires_grad_(True)
+
+    def step(self, kimg: float) -> Tensor:
+        """Move by the gradients that have been gathered. Returns their norm over all ranks, before clipping."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if self.average_gradients is not None:
+            self.average_gradients(gradients)
+        norm = nn.utils.get_total_norm(gradients)
+        if self.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = value(self.lr, kimg)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+
+def adversarial_step(
+    game: Game,
+    loss: Loss,
+    generator: Learner,
+    discriminator: Learner,
+    turns: Sequence[Sequence[Batch]],
+    *,
+    step: int,
+    kimg: float,
+    autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> dict[str, Tensor]:
+    """One turn of the discriminator for each of `turns`, each given in microbatches, then one of the generator.
+
+    The generator answers the last deal: its fakes are those that the discriminator has just been shown, so they
+    are made once where memory holds the graph (one microbatch). Returns statistics as scalar tensors, not yet
+    averaged over ranks.
+    """
+    stats: dict[str, Tensor] = {}
+
+    def note(name: str, amount: Tensor, share: float = 1.0) -> None:
+        amount = amount.detach() * share
+        stats[name] = stats[name] + amount if name in stats else amount
+
+    def due(player: Player, turn: int) -> list[Term]:
+        return [t for t in game.terms if t.player == player and turn % t.every == 0]
+
+    def pay(name: Player, terms: list[Term], round: Round, main: Tensor, share: float) -> None:
+        note(f"loss/{name}", main.mean(), share)
+        total = main.mean()
+        for term in terms:
+            cost = term.fn(round).mean()
+            total = total + cost * (value(term.weight, kimg) * term.every)
+            note(f"loss/{name}/{term.name}", cost, share)
+        (total * share).backward()
+
+    generate: Callable[..., Sample] = generator.forward or game.generator
+    made: list[tuple[Deal, Batch, Sample | None]] = []
+    for index, microbatches in enumerate(turns):
+        terms = due("discriminator", step * len(turns) + index)
+        # compiled graphs cannot be differentiated twice, as penalties need
+        judge = game.discriminator if terms else discriminator.forward or game.discriminator
+        share = 1.0 / len(microbatches)
+        keep_graph = index == len(turns) - 1 and len(microbatches) == 1
+        made = []
+        for batch in microbatches:
+            deal = game.deal(batch)
+            with autocast():
+                with torch.set_grad_enabled(keep_graph):
+                    fake = generate(deal.inputs, deal.cond)
+                real = each(lambda x: x.detach().requires_grad_(bool(terms)), deal.real)
+                shown = each(lambda x: x.detach().requires_grad_(bool(terms)), fake)
+                real_logits, fake_logits = judge(real, deal.cond), judge(shown, deal.cond)
+                round = Round(game, deal, batch.noise, real, shown, real_logits, fake_logits)
+                pay("discriminator", terms, round, loss.discriminator(real_logits, fake_logits), share)
+            share_of_turn = share / len(turns)
+            note("sign/real", real_logits.sign().mean(), share_of_turn)
+            note("sign/fake", fake_logits.sign().mean(), share_of_turn)
+            note("logit/gap", real_logits.mean() - fake_logits.mean(), share_of_turn)
+            made.append((deal, batch, fake if keep_graph else None))
+        note("gradient/discriminator", discriminator.step(kimg), 1.0 / len(turns))
+
+    terms = due("generator", step)
+    judge = discriminator.forward or game.discriminator
+    share = 1.0 / len(made)
+    with discriminator.frozen():
+        for deal, batch, kept in made:
+            with autocast():
+                fake = generate(deal.inputs, deal.cond) if kept is None else kept
+                real_logits = None
+                if loss.paired:
+                    with torch.no_grad():
+                        real_logits = judge(deal.real, deal.cond)
+                fake_logits = judge(fake, deal.cond)
+                round = Round(game, deal, batch.noise, deal.real, fake, real_logits, fake_logits)
+                pay("generator", terms, round, loss.generator(fake_logits, real_logits), share)
+    note("gradient/generator", generator.step(kimg))
+    return stats

@@ -1,0 +1,41 @@
+"""The manifold of a set of examples, estimated by balls around each that reach to its k-th nearest neighbour."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["distances", "distinct", "inside", "nearest", "radii"]
+
+
+def distances(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean, `[N, M]`. Taken from the middle of `b`: far from the origin, small distances drown in rounding."""
+    middle = b.mean(0)
+    return torch.cdist(a - middle, b - middle)
+
+
+def distinct(points: Tensor) -> Tensor:
+    """`points` without repetitions. Copies have a neighbour at distance zero and would empty their balls.
+
+    Only reals are treated so, where copies are a fault of the data. Copies among fakes are a fault of the
+    generator, which recall is there to see.
+    """
+    distinct: Tensor = torch.unique(points, dim=0)
+    return distinct
+
+
+def radii(points: Tensor, k: int) -> Tensor:
+    """`[N]`: the distance from each point to its k-th nearest other point (the farthest, where there are fewer)."""
+    nearest = distances(points, points).topk(min(k + 1, len(points)), dim=1, largest=False).values
+    return nearest[:, -1]
+
+
+def inside(points: Tensor, centres: Tensor, k: int) -> Tensor:
+    """`[N, M]`, bool: does each point lie in the ball around each centre?"""
+    return distances(points, centres) <= radii(centres, k)
+
+
+def nearest(points: Tensor, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Distances and rows, `[N, k]` each, of the k members of `pool` nearest to each point, in bounded memory."""
+    found = [distances(part, pool).topk(k, dim=1, largest=False) for part in points.split(512)]
+    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])

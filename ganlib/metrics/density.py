@@ -1,0 +1,19 @@
+"""How many real balls (k = 5) hold a fake, over k: about 1 for equal distributions. Naeem et al. 2020, eq. 5.
+
+Precision that an outlier's huge ball cannot inflate; it exceeds 1 where fakes crowd the reals' dense parts.
+"""
+
+from __future__ import annotations
+
+from ganlib.metrics._neighbours import distinct, inside
+from ganlib.metrics._types import Examples
+
+__all__ = ["DIRECTION", "MODALITY", "NEEDS", "compute"]
+
+MODALITY = "any"
+DIRECTION = "higher"
+NEEDS = ("features",)
+
+
+def compute(real: Examples, fake: Examples) -> float:
+    return float(inside(fake.features, distinct(real.features), k=5).sum(1).double().mean()) / 5

@@ -1,0 +1,19 @@
+"""Median distance from the fakes to their nearest training example, over the same for test examples.
+
+About 1 is what unseen data give; far below 1 the generator copies what it was trained on. Above 1 says nothing
+good: noise is far from everything. Cf. Meehan et al. 2020.
+"""
+
+from __future__ import annotations
+
+from ganlib.metrics._types import Examples
+
+__all__ = ["DIRECTION", "MODALITY", "NEEDS", "compute"]
+
+MODALITY = "any"
+DIRECTION = "higher"
+NEEDS = ("nearest",)
+
+
+def compute(real: Examples, fake: Examples) -> float:
+    return float(fake.nearest.median() / real.nearest.median().clamp_min(1e-12))

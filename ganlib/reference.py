@@ -1,0 +1,221 @@
+"""What generated data are measured against: features of the real data, computed once, and the in-domain classifier.
+
+The folder holds `reference.json`, `features/SPACE.safetensors` (train and test), and where there are labels
+`labels.safetensors`, `classifier.safetensors` and `confusion.csv`.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ganlib import registry
+from ganlib.classifier import Classifier, fit
+from ganlib.config import ConfigError, ReferenceConfig
+from ganlib.data._spec import Spec
+from ganlib.features import Extractor, efficientnet_lite0, inception
+from ganlib.metrics import class_coverage, fd, label_accuracy
+from ganlib.metrics._types import Examples
+
+__all__ = ["Reference", "Space", "build"]
+
+LEAST = 10
+"""examples in each split, below which a distribution has no neighbours and no covariance to speak of"""
+
+_DECODED = 4096  # examples decoded at a time
+
+
+@dataclass(frozen=True)
+class Space:
+    name: str
+    extract: Callable[[Tensor], Tensor]
+    """images `[N, C, H, W]` in [-1, 1] -> features `[N, D]`, float32, on the CPU"""
+    train: Tensor
+    """`[N, D]`"""
+    test: Tensor
+    """`[M, D]`"""
+
+
+@dataclass(frozen=True)
+class Reference:
+    spec: Spec
+    """of the data it was made from"""
+    spaces: dict[str, Space]
+    labels: dict[str, Tensor]
+    """true classes, int64, of `train` and `test`; empty where unlabelled"""
+    classifier: Classifier | None
+    """None where unlabelled"""
+    about: dict[str, Any]
+    """`reference.json`"""
+
+    @classmethod
+    def load(cls, directory: str | Path, device: str | None = None) -> Reference:
+        """Read what `build` wrote. Networks run on `device`: a GPU if there is one, unless told.
+
+        Raises FileNotFoundError if there is no reference, ConfigError if its Inception file is gone.
+        """
+        directory, device = Path(directory), device or _device()
+        if not (directory / "reference.json").is_file():
+            raise FileNotFoundError(f"{directory} holds no reference; run the stage `reference`")
+        about = json.loads((directory / "reference.json").read_text(encoding="utf-8"))
+        spec = Spec.from_json(json.dumps(about["spec"]))
+        labels, classifier = {}, None
+        if about["classifier"]:
+            labels = load_file(directory / "labels.safetensors")
+            classifier = Classifier(spec.shape, len(spec.classes), about["classifier"]["width"])
+            classifier.load_state_dict(load_file(directory / "classifier.safetensors"))
+            classifier.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        spaces = {}
+        for name, make in _extractors(spec, about["inception"], classifier, device).items():
+            features = load_file(directory / "features" / f"{name}.safetensors")
+            spaces[name] = Space(name, _when_needed(make), features["train"], features["test"])
+        return cls(spec, spaces, labels, classifier, about)
+
+    @property
+    def size(self) -> int:
+        """Training examples whose features are kept."""
+        return min(len(space.train) for space in self.spaces.values())
+
+    def check(self, spec: Spec) -> None:
+        """Raises ConfigError if `spec` describes other data than the reference was made from."""
+        if spec.content_hash != self.spec.content_hash:
+            raise ConfigError(
+                f"the reference is of other data (content hash {self.spec.content_hash[:12]}) than those at hand "
+                f"({spec.content_hash[:12]}); run the stage `reference`"
+            )
+
+    def predict(self, features: Tensor) -> Tensor:
+        """The classes, `[N]`, that the classifier sees in features of the space `classifier`."""
+        if self.classifier is None:
+            raise ValueError("without labels there is no classifier")
+        with torch.inference_mode():
+            head = self.classifier.head
+            return self.classifier.classify(features.to(head.weight.device)).argmax(1).cpu()
+
+    def quality(self, samples: Mapping[str, Tensor]) -> dict[str, float]:
+        """How good `sample` (and `label`, if asked for) are, in under a second a thousand; for use while training.
+
+        Against the training set; in the space `classifier` where there is one. `quality/fd` is infinite if a
+        sample is not a number.
+        """
+        space = self.spaces["classifier" if self.classifier else "efficientnet_lite0"]
+        features = space.extract(samples["sample"])
+        finite = bool(torch.isfinite(features).all())
+        found = {"quality/fd": fd.distance(self._train, fd.gaussian(features)) if finite else math.inf}
+        if self.classifier is not None:
+            real = Examples(predicted=self.predict(space.train))
+            fake = Examples(predicted=self.predict(features))
+            found["quality/class_coverage"] = class_coverage.compute(real, fake)
+            if "label" in samples:
+                asked = Examples(predicted=fake.predicted, label=samples["label"])
+                found["quality/label_accuracy"] = label_accuracy.compute(real, asked)
+        return found
+
+    @functools.cached_property
+    def _train(self) -> fd.Gaussian:
+        return fd.gaussian(self.spaces["classifier" if self.classifier else "efficientnet_lite0"].train)
+
+
+def build(
+    directory: str | Path,
+    spec: Spec,
+    train: Mapping[str, Tensor],
+    test: Mapping[str, Tensor],
+    cfg: ReferenceConfig,
+    seed: int,
+) -> dict[str, Any]:
+    """Write the folder from the stored splits (`sample`, and `label` where labelled); returns `reference.json`.
+
+    Raises ConfigError for data that have no feature space here, or too few of them.
+    """
+    directory, device = Path(directory), _device()
+    if spec.modality != "image":
+        raise ConfigError(f"reference: features are for image data, these are {spec.modality}")
+    for split, stored in (("train", train), ("test", test)):
+        if len(stored["sample"]) < LEAST:
+            raise ConfigError(
+                f"reference: the {split} split has {len(stored['sample'])} examples; at least {LEAST} are needed"
+            )
+    decode = registry.load("data", spec.kind).decode
+    splits = {"train": train, "test": test}
+
+    classifier = None
+    if spec.classes:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            classifier = Classifier(spec.shape, len(spec.classes), cfg.classifier.width).to(device)
+        fit(classifier, train["sample"], train["label"], decode, cfg.classifier, seed)
+
+    about: dict[str, Any] = {
+        "spec": json.loads(spec.to_json()),
+        "examples": {split: len(stored["sample"]) for split, stored in splits.items()},
+        "inception": cfg.inception,
+        "spaces": {},
+        "classifier": None,
+    }
+    (directory / "features").mkdir(parents=True)
+    for name, make in _extractors(spec, cfg.inception, classifier, device).items():
+        extract = make()
+        features = {
+            split: torch.cat([extract(decode(part)) for part in stored["sample"].split(_DECODED)])
+            for split, stored in splits.items()
+        }
+        save_file(features, directory / "features" / f"{name}.safetensors")
+        about["spaces"][name] = {"size": list(extract.size), "features": features["train"].shape[1]}
+
+    if classifier is not None:
+        weights = {key: value.cpu().contiguous() for key, value in classifier.state_dict().items()}
+        save_file(weights, directory / "classifier.safetensors")
+        save_file({split: stored["label"] for split, stored in splits.items()}, directory / "labels.safetensors")
+        with torch.inference_mode():
+            predicted = classifier.cpu().classify(features["test"]).argmax(1)  # its space comes last
+        right = predicted == test["label"]
+        about["classifier"] = {
+            "width": cfg.classifier.width,
+            "test_accuracy": round(float(right.double().mean()), 4),
+            "test_accuracy_of_class": {
+                name: round(float(right[test["label"] == label].double().mean()), 4)
+                for label, name in enumerate(spec.classes)
+                if (test["label"] == label).any()
+            },
+        }
+        with (directory / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["actual", "predicted"])
+            pairs = zip(test["label"].tolist(), predicted.tolist(), strict=True)
+            rows.writerows([spec.classes[a], spec.classes[b]] for a, b in pairs)
+    (directory / "reference.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return about
+
+
+def _extractors(
+    spec: Spec, inception_file: str | None, classifier: Classifier | None, device: str
+) -> dict[str, Callable[[], Extractor]]:
+    """The spaces there are, and how to come by the network of each."""
+    made: dict[str, Callable[[], Extractor]] = {"efficientnet_lite0": lambda: efficientnet_lite0(device)}
+    if inception_file is not None:
+        made["inception"] = lambda: inception(inception_file, device)
+    if classifier is not None:
+        size = (spec.shape[1], spec.shape[2])
+        made["classifier"] = lambda: Extractor("classifier", size, classifier.features, device)
+    return made
+
+
+def _when_needed(make: Callable[[], Extractor]) -> Callable[[Tensor], Tensor]:
+    """The extractor's function; its network is loaded at the first call."""
+    made = functools.cache(make)
+    return lambda images: made()(images)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,31 @@
+"""Numbers that change as training goes on. Time is counted in kimg, thousands of real samples seen."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from ganlib._config import Config
+
+__all__ = ["Schedule", "value"]
+
+
+class Schedule(Config):
+    """From `start` to `end` between `from_kimg` and `to_kimg`; held constant outside."""
+
+    kind: Literal["cosine", "linear"] = "cosine"
+    start: float
+    end: float
+    from_kimg: float = 0.0
+    to_kimg: float
+
+
+def value(schedule: float | Schedule, kimg: float) -> float:
+    """The value at `kimg`. A plain number is a constant. Cosine: Loshchilov & Hutter 2017, eq. 5, one period."""
+    if not isinstance(schedule, Schedule):
+        return schedule
+    span = max(schedule.to_kimg - schedule.from_kimg, 1e-12)
+    done = min(max((kimg - schedule.from_kimg) / span, 0.0), 1.0)
+    if schedule.kind == "cosine":
+        done = (1.0 - math.cos(math.pi * done)) / 2.0
+    return schedule.start + (schedule.end - schedule.start) * done

@@ -1,0 +1,70 @@
+"""What every source gives: items in parts, each of which can be read by itself, in whatever process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+__all__ = ["Item", "Part", "Source", "SourceError", "files", "labels_of", "ranges"]
+
+T = TypeVar("T")
+
+
+class SourceError(ValueError):
+    """A source cannot be opened. The message is one line."""
+
+
+@dataclass(frozen=True)
+class Item:
+    id: str
+    """says where it comes from; stands in the list of rejects"""
+    payload: Any
+    """what the kind's `encode` takes: a path, bytes, an array; None where the source has a hole"""
+    label: int | None = None
+
+
+Part = Callable[[], Iterable[Item]]
+
+
+@dataclass(frozen=True)
+class Source:
+    about: str
+    """one line for the data card"""
+    count: int
+    """items in all parts"""
+    parts: Sequence[Part]
+    """picklable; their order is the order of the items"""
+    classes: tuple[str, ...] = ()
+    """names in label order; empty where unlabelled"""
+
+
+def ranges(count: int, size: int) -> list[tuple[int, int]]:
+    """`[start, stop)` of parts of `size` items."""
+    return [(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def labels_of(values: Iterable[T]) -> dict[T, int]:
+    """Label of each distinct value: numbers by size, anything else by name; None has no label."""
+    distinct = {value for value in values if value is not None}
+    numbers = all(isinstance(value, int | float) for value in distinct)
+    ordered: list[T] = sorted(distinct, key=(lambda v: v) if numbers else str)
+    return {value: label for label, value in enumerate(ordered)}
+
+
+def files(folder: Path, what: str, suffixes: Iterable[str]) -> list[Path]:
+    """Files below `folder` with one of the suffixes, sorted by path. Raises SourceError if there are none."""
+    if not folder.is_dir():
+        raise SourceError(f"{folder}: no such folder; put {what} there")
+    wanted = tuple(suffixes)
+    every = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    found = [path for path in every if path.name.lower().endswith(wanted)]
+    if not found:
+        here = f"{len(every)} other files, as {every[0].relative_to(folder)}" if every else "nothing"
+        raise SourceError(f"{folder}: no {what} ({', '.join(wanted)}); it holds {here}")
+    return found

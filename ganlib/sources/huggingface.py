@@ -1,0 +1,83 @@
+"""A data set of Hugging Face `datasets`: saved by `save_to_disk` in the raw folder, or on the hub by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ganlib._config import Config as _Base
+from ganlib.sources._source import Item, Source, SourceError, labels_of, ranges
+
+__all__ = ["Config", "load"]
+
+_PART = 1024
+
+
+class Config(_Base):
+    name: Literal["huggingface"] = "huggingface"
+    dataset: str | None = None
+    """a name on the hub; null: the raw folder, as `save_to_disk` left it"""
+    subset: str | None = None
+    """the hub's "config" """
+    revision: str | None = None
+    """a commit of the hub's; without it the data may change under a pipeline"""
+    split: str | None = None
+    """one split; null: all of them"""
+    image: str = "image"
+    label: str | None = "label"
+    """null: unlabelled"""
+
+
+def load(cfg: Config, raw: Path) -> Source:
+    """Raises SourceError if `datasets` is not installed, or the data or a column cannot be found."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise SourceError("huggingface needs the package datasets: pip install ganlib[huggingface]") from error
+    where = cfg.dataset or raw
+    try:
+        found: Any = (
+            datasets.load_dataset(cfg.dataset, cfg.subset, revision=cfg.revision)
+            if cfg.dataset
+            else datasets.load_from_disk(str(raw))
+        )
+    except Exception as error:  # the hub fails in many ways
+        raise SourceError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    splits = dict(found) if isinstance(found, datasets.DatasetDict) else {str(found.split or "all"): found}
+    if cfg.split is not None:
+        if cfg.split not in splits:
+            raise SourceError(f"{where}: no split {cfg.split!r}; it has: {', '.join(splits)}")
+        splits = {cfg.split: splits[cfg.split]}
+    data = datasets.concatenate_datasets(list(splits.values()))
+    for column in filter(None, (cfg.image, cfg.label)):
+        if column not in data.column_names:
+            raise SourceError(f"{where}: no column {column!r}; it has: {', '.join(data.column_names)}")
+    if isinstance(data.features[cfg.image], datasets.Image):
+        data = data.cast_column(cfg.image, datasets.Image(decode=False))
+    known: dict[Any, int] = {}
+    names: tuple[str, ...] = ()
+    if cfg.label:
+        feature = data.features[cfg.label]
+        if isinstance(feature, datasets.ClassLabel):
+            known, names = {i: i for i in range(feature.num_classes)}, tuple(feature.names)
+        else:
+            known = labels_of(data.unique(cfg.label))
+            names = tuple(str(value) for value in known)
+    parts = [partial(_items, data, start, stop, cfg, known) for start, stop in ranges(len(data), _PART)]
+    about = f"datasets {datasets.__version__}: {cfg.dataset or 'saved to disk'}, splits {', '.join(splits)}"
+    return Source(about, len(data), parts, names)
+
+
+def _items(data: Any, start: int, stop: int, cfg: Config, known: dict[Any, int]) -> Iterator[Item]:
+    for row in range(start, stop):
+        cells = data[row]
+        payload = cells[cfg.image]
+        if isinstance(payload, dict):
+            payload = payload["bytes"] or (Path(payload["path"]) if payload["path"] else None)
+        elif isinstance(payload, list):
+            payload = np.asarray(payload)
+        yield Item(f"row {row}", payload, known.get(cells[cfg.label]) if cfg.label else None)

@@ -1,0 +1,94 @@
+"""Parquet files with a column of images: bytes, Hugging Face's `{bytes, path}`, tensors, lists of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ganlib._config import Config as _Base
+from ganlib.sources._source import Item, Source, SourceError, files, labels_of
+
+__all__ = ["Config", "load"]
+
+_BATCH = 64
+
+
+class Config(_Base):
+    name: Literal["parquet"] = "parquet"
+    image: str = "image"
+    """the column of images"""
+    label: str | None = "label"
+    """the column of labels, numbers or strings; null: unlabelled"""
+
+
+def load(cfg: Config, raw: Path) -> Source:
+    """Raises SourceError if a file is unreadable, or a column is missing or cannot hold images or labels."""
+    paths = files(raw, "Parquet files", (".parquet",))
+    columns = [cfg.image] + ([cfg.label] if cfg.label else [])
+    groups: list[tuple[Path, int]] = []
+    values: set[Any] = set()
+    count = 0
+    for path in paths:
+        try:
+            file = pq.ParquetFile(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise SourceError(f"{path}: {' '.join(str(error).split())}") from error
+        names = file.schema_arrow.names
+        for column in columns:
+            if column not in names:
+                raise SourceError(f"{path}: no column {column!r}; it has: {', '.join(names)}")
+        _reader(path, cfg.image, file.schema_arrow.field(cfg.image).type)
+        groups += [(path, i) for i in range(file.num_row_groups)]
+        count += file.metadata.num_rows
+        if cfg.label:
+            for batch in file.iter_batches(columns=[cfg.label]):
+                try:
+                    values.update(batch.column(0).unique().to_pylist())
+                except (pa.ArrowNotImplementedError, TypeError) as error:
+                    kind = batch.schema.types[0]
+                    raise SourceError(f"{path}: column {cfg.label!r} of {kind} cannot be labels") from error
+    known = labels_of(values)
+    parts = [partial(_items, raw, path, group, cfg, known) for path, group in groups]
+    return Source(f"{len(paths)} Parquet files", count, parts, tuple(str(value) for value in known))
+
+
+def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]) -> Iterator[Item]:
+    columns = [cfg.image] + ([cfg.label] if cfg.label else [])
+    file = pq.ParquetFile(path)
+    read = _reader(path, cfg.image, file.schema_arrow.field(cfg.image).type)
+    row = 0
+    for batch in file.iter_batches(_BATCH, row_groups=[group], columns=columns):
+        labels = batch.column(cfg.label).to_pylist() if cfg.label else [None] * batch.num_rows
+        for cell, label in zip(batch.column(cfg.image), labels, strict=True):
+            name = f"{path.relative_to(raw)}[group {group}, row {row}]"
+            try:
+                payload = read(cell) if cell.is_valid else None
+            except ValueError:  # lists of unequal lengths
+                payload = None
+            yield Item(name, payload, known.get(label))
+            row += 1
+
+
+def _reader(path: Path, column: str, kind: pa.DataType) -> Any:
+    """`cell -> payload` for a column's type."""
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        return lambda cell: cell["bytes"].as_py()
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return lambda cell: cell.as_py()
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return lambda cell: cell.to_numpy()
+    leaf = kind
+    while pa.types.is_list(leaf) or pa.types.is_large_list(leaf) or pa.types.is_fixed_size_list(leaf):
+        leaf = leaf.value_type
+    if leaf is not kind and (pa.types.is_integer(leaf) or pa.types.is_floating(leaf)):
+        return lambda cell: np.asarray(cell.as_py(), dtype=leaf.to_pandas_dtype())
+    raise SourceError(
+        f"{path}: column {column!r} is {kind}; "
+        "images are bytes, a struct with bytes, a tensor or nested lists of numbers"
+    )

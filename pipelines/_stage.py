@@ -1,0 +1,70 @@
+"""What every stage shares: where things lie, whole-or-nothing output folders, and errors of one line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ganlib.config import ConfigError, Params, load_params
+
+__all__ = [
+    "EVALUATED",
+    "PREPARED",
+    "REFERENCE",
+    "REGISTERED",
+    "TRAINED",
+    "TUNED",
+    "StageError",
+    "home",
+    "main",
+    "whole_folder",
+]
+
+PREPARED = Path("data/prepared")
+REFERENCE = Path("data/reference")
+TUNED = Path("outputs/tune")
+TRAINED = Path("outputs/train")
+EVALUATED = Path("outputs/evaluate")
+REGISTERED = Path("outputs/register")
+
+
+class StageError(RuntimeError):
+    """A stage cannot do its work, for a reason that is not a fault of the program. The message is one line."""
+
+
+def home() -> Path:
+    """The project folder, absolute; the real one when DVC runs an experiment in `.dvc/tmp/exps/`.
+
+    What must outlive a stage's run (Ray's storage, MLflow's store) is kept below it, never relative to the
+    working directory.
+    """
+    here = Path(os.environ.get("DVC_ROOT", ".")).resolve()
+    for parent in here.parents:
+        if parent.name == ".dvc":
+            return parent.parent
+    return here
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `final` only when the block ends without an error."""
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+
+
+def main(stage: Callable[[Params], None]) -> None:
+    """Run a stage on `params.yaml`. A fault the user can mend is one line on stderr and exit status 1."""
+    try:
+        stage(load_params())
+    except (ConfigError, StageError, OSError) as error:
+        sys.exit(f"ganlib: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,172 @@
+"""`ganlib …`. Each command imports what it needs when it runs, so that help comes at once."""
+
+from __future__ import annotations
+
+import functools
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ganlib.export import Generator
+    from pipelines.tracking import Store
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Look after GANs that DVC, Ray and MLflow make.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+params_app = typer.Typer(help="What params.yaml says.", no_args_is_help=True)
+app.add_typer(params_app, name="params")
+
+ModelURI = Annotated[
+    str,
+    typer.Argument(metavar="MODEL_URI", help="models:/NAME@ALIAS, models:/NAME/VERSION, or a generator's folder"),
+]
+
+
+def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """What a person can mend is said in a line, with exit status 1."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        from ganlib.config import ConfigError
+        from pipelines._stage import StageError
+
+        try:
+            command(*args, **kwargs)
+        except (ConfigError, StageError, OSError) as error:
+            typer.echo(f"ganlib: {error}", err=True)
+            raise typer.Exit(1) from error
+
+    return guarded
+
+
+@params_app.command("check")
+@_one_line_errors
+def check_params(
+    file: Annotated[Path, typer.Option("--file", "-f", help="the file to check")] = Path("params.yaml"),
+) -> None:
+    """Print the resolved configuration as YAML, or what is wrong with it."""
+    import sys
+
+    from ruamel.yaml import YAML
+
+    from ganlib.config import load_params
+
+    YAML(typ="safe", pure=True).dump(load_params(file).model_dump(mode="json"), sys.stdout)
+
+
+@app.command()
+@_one_line_errors
+def sample(
+    model_uri: ModelURI,
+    n: Annotated[int, typer.Option("-n", min=1, help="how many")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same samples")] = 0,
+    label: Annotated[str | None, typer.Option(help="a class, by name or number; without it, classes in turn")] = None,
+    truncation: Annotated[float | None, typer.Option(help="below 1: more typical, less varied")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="the picture to write")] = Path("grid.png"),
+) -> None:
+    """Draw samples from a generator, as one picture."""
+    from ganlib import registry
+    from pipelines._stage import StageError
+
+    generator = _generator(model_uri)
+    try:
+        made = generator.sample(n, seed=seed, label=_class(label, generator.spec.classes), truncation=truncation)[
+            "sample"
+        ]
+        in_turn = generator.conditional and label is None and len(generator.spec.classes) <= min(n, 32)
+        columns = len(generator.spec.classes) if in_turn else math.ceil(math.sqrt(n))
+        picture = registry.load("data", generator.spec.kind).preview(made, columns)
+        partial = output.with_name(f".partial.{output.name}")
+        try:
+            picture.save(partial)
+            partial.replace(output)
+        finally:
+            partial.unlink(missing_ok=True)
+    except ValueError as error:
+        raise StageError(str(error)) from error
+    typer.echo(f"{output}: {n} samples of {model_uri}, seed {seed}")
+
+
+@app.command()
+@_one_line_errors
+def lineage(model_uri: ModelURI) -> None:
+    """Compare what a registered model was made from with what lies in this folder."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ganlib.config import load_params
+    from pipelines import lineage as facts
+    from pipelines import tracking
+
+    version = tracking.version_by_uri(_store(), model_uri)
+    prefix = "lineage."
+    recorded = {tag.removeprefix(prefix): value for tag, value in version.tags.items() if tag.startswith(prefix)}
+    table = Table("fact", "recorded", "here", "", title=f"{version.model} version {version.number}")
+    for check in facts.verify(recorded, facts.facts(load_params())):
+        table.add_row(check.fact, check.recorded[:12], check.here[:12], "match" if check.same else "[red]differs[/red]")
+    Console().print(table)
+
+
+@app.command()
+@_one_line_errors
+def doctor() -> None:
+    """Look for what would stop the pipeline, and say what to do about it."""
+    from pipelines.doctor import examine
+
+    failed = False
+    for finding in examine():
+        failed |= finding.status == "fail"
+        remedy = f" -> {finding.remedy}" if finding.remedy else ""
+        typer.echo(f"{finding.status:4}  {finding.what}{remedy}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _store() -> Store:
+    """The project's store, or the default one outside of a project."""
+    from ganlib.config import TrackingConfig, load_params
+    from pipelines import tracking
+
+    config = load_params().tracking if Path("params.yaml").is_file() else TrackingConfig()
+    return tracking.open_store(config, create=False)
+
+
+def _generator(model_uri: str) -> Generator:
+    """Raises StageError if the address leads to no generator."""
+    from ganlib.export import load_generator
+    from pipelines import tracking
+    from pipelines._stage import StageError
+
+    with tempfile.TemporaryDirectory() as scratch:
+        registered = model_uri.startswith("models:/")
+        folder = tracking.download(_store(), model_uri, Path(scratch)) if registered else Path(model_uri)
+        try:
+            return load_generator(folder)
+        except ValueError as error:
+            raise StageError(str(error)) from error
+
+
+def _class(label: str | None, classes: tuple[str, ...]) -> int | None:
+    """A class's number. Names come first: a class may be called "3"."""
+    if label is None:
+        return None
+    if label in classes:
+        return classes.index(label)
+    try:
+        return int(label)
+    except ValueError:
+        known = ", ".join(classes) or "none, the data have no labels"
+        raise ValueError(f"--label: {label!r} is not a class; known: {known}") from None
+
+
+if __name__ == "__main__":
+    app()

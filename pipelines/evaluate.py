@@ -1,0 +1,132 @@
+"""Stage `evaluate`: how good the trained generator is. `python -m pipelines.evaluate`.
+
+Writes `metrics.json` (numbers alone, for `dvc metrics`), `about.json` (how to read them), `samples.png`,
+`neighbours.png` (fakes, each with its nearest training examples) and, where labelled, `classes.csv`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from ganlib import registry
+from ganlib.config import EvaluateConfig, Params
+from ganlib.data import shards
+from ganlib.data._spec import Spec
+from ganlib.evaluate import Metrics, evaluate
+from ganlib.export import Generator, load_generator
+from ganlib.metrics._neighbours import nearest
+from ganlib.reference import Reference
+from pipelines._stage import EVALUATED, PREPARED, REFERENCE, TRAINED, StageError, main, whole_folder
+
+__all__ = ["stage"]
+
+COLUMNS = 10  # of pictures
+ROWS = 20  # classes shown, at most
+
+
+def stage(params: Params) -> None:
+    """Sample with the fixed seed, measure, draw. Raises StageError if there is no generator of these data."""
+    cfg, spec = params.evaluate, shards.read_spec(PREPARED)
+    reference = Reference.load(REFERENCE)
+    reference.check(spec)
+    try:
+        generator = load_generator(TRAINED / "generator")
+    except ValueError as error:
+        raise StageError(str(error)) from error
+    n = min(cfg.num_samples, reference.size)
+    if n < cfg.num_samples:
+        print(f"{n} samples, not {cfg.num_samples}: there are no more training examples for the floor")
+    samples = generator.sample(n, seed=params.seed, batch=cfg.batch)
+    metrics = evaluate(samples, reference, cfg, params.seed)
+    with whole_folder(EVALUATED) as folder:
+        _write(folder / "metrics.json", metrics)
+        _write(folder / "about.json", _about(reference, generator, n, cfg, params.seed))
+        preview = registry.load("data", spec.kind).preview
+        preview(_by_class(samples, spec), COLUMNS).save(folder / "samples.png")
+        preview(_beside_nearest(samples["sample"], reference, spec), COLUMNS).save(folder / "neighbours.png")
+        if reference.classifier is not None:
+            _write_classes(folder / "classes.csv", samples, reference)
+    _tell(metrics, n, cfg)
+
+
+def _about(reference: Reference, generator: Generator, n: int, cfg: EvaluateConfig, seed: int) -> dict[str, object]:
+    """What a reader of metrics.json should know; text and settings, so not in it."""
+    modules = {name: registry.load("metrics", name) for name in registry.names("metrics")}
+    return {
+        "samples": n,
+        "seed": seed,
+        "intervals": {"confidence": cfg.confidence, "halves": cfg.resamples},
+        "floor": f"the first {n} training examples in the fakes' place",
+        "spaces": reference.about["spaces"],
+        "classifier": reference.about["classifier"],
+        "generator": generator.about,
+        "content_hash": reference.spec.content_hash,
+        "metrics": {
+            name: {"better": module.DIRECTION, "meaning": (module.__doc__ or "").split("\n")[0]}
+            for name, module in modules.items()
+        },
+    }
+
+
+def _by_class(samples: dict[str, Tensor], spec: Spec) -> Tensor:
+    """A row of samples for each of the first classes, or the first samples."""
+    if "label" not in samples:
+        return samples["sample"][: COLUMNS * COLUMNS]
+    rows = [samples["sample"][samples["label"] == label][:COLUMNS] for label in range(min(ROWS, len(spec.classes)))]
+    return torch.cat([torch.cat([row, row.new_full((COLUMNS - len(row), *row.shape[1:]), -1.0)]) for row in rows])
+
+
+def _beside_nearest(fakes: Tensor, reference: Reference, spec: Spec) -> Tensor:
+    """Rows of one fake and the training examples nearest to it, nearest first."""
+    space = next(iter(reference.spaces.values()))
+    stored = shards.read(PREPARED, "train", limit=len(space.train))["sample"]
+    fakes = fakes[:COLUMNS]
+    _, rows = nearest(space.extract(fakes), space.train, COLUMNS - 1)
+    near = registry.load("data", spec.kind).decode(stored[rows.flatten()]).unflatten(0, rows.shape)
+    return torch.cat([fakes[:, None], near], dim=1).flatten(0, 1)
+
+
+def _write_classes(path: Path, samples: dict[str, Tensor], reference: Reference) -> None:
+    """For each class: its share of the test examples and of the fakes, as the classifier sees them, and how many of
+    the fakes that were asked to be of it are."""
+    classes = reference.spec.classes
+    real = reference.predict(reference.spaces["classifier"].test)
+    fake = reference.predict(reference.spaces["classifier"].extract(samples["sample"]))
+    right = samples["label"] == fake if "label" in samples else None
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["class", "real_share", "fake_share", *([] if right is None else ["label_accuracy"])])
+        for label, name in enumerate(classes):
+            row: list[object] = [name, *(round(float((seen == label).double().mean()), 4) for seen in (real, fake))]
+            if right is not None:
+                asked = right[samples["label"] == label]
+                row.append(round(float(asked.double().mean()), 4) if len(asked) else "")
+            rows.writerow(row)
+
+
+def _write(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _tell(metrics: Metrics, n: int, cfg: EvaluateConfig) -> None:
+    table = Table(title=f"{n} samples against test data", caption="floor: training data in the samples' place")
+    table.add_column("metric", no_wrap=True)
+    for column in ("value", f"{cfg.confidence:.0%} interval", "floor"):
+        table.add_column(column, justify="right")
+    for section, named in metrics.items():
+        for name, found in named.items():
+            interval = f"{found['low']:.3g} to {found['high']:.3g}"
+            table.add_row(f"{section}.{name}", f"{found['value']:.3g}", interval, f"{found['floor']:.3g}")
+        table.add_section()
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(stage)

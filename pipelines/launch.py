@@ -1,0 +1,221 @@
+"""The one door to training: Ray Train workers, a Tune trial, or this process. All run `work`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ganlib
+from ganlib.config import ConfigError, Params, parse_params
+from ganlib.data.shards import read_spec
+from ganlib.health import Diverged
+from ganlib.trainer import Report, build_game, plan, train
+from pipelines._stage import StageError, home
+
+__all__ = ["Job", "cluster", "fingerprint", "fit", "storage", "work"]
+
+# Ray asks for the workers' news this often; at its default of 2 s a report waits a second on average
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# a local Ray accepts only who holds the token that it writes below the home folder
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is sent. Paths are absolute: a worker's working directory is Ray's."""
+
+    params: dict[str, Any]
+    prepared: str
+    reference: str
+
+    @classmethod
+    def of(cls, params: Params, prepared: Path, reference: Path, world: int) -> Job:
+        """Raises ConfigError for what cannot be trained, before any resource is asked for."""
+        plan(params, world)
+        build_game(params, read_spec(prepared))
+        return cls(params.model_dump(mode="json"), str(prepared.resolve()), str(reference.resolve()))
+
+
+def work(job: Job, report: Report, resume: str | Path | None = None) -> None:
+    """Train on this process's share of the job, with as many threads as it has cores."""
+    params = parse_params(job.params)
+    torch.set_num_threads(params.scale.cpus_per_worker)
+    train(params, report, prepared=job.prepared, reference=job.reference, resume=resume)
+
+
+def fingerprint(params: Params, prepared: Path, stage: str) -> str:
+    """A name for what determines the result of `stage` (tune or train): code, data, seed, model and budget.
+
+    Ray resumes a run of the same name. So the same inputs go on where they stopped, and changed ones start clean.
+    """
+    digest = hashlib.sha256()
+    for source in sorted(Path(ganlib.__file__).parent.rglob("*.py")):
+        digest.update(source.read_bytes())
+    digest.update(read_spec(prepared).content_hash.encode())
+    determining = params.model_dump(mode="json", include={"seed", "model", "train", *({stage} - {"train"})})
+    determining["game"] = params.game.model_dump(mode="json")
+    digest.update(json.dumps(determining, sort_keys=True).encode())
+    return f"{stage}-{params.data}-{params.model}-{digest.hexdigest()[:12]}"
+
+
+def storage(params: Params) -> Path:
+    """Ray's folder, outside of what DVC deletes before a stage runs."""
+    return Path(params.scale.storage).resolve() if params.scale.storage else home() / ".ganlib" / "ray"
+
+
+@contextmanager
+def cluster(params: Params) -> Iterator[dict[str, float]]:
+    """Connect to the cluster that `scale.ray_address` names, or start one on this machine.
+
+    Yields its resources. Raises StageError if there is no such cluster.
+    """
+    import ray
+
+    # Ray frees an early-stopped trial's workers through its dashboard, which listens on loopback only
+    local: dict[str, Any] = {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    try:
+        ray.init(
+            address=params.scale.ray_address or os.environ.get("RAY_ADDRESS") or "local",
+            logging_level="error",
+            log_to_driver=False,
+            **({} if params.scale.ray_address or os.environ.get("RAY_ADDRESS") else local),
+        )
+    except (ConnectionError, RuntimeError) as error:
+        raise StageError(f"scale.ray_address: no Ray cluster: {' '.join(str(error).split())}") from error
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
+
+
+def check_resources(params: Params, workers: int, available: dict[str, float]) -> None:
+    """Raise StageError if the cluster can never hold the workers: Ray would wait for ever."""
+    for kind, each in (("CPU", params.scale.cpus_per_worker), ("GPU", params.scale.gpus_per_worker)):
+        if workers * each > available.get(kind, 0):
+            raise StageError(
+                f"scale: {workers} workers x {each:g} {kind} wanted, the cluster has "
+                f"{available.get(kind, 0):g}; lower scale.num_workers or scale.{kind.lower()}s_per_worker"
+            )
+
+
+def trainer(job: Job, params: Params, *, workers: int, name: str, folder: Path, callbacks: list[Any]) -> Any:
+    """The Ray Train run of a job; `verdict.txt` in its folder tells of a run that cannot succeed."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    scale = params.scale
+    resources = {"CPU": float(scale.cpus_per_worker)}
+    if scale.gpus_per_worker:
+        resources["GPU"] = scale.gpus_per_worker
+    return TorchTrainer(
+        _worker,
+        train_loop_config={"job": job, "verdict": str(folder / name / "verdict.txt")},
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=scale.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        torch_config=TorchConfig(backend="nccl" if scale.gpus_per_worker else "gloo"),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(folder),
+            failure_config=FailureConfig(max_failures=scale.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=callbacks,
+        ),
+    )
+
+
+def _worker(config: dict[str, Any]) -> None:
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    with checkpoint.as_directory() if checkpoint else nullcontext() as resume:
+        try:
+            work(config["job"], _report_to_train, resume)
+        except (Diverged, ConfigError) as error:
+            # every rank fails alike and would again: no retry, but an end that the driver reads
+            if ray.train.get_context().get_world_rank() == 0:
+                Path(config["verdict"]).write_text(str(error))
+
+
+def _report_to_train(row: dict[str, float], folder: Path | None) -> None:
+    import ray.train
+
+    ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder) if folder else None)
+
+
+def fit(
+    params: Params, prepared: Path, reference: Path, on_row: Callable[[dict[str, float], Path | None], None]
+) -> Path:
+    """Train with Ray Train, going on from where a run of the same fingerprint stopped.
+
+    `on_row(row, folder)` is called here, in the driver, as reports come; `folder` is the persisted checkpoint's.
+    Returns the last checkpoint's folder. Raises StageError if the run cannot succeed.
+    """
+    scale = params.scale
+    job = Job.of(params, prepared, reference, scale.num_workers)
+    folder, name = storage(params), fingerprint(params, prepared, "train")
+    live = folder / name / "live.jsonl"
+    verdict = folder / name / "verdict.txt"
+    live.parent.mkdir(parents=True, exist_ok=True)
+    live.write_text("")
+    verdict.unlink(missing_ok=True)
+    with cluster(params) as available:
+        check_resources(params, scale.num_workers, available)
+        run = trainer(job, params, workers=scale.num_workers, name=name, folder=folder, callbacks=[_relay(live)])
+        with _following(live, on_row):
+            from ray.train import TrainingFailedError
+
+            try:
+                result = run.fit()
+            except TrainingFailedError as error:
+                raise StageError(f"training failed: {str(error).strip().splitlines()[-1]}") from error
+    if verdict.exists():
+        raise StageError(verdict.read_text())
+    if result.checkpoint is None:
+        raise StageError("training ended without a checkpoint")
+    return Path(result.checkpoint.path)
+
+
+def _relay(live: Path) -> Any:
+    """A callback that writes each report to a file; Ray calls it in a process beside the driver, not in it."""
+    from ray.train import UserCallback
+
+    class Relay(UserCallback):
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            line = {"row": metrics[0], "folder": checkpoint.path if checkpoint else None}
+            with live.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    return Relay()
+
+
+@contextmanager
+def _following(live: Path, on_row: Callable[[dict[str, float], Path | None], None]) -> Iterator[None]:
+    """Call `on_row` for each line of the file, as they come."""
+    over = threading.Event()
+
+    def follow() -> None:
+        with live.open() as file:
+            ended = False
+            while not ended:
+                ended = over.wait(0.3)
+                for line in file:
+                    news = json.loads(line)
+                    on_row(news["row"], Path(news["folder"]) if news["folder"] else None)
+
+    thread = threading.Thread(target=follow, name="follow", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

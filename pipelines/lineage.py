@@ -1,0 +1,147 @@
+"""Where a model comes from, as flat facts that can be checked against a working tree."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from ganlib.config import Params
+from ganlib.data.shards import read_spec
+from pipelines._stage import PREPARED, StageError
+
+__all__ = ["Check", "facts", "verify"]
+
+PACKAGES = ("ganlib", "torch", "ray", "mlflow", "dvc", "numpy", "pyarrow")
+# what a working tree can be compared on; the rest says where it happened
+CHECKED = ("git.sha", "data.", "dvc.", "params.")
+
+
+class Check(NamedTuple):
+    fact: str
+    recorded: str
+    here: str
+    same: bool
+
+
+def facts(params: Params) -> dict[str, str]:
+    """Everything that determined a model, and the machine that made it, as it lies in the working folder.
+
+    `data.*` and `dvc.*` are hashes: of the examples, of raw inputs and outputs as DVC knows them, and of each
+    stage's entry in `dvc.lock` (command, parameters, code and data).
+    """
+    return {
+        **_git(),
+        "data.content_hash": _content_hash(),
+        **_dvc(Path("dvc.lock")),
+        "params.sha256": _sha256(params.model_dump(mode="json", exclude={"scale", "tracking"})),
+        "seed": str(params.seed),
+        "data": params.data,
+        "model": params.model,
+        **_software(),
+        **_hardware(),
+    }
+
+
+def verify(recorded: Mapping[str, str], here: Mapping[str, str]) -> list[Check]:
+    """Each checkable fact that either side knows; `""` where it does not."""
+    names = sorted(name for name in {*recorded, *here} if name.startswith(CHECKED))
+    return [
+        Check(name, recorded.get(name, ""), here.get(name, ""), recorded.get(name) == here.get(name)) for name in names
+    ]
+
+
+def _content_hash() -> str:
+    try:
+        return read_spec(PREPARED).content_hash
+    except (OSError, ValueError):
+        return "none"
+
+
+def _git() -> dict[str, str]:
+    """HEAD, and whether the tree differs from it; what stages themselves write does not count."""
+    sha = _command("git", "rev-parse", "HEAD")
+    if not sha:
+        return {"git.sha": "none", "git.dirty": "none"}
+    changed = _command("git", "status", "--porcelain", "--", ".", ":!dvc.lock", ":!outputs", ":!data")
+    experiment = os.environ.get("DVC_EXP_NAME")
+    return {
+        "git.sha": sha,
+        "git.dirty": "true" if changed else "false",
+        **({"dvc_exp_name": experiment} if experiment else {}),
+    }
+
+
+def _dvc(lock: Path) -> dict[str, str]:
+    if not lock.is_file():
+        return {}
+    try:
+        stages: dict[str, Any] = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8"))["stages"]
+    except (OSError, YAMLError, KeyError, TypeError) as error:
+        raise StageError(f"{lock}: not a lock file of DVC: {' '.join(str(error).split())}") from error
+    found = {}
+    for name, stage in stages.items():
+        if name == "register":  # it comes after what is registered
+            continue
+        found[f"dvc.lock.{name}"] = _sha256(stage)
+        kept = [
+            *stage.get("outs", []),
+            *(dep for dep in stage.get("deps", []) if dep["path"].startswith("data/raw")),
+        ]
+        # MLflow takes no other characters in a tag's name
+        found.update({re.sub(r"[^\w/. :-]", "_", f"dvc.{entry['path']}"): str(entry.get("md5", "")) for entry in kept})
+    return found
+
+
+def _software() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "none"
+    return {f"software.{name}": version for name, version in versions.items()}
+
+
+def _hardware() -> dict[str, str]:
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "hardware.cpu": _cpu(),
+        "hardware.cpus": str(os.cpu_count()),
+        "hardware.memory_gib": f"{memory:.1f}",
+        "hardware.gpus": ", ".join(gpus) or "none",
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _command(*words: str) -> str:
+    """What the command prints, or nothing if it fails or is not installed."""
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

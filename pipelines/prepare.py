@@ -1,0 +1,284 @@
+"""Stage `prepare`: `data/raw/NAME` or a packaged set becomes `data/prepared`: shards, a card, the rejects.
+
+Memory stays bounded whatever the size: parts of the source are read, encoded and hashed one after the other
+(side by side, by Ray Data, where there is much to do), then sorted on disk; see `ganlib.data.shards`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from ganlib import registry
+from ganlib.config import DatasetConfig
+from ganlib.data import shards
+from ganlib.data._spec import Spec
+from ganlib.sources._source import Part, Source, SourceError
+from pipelines._stage import PREPARED, StageError, main, whole_folder
+
+__all__ = ["prepare"]
+
+RAY_FROM_S = 30.0
+"""what is left goes to Ray once it looks like taking longer than this here; Ray's start takes about ten"""
+
+_TABLE_ROWS, _TABLE_BYTES = 1024, 16 * 2**20
+Encode = Callable[[Part], Iterator[pa.Table]]
+
+_LOOKED_AT, _LOOKED_AT_BYTES = 10_000, 64 * 2**20  # training data behind the card's statistics and picture
+_PICTURE = (1280, 1280)  # pixels, at most
+_LEAST = 2  # examples in each split
+
+
+def prepare(cfg: DatasetConfig, raw: Path, out: Path) -> None:
+    """Write the folder `out` from the folder `raw`. Raises StageError where they cannot make a data set."""
+    source_name, sample_kind = cfg.source.name, cfg.sample.kind  # type: ignore[attr-defined]
+    try:
+        source: Source = registry.load("sources", source_name).load(cfg.source, raw.resolve())
+    except SourceError as error:
+        raise StageError(str(error)) from error
+    # One class says nothing that a network could use.
+    classes = source.classes if len(source.classes) > 1 else ()
+    kind = registry.load("data", sample_kind)
+
+    def describe(found: shards.Summary) -> Spec:
+        _check(found, classes, cfg)
+        spec: Spec = kind.spec(cfg.sample, classes=classes, counts=found.counts, content_hash=found.content_hash)
+        return spec
+
+    with whole_folder(out) as folder:
+        rejects = _Rejects(folder / "rejects.csv", source, cfg.max_reject_share)
+        encode = partial(encode_part, kind=sample_kind, cfg=cfg.sample, labelled=bool(classes))
+        with rejects.file:
+            rows = rejects.sift(_encode(source.parts, encode))
+            found = shards.write(folder, rows, describe, test_share=cfg.test_share, shard_mb=cfg.shard_mb)
+        card = _card(folder, kind, cfg, source, found, rejects)
+        text = json.dumps(card, indent=2, ensure_ascii=False)
+        (folder / "card.json").write_text(text + "\n", encoding="utf-8")
+    _tell(out, card)
+
+
+# -- encoding ------------------------------------------------------------------------------------------------
+
+
+def encode_part(part: Part, *, kind: str, cfg: Any, labelled: bool) -> Iterator[pa.Table]:
+    """Tables of `hash`, `label`, `sample`, `id`, `reason`: a rejected item has a reason and no sample."""
+    encode = registry.load("data", kind).encode
+    rows: list[tuple[bytes, int, bytes, str, str]] = []
+    size = 0
+    for item in part():
+        try:
+            if item.payload is None:
+                raise ValueError("there is no readable sample in it")
+            if labelled and item.label is None:
+                raise ValueError("it has no label")
+            digest, stored = shards.pack(encode(cfg, item.payload))
+            rows.append((digest, (item.label or 0) if labelled else 0, stored, item.id, ""))
+        except ValueError as error:
+            rows.append((bytes(16), 0, b"", item.id, str(error)))
+        size += len(rows[-1][2])
+        if len(rows) == _TABLE_ROWS or size > _TABLE_BYTES:
+            yield _table(rows)
+            rows, size = [], 0
+    if rows:
+        yield _table(rows)
+
+
+def _table(rows: list[tuple[bytes, int, bytes, str, str]]) -> pa.Table:
+    hashes, labels, stored, ids, reasons = (list(column) for column in zip(*rows, strict=True))
+    packed = shards.table(hashes, stored, labels)
+    return packed.append_column("id", pa.array(ids)).append_column("reason", pa.array(reasons))
+
+
+def _encode(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table]:
+    """Every part's tables, in order; what takes long is handed to Ray, which changes nothing but the time."""
+    start = time.monotonic()
+    for done, part in enumerate(parts):
+        seconds = time.monotonic() - start
+        if seconds > RAY_FROM_S / 10 and seconds / done * (len(parts) - done) > RAY_FROM_S:
+            yield from _by_ray(parts[done:], encode)
+            return
+        yield from encode(part)
+
+
+def _by_ray(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table]:
+    """As `_encode`, in processes on all cores of this machine."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # as in `launch`
+    import ray
+    import ray.data
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it has to say is raised below
+        rows = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
+        encoded = rows.map_batches(partial(_encode_rows, encode), batch_size=1, batch_format="numpy")
+        yield from encoded.iter_batches(batch_size=None, batch_format="pyarrow")
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, (OSError, SourceError)) else error from None
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _encode_rows(encode: Encode, rows: dict[str, Any]) -> Iterator[pa.Table]:
+    for part in rows["part"]:
+        yield from encode(part)
+
+
+class _Rejects:
+    """Takes rejected items out of the stream into a file; stops the stage when they are too many."""
+
+    def __init__(self, path: Path, source: Source, most: float) -> None:
+        self.file = path.open("w", newline="", encoding="utf-8")
+        self._write = csv.writer(self.file, lineterminator="\n").writerow
+        self._write(["item", "reason"])
+        self._source, self._most = source, most
+        self._first: list[str] = []
+        self.seen = self.count = 0
+
+    def sift(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        for table in tables:
+            self.seen += table.num_rows
+            reasons = table["reason"].to_pylist()
+            bad = [(name, why) for name, why in zip(table["id"].to_pylist(), reasons, strict=True) if why]
+            for row in bad:
+                self._write(row)
+            self.count += len(bad)
+            self._first += [f"{name} ({why})" for name, why in bad[: 3 - len(self._first)]]
+            if self.count > self._most * self._source.count:
+                raise StageError(
+                    f"{self.count} of the first {self.seen} items ({self.count / self.seen:.1%}) cannot be "
+                    f"read, max_reject_share allows {self._most:.1%} of all {self._source.count}: "
+                    + "; ".join(self._first)
+                )
+            good = table.select(["hash", "label", "sample"])
+            yield good.filter(pa.array([not why for why in reasons])) if bad else good
+
+
+def _check(found: shards.Summary, classes: tuple[str, ...], cfg: DatasetConfig) -> None:
+    counts = found.counts
+    if min(counts.values()) < _LEAST:
+        raise StageError(
+            f"too few data: of {sum(counts.values())} different examples {counts['train']} are for training "
+            f"and {counts['test']} for testing at test_share {cfg.test_share}; {_LEAST} of each are needed"
+        )
+    for label, name in enumerate(classes):
+        if not found.classes["train"][label]:
+            raise StageError(
+                f"class {name!r} has no training example ({found.classes['test'][label]} for testing): "
+                "add examples of it or take it away"
+            )
+
+
+# -- the card ------------------------------------------------------------------------------------------------
+
+
+def _card(
+    folder: Path,
+    kind: ModuleType,
+    cfg: DatasetConfig,
+    source: Source,
+    found: shards.Summary,
+    rejects: _Rejects,
+) -> dict[str, Any]:
+    """What a person wants to know of the data, as plain values; writes `card.png`."""
+    spec = shards.read_spec(folder)
+    in_train, in_test = found.classes["train"], found.classes["test"]
+    looked_at = min(_LOOKED_AT, max(10, _LOOKED_AT_BYTES // math.prod(spec.shape)))
+    columns = shards.read(folder, "train", looked_at)
+    picture = kind.preview(kind.decode(_grid(columns["sample"], columns.get("label"), spec)), 10)
+    picture.thumbnail(_PICTURE)
+    picture.save(folder / "card.png")
+    mean, std = _moments(columns["sample"], kind)
+    total = sum(spec.counts.values())
+    notes = []
+    if len(source.classes) == 1:
+        notes.append(f"All examples are of one class, {source.classes[0]!r}: treated as unlabelled.")
+    notes += [f"Class {name!r} has no test example." for label, name in enumerate(spec.classes) if not in_test[label]]
+    return {
+        "source": {**cfg.source.model_dump(mode="json"), "about": source.about},
+        "sample": cfg.sample.model_dump(mode="json"),
+        "shape": list(spec.shape),
+        "items": rejects.seen,
+        "rejected": rejects.count,
+        "duplicates": found.duplicates,
+        "duplicates_with_another_label": found.conflicts,
+        "examples": total,
+        "splits": {
+            split: {
+                "examples": count,
+                "share": round(count / total, 4),
+                "classes": {name: found.classes[split][label] for label, name in enumerate(spec.classes)},
+            }
+            for split, count in spec.counts.items()
+        },
+        "test_share_of_class": {
+            name: round(in_test[label] / (in_test[label] + in_train[label]), 4)
+            for label, name in enumerate(spec.classes)
+        },
+        "levels": {
+            "unit": "0 is black, 1 is white; one value a channel",
+            "of_training_examples": len(columns["sample"]),
+            "mean": [round(value, 5) for value in mean.tolist()],
+            "std": [round(value, 5) for value in std.tolist()],
+        },
+        "content_hash": spec.content_hash,
+        "made_with": {name: version(name) for name in ("pillow", "pyarrow")},
+        "notes": notes,
+    }
+
+
+def _moments(stored: Tensor, kind: ModuleType) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel, on the scale of 0 to 1."""
+    sums, squares, count = torch.zeros(()), torch.zeros(()), 0
+    for chunk in stored.split(64):
+        levels = ((kind.decode(chunk) + 1) / 2).double().transpose(0, 1).flatten(1)
+        sums, squares = sums + levels.sum(1), squares + levels.square().sum(1)
+        count += levels.shape[1]
+    mean = sums / count
+    return mean, (squares / count - mean.square()).clamp(min=0).sqrt()
+
+
+def _grid(stored: Tensor, labels: Tensor | None, spec: Spec) -> Tensor:
+    """What to look at, ten a row: a row a class, of the first 20, or a hundred as they come."""
+    if labels is None:
+        return stored[:100]
+    rows = []
+    for label in range(min(20, len(spec.classes))):
+        row = stored[labels == label][:10]
+        rows.append(torch.cat([row, row.new_zeros((10 - len(row), *spec.shape))]))
+    return torch.cat(rows)
+
+
+def _tell(out: Path, card: dict[str, Any]) -> None:
+    splits = ", ".join(f"{part['examples']} {split}" for split, part in card["splits"].items())
+    classes = len(card["test_share_of_class"])
+    print(f"{out}: {splits}; shape {card['shape']}, {classes or 'no'} classes")
+    print(
+        f"of {card['items']} items: {card['rejected']} rejected, {card['duplicates']} exact duplicates "
+        f"({card['duplicates_with_another_label']} with another label)"
+    )
+    for note in card["notes"]:
+        print(note)
+
+
+if __name__ == "__main__":
+    main(lambda params: prepare(params.dataset, Path("data/raw", params.data), PREPARED))

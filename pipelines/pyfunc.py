@@ -1,0 +1,101 @@
+"""The registered model: MLflow runs this file ("models from code") beside the generator's two files.
+
+A generator needs no input: the parameters say everything. Where there is a table, each row is a request, and
+its columns come before the parameters of the same name. Equal requests give equal samples, whatever the other
+rows ask. The output is uint8, the samples of all requests one after another; images are `[N, H, W, C]`.
+
+    model.predict(None, params={"n": 16, "seed": 1})
+    model.predict(pandas.DataFrame({"label": [3, 8], "n": [2, 5]}))
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.models import ModelSignature, set_model
+from mlflow.pyfunc import PythonModel
+from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ganlib import registry
+from ganlib.export import Generator, load_generator
+
+__all__ = ["GeneratorModel", "logged"]
+
+# MLflow's schemas have no "not given": a label of −1 means classes in turn, a truncation of 0 means none.
+DEFAULTS = {"n": 1, "seed": 0, "label": -1, "truncation": 0.0}
+TYPES = {"n": "long", "seed": "long", "label": "long", "truncation": "double"}
+# what `ganlib.export` and this file import; `ganlib` itself travels with the model
+REQUIREMENTS = ("mlflow", "numpy", "pillow", "pydantic", "ruamel.yaml", "safetensors", "torch")
+
+
+class GeneratorModel(PythonModel):
+    """A generator behind MLflow's `predict`."""
+
+    generator: Generator
+
+    def load_context(self, context: Any) -> None:
+        self.generator = load_generator(context.artifacts["generator"])
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> NDArray[np.uint8]:
+        """Samples, uint8 `[N, ...]`. Raises ValueError for an unknown column or a value out of range."""
+        made = [self._sample({**DEFAULTS, **(params or {}), **asked}) for asked in _requests(model_input)]
+        return np.concatenate(made) if made else np.empty((0, *_stored_shape(self.generator)), np.uint8)
+
+    def _sample(self, asked: dict[str, Any]) -> NDArray[np.uint8]:
+        samples = self.generator.sample(
+            int(asked["n"]),
+            seed=int(asked["seed"]),
+            label=None if asked["label"] == DEFAULTS["label"] else int(asked["label"]),
+            truncation=asked["truncation"] or None,
+        )["sample"]
+        stored: Tensor = registry.load("data", self.generator.spec.kind).quantise(samples)
+        return np.moveaxis(stored.numpy(), 1, -1)
+
+
+def _requests(model_input: Any) -> list[dict[str, Any]]:
+    if model_input is None:
+        return [{}]
+    table = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame(model_input)
+    unknown = [str(name) for name in table.columns if name not in DEFAULTS]
+    if unknown:
+        raise ValueError(f"unknown column {', '.join(unknown)}; known: {', '.join(DEFAULTS)}")
+    if table.columns.empty:
+        return [{}]
+    rows = table.to_dict("records")  # a row that says less than others holds NaN
+    return [{name: value for name, value in row.items() if pd.notna(value)} for row in rows]
+
+
+def logged(folder: Path) -> dict[str, Any]:
+    """What `mlflow.pyfunc.log_model` is to log for the generator in `folder`."""
+    import ganlib
+
+    generator = load_generator(folder)
+    return {
+        "python_model": __file__,
+        "artifacts": {"generator": str(folder.resolve())},
+        # The model runs with the code it was made with, wherever it is loaded.
+        "code_paths": [str(Path(ganlib.__file__).parent)],
+        "pip_requirements": [f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
+        "input_example": pd.DataFrame({"n": [4], "seed": [0]}),
+        "signature": ModelSignature(
+            outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *_stored_shape(generator)))]),
+            params=ParamSchema([ParamSpec(name, TYPES[name], default) for name, default in DEFAULTS.items()]),
+        ),
+        "metadata": {"kind": generator.spec.kind, "classes": list(generator.spec.classes)},
+    }
+
+
+def _stored_shape(generator: Generator) -> tuple[int, ...]:
+    channels, *size = generator.spec.shape
+    return (*size, channels)
+
+
+set_model(GeneratorModel())

@@ -1,0 +1,35 @@
+"""Stage `reference`: features of the prepared data, and a classifier of them. `python -m pipelines.reference`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ganlib import reference
+from ganlib.config import Params
+from ganlib.data import shards
+from pipelines._stage import PREPARED, REFERENCE, main, whole_folder
+
+__all__ = ["stage"]
+
+
+def stage(params: Params) -> None:
+    """Write `data/reference`, from which no later stage needs to compute features of real data again."""
+    cfg, began = params.reference, time.perf_counter()
+    train, test = (shards.read(PREPARED, split, limit=cfg.max_samples) for split in ("train", "test"))
+    with whole_folder(REFERENCE) as folder:
+        about = reference.build(folder, shards.read_spec(PREPARED), train, test, cfg, params.seed)
+    _tell(about, time.perf_counter() - began)
+
+
+def _tell(about: dict[str, Any], seconds: float) -> None:
+    examples = ", ".join(f"{count} {split}" for split, count in about["examples"].items())
+    print(f"{REFERENCE}: features of {examples} examples in {seconds:.1f} s")
+    for name, space in about["spaces"].items():
+        print(f"  {name} at {space['size'][0]}x{space['size'][1]} px: {space['features']} features")
+    if about["classifier"]:
+        print(f"  in-domain classifier: {about['classifier']['test_accuracy']:.1%} right on the test split")
+
+
+if __name__ == "__main__":
+    main(stage)

@@ -1,0 +1,363 @@
+"""Every MLflow call of the project (`pyfunc.py` is what MLflow itself runs).
+
+Only the driver calls it: one process writes the store, and workers need no credentials. What may be repeated
+after a kill is keyed by what determines its result: a repetition goes on with what it finds, adding nothing.
+MLflow takes seconds to import, so nothing is imported until a store is opened.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ganlib.config import TrackingConfig
+from pipelines._stage import StageError, home
+
+__all__ = [
+    "Run",
+    "Store",
+    "Version",
+    "download",
+    "find_version",
+    "flatten",
+    "log_folder",
+    "log_json",
+    "log_metrics",
+    "log_params",
+    "log_stats",
+    "open_store",
+    "register_generator",
+    "run",
+    "set_alias",
+    "store_uri",
+    "tag_version",
+    "version_by_alias",
+    "version_by_uri",
+]
+
+RUN_KEY = "ganlib.run_key"
+VERSION_KEY = "ganlib.key"
+SCHEMES = ("http", "https", "databricks", "sqlite", "postgresql", "mysql", "mssql")
+CHUNK = 1000  # metrics a request, MLflow's limit
+PARAM_CHUNK = 100
+PARAM_LENGTH = 6000
+
+
+@dataclass(frozen=True)
+class Store:
+    """A tracking store that answered."""
+
+    uri: str
+    client: Any
+    experiment: str
+    """its ID"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run. `logged`: the last step of each metric that an earlier process logged to it."""
+
+    store: Store
+    id: str
+    key: str
+    logged: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model. `tags` is the state when it was read."""
+
+    model: str
+    number: int
+    tags: Mapping[str, str]
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.model}/{self.number}"
+
+
+def store_uri(config: TrackingConfig) -> str:
+    """`MLFLOW_TRACKING_URI`, else `tracking.uri`, else SQLite in the project folder; paths absolute."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or config.uri or "sqlite:///mlflow.db"
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if scheme not in SCHEMES:
+        raise StageError(f"tracking.uri: {uri!r} is not a store of MLflow; known: {', '.join(SCHEMES)}")
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{home() / uri.removeprefix('sqlite:///')}"
+    return uri
+
+
+def open_store(config: TrackingConfig, *, create: bool = True) -> Store:
+    """Connect, migrate and find the experiment, so that what is wrong is said before any work is done.
+
+    With `create=False` a SQLite file that is not there is an error, not a new store.
+    Raises StageError, one line and within seconds, if the store does not answer.
+    """
+    uri = store_uri(config)
+    if uri.startswith("sqlite:"):
+        _probe_sqlite(Path(uri.partition("///")[2]), create)
+    _quiet()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    impatience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+    with _environment({key: value for key, value in impatience.items() if key not in os.environ}):
+        try:
+            client = MlflowClient(tracking_uri=uri)
+            found = client.get_experiment_by_name(config.experiment)
+            if found is None:
+                # A server knows where its artifacts go; a database does not, and MLflow would say "./mlruns".
+                place = None if uri.startswith(("http", "databricks")) else (home() / "mlartifacts").as_uri()
+                experiment = client.create_experiment(config.experiment, artifact_location=place)
+            else:
+                experiment = found.experiment_id
+        except (MlflowException, OSError, ImportError) as error:
+            raise StageError(f"tracking store {uri} does not answer: {_one_line(error)}") from error
+    if found is not None and found.lifecycle_stage != "active":
+        raise StageError(
+            f"tracking.experiment: {config.experiment!r} was deleted from {uri}; "
+            f"choose another name or run `mlflow experiments restore -x {experiment}`"
+        )
+    return Store(uri, client, experiment)
+
+
+@contextmanager
+def run(
+    store: Store, key: str, name: str, *, parent: Run | None = None, tags: Mapping[str, str] | None = None
+) -> Iterator[Run]:
+    """The run whose key is `key`: begun, or gone on with if an earlier process began it.
+
+    It ends as FINISHED, as KILLED on Ctrl-C, or as FAILED on any other error. A trial of a search has the
+    search's run as `parent`.
+    """
+    found = store.client.search_runs([store.experiment], f"tags.`{RUN_KEY}` = '{key}'", max_results=1)
+    if found:
+        run_id = found[0].info.run_id
+        store.client.update_run(run_id, status="RUNNING")
+        logged = {metric.key: metric.step for metric in found[0].data._metric_objs}
+        for tag, value in (tags or {}).items():
+            store.client.set_tag(run_id, tag, value)
+    else:
+        own = {RUN_KEY: key, **({"mlflow.parentRunId": parent.id} if parent else {})}
+        run_id = store.client.create_run(store.experiment, run_name=name, tags={**(tags or {}), **own}).info.run_id
+        logged = {}
+    status = "FAILED"
+    try:
+        yield Run(store, run_id, key, logged)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        store.client.set_terminated(run_id, status)
+
+
+def log_stats(run: Run, rows: Iterable[Mapping[str, float]]) -> None:
+    """Curves: rows of `{"kimg": ..., name: value, ...}`; MLflow's step is the number of real samples seen.
+
+    Points that an earlier process logged to this run are left out, so that no curve goes back on itself.
+    """
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    points = [
+        Metric(name, float(value), now, step)
+        for row in rows
+        for step in [round(row["kimg"] * 1000)]
+        for name, value in row.items()
+        if name != "kimg" and isinstance(value, int | float) and step > run.logged.get(name, -1)
+    ]
+    for start in range(0, len(points), CHUNK):
+        run.store.client.log_batch(run.id, metrics=points[start : start + CHUNK])
+
+
+def log_metrics(run: Run, metrics: Mapping[str, float]) -> None:
+    """Figures that are no curve; logged again, the latest counts."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    points = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
+    for start in range(0, len(points), CHUNK):
+        run.store.client.log_batch(run.id, metrics=points[start : start + CHUNK])
+
+
+def log_params(run: Run, params: Mapping[str, Any]) -> None:
+    """Nested parameters, as dotted keys. One that the run has is kept: MLflow lets none change."""
+    from mlflow.entities import Param
+
+    present = run.store.client.get_run(run.id).data.params
+    fresh = [Param(key, value[:PARAM_LENGTH]) for key, value in flatten(params).items() if key not in present]
+    for start in range(0, len(fresh), PARAM_CHUNK):
+        run.store.client.log_batch(run.id, params=fresh[start : start + PARAM_CHUNK])
+
+
+def log_folder(run: Run, folder: Path, into: str) -> None:
+    """Copy the files of `folder` to the run's artifacts, below `into`."""
+    run.store.client.log_artifacts(run.id, str(folder), into)
+
+
+def log_json(run: Run, content: Mapping[str, Any], name: str) -> None:
+    run.store.client.log_text(run.id, json.dumps(content, indent=2, sort_keys=True) + "\n", name)
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """`{"a": {"b": 1}}` as `{"a.b": "1"}`; leaves that are not text are JSON."""
+    flat = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def find_version(store: Store, model: str, key: str) -> Version | None:
+    """The version registered under `key`, or None."""
+    found = store.client.search_model_versions(f"name = '{model}' and tags.`{VERSION_KEY}` = '{key}'")
+    return _version(found[0]) if found else None
+
+
+def version_by_alias(store: Store, model: str, alias: str) -> Version | None:
+    """The version that `alias` points to, or None if there is no such alias or model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _version(store.client.get_model_version_by_alias(model, alias))
+    except MlflowException as error:
+        # the alias is missing, or the model is
+        if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+            return None
+        raise
+
+
+def version_by_uri(store: Store, uri: str) -> Version:
+    """The version at `models:/NAME@ALIAS` or `models:/NAME/NUMBER`. Raises StageError if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if match is None:
+        raise StageError(f"{uri}: models:/NAME@ALIAS or models:/NAME/VERSION is wanted")
+    name, alias, number = match.groups()
+    try:
+        found = (
+            version_by_alias(store, name, alias) if alias else _version(store.client.get_model_version(name, number))
+        )
+    except MlflowException as error:
+        raise StageError(f"{uri}: not in {store.uri}: {_one_line(error)}") from error
+    if found is None:
+        raise StageError(f"{uri}: not in {store.uri}: there is no such model, or it has no alias {alias!r}")
+    return found
+
+
+def register_generator(run: Run, folder: Path, model: str, key: str, tags: Mapping[str, str]) -> Version:
+    """Log the generator in `folder`, named `generator`, as a pyfunc model of `run`; register it as `model`.
+
+    It carries safetensors, JSON and the code it was made with (`ganlib`); no pickle. A model that a killed
+    process logged and did not register is registered now.
+    """
+    import mlflow
+    from mlflow.entities import LoggedModelStatus
+
+    from pipelines import pyfunc
+
+    client = run.store.client
+    found = client.search_logged_models([run.store.experiment], f"tags.`{VERSION_KEY}` = '{key}'")
+    # (a search by status finds nothing in a SQL store)
+    ready = [logged.model_id for logged in found if logged.status == LoggedModelStatus.READY]
+    if ready:
+        model_id = ready[0]
+    else:
+        with _environment({"MLFLOW_TRACKING_URI": run.store.uri}), mlflow.start_run(run_id=run.id):
+            model_id = mlflow.pyfunc.log_model(
+                name="generator", tags={VERSION_KEY: key}, **pyfunc.logged(folder)
+            ).model_id
+    if not client.search_registered_models(f"name = '{model}'", max_results=1):
+        client.create_registered_model(model)
+    made = client.create_model_version(
+        model, f"models:/{model_id}", run.id, model_id=model_id, tags={**tags, VERSION_KEY: key}
+    )
+    return _version(made)
+
+
+def tag_version(store: Store, version: Version, tags: Mapping[str, str]) -> None:
+    """Set `tags` in their order, so that the last one says that all are set."""
+    for key, value in tags.items():
+        store.client.set_model_version_tag(version.model, str(version.number), key, value)
+
+
+def set_alias(store: Store, version: Version, alias: str) -> None:
+    store.client.set_registered_model_alias(version.model, alias, str(version.number))
+
+
+def download(store: Store, version: Version | str, into: Path) -> Path:
+    """The generator's folder of a version or of a `models:/NAME@ALIAS` address, copied below `into`.
+
+    Raises StageError if there is none.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    uri = version.uri if isinstance(version, Version) else version
+    try:
+        with _environment({"MLFLOW_TRACKING_URI": store.uri}):
+            found = mlflow.artifacts.download_artifacts(
+                artifact_uri=f"{uri}/artifacts/generator", dst_path=str(into), tracking_uri=store.uri
+            )
+    except (MlflowException, OSError) as error:
+        raise StageError(f"{uri}: not in {store.uri}: {_one_line(error)}") from error
+    return Path(found)
+
+
+def _version(found: Any) -> Version:
+    return Version(found.name, int(found.version), dict(found.tags))
+
+
+def _probe_sqlite(path: Path, create: bool) -> None:
+    """Open SQLite ourselves: MLflow would retry for a minute what cannot work."""
+    if not create and not path.is_file():
+        raise StageError(f"tracking store {path}: no such file; `dvc repro` makes it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=5)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.rollback()
+    except (sqlite3.Error, OSError) as error:
+        raise StageError(f"tracking store {path} cannot be written: {error}") from error
+
+
+def _quiet() -> None:
+    """No progress bars and no news of table migrations, unless the user asked MLflow for them."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        os.environ["MLFLOW_LOGGING_LEVEL"] = "ERROR"
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the block: the only way to tell MLflow without telling it for good."""
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:250]

@@ -1,0 +1,88 @@
+"""The stage `train`: the best parameters found, trained data-parallel. `python -m pipelines.train`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from ruamel.yaml import YAML
+
+from ganlib import checkpoint
+from ganlib.config import Params, override
+from pipelines import tracking
+from pipelines._stage import PREPARED, REFERENCE, TRAINED, TUNED, main, whole_folder
+from pipelines.launch import fingerprint, fit
+
+__all__ = ["BEST", "stage"]
+
+BEST = "best_params.yaml"
+SHOWN = {
+    "loss/discriminator": "D",
+    "loss/generator": "G",
+    "quality/fd": "FD",
+    "quality/label_accuracy": "labels",
+}
+
+
+def stage(params: Params) -> None:
+    params = override(params, YAML(typ="safe").load((TUNED / BEST).read_text()) or {})
+    key = fingerprint(params, PREPARED, "train")
+    store = tracking.open_store(params.tracking)
+    with whole_folder(TRAINED) as out, tracking.run(store, key, key, tags={"stage": "train"}) as run:
+        tracking.log_params(run, params.model_dump(mode="json", include={"seed", "data", "model", "train"}))
+        tracking.log_params(run, {"game": params.game.model_dump(mode="json")})
+        news = _News(run, params.train.kimg, out / "samples")
+        final = fit(params, PREPARED, REFERENCE, news)
+        shutil.copytree(final / "generator", out / "generator")
+        _write_curves(checkpoint.load(final)["rows"], out)
+        news.flush()
+        tracking.log_folder(run, out / "samples", "samples")
+
+
+class _News:
+    """What the driver does with each report: a line to read, the picture, the tracking store."""
+
+    def __init__(self, run: tracking.Run, kimg: float, samples: Path):
+        self.run, self.kimg, self.samples = run, kimg, samples
+        self.pending: list[dict[str, float]] = []
+        self.console = Console()
+        samples.mkdir()
+
+    def __call__(self, row: dict[str, float], folder: Path | None) -> None:
+        left = round((self.kimg - row["kimg"]) * 1000 / row["images_per_second"])
+        figures = "  ".join(f"{short} {row[name]:.3g}" for name, short in SHOWN.items() if name in row)
+        self.console.print(
+            f"{row['kimg']:7.1f} of {self.kimg:g} kimg  {row['images_per_second']:6.0f} images/s  {figures}  "
+            f"left {left // 60}:{left % 60:02d}",
+            highlight=False,
+        )
+        picture = folder / "samples.png" if folder else None
+        if picture and picture.exists():  # an old checkpoint may be gone by now
+            shutil.copy(picture, self.samples / f"{row['kimg']:09.1f}-kimg.png")
+        self.pending.append(row)
+        try:
+            self.flush()
+        except Exception as error:  # whatever the store's client raises: training must not stop for it
+            self.console.print(f"tracking store: {str(error).splitlines()[0]}; will be logged later", style="yellow")
+
+    def flush(self) -> None:
+        tracking.log_stats(self.run, self.pending)
+        self.pending.clear()
+
+
+def _write_curves(rows: list[dict[str, float]], out: Path) -> None:
+    """All statistics as JSON lines, and as the CSV that `dvc plots` draws."""
+    with (out / "stats.jsonl").open("w") as lines:
+        lines.writelines(json.dumps(row) + "\n" for row in rows)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with (out / "curves.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, names)
+        table.writeheader()
+        table.writerows(rows)
+
+
+if __name__ == "__main__":
+    main(stage)

@@ -1,0 +1,269 @@
+"""The stage `tune`: learning rates and architecture by Ray Tune. `python -m pipelines.tune`.
+
+Optuna proposes, ASHA stops what does badly, both by `quality/fd`, a Fréchet distance on few samples; never by a
+loss, which tells nothing of a GAN's quality. The first trial is `params.yaml` as it stands.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from ruamel.yaml import YAML
+
+from ganlib.config import Params, Search, override
+from pipelines import tracking
+from pipelines._stage import PREPARED, REFERENCE, TUNED, StageError, main, whole_folder
+from pipelines.launch import Job, check_resources, cluster, fingerprint, storage, trainer, work
+from pipelines.train import BEST
+
+__all__ = ["stage"]
+
+METRIC = "quality/fd"
+
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the table below says it
+
+
+def stage(params: Params) -> None:
+    space = params.game.search
+    if params.tune.num_samples == 0 or not space:
+        trials: list[dict[str, Any]] = []
+    else:
+        for (
+            name,
+            dimension,
+        ) in space.items():  # fail on a key that the model lacks before any resource is asked for
+            override(params, {name: _examples(dimension)[0]})
+        trials = _search(_of_a_trial(params), space)
+    best = min((t for t in trials if METRIC in t["row"]), key=lambda t: t["row"][METRIC], default=None)
+    if trials and best is None:
+        raise StageError(f"tune: none of {len(trials)} trials reported {METRIC}; first error: {trials[0]['error']}")
+    with whole_folder(TUNED) as out:
+        YAML().dump(best["changes"] if best else {}, out / BEST)
+        _write_table(trials, list(space), out / "trials.csv")
+        if trials:
+            _plot(trials, space, out / "trials.png")
+            _print(trials, list(space))
+        else:
+            print("tune: skipped (tune.num_samples is 0 or the model has no `search`)")
+
+
+def _of_a_trial(params: Params) -> Params:
+    """`params` with the budget of one trial."""
+    cfg = params.tune
+    changes = {
+        "kimg": cfg.kimg,
+        "report_kimg": cfg.report_kimg,
+        "checkpoint_kimg": cfg.report_kimg,
+        "quality_samples": cfg.quality_samples,
+    }
+    return params.model_copy(update={"train": params.train.model_copy(update=changes)})
+
+
+def _search(params: Params, space: dict[str, Search]) -> list[dict[str, Any]]:
+    """Run, or go on with, the search. Trials as `{"name", "changes", "row", "rows", "error"}`."""
+    import optuna
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    cfg, scale = params.tune, params.scale
+    job = Job.of(params, PREPARED, REFERENCE, scale.workers_per_trial)
+    store = tracking.open_store(params.tracking)
+    name = fingerprint(params, PREPARED, "tune")
+    folder = storage(params)
+    with cluster(params) as available:
+        check_resources(params, scale.workers_per_trial, available)
+        nested = scale.workers_per_trial > 1
+        cores = scale.workers_per_trial * scale.cpus_per_worker
+        # a nested run's workers are Ray Train's to reserve; its driver only waits
+        resources = {"CPU": 0 if nested else cores, "GPU": 0 if nested else scale.gpus_per_worker}
+        at_once = int(available["CPU"] // cores)
+        if scale.gpus_per_worker:
+            at_once = min(at_once, int(available["GPU"] // (scale.workers_per_trial * scale.gpus_per_worker)))
+        trainable = tune.with_resources(tune.with_parameters(_trial, job=job, storage=str(folder)), resources)
+        ticks = max(1, round(cfg.kimg / cfg.report_kimg))
+        if tune.Tuner.can_restore(folder / name):
+            tuner = tune.Tuner.restore(str(folder / name), trainable, resume_unfinished=True, restart_errored=True)
+        else:
+            tuner = tune.Tuner(
+                trainable,
+                param_space={key: _domain(dimension) for key, dimension in space.items()},
+                tune_config=tune.TuneConfig(
+                    metric=METRIC,
+                    mode="min",
+                    num_samples=cfg.num_samples,
+                    trial_name_creator=lambda trial: f"trial-{trial.trial_id}",
+                    trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
+                    max_concurrent_trials=min(scale.max_concurrent_trials or at_once, at_once),
+                    search_alg=OptunaSearch(points_to_evaluate=_starting_points(params, space), seed=params.seed),
+                    scheduler=ASHAScheduler(
+                        time_attr="training_iteration",
+                        max_t=ticks,
+                        grace_period=min(ticks, max(1, round(cfg.grace_kimg / cfg.report_kimg))),
+                        reduction_factor=cfg.reduction_factor,
+                    ),
+                ),
+                run_config=tune.RunConfig(
+                    name=name,
+                    storage_path=str(folder),
+                    verbose=0,
+                    callbacks=[_progress()],
+                    failure_config=tune.FailureConfig(max_failures=scale.max_failures),
+                ),
+            )
+        results = tuner.fit()
+        trials = [
+            {
+                "name": Path(result.path).name,
+                "changes": dict(result.config or {}),
+                "row": result.metrics or {},
+                "rows": [] if result.metrics_dataframe is None else result.metrics_dataframe.to_dict("records"),
+                "error": str(result.error or ""),
+            }
+            for result in results
+        ]
+    with tracking.run(store, name, name, tags={"stage": "tune"}) as parent:
+        for trial in trials:
+            key = f"{name}/{trial['name']}"
+            with tracking.run(store, key, trial["name"], parent=parent, tags={"stage": "tune"}) as child:
+                tracking.log_params(child, trial["changes"])
+                tracking.log_stats(child, trial["rows"])
+    return trials
+
+
+def _trial(changes: dict[str, Any], job: Job, storage: str) -> None:
+    """One trial: the same work with a few keys overridden, in this process or in several workers."""
+    from ray import tune
+
+    from ganlib.config import parse_params
+
+    params = override(parse_params(job.params), changes)
+    job = Job(params.model_dump(mode="json"), job.prepared, job.reference)
+    if params.scale.workers_per_trial == 1:
+        checkpoint = tune.get_checkpoint()
+        with checkpoint.as_directory() if checkpoint else nullcontext() as resume:
+            work(job, _report_to_tune, resume)
+        return
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    trainer(
+        job,
+        params,
+        workers=params.scale.workers_per_trial,
+        name=f"train-{tune.get_context().get_trial_id()}",
+        folder=Path(storage) / tune.get_context().get_experiment_name(),
+        callbacks=[TuneReportCallback()],
+    ).fit()
+
+
+def _report_to_tune(row: dict[str, float], folder: Path | None) -> None:
+    from ray import tune
+
+    tune.report(row, checkpoint=tune.Checkpoint.from_directory(folder) if folder else None)
+
+
+def _domain(dimension: Search) -> Any:
+    from ray import tune
+
+    if dimension.uniform:
+        return tune.uniform(*dimension.uniform)
+    if dimension.loguniform:
+        return tune.loguniform(*dimension.loguniform)
+    if dimension.randint:
+        return tune.randint(*dimension.randint)
+    return tune.choice(list(dimension.choice or ()))
+
+
+def _examples(dimension: Search) -> tuple[Any, ...]:
+    return dimension.uniform or dimension.loguniform or dimension.randint or dimension.choice or ()
+
+
+def _starting_points(params: Params, space: dict[str, Search]) -> list[dict[str, Any]] | None:
+    """The model as it stands, if it lies in the space: so a search never does worse than no search."""
+    point: dict[str, Any] = {}
+    for dotted, dimension in space.items():
+        here: Any = params.game.model_dump(mode="json")
+        for part in dotted.split("."):
+            here = here[part]
+        low_high = dimension.uniform or dimension.loguniform or dimension.randint
+        inside = here in dimension.choice if dimension.choice else bool(low_high) and _between(here, low_high)
+        if not inside:
+            return None
+        point[dotted] = here
+    return [point]
+
+
+def _between(value: Any, bounds: Any) -> bool:
+    return isinstance(value, int | float) and bounds[0] <= value <= bounds[1]
+
+
+def _progress() -> Any:
+    from ray import tune
+
+    class Progress(tune.Callback):
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+            print(
+                f"{trial.trial_id}  {result['kimg']:7.1f} kimg  {METRIC} {result.get(METRIC, float('nan')):.3g}",
+                flush=True,
+            )
+
+    return Progress()
+
+
+def _write_table(trials: list[dict[str, Any]], keys: list[str], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["trial", *keys, "kimg", METRIC, "error"])
+        for trial in trials:
+            row = trial["row"]
+            table.writerow(
+                [
+                    trial["name"],
+                    *[trial["changes"].get(key) for key in keys],
+                    row.get("kimg"),
+                    row.get(METRIC),
+                    " ".join(trial["error"].split())[-200:],
+                ]
+            )
+
+
+def _plot(trials: list[dict[str, Any]], space: dict[str, Search], path: Path) -> None:
+    """Each parameter against quality, a dot a trial; fuller dots were trained for longer."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(space), 3), layout="constrained")
+    axes = figure.subplots(1, len(space), sharey=True, squeeze=False)[0]
+    done = [t for t in trials if METRIC in t["row"]]
+    longest = max((t["row"]["kimg"] for t in done), default=1)
+    for ax, (key, dimension) in zip(axes, space.items(), strict=True):
+        ax.scatter(
+            [str(t["changes"][key]) if dimension.choice else t["changes"][key] for t in done],
+            [t["row"][METRIC] for t in done],
+            alpha=[t["row"]["kimg"] / longest for t in done],
+        )
+        ax.set_xlabel(key)
+        ax.set_yscale("log")
+        if dimension.loguniform:
+            ax.set_xscale("log")
+    axes[0].set_ylabel(METRIC)
+    figure.savefig(path, dpi=100)
+
+
+def _print(trials: list[dict[str, Any]], keys: list[str]) -> None:
+    table = Table("trial", *keys, "kimg", METRIC)
+    for trial in sorted(trials, key=lambda t: t["row"].get(METRIC, float("inf"))):
+        row = trial["row"]
+        figures = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in trial["changes"].values()]
+        table.add_row(trial["name"], *figures, f"{row.get('kimg', 0):.1f}", f"{row.get(METRIC, float('nan')):.3g}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(stage)

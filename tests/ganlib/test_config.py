@@ -1,0 +1,121 @@
+"""`params.yaml`: what is shipped is valid, and what is wrong is said in a line that helps."""
+
+import copy
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from ganlib import registry
+from ganlib.config import ConfigError, load_params, override, parse_params
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
+
+
+def changed(dotted, value, *, drop=False):
+    raw = copy.deepcopy(SHIPPED)
+    *parents, leaf = dotted.split(".")
+    node = raw
+    for parent in parents:
+        node = node[parent]
+    if drop:
+        del node[leaf]
+    else:
+        node[leaf] = value
+    return raw
+
+
+@pytest.mark.parametrize("model", SHIPPED["models"])
+@pytest.mark.parametrize("data", SHIPPED["datasets"])
+def test_every_choice_of_the_shipped_file_is_valid(data, model):
+    params = parse_params({**SHIPPED, "data": data, "model": model})
+    assert params.dataset.source.name in registry.names("sources")
+    assert params.game.network.family in registry.names("models")
+
+
+def test_every_family_has_a_section():
+    assert set(SHIPPED["models"]) == set(registry.names("models"))
+
+
+def test_every_line_with_a_key_of_the_default_model_is_commented():
+    """A list, a flow mapping or a repeated optimizer block may stand without."""
+    text = (ROOT / "params.yaml").read_text()
+    for section in ("seed", "num_samples", "kimg", "batch", "metric", "num_workers", "latent_dim", "loss"):
+        assert any(line.strip().startswith(f"{section}:") and "#" in line for line in text.splitlines()), section
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (changed("trian", {}), ["unknown key 'trian'", "did you mean 'train'"]),
+        (changed("train.bacth", 3), ["train: unknown key 'bacth'", "did you mean 'batch'"]),
+        (changed("train.batch", "many"), ["train.batch", "'many'", "integer"]),
+        (changed("train.batch", 0), ["train.batch", "greater than 0", "found 0"]),
+        (changed("train.kimg", float("nan")), ["train.kimg", "finite"]),
+        (changed("model", "dcgna"), ["model", "'dcgna'", "did you mean 'dcgan'", "mlp"]),
+        (changed("data", "mnits"), ["data", "'mnits'", "did you mean 'mnist'"]),
+        (changed("models.dcgan.network.widht", 3), ["models.dcgan.network", "'widht'", "did you mean 'width'"]),
+        (changed("models.dcgan.network.width", -1), ["models.dcgan.network.width", "greater than 0", "found -1"]),
+        (changed("models.dcgan.loss", "hinged"), ["models.dcgan.loss", "'hinged'", "did you mean 'hinge'"]),
+        (changed("models.dcgan.penalties.r9", {"weight": 1}), ["models.dcgan.penalties.r9", "'r9'", "r1"]),
+        (changed("models.dcgan.generator.lr", -1e-3), ["models.dcgan.generator.lr", "-0.001"]),
+        (changed("models.dcgan.search.x", {"uniform": [1, 0]}), ["models.dcgan.search.x", "lower bound"]),
+        (changed("models.dcgan.search.x", {}), ["models.dcgan.search.x", "exactly one"]),
+        (changed("models.no_such_family", {"network": {}}), ["models.no_such_family.network", "'no_such_family'"]),
+        (changed("datasets.mnist.source.name", "minst"), ["datasets.mnist.source", "'minst'", "did you mean 'mnist'"]),
+        (changed("datasets.mnist.source", {}), ["datasets.mnist.source", "'name' is one of", "image_folder"]),
+        (changed("datasets.mnist.sample.size", [28]), ["datasets.mnist.sample.size"]),
+        (changed("train.kimg", None, drop=True), ["train.kimg", "required"]),
+        ("just text", ["a mapping is wanted, found str"]),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else str(value),
+)
+def test_a_fault_is_said_in_one_line_that_helps(raw, expected):
+    with pytest.raises(ConfigError) as caught:
+        parse_params(raw)
+    message = str(caught.value)
+    for part in expected:
+        assert part in message
+    assert message.startswith("params.yaml: ")
+
+
+def test_several_faults_are_several_lines():
+    raw = changed("train.batch", 0)
+    raw["seed"] = -1
+    with pytest.raises(ConfigError) as caught:
+        parse_params(raw)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        load_params(tmp_path / "absent.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1\nb: 2")
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_params(tmp_path / "bad.yaml")
+
+
+def test_numbers_may_be_written_as_people_write_them(tmp_path):
+    text = (ROOT / "params.yaml").read_text().replace("lr: 0.001", "lr: 1e-3")
+    (tmp_path / "params.yaml").write_text(text)
+    assert load_params(tmp_path / "params.yaml").game.generator.lr == 1e-3
+
+
+def test_params_are_frozen_and_survive_json(params):
+    with pytest.raises(ValueError, match="frozen"):
+        params.seed = 3
+    assert parse_params(params.model_dump(mode="json")) == params
+
+
+def test_override():
+    params = parse_params(SHIPPED)
+    new = override(params, {"generator.lr": 0.5, "network.width": 7, "penalties.r1.weight": 9})
+    assert (new.game.generator.lr, new.game.network.width, new.game.penalties["r1"].weight) == (0.5, 7, 9)
+    assert new.game.discriminator == params.game.discriminator
+    with pytest.raises(ConfigError, match="did you mean 'width'"):
+        override(params, {"network.widht": 7})
+    with pytest.raises(ConfigError, match=r"no section 'generetor'.*did you mean 'generator'"):
+        override(params, {"generetor.lr": 7})
+    with pytest.raises(ConfigError, match="greater than 0"):
+        override(params, {"network.width": 0})

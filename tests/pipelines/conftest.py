@@ -1,0 +1,60 @@
+"""A project folder with a migrated, empty tracking store, and a "trained" generator in it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory) -> Path:
+    """Migrating takes seconds, so it is done once and copied."""
+    from mlflow import MlflowClient
+
+    from pipelines import tracking
+
+    tracking._quiet()
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def project(tmp_path, migrated, monkeypatch) -> Path:
+    for variable in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(migrated, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def train(project):
+    """Write what the stages before `register` write, for a small generator; `weights` seeds it."""
+    import torch
+
+    from ganlib import registry
+    from ganlib.data._spec import Spec
+    from ganlib.export import save_generator
+
+    def write(weights: int, metrics: dict, shape: tuple[int, ...] = (1, 8, 8)) -> None:
+        spec = Spec("image", "image", shape, tuple("0123456789"), {"train": 100, "test": 50}, "content")
+        family = registry.load("models", "mlp")
+        network = family.Config(width=16, latent_dim=8)
+        with torch.random.fork_rng():
+            torch.manual_seed(weights)
+            game = family.build(network, spec)
+        trained, evaluated, tuned = (project / "outputs" / name for name in ("train", "evaluate", "tune"))
+        for folder in (trained, evaluated, tuned):
+            folder.mkdir(parents=True, exist_ok=True)
+        save_generator(trained / "generator", game.generator, network=network, spec=spec)
+        rows = [{"kimg": 1.0, "loss/d": 2.0}, {"kimg": 2.0, "loss/d": 1.0}]
+        (trained / "stats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (trained / "curves.csv").write_text("kimg,loss/d\n1,2\n2,1\n")
+        (evaluated / "metrics.json").write_text(json.dumps(metrics))
+        (tuned / "best_params.yaml").write_text("{}\n")
+
+    return write

@@ -1,0 +1,161 @@
+"""`ganlib …`: what it prints, and one line with exit status 1 for what a person can mend."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+
+ROOT = Path(__file__).parents[2]
+
+
+def ganlib(*words: str):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def generator(train, project):
+    train(0, {})
+    return project / "outputs" / "train" / "generator"
+
+
+def refused(result, *expected: str):
+    assert result.exit_code == 1
+    assert result.stderr.startswith("ganlib: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert "Traceback" not in result.output
+    for part in expected:
+        assert part in result.stderr
+
+
+def test_help_comes_at_once():
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "pipelines.cli", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert time.monotonic() - began < 5  # importing torch alone would show on a busy machine
+    assert "doctor" in done.stdout
+    heavy = "import sys, pipelines.cli; print([m for m in ('torch', 'mlflow', 'ray') if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", heavy], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
+
+
+def test_params_check_prints_what_it_read_back_again(tmp_path, params):
+    done = ganlib("params", "check", "--file", ROOT / "params.yaml")
+    assert done.exit_code == 0
+    again = tmp_path / "again.yaml"
+    again.write_text(done.stdout)
+    assert ganlib("params", "check", "-f", again).stdout == done.stdout
+    assert YAML(typ="safe").load(done.stdout)["train"]["batch"] == params.train.batch
+
+
+def test_params_check_names_the_fault(tmp_path):
+    wrong = tmp_path / "params.yaml"
+    wrong.write_text((ROOT / "params.yaml").read_text().replace("min_coverage", "min_coverge"))
+    refused(ganlib("params", "check", "-f", wrong), "min_coverge", "did you mean 'min_coverage'?")
+    refused(ganlib("params", "check", "-f", tmp_path / "none.yaml"), "none.yaml")
+
+
+def test_sample_writes_a_picture_that_follows_from_the_seed(generator):
+    for output, seed in (("a.png", 0), ("b.png", 0), ("c.png", 1)):
+        done = ganlib("sample", generator, "-n", 20, "--seed", seed, "-o", output)
+        assert done.exit_code == 0, done.output
+    a, b, c = (Image.open(name).tobytes() for name in ("a.png", "b.png", "c.png"))
+    assert a == b
+    assert a != c
+    assert not list(Path().glob(".partial*"))
+
+
+def test_sample_by_class_name_and_truncation(generator):
+    assert ganlib("sample", generator, "--label", "3", "--truncation", 0.5, "-o", "a.png").exit_code == 0
+    refused(ganlib("sample", generator, "--label", "cat"), "'cat' is not a class", "0, 1, 2")
+    refused(ganlib("sample", generator, "--label", "11"), "0 to 9 is wanted")
+    refused(ganlib("sample", generator, "--truncation", "-1"), "truncation")
+    refused(ganlib("sample", generator, "-o", "a.unknown"), "unknown")
+    refused(ganlib("sample", generator, "-o", "missing/a.png"), "missing")
+
+
+def test_sample_of_what_is_not_there(project):
+    refused(ganlib("sample", "nowhere"), "nowhere", "not a generator")
+    refused(ganlib("sample", "models:/none@champion"), "models:/none@champion", "not in sqlite")
+    (project / "mlflow.db").unlink()
+    refused(ganlib("sample", "models:/none@champion"), "no such file")
+    assert not (project / "mlflow.db").exists()
+
+
+@pytest.fixture
+def registered(generator, project):
+    from ganlib.config import TrackingConfig, load_params
+    from pipelines import lineage, tracking
+
+    shutil.copy(ROOT / "params.yaml", project)
+    store = tracking.open_store(TrackingConfig())
+    tags = {f"lineage.{name}": value for name, value in lineage.facts(load_params()).items()}
+    with tracking.run(store, "key", "name") as run:
+        version = tracking.register_generator(run, generator, "m", "key", tags)
+    tracking.set_alias(store, version, "champion")
+
+
+def test_sample_from_the_registry(registered, generator):
+    assert ganlib("sample", "models:/m@champion", "-n", 4, "-o", "a.png").exit_code == 0
+    assert ganlib("sample", generator, "-n", 4, "-o", "b.png").exit_code == 0
+    assert Image.open("a.png").tobytes() == Image.open("b.png").tobytes()
+
+
+def test_lineage_tells_what_has_changed(registered, project):
+    done = ganlib("lineage", "models:/m@champion")
+    assert done.exit_code == 0, done.output
+    assert "match" in done.stdout
+    assert "differs" not in done.stdout
+    changed = (project / "params.yaml").read_text().replace("seed: 0", "seed: 1")
+    (project / "params.yaml").write_text(changed)
+    (project / "dvc.lock").write_text(
+        "stages:\n  prepare:\n    cmd: x\n    outs:\n    - {path: data/prepared, md5: ab}\n"
+    )
+    lines = ganlib("lineage", "models:/m/1").stdout.splitlines()
+    differing = {line.split()[1] for line in lines if "differs" in line}
+    assert differing == {"params.sha256", "dvc.data/prepared", "dvc.lock.prepare"}
+
+
+def test_lineage_of_nothing(project):
+    shutil.copy(ROOT / "params.yaml", project)
+    refused(ganlib("lineage", "models:/none@champion"), "no such model")
+
+
+def test_dirty_tree_is_told_from_a_clean_one(project):
+    from pipelines import lineage
+
+    assert lineage._git() == {"git.sha": "none", "git.dirty": "none"}
+    for command in ("init -q", "add mlflow.db", "-c user.name=x -c user.email=x@y commit -qm x"):
+        subprocess.run(["git", *command.split()], check=True)
+    (project / "dvc.lock").touch()
+    clean = lineage._git()
+    assert len(clean["git.sha"]) == 40
+    assert clean["git.dirty"] == "false"
+    (project / "family.py").touch()
+    assert lineage._git()["git.dirty"] == "true"
+
+
+def test_doctor(project, monkeypatch):
+    shutil.copy(ROOT / "params.yaml", project)
+    (project / "dvc.yaml").touch()
+    done = ganlib("doctor")
+    assert done.exit_code == 1
+    lines = done.stdout.splitlines()
+    assert all(line.startswith(("ok ", "warn", "fail")) for line in lines)
+    assert any(line.startswith("fail  not a DVC repository -> run `dvc init`") for line in lines)
+    assert any(line.startswith("ok    tracking store") for line in lines)
+    assert any("GiB free" in line for line in lines)
+
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("num_workers: 2", "num_workers: 99999"))
+    assert "99999 workers want" in next(line for line in ganlib("doctor").stdout.splitlines() if "workers" in line)
+    (project / "params.yaml").write_text("seed: x")
+    assert any(line.startswith("fail  params.yaml: seed") for line in ganlib("doctor").stdout.splitlines())

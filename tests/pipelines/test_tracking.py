@@ -1,0 +1,149 @@
+"""The tracking store: where it is, that it answers, and that what is repeated is not doubled."""
+
+from __future__ import annotations
+
+import math
+import socket
+import time
+
+import pytest
+
+from ganlib.config import TrackingConfig
+from pipelines import tracking
+from pipelines._stage import StageError
+
+
+@pytest.fixture
+def store(project):
+    return tracking.open_store(TrackingConfig())
+
+
+def history(run, name):
+    return [(point.step, point.value) for point in run.store.client.get_metric_history(run.id, name)]
+
+
+def test_default_store_is_absolute_and_in_the_project(project):
+    assert tracking.store_uri(TrackingConfig()) == f"sqlite:///{project}/mlflow.db"
+    assert tracking.store_uri(TrackingConfig(uri="sqlite:///other.db")) == f"sqlite:///{project}/other.db"
+    assert tracking.store_uri(TrackingConfig(uri="sqlite:////x/y.db")) == "sqlite:////x/y.db"
+
+
+def test_default_store_of_a_queued_experiment_is_the_projects(project, monkeypatch):
+    queued = project / ".dvc" / "tmp" / "exps" / "tmp1"
+    queued.mkdir(parents=True)
+    monkeypatch.chdir(queued)
+    assert tracking.store_uri(TrackingConfig()) == f"sqlite:///{project}/mlflow.db"
+
+
+def test_environment_overrides_params(project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    assert tracking.store_uri(TrackingConfig(uri="sqlite:///other.db")) == "http://tracking:5000"
+
+
+def test_artifacts_lie_beside_the_store(store, project):
+    with tracking.run(store, "key", "name") as run:
+        tracking.log_json(run, {"a": 1}, "a.json")
+    assert list((project / "mlartifacts").rglob("a.json"))
+    assert not (project / "mlruns").exists()
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "ftp://x"])
+def test_a_store_that_mlflow_does_not_have(project, uri):
+    with pytest.raises(StageError, match="known: http"):
+        tracking.open_store(TrackingConfig(uri=uri))
+
+
+def test_unreachable_server_is_one_line_within_seconds(project):
+    with socket.socket() as taken:  # bound, and not listening
+        taken.bind(("127.0.0.1", 0))
+        began = time.monotonic()
+        with pytest.raises(StageError, match="does not answer") as error:
+            tracking.open_store(TrackingConfig(uri=f"http://127.0.0.1:{taken.getsockname()[1]}"))
+    assert time.monotonic() - began < 20
+    assert "\n" not in str(error.value)
+
+
+def test_unusable_sqlite_is_one_line_at_once(project):
+    (project / "folder.db").mkdir()
+    (project / "text.db").write_text("not a database " * 100)
+    for name in ("folder.db", "text.db"):
+        with pytest.raises(StageError, match=rf"{name} cannot be written"):
+            tracking.open_store(TrackingConfig(uri=f"sqlite:///{name}"))
+
+
+def test_reading_makes_no_store(project):
+    with pytest.raises(StageError, match="no such file"):
+        tracking.open_store(TrackingConfig(uri="sqlite:///none.db"), create=False)
+    assert not (project / "none.db").exists()
+
+
+def test_opening_leaves_the_environment_alone(project, monkeypatch):
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    import os
+
+    tracking.open_store(TrackingConfig())
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_killed_run_goes_on_without_doubled_points(store):
+    with pytest.raises(KeyboardInterrupt), tracking.run(store, "key", "name") as run:  # noqa: PT012
+        tracking.log_stats(run, [{"kimg": 1.0, "loss": 3.0}, {"kimg": 2.0, "loss": 2.0}])
+        raise KeyboardInterrupt
+    assert store.client.get_run(run.id).info.status == "KILLED"
+    with tracking.run(store, "key", "name") as again:
+        tracking.log_stats(again, [{"kimg": 2.0, "loss": 2.0, "new": 1.0}, {"kimg": 3.0, "loss": 1.0}])
+    assert again.id == run.id
+    assert history(run, "loss") == [(1000, 3.0), (2000, 2.0), (3000, 1.0)]
+    assert history(run, "new") == [(2000, 1.0)]
+    assert store.client.get_run(run.id).info.status == "FINISHED"
+
+
+def test_failed_run_says_so(store):
+    with pytest.raises(ValueError, match="x"), tracking.run(store, "key", "name") as run:
+        raise ValueError("x")
+    assert store.client.get_run(run.id).info.status == "FAILED"
+
+
+def test_more_points_than_a_request_holds_and_values_that_are_no_numbers(store):
+    with tracking.run(store, "key", "name") as run:
+        rows = [{"kimg": float(i), "a": float(i), "b": 0.0} for i in range(700)]
+        tracking.log_stats(run, [*rows, {"kimg": 700.0, "a": math.nan}])
+    assert len(history(run, "a")) == 701
+    assert math.isnan(history(run, "a")[-1][1])
+
+
+def test_trials_are_children(store):
+    with (
+        tracking.run(store, "search", "search") as parent,
+        tracking.run(store, "search/1", "trial", parent=parent) as child,
+    ):
+        pass
+    assert store.client.get_run(child.id).data.tags["mlflow.parentRunId"] == parent.id
+
+
+def test_params_are_flat_and_the_first_stay(store):
+    with tracking.run(store, "key", "name") as run:
+        tracking.log_params(run, {"a": {"b": [1, 2], "c": {}}, "d": "text"})
+        tracking.log_params(run, {"d": "changed", "e": None})
+    assert store.client.get_run(run.id).data.params == {
+        "a.b": "[1, 2]",
+        "a.c": "{}",
+        "d": "text",
+        "e": "null",
+    }
+
+
+def test_deleted_experiment_is_named(store):
+    store.client.delete_experiment(store.experiment)
+    with pytest.raises(StageError, match="was deleted"):
+        tracking.open_store(TrackingConfig())
+
+
+def test_missing_alias_and_model(store):
+    assert tracking.version_by_alias(store, "none", "champion") is None
+    assert tracking.find_version(store, "none", "key") is None
+    with pytest.raises(StageError, match="no such model"):
+        tracking.version_by_uri(store, "models:/none@champion")
+    with pytest.raises(StageError, match="is wanted"):
+        tracking.version_by_uri(store, "runs:/abc")
