@@ -122,7 +122,7 @@ def _tell(metrics: Metrics, n: int, cfg: EvaluateConfig) -> None:
         table.add_column(column, justify="right")
     for section, named in metrics.items():
         for name, found in named.items():
-            interval = f"{found['low']:.3g} to {found['high']:.3g}"
+            interval = f"± {found['high'] - found['value']:.2g}"
             table.add_row(f"{section}.{name}", f"{found['value']:.3g}", interval, f"{found['floor']:.3g}")
         table.add_section()
     Console().print(table)

@@ -108,7 +108,7 @@ def _encode(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table]:
     start = time.monotonic()
     for done, part in enumerate(parts):
         seconds = time.monotonic() - start
-        if seconds > RAY_FROM_S / 10 and seconds / done * (len(parts) - done) > RAY_FROM_S:
+        if done and seconds > RAY_FROM_S / 10 and seconds / done * (len(parts) - done) > RAY_FROM_S:
             yield from _by_ray(parts[done:], encode)
             return
         yield from encode(part)

@@ -16,15 +16,18 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def params():
-    """The shipped `params.yaml`, on the 8x8 digits."""
+    """The shipped `params.yaml`, on the 8x8 digits enlarged to 16x16, so that a DCGAN has two levels."""
     from ganlib.config import load_params
 
-    return load_params(ROOT / "params.yaml").model_copy(update={"data": "digits"})
+    shipped = load_params(ROOT / "params.yaml")
+    digits = shipped.datasets["digits"]
+    digits = digits.model_copy(update={"sample": digits.sample.model_copy(update={"size": (16, 16)})})
+    return shipped.model_copy(update={"data": "digits", "datasets": {**shipped.datasets, "digits": digits}})
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory, params) -> Path:
-    """The 8x8 digits as the stage `prepare` writes them."""
+    """The digits as the stage `prepare` writes them."""
     from pipelines.prepare import prepare
 
     out = tmp_path_factory.mktemp("data") / "prepared"

@@ -44,8 +44,8 @@ def spec(cfg: Config, *, classes: tuple[str, ...], counts: dict[str, int], conte
 def encode(cfg: Config, raw: Path | bytes | NDArray[Any] | Image.Image) -> NDArray[np.uint8]:
     """One image, from a file, its bytes, an array or Pillow, to uint8 `[C, H, W]`.
 
-    Arrays are `[H, W]`, `[H, W, C]` or `[C, H, W]` with 1, 3 or 4 channels: uint8 or other integers of 0 to
-    255, uint16 of 0 to 65535, bool, or floats of 0 to 1. Raises ValueError if it cannot be read.
+    Arrays are `[H, W]`, `[H, W, C]` or `[C, H, W]` with 1, 3 or 4 channels (last, where both would fit): uint8 or
+    other integers of 0 to 255, uint16 of 0 to 65535, bool, or floats of 0 to 1. Raises ValueError if unreadable.
     """
     image = _flatten(_open(raw), cfg)
     height, width = cfg.size
@@ -94,10 +94,10 @@ def _open(raw: Path | bytes | NDArray[Any] | Image.Image) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd but readable files …
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # … and of bombs
-            if not isinstance(raw, Image.Image):
-                raw = Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw)
-            raw.load()
-            return ImageOps.exif_transpose(raw)
+            if isinstance(raw, Image.Image):
+                return ImageOps.exif_transpose(raw)
+            with io.BytesIO(raw) if isinstance(raw, bytes) else raw.open("rb") as file:
+                return ImageOps.exif_transpose(Image.open(file))
     except UnidentifiedImageError as error:  # whose own message holds an absolute path or an address
         raise ValueError("not an image, or of an unknown format") from error
     except Exception as error:  # decoders raise whatever they like on broken bytes

@@ -1,7 +1,7 @@
 """Accuracy of a classifier that tells fakes from reals, on examples it has not seen. Lopez-Paz & Oquab 2017, eq. 2.
 
-0.5 means that it cannot: the discriminator's work is done. Logistic regression on standardised features; each
-half of the examples is judged by the model fitted on the other.
+0.5 means that it cannot: the discriminator's work is done. Logistic regression on standardised features, so only
+differences of their means are seen; each half of the examples is judged by the model fitted on the other.
 """
 
 from __future__ import annotations

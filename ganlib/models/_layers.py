@@ -48,8 +48,10 @@ class BatchNorm(nn.BatchNorm2d):
         variance = (square - mean.square()).clamp_min(0.0)
         assert self.running_mean is not None
         assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         with torch.no_grad():
             momentum = self.momentum or 0.0
+            self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance * count / (count - 1), momentum)
         scale = (variance + self.eps).rsqrt() * self.weight

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from ganlib import registry
+from ganlib.classifier import Classifier
+from ganlib.config import ConfigError, EvaluateConfig
+from ganlib.data._spec import Spec
+from ganlib.evaluate import compare, evaluate
+from ganlib.reference import Reference, Space
+
+CFG = EvaluateConfig(num_samples=150, resamples=40)
+SPEC = Spec("image", "image", (1, 8, 8), ("a", "b", "c"), {"train": 300, "test": 150}, "f" * 64)
+
+
+def images(n: int, seed: int) -> Tensor:
+    """Smooth random images."""
+    coarse = torch.randn(n, 1, 3, 3, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, (8, 8), mode="bilinear").tanh()
+
+
+def space(name: str, extract) -> Space:
+    return Space(name, extract, extract(images(300, 1)), extract(images(150, 2)))
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    """Pixels as features, and a classifier that nobody trained: its own opinions are the labels."""
+    torch.manual_seed(0)
+    classifier = Classifier((1, 8, 8), 3, width=4).eval().requires_grad_(False)
+    spaces = {"pixels": space("pixels", lambda x: x.flatten(1)), "classifier": space("classifier", classifier.features)}
+    labels = {split: classifier.classify(getattr(spaces["classifier"], split)).argmax(1) for split in ("train", "test")}
+    return Reference(SPEC, spaces, labels, classifier, {})
+
+
+def made(reference: Reference, seed: int = 3, n: int = 150, noise: float = 0.0) -> dict[str, Tensor]:
+    """Samples, labelled as the classifier sees them before noise is added."""
+    clean = images(n, seed)
+    assert reference.classifier is not None
+    dirt = noise * torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed + 100))
+    return {"sample": (clean + dirt).clamp(-1, 1), "label": reference.classifier.logits(clean).argmax(1)}
+
+
+def test_every_metric_has_its_place_interval_and_floor(reference: Reference):
+    found = evaluate(made(reference), reference, CFG, seed=0)
+    assert list(found) == ["pixels", "classifier", "samples"]
+    assert set(found["pixels"]) | set(found["samples"]) == set(registry.names("metrics"))
+    assert set(found["samples"]) == {"class_coverage", "label_accuracy"}
+    for named in found.values():
+        for figures in named.values():
+            assert list(figures) == ["value", "low", "high", "floor"]
+            assert figures["low"] <= figures["value"] <= figures["high"]
+    # Fakes from the reals' distribution lie within reach of the floor, and of what is ideal.
+    for name, ideal in (("kid", 0.0), ("c2st", 0.5), ("memorisation_ratio", 1.0)):
+        figures = found["pixels"][name]
+        slack = figures["high"] - figures["low"]
+        assert abs(figures["floor"] - ideal) < slack
+        assert abs(figures["value"] - ideal) < slack
+    assert found["samples"]["label_accuracy"]["value"] == 1.0
+
+
+def test_a_worse_generator_scores_worse_than_the_floor(reference: Reference):
+    brighter = {"sample": (made(reference, noise=0.5)["sample"] + 0.5).clamp(-1, 1)}
+    found = evaluate(brighter, reference, CFG, seed=0)
+    for name in ("fd", "kid", "c2st"):
+        assert found["pixels"][name]["low"] > found["pixels"][name]["floor"]
+    for name in ("precision", "density", "coverage"):
+        assert found["pixels"][name]["high"] < found["pixels"][name]["floor"]
+
+
+def test_a_copy_of_the_training_set_is_seen_and_the_floor_is_not_one(reference: Reference):
+    copied = {"sample": images(300, 1)[:150]}
+    figures = evaluate(copied, reference, CFG, seed=0)["pixels"]["memorisation_ratio"]
+    assert figures["value"] < 0.05
+    assert figures["floor"] == pytest.approx(1.0, abs=0.2)
+
+
+def test_the_interval_of_a_share_is_the_binomials(reference: Reference):
+    samples = made(reference)
+    samples["label"] = torch.where(torch.arange(150) % 4 == 0, (samples["label"] + 1) % 3, samples["label"])
+    cfg = CFG.model_copy(update={"resamples": 400})
+    found = compare(samples, made(reference), reference, "samples.label_accuracy", cfg, seed=0)
+    share = found.challenger
+    assert share == pytest.approx(0.75, abs=0.01)
+    assert found.champion == 1.0
+    expected = 2 * 1.96 * (share * (1 - share) / 150) ** 0.5
+    assert found.high - found.low == pytest.approx(expected, rel=0.15)
+
+
+def test_unlabelled_samples_and_data(reference: Reference):
+    unconditional = evaluate({"sample": images(150, 3)}, reference, CFG, seed=0)
+    assert set(unconditional["samples"]) == {"class_coverage"}
+    unlabelled = dataclasses.replace(
+        reference, spaces={"pixels": reference.spaces["pixels"]}, labels={}, classifier=None
+    )
+    assert list(evaluate({"sample": images(150, 3)}, unlabelled, CFG, seed=0)) == ["pixels"]
+
+
+def test_the_same_seed_measures_the_same(reference: Reference):
+    assert evaluate(made(reference), reference, CFG, seed=0) == evaluate(made(reference), reference, CFG, seed=0)
+
+
+def test_inceptions_frechet_distance_alone_is_called_fid(reference: Reference):
+    renamed = dataclasses.replace(
+        reference, spaces={"inception": reference.spaces["pixels"]}, labels={}, classifier=None
+    )
+    found = evaluate({"sample": images(150, 3)}, renamed, CFG, seed=0)["inception"]
+    assert "fid" in found
+    assert "fd" not in found
+    assert compare(made(reference), made(reference, 4), renamed, "inception.fid", CFG, 0).direction == "lower"
+
+
+def test_more_samples_than_the_floor_has_are_refused(reference: Reference):
+    with pytest.raises(ValueError, match="301 samples"):
+        evaluate({"sample": images(301, 3)}, reference, CFG, seed=0)
+
+
+def test_compare_sees_the_better_and_is_antisymmetric(reference: Reference):
+    good, bad = made(reference), made(reference, noise=0.3)
+    for metric in ("pixels.fd", "pixels.coverage", "classifier.kid", "samples.label_accuracy"):
+        there, back = (compare(a, b, reference, metric, CFG, seed=0) for a, b in ((good, bad), (bad, good)))
+        assert there.metric == metric
+        assert there.difference == pytest.approx(there.challenger - there.champion)
+        assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
+        assert there.high < 0 if there.direction == "lower" else there.low > 0
+
+
+def test_compare_of_equals_has_no_winner(reference: Reference):
+    same = compare(made(reference), made(reference), reference, "pixels.fd", CFG, seed=0)
+    assert (same.difference, same.low, same.high) == (0.0, 0.0, 0.0)
+    other = compare(made(reference, 3), made(reference, 4), reference, "pixels.kid", CFG, seed=0)
+    assert other.low < 0 < other.high
+
+
+def test_compare_agrees_with_evaluate(reference: Reference):
+    found = evaluate(made(reference), reference, CFG, seed=0)
+    for metric in ("pixels.precision", "samples.class_coverage"):
+        section, name = metric.split(".")
+        one = compare(made(reference), made(reference, 4), reference, metric, CFG, seed=0)
+        assert one.challenger == found[section][name]["value"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [("pixles.fd", "known: pixels, classifier, samples"), ("pixels.fid", "pixels has: c2st"), ("fd", "no section")],
+)
+def test_unknown_metrics_are_named(reference: Reference, metric: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        compare(made(reference), made(reference, 4), reference, metric, CFG, seed=0)
+
+
+def test_sets_of_unequal_size_are_not_compared(reference: Reference):
+    with pytest.raises(ValueError, match="as many are wanted"):
+        compare(made(reference), made(reference, n=100), reference, "pixels.fd", CFG, seed=0)

@@ -1,0 +1,165 @@
+"""Images: what each format and mode becomes, against pixels known beforehand."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from ganlib.data import image
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def config(height: int, width: int, channels: int = 3, **more: object) -> image.Config:
+    return image.Config.model_validate({"size": [height, width], "channels": channels, **more})
+
+
+def stored(picture: Image.Image, suffix: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, suffix, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def noise() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_same_size_keeps_every_bit(noise, suffix, channels):
+    pixels = noise if channels == 3 else noise[:, :, :1]
+    made = image.encode(config(28, 28, channels), stored(Image.fromarray(pixels.squeeze()), suffix))
+    np.testing.assert_array_equal(made, pixels.transpose(2, 0, 1))
+    assert made.dtype == np.uint8
+
+
+def test_lossy_formats_come_close(noise):
+    smooth = Image.fromarray(noise).resize((4, 4)).resize((28, 28))
+    wanted = image.encode(config(28, 28), smooth).astype(int)
+    for suffix in ("jpeg", "webp"):
+        made = image.encode(config(28, 28), stored(smooth, suffix, quality=95))
+        assert np.abs(made - wanted).mean() < 4
+
+
+def test_first_frame_of_a_gif():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, BLUE)]
+    data = stored(frames[0], "gif", save_all=True, append_images=frames[1:])
+    assert image.encode(config(4, 4), data)[:, 0, 0].tolist() == list(RED)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_sixteen_bits_are_scaled_not_cut(suffix):
+    levels = np.array([[0, 128, 129, 257], [32767, 32768, 65406, 65535]], np.uint16)
+    made = image.encode(config(2, 4, 1), stored(Image.fromarray(levels), suffix))
+    np.testing.assert_array_equal(made[0], np.rint(levels / 257).astype(np.uint8))
+
+
+def test_transparency_shows_the_background():
+    half = Image.new("RGBA", (2, 2), (255, 0, 0, 128))
+    made = image.encode(config(2, 2, background=[0, 0, 255]), stored(half, "png"))
+    np.testing.assert_allclose(made[:, 0, 0], [128, 0, 127], atol=1)
+    palette = Image.new("P", (2, 2), 0)
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    palette.putpixel((1, 0), 1)
+    made = image.encode(config(2, 2, background=[9, 9, 9]), stored(palette, "png", transparency=1))
+    assert made[:, 0, 0].tolist() == [255, 0, 0]
+    assert made[:, 0, 1].tolist() == [9, 9, 9]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16"])
+def test_every_mode_of_white_is_white(mode):
+    white = {"I": 65535, "I;16": 65535}.get(mode)
+    picture = Image.new("RGB", (3, 3), "white").convert(mode) if white is None else Image.new(mode, (3, 3), white)
+    assert (image.encode(config(3, 3), picture) == 255).all()
+
+
+def test_exif_turns_the_image():
+    picture = Image.new("RGB", (2, 1), RED)
+    picture.putpixel((1, 0), BLUE)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated by 90° clockwise
+    made = image.encode(config(2, 1), stored(picture, "png", exif=exif))
+    assert made[:, 0, 0].tolist() == list(RED)
+    assert made[:, 1, 0].tolist() == list(BLUE)
+
+
+def test_crop_pad_and_stretch():
+    stripes = np.zeros((10, 30, 3), np.uint8)
+    stripes[:, :10], stripes[:, 10:20], stripes[:, 20:] = 50, 100, 150
+    assert (image.encode(config(10, 10), stripes) == 100).all()
+    stretched = image.encode(config(10, 3, fit="stretch"), stripes)
+    assert stretched[0, 5, 0] < stretched[0, 5, 1] < stretched[0, 5, 2]
+    padded = image.encode(config(30, 30, fit="pad", background=[1, 2, 3]), stripes)
+    assert padded[:, 0, 0].tolist() == padded[:, -1, -1].tolist() == [1, 2, 3]
+    np.testing.assert_array_equal(padded[:, 10:20], stripes.transpose(2, 0, 1))
+
+
+def test_shrinking_does_not_alias():
+    checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    made = image.encode(config(8, 8, 1), checks)
+    assert np.abs(made.astype(int) - 127).max() < 12  # nearest neighbours would give 0 or 255
+
+
+def test_arrays():
+    grey = np.arange(15, dtype=np.uint8).reshape(3, 5)
+    cfg = config(3, 5, 1)
+    for same in (grey, grey[None], grey[..., None], grey.astype(np.int64), grey / 255, grey.astype(np.uint16) * 257):
+        np.testing.assert_array_equal(image.encode(cfg, same)[0], grey)
+    assert image.encode(cfg, grey > 5).max() == 255
+    bad = (
+        grey.astype(int) * 100,
+        grey - 1.0,
+        np.full((3, 4), np.nan),
+        np.zeros((2, 4, 7)),
+        np.zeros(5),
+        np.zeros((0, 4)),
+    )
+    for array in bad:
+        with pytest.raises(ValueError, match=r"wanted|not an image"):
+            image.encode(cfg, array)
+
+
+def test_unreadable_files_say_why_in_one_line(tmp_path, noise):
+    good = stored(Image.fromarray(noise), "png")
+    (tmp_path / "text.png").write_text("no image")
+    for broken in (b"", b"GIF89a", good[: len(good) // 2], tmp_path / "text.png", tmp_path / "missing.png"):
+        with pytest.raises(ValueError, match=r"\A[^\n]+\Z"):
+            image.encode(config(28, 28), broken)
+
+
+def test_a_bomb_is_refused(monkeypatch, noise):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 28 * 28 - 1)
+    with pytest.raises(ValueError, match="DecompressionBomb"):
+        image.encode(config(28, 28), stored(Image.fromarray(noise), "png"))
+
+
+def test_decode_and_quantise_are_inverse():
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    decoded = image.decode(levels)
+    assert decoded.dtype == torch.float32
+    assert decoded.min() == -1
+    assert decoded.max() == 1
+    assert torch.equal(image.quantise(decoded), levels)
+    assert image.quantise(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_preview_is_a_grid_in_order():
+    samples = torch.linspace(-1, 1, 7)[:, None, None, None].expand(7, 1, 60, 80)
+    grid = np.asarray(image.preview(samples, columns=3))
+    assert grid.shape == (3 * 62, 3 * 82, 3)
+    assert [int(grid[31 + 62 * (i // 3), 41 + 82 * (i % 3), 0]) for i in range(7)] == image.quantise(
+        samples[:, 0, 0, 0]
+    ).tolist()
+    assert image.preview(torch.zeros(2, 3, 8, 8), columns=10).size == (2 * 58, 58)
+
+
+def test_config_refuses():
+    for wrong in ({"size": [0, 4]}, {"size": [4]}, {"size": [4, 4], "channels": 2}, {"size": [4, 4], "fit": "zoom"}):
+        with pytest.raises(ValidationError):
+            image.Config.model_validate(wrong)

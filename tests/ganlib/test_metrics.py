@@ -1,0 +1,219 @@
+"""Metrics against closed forms, against torchmetrics and scikit-learn, and against convention."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from ganlib import registry
+from ganlib.metrics import (
+    c2st,
+    class_coverage,
+    coverage,
+    density,
+    fd,
+    kid,
+    label_accuracy,
+    memorisation_ratio,
+    precision,
+    recall,
+)
+from ganlib.metrics._neighbours import nearest
+from ganlib.metrics._types import Examples
+
+
+def normal(n: int, d: int, seed: int = 0, mean: float = 0.0, scale: float = 1.0) -> Tensor:
+    return mean + scale * torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def exactly(n: int, mean: Tensor, deviations: Tensor, seed: int) -> Tensor:
+    """A sample whose own mean and covariance are exactly these."""
+    x = normal(n, len(mean), seed).double()
+    x = x - x.mean(0)
+    x = x @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov()).T)
+    return x * deviations + mean
+
+
+def both(a: Tensor, b: Tensor) -> tuple[Examples, Examples]:
+    return Examples(features=a), Examples(features=b)
+
+
+# -- Fréchet distance ----------------------------------------------------------------------------------------
+
+
+def test_fd_of_two_gaussians_is_the_closed_form():
+    means, deviations = torch.tensor([[0.0, 0, 0], [1, -2, 0.5]]), torch.tensor([[1.0, 2, 3], [2, 2, 0.5]])
+    a, b = (exactly(50, means[i], deviations[i], seed=i) for i in (0, 1))
+    expected = (means[0] - means[1]).square().sum() + (deviations[0] - deviations[1]).square().sum()
+    assert fd.compute(*both(a, b)) == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "d"), [(200, 12), (20, 30)], ids=["more samples", "more features"])
+def test_fd_agrees_with_the_matrix_square_root(n: int, d: int):
+    a, b = normal(n, d, 1).double(), normal(n + 5, d, 2, mean=0.3, scale=1.5).double()
+    c1, c2 = (np.cov(x.numpy(), rowvar=False) + 1e-12 * np.eye(d) for x in (a, b))
+    overlap = np.trace(sqrtm(c1 @ c2).real)
+    expected = float((a.mean(0) - b.mean(0)).square().sum()) + np.trace(c1) + np.trace(c2) - 2 * overlap
+    assert fd.compute(*both(a, b)) == pytest.approx(expected, rel=1e-4)
+
+
+class _Flat(nn.Module):
+    num_features = 12
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save:UserWarning")
+def test_fd_and_kid_agree_with_torchmetrics():
+    a, b = normal(80, 12, 1).reshape(-1, 3, 2, 2), normal(80, 12, 2, mean=0.2).reshape(-1, 3, 2, 2)
+    theirs = {
+        fd: FrechetInceptionDistance(_Flat(), input_img_size=(3, 2, 2)).set_dtype(torch.float64),
+        kid: KernelInceptionDistance(_Flat(), subsets=1, subset_size=80),
+    }
+    for ours, metric in theirs.items():
+        metric.update(a.double() if ours is fd else a, real=True)
+        metric.update(b.double() if ours is fd else b, real=False)
+        found = metric.compute()
+        expected = float(found[0] if isinstance(found, tuple) else found)
+        assert ours.compute(*both(a.flatten(1), b.flatten(1))) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_kid_is_unbiased():
+    values = [kid.compute(*both(normal(30, 4, 2 * i), normal(30, 4, 2 * i + 1))) for i in range(300)]
+    mean, error = np.mean(values), np.std(values) / 300**0.5
+    assert abs(mean) < 3 * error
+    assert min(values) < 0
+
+
+# -- neighbours ----------------------------------------------------------------------------------------------
+
+
+def _balls(points: Tensor, centres: Tensor, k: int) -> np.ndarray:
+    """By scikit-learn: is each point within each centre's k-th nearest other centre?"""
+    reach = NearestNeighbors(n_neighbors=k + 1).fit(centres.numpy()).kneighbors(centres.numpy())[0][:, -1]
+    gaps = np.linalg.norm(points.numpy()[:, None].astype(float) - centres.numpy()[None], axis=2)
+    return gaps <= reach
+
+
+def test_neighbour_metrics_agree_with_scikit_learn():
+    real, fake = normal(120, 6, 1), normal(100, 6, 2, mean=0.4)
+    sides = both(real, fake)
+    assert precision.compute(*sides) == pytest.approx(_balls(fake, real, 3).any(1).mean())
+    assert recall.compute(*sides) == pytest.approx(_balls(real, fake, 3).any(1).mean())
+    assert density.compute(*sides) == pytest.approx(_balls(fake, real, 5).sum(1).mean() / 5)
+    assert coverage.compute(*sides) == pytest.approx(_balls(fake, real, 5).any(0).mean())
+
+
+def test_nearest_agrees_with_scikit_learn_far_from_the_origin():
+    points, pool = normal(40, 6, 1, mean=100.0), normal(700, 6, 2, mean=100.0)
+    distances, rows = nearest(points, pool, 3)
+    expected, at = NearestNeighbors(n_neighbors=3).fit(pool.numpy()).kneighbors(points.numpy())
+    np.testing.assert_allclose(distances, expected, rtol=1e-3)
+    np.testing.assert_array_equal(rows, at)
+
+
+def test_repeated_reals_change_nothing():
+    real, fake = normal(100, 6, 1), normal(100, 6, 2)
+    for metric in (precision, density, coverage):
+        once, often = (metric.compute(*both(real.repeat(times, 1), fake)) for times in (1, 6))
+        assert once == often > 0.5
+
+
+# -- convention ----------------------------------------------------------------------------------------------
+
+
+def test_collapse_has_high_precision_and_no_variety():
+    real = normal(400, 8, 1)
+    collapsed = real[:5].repeat(80, 1) + normal(400, 8, 2, scale=1e-3)
+    sides = both(real, collapsed)
+    assert precision.compute(*sides) > 0.95
+    assert recall.compute(*sides) < 0.05
+    assert coverage.compute(*sides) < 0.2
+    assert recall.compute(*both(real, real[:5].repeat(80, 1))) < 0.05  # exact copies too
+
+
+def test_scattered_fakes_have_recall_but_no_precision():
+    sides = both(normal(400, 8, 1), normal(400, 8, 2, scale=4.0))
+    assert precision.compute(*sides) < 0.2
+    assert recall.compute(*sides) > 0.9
+    assert density.compute(*sides) < 0.1
+
+
+def test_equal_distributions_score_what_they_should():
+    sides = both(normal(1000, 16, 1), normal(1000, 16, 2))
+    assert c2st.compute(*sides) == pytest.approx(0.5, abs=0.04)
+    assert density.compute(*sides) == pytest.approx(1.0, abs=0.1)
+    assert coverage.compute(*sides) > 0.9
+    assert c2st.compute(*both(normal(1000, 16, 1), normal(1000, 16, 2, mean=1.0))) > 0.95
+
+
+def test_c2st_is_a_half_whatever_the_sizes_are():
+    assert c2st.compute(*both(normal(900, 8, 1), normal(100, 8, 2))) == pytest.approx(0.5, abs=0.08)
+
+
+def test_copies_of_the_training_set_are_seen():
+    train, test, fake = normal(800, 8, 1), normal(200, 8, 2), normal(200, 8, 3)
+    real = Examples(nearest=nearest(test, train, 1)[0][:, 0])
+    copied = train[:200] + normal(200, 8, 4, scale=1e-2)
+    assert memorisation_ratio.compute(real, Examples(nearest=nearest(copied, train, 1)[0][:, 0])) < 0.1
+    assert memorisation_ratio.compute(real, Examples(nearest=nearest(fake, train, 1)[0][:, 0])) == pytest.approx(
+        1.0, abs=0.1
+    )
+
+
+def test_classes_that_were_dropped_are_counted():
+    real = Examples(predicted=torch.arange(10).repeat(100))
+    seven = Examples(predicted=torch.arange(7).repeat(100))
+    rare = Examples(predicted=torch.cat([torch.arange(9).repeat(100), torch.full((10,), 9)]))  # 1% where 10% are due
+    assert class_coverage.compute(real, real) == 1.0
+    assert class_coverage.compute(real, seven) == pytest.approx(0.7)
+    assert class_coverage.compute(real, rare) == pytest.approx(0.9)
+
+
+def test_label_accuracy_is_a_share():
+    fake = Examples(label=torch.tensor([0, 1, 2, 3]), predicted=torch.tensor([0, 1, 2, 0]))
+    assert label_accuracy.compute(Examples(), fake) == 0.75
+
+
+# -- contract ------------------------------------------------------------------------------------------------
+
+CLASSES = torch.arange(4).repeat(50)
+REAL = Examples(features=normal(200, 8, 1), nearest=torch.ones(200), label=CLASSES, predicted=CLASSES)
+CLEAN = Examples(features=normal(200, 8, 2), nearest=torch.ones(200), label=CLASSES, predicted=CLASSES)
+# Worse in every respect: far off, of few kinds, close to the training set, of the wrong class.
+WORSE = Examples(
+    features=(normal(4, 8, 3, mean=4.0)).repeat(50, 1) + normal(200, 8, 4, scale=0.1),
+    nearest=torch.full((200,), 0.1),
+    label=CLASSES,
+    predicted=torch.zeros(200, dtype=torch.int64),
+)
+
+
+@pytest.mark.parametrize("name", registry.names("metrics"))
+def test_every_metric_keeps_the_contract(name: str):
+    metric = registry.load("metrics", name)
+    assert metric.MODALITY in ("any", "image")
+    assert metric.DIRECTION in ("lower", "higher")
+    assert REAL.has(metric.NEEDS)
+    assert (metric.__doc__ or "").split("\n")[0].endswith((".", ". "))
+    clean, worse = metric.compute(REAL, CLEAN), metric.compute(REAL, WORSE)
+    assert isinstance(clean, float)
+    assert metric.compute(REAL, CLEAN) == clean, "a metric is a pure function"
+    assert worse > clean if metric.DIRECTION == "lower" else worse < clean
+    rows = torch.arange(5)  # the least that evaluate hands out
+    assert np.isfinite(metric.compute(REAL.take(rows), CLEAN.take(rows)))
+
+
+def test_examples_know_what_they_have():
+    some = Examples(features=torch.eye(3))
+    assert len(some) == 3
+    assert some.has(("features",))
+    assert not some.has(("features", "label"))
+    assert some.take(torch.tensor([2])).features.tolist() == [[0.0, 0.0, 1.0]]

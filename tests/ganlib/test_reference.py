@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from ganlib.config import ClassifierConfig, ConfigError, ReferenceConfig
+from ganlib.data._spec import Spec
+from ganlib.data.image import decode
+from ganlib.metrics import fd
+from ganlib.reference import Reference, build
+
+CFG = ReferenceConfig(classifier=ClassifierConfig(width=8, epochs=4))
+SPLITS = {"train": 500, "test": 200}
+SPEC = Spec("image", "image", (1, 8, 8), tuple("0123456789"), SPLITS, "f" * 64)
+
+
+def stored(split: str) -> dict[str, Tensor]:
+    images, labels = load_digits(return_X_y=True)
+    rows = slice(0, 500) if split == "train" else slice(500, 700)
+    pixels = (torch.tensor(images[rows]) / 16 * 255).to(torch.uint8).view(-1, 1, 8, 8)
+    return {"sample": pixels, "label": torch.tensor(labels[rows])}
+
+
+def decoded(split: str) -> dict[str, Tensor]:
+    columns = stored(split)
+    return {**columns, "sample": decode(columns["sample"])}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("reference")
+    build(made, SPEC, stored("train"), stored("test"), CFG, seed=0)
+    return made
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Reference:
+    return Reference.load(folder, device="cpu")
+
+
+def test_what_was_built_is_loaded(folder: Path, reference: Reference):
+    about = json.loads((folder / "reference.json").read_text())
+    assert reference.spec == SPEC
+    assert list(reference.spaces) == ["efficientnet_lite0", "classifier"]
+    assert {name: space["features"] for name, space in about["spaces"].items()} == {
+        "efficientnet_lite0": 1280,
+        "classifier": 64,
+    }
+    for space in reference.spaces.values():
+        assert (len(space.train), len(space.test)) == (500, 200)
+        torch.testing.assert_close(space.extract(decoded("test")["sample"]), space.test, rtol=1e-3, atol=1e-3)
+    assert reference.labels["train"].tolist() == stored("train")["label"].tolist()
+
+
+def test_the_accuracy_reported_is_the_classifiers(folder: Path, reference: Reference):
+    test = decoded("test")
+    assert reference.classifier is not None
+    right = reference.classifier.logits(test["sample"]).argmax(1) == test["label"]
+    assert reference.about["classifier"]["test_accuracy"] == pytest.approx(float(right.double().mean()), abs=1e-3)
+    assert right.double().mean() > 0.8
+    pairs = (folder / "confusion.csv").read_text().splitlines()
+    assert pairs[0] == "actual,predicted"
+    assert sum(len(set(pair.split(","))) == 1 for pair in pairs[1:]) == int(right.sum())
+
+
+def test_the_same_seed_builds_the_same_bytes(folder: Path, tmp_path: Path):
+    build(tmp_path, SPEC, stored("train"), stored("test"), CFG, seed=0)
+    name = "classifier.safetensors"
+    assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_quality_orders_real_noised_and_noise(reference: Reference):
+    real = decoded("test")
+    noise = torch.randn(real["sample"].shape, generator=torch.Generator().manual_seed(0))
+    found = [
+        reference.quality({**real, "sample": (real["sample"] + amount * noise).clamp(-1, 1)}) for amount in (0, 1, 9)
+    ]
+    distances = [row["quality/fd"] for row in found]
+    assert distances == sorted(distances)
+    assert distances[0] == pytest.approx(
+        fd.distance(*(fd.gaussian(getattr(reference.spaces["classifier"], split)) for split in SPLITS)), rel=1e-2
+    )
+    assert found[0]["quality/class_coverage"] == 1.0
+    assert found[0]["quality/label_accuracy"] > 0.8 > found[2]["quality/label_accuracy"]
+
+
+def test_quality_without_labels_asked_for(reference: Reference):
+    assert set(reference.quality({"sample": decoded("test")["sample"]})) == {"quality/fd", "quality/class_coverage"}
+
+
+def test_quality_of_what_is_not_a_number_is_infinite(reference: Reference):
+    bad = torch.full((20, 1, 8, 8), math.nan)
+    assert reference.quality({"sample": bad})["quality/fd"] == math.inf
+
+
+def test_quality_is_cheap(reference: Reference):
+    samples = {"sample": torch.rand(1000, 1, 28, 28) * 2 - 1}
+    reference.quality({"sample": samples["sample"][:20, :, :8, :8]})
+    began = time.process_time()
+    reference.quality({"sample": samples["sample"][:, :, :8, :8]})
+    assert time.process_time() - began < 2.0
+
+
+def test_unlabelled_data_have_no_classifier(tmp_path: Path):
+    spec = dataclasses.replace(SPEC, classes=())
+    train, test = ({"sample": stored(split)["sample"][:60]} for split in ("train", "test"))
+    assert build(tmp_path, spec, train, test, CFG, seed=0)["classifier"] is None
+    reference = Reference.load(tmp_path, device="cpu")
+    assert reference.classifier is None
+    assert list(reference.spaces) == ["efficientnet_lite0"]
+    assert set(reference.quality({"sample": decode(test["sample"])})) == {"quality/fd"}
+    with pytest.raises(ValueError, match="no classifier"):
+        reference.predict(reference.spaces["efficientnet_lite0"].test)
+
+
+def test_other_data_are_noticed(reference: Reference):
+    reference.check(SPEC)
+    with pytest.raises(ConfigError, match="run the stage `reference`"):
+        reference.check(dataclasses.replace(SPEC, content_hash="0" * 64))
+
+
+def test_what_cannot_be_done_is_said(tmp_path: Path):
+    few = {"sample": stored("test")["sample"][:9]}
+    with pytest.raises(ConfigError, match="test split has 9 examples; at least 10"):
+        build(tmp_path, SPEC, stored("train"), few, CFG, seed=0)
+    with pytest.raises(ConfigError, match="these are table"):
+        build(tmp_path, dataclasses.replace(SPEC, modality="table"), few, few, CFG, seed=0)
+    with pytest.raises(FileNotFoundError, match="run the stage `reference`"):
+        Reference.load(tmp_path)

@@ -1,0 +1,150 @@
+"""Prepared data on disk: what goes in comes out, once, in the same place, whatever the order and the size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ganlib.data import image, shards
+
+
+def write(folder, samples, labels=None, *, test_share=0.25, shard_mb=64.0, chunk=50):
+    folder.mkdir()
+    cfg = image.Config(size=samples.shape[2:], channels=samples.shape[1])
+    classes = () if labels is None else tuple(str(i) for i in range(int(max(labels)) + 1))
+
+    def describe(found):
+        return image.spec(cfg, classes=classes, counts=found.counts, content_hash=found.content_hash)
+
+    def tables():
+        for start in range(0, len(samples), chunk):
+            packed = [shards.pack(sample) for sample in samples[start : start + chunk]]
+            marks = [0] * len(packed) if labels is None else labels[start : start + chunk].tolist()
+            yield shards.table([p[0] for p in packed], [p[1] for p in packed], marks)
+
+    return shards.write(folder, tables(), describe, test_share=test_share, shard_mb=shard_mb)
+
+
+def rows(folder, split):
+    """The bytes and label of each example."""
+    columns = shards.read(folder, split)
+    labels = columns.get("label", torch.zeros(len(columns["sample"]), dtype=torch.int64))
+    return {sample.numpy().tobytes(): int(label) for sample, label in zip(columns["sample"], labels, strict=True)}
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (600, 3, 4, 5), dtype=np.uint8), rng.integers(0, 3, 600)
+
+
+def test_round_trip(tmp_path, data):
+    samples, labels = data
+    found = write(tmp_path / "a", samples, labels)
+    train, test = rows(tmp_path / "a", "train"), rows(tmp_path / "a", "test")
+    assert train | test == {s.tobytes(): int(v) for s, v in zip(samples, labels, strict=True)}
+    assert len(train) + len(test) == 600
+    spec = shards.read_spec(tmp_path / "a")
+    assert spec.counts == found.counts == {"train": len(train), "test": len(test)}
+    assert (spec.shape, spec.classes, spec.modality) == ((3, 4, 5), ("0", "1", "2"), "image")
+    assert [sum(found.classes[s][c] for s in shards.SPLITS) for c in range(3)] == np.bincount(labels).tolist()
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {"train-00000.parquet", "test-00000.parquet"}
+
+
+def test_large_samples_are_png_and_lossless(tmp_path):
+    for channels in (1, 3):
+        samples = np.random.default_rng(1).integers(0, 256, (12, channels, 120, 110), dtype=np.uint8)
+        folder = tmp_path / str(channels)
+        write(folder, samples, test_share=0.5)
+        assert {*rows(folder, "train"), *rows(folder, "test")} == {s.tobytes() for s in samples}
+        cell = pq.read_table(next(folder.glob("train-*")))["sample"][0].as_py()
+        assert cell.startswith(b"\x89PNG")
+        assert "label" not in shards.read(folder, "train")
+
+
+def test_small_samples_are_fixed_shape_tensors(tmp_path, data):
+    write(tmp_path / "a", *data)
+    kind = pq.read_schema(tmp_path / "a" / "train-00000.parquet").field("sample").type
+    assert kind.extension_name == "arrow.fixed_shape_tensor"
+    assert kind.shape == [3, 4, 5]
+
+
+def test_neither_order_nor_memory_changes_a_byte(tmp_path, data, monkeypatch):
+    samples, labels = data
+    write(tmp_path / "a", samples, labels)
+    order = np.random.default_rng(2).permutation(600)
+    monkeypatch.setattr(shards, "_SPILL_BYTES", 5000)  # many spills, files for each first byte of the hash
+    write(tmp_path / "b", samples[order], labels[order], chunk=37)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_adding_data_moves_nothing(tmp_path, data):
+    samples, labels = data
+    write(tmp_path / "few", samples[:200], labels[:200])
+    write(tmp_path / "many", samples, labels)
+    for split in shards.SPLITS:
+        assert rows(tmp_path / "few", split).items() <= rows(tmp_path / "many", split).items()
+    assert shards.read_spec(tmp_path / "few").content_hash != shards.read_spec(tmp_path / "many").content_hash
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_the_split_is_fair_to_every_class(tmp_path, share):
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 4, 8000)
+    found = write(tmp_path / "a", rng.integers(0, 256, (8000, 1, 4, 4), dtype=np.uint8), labels, test_share=share)
+    for label in range(4):
+        n = int((labels == label).sum())
+        deviation = (n * share * (1 - share)) ** 0.5  # of a binomial
+        assert abs(found.classes["test"][label] - n * share) < 4 * deviation
+
+
+def test_the_first_of_equal_ones_stays(tmp_path, data):
+    samples, labels = data
+    labels = labels.copy()
+    samples = np.concatenate([samples, samples[:5], samples[:3]])
+    labels = np.concatenate([labels, labels[:5], (labels[:3] + 1) % 3])
+    found = write(tmp_path / "a", samples, labels)
+    assert (found.duplicates, found.conflicts, sum(found.counts.values())) == (8, 3, 600)
+    kept = rows(tmp_path / "a", "train") | rows(tmp_path / "a", "test")
+    assert all(kept[samples[i].tobytes()] == labels[i] for i in range(5))
+
+
+def test_shards_and_row_groups(tmp_path, data, monkeypatch):
+    samples, labels = data
+    monkeypatch.setattr(shards, "_GROUP_BYTES", 60 * 16)
+    write(tmp_path / "a", samples, labels, shard_mb=60 * 16 * 4 / 1e6)
+    groups = shards.row_groups(tmp_path / "a", "train")
+    assert {g.rows for g in groups[:-1]} == {16}
+    assert [sum(g.path.name == f"train-{i:05d}.parquet" for g in groups) for i in range(3)] == [4, 4, 4]
+    write(tmp_path / "b", samples, labels)
+    for name, column in shards.read(tmp_path / "a", "train").items():
+        assert torch.equal(column, shards.read(tmp_path / "b", "train")[name])
+        assert torch.equal(column[:70], shards.read(tmp_path / "a", "train", limit=70)[name])
+
+
+def test_the_content_hash_sees_labels_and_the_split(tmp_path, data):
+    samples, labels = data
+    hashes = set()
+    for i, (marks, share) in enumerate([(labels, 0.25), (2 - labels, 0.25), (labels, 0.3), (None, 0.25)]):
+        hashes.add(write(tmp_path / str(i), samples, marks, test_share=share).content_hash)
+    assert len(hashes) == 4
+
+
+def test_what_describe_raises_stops_before_a_shard(tmp_path, data):
+    (tmp_path / "a").mkdir()
+
+    def refuse(_):
+        raise ValueError("no")
+
+    packed = shards.pack(data[0][0])
+    with pytest.raises(ValueError, match="no"):
+        shards.write(tmp_path / "a", [shards.table([packed[0]], [packed[1]], [0])], refuse, test_share=0.5, shard_mb=1)
+    assert not list((tmp_path / "a").glob("*.parquet"))
+
+
+def test_nothing_prepared_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run the stage `prepare`"):
+        shards.read_spec(tmp_path)

@@ -1,0 +1,253 @@
+"""Sources: what each finds in its folder, and the one line it says where it finds nothing of use."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import sys
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ganlib import registry
+from ganlib.data import image
+from ganlib.sources._source import SourceError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 5, 6), dtype=np.uint8)
+
+
+def load(name, raw, **more):
+    module = registry.load("sources", name)
+    return module.load(module.Config(**more), raw)
+
+
+def items(source):
+    found = [item for part in source.parts for item in part()]
+    assert len(found) == source.count
+    return found
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def decoded(found, channels=1):
+    cfg = image.Config(size=(5, 6), channels=channels)
+    return np.stack([image.encode(cfg, item.payload) for item in found])
+
+
+@pytest.mark.parametrize("name", registry.names("sources"))
+def test_every_source_has_a_closed_named_config(name):
+    module = registry.load("sources", name)
+    assert next(iter(module.Config.model_fields)) == "name"
+    assert module.Config().name == name
+    with pytest.raises(ValueError, match="unknown key"):
+        module.Config(nmae=name)
+
+
+@pytest.mark.parametrize("name", ["idx", "image_folder", "parquet"])
+def test_an_empty_or_foreign_folder_is_one_clear_line(name, tmp_path):
+    with pytest.raises(SourceError, match="no such folder"):
+        load(name, tmp_path / "none")
+    with pytest.raises(SourceError, match=r"\A.*it holds nothing\Z"):
+        load(name, tmp_path)
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(SourceError, match=r"\A.*it holds 1 other files, as a.txt\Z"):
+        load(name, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "count", "side"), [("mnist", 5000, 28), ("digits", 1797, 8)])
+def test_packaged_sets(name, count, side, tmp_path):
+    source = load(name, tmp_path / "not needed")
+    found = items(source)
+    assert source.classes == tuple("0123456789")
+    assert len(found) == count
+    assert found[0].payload.shape == (side, side)
+    assert found[0].payload.dtype == np.uint8
+    assert max(item.payload.max() for item in found) == 255
+    assert min(np.bincount([item.label for item in found])) > count / 12
+
+
+class TestIdx:
+    def write(self, path, array, *, magic=None, cut=None):
+        head = np.array([magic or 0x0800 | array.ndim, *array.shape], ">u4").tobytes()
+        data = (head + array.tobytes())[:cut]
+        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+    @pytest.mark.parametrize("end", ["", ".gz"])
+    def test_both_files_are_one_set(self, tmp_path, end):
+        labels = np.arange(12, dtype=np.uint8) % 3 + 4
+        for name, rows in (("train", slice(0, 8)), ("t10k", slice(8, 12))):
+            self.write(tmp_path / f"{name}-images-idx3-ubyte{end}", PIXELS[rows])
+            self.write(tmp_path / f"{name}-labels-idx1-ubyte{end}", labels[rows])
+        source = load("idx", tmp_path)
+        found = items(source)
+        assert source.classes == ("4", "5", "6")
+        order = [*range(8, 12), *range(8)]  # t10k comes first by name
+        np.testing.assert_array_equal(decoded(found)[:, 0], PIXELS[order])
+        assert [item.label for item in found] == [int(labels[i]) - 4 for i in order]
+        assert found[0].id == f"t10k-images-idx3-ubyte{end}[0]"
+
+    def test_without_labels(self, tmp_path):
+        self.write(tmp_path / "train-images-idx3-ubyte", PIXELS)
+        source = load("idx", tmp_path)
+        assert source.classes == ()
+        assert {item.label for item in items(source)} == {None}
+        self.write(tmp_path / "t10k-images-idx3-ubyte", PIXELS)
+        self.write(tmp_path / "t10k-labels-idx1-ubyte", np.zeros(12, np.uint8))
+        with pytest.raises(SourceError, match="train-images-idx3-ubyte has no file of labels"):
+            load("idx", tmp_path)
+
+    @pytest.mark.parametrize("end", ["", ".gz"])
+    def test_broken_files(self, tmp_path, end):
+        images = tmp_path / f"train-images-idx3-ubyte{end}"
+        self.write(images, PIXELS, cut=100)
+        with pytest.raises(SourceError, match="84 bytes after the header; 12 x 5 x 6 = 360 are wanted"):
+            load("idx", tmp_path)
+        self.write(images, PIXELS, magic=0x0801)
+        with pytest.raises(SourceError, match="starts with 0x00000801"):
+            load("idx", tmp_path)
+        images.write_bytes(b"")
+        with pytest.raises(SourceError, match=images.name):
+            load("idx", tmp_path)
+        self.write(images, PIXELS)
+        self.write(tmp_path / f"train-labels-idx1-ubyte{end}", np.zeros(11, np.uint8))
+        with pytest.raises(SourceError, match="11 labels for 12 images"):
+            load("idx", tmp_path)
+
+    def test_a_gzip_cut_short(self, tmp_path):
+        path = tmp_path / "train-images-idx3-ubyte.gz"
+        self.write(path, PIXELS)
+        path.write_bytes(path.read_bytes()[:-20])
+        with pytest.raises(SourceError, match="end-of-stream"):
+            load("idx", tmp_path)
+
+
+class TestImageFolder:
+    def save(self, path, pixels):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+    def test_flat(self, tmp_path):
+        self.save(tmp_path / "a.png", PIXELS[0])
+        self.save(tmp_path / "b.BMP", PIXELS[1])
+        (tmp_path / "notes.txt").write_text("")
+        self.save(tmp_path / ".hidden.png", PIXELS[2])
+        source = load("image_folder", tmp_path)
+        assert source.classes == ()
+        np.testing.assert_array_equal(decoded(items(source))[:, 0], PIXELS[:2])
+
+    def test_a_folder_a_class_nested(self, tmp_path):
+        self.save(tmp_path / "dog" / "a" / "b" / "1.png", PIXELS[1])
+        self.save(tmp_path / "cat" / "1.tif", PIXELS[0])
+        (tmp_path / "empty").mkdir()
+        source = load("image_folder", tmp_path)
+        assert source.classes == ("cat", "dog")
+        assert [(item.id, item.label) for item in items(source)] == [("cat/1.tif", 0), ("dog/a/b/1.png", 1)]
+        assert load("image_folder", tmp_path, labels="none").classes == ()
+
+    def test_images_beside_class_folders(self, tmp_path):
+        self.save(tmp_path / "cat" / "1.png", PIXELS[0])
+        self.save(tmp_path / "stray.png", PIXELS[1])
+        with pytest.raises(SourceError, match=r"1 images lie beside class folders \(as stray.png\), 1 in them"):
+            load("image_folder", tmp_path)
+        assert len(items(load("image_folder", tmp_path, labels="none"))) == 2
+
+
+class TestParquet:
+    COLUMNS: ClassVar = {
+        "bytes": pa.array([png(p) for p in PIXELS]),
+        "struct": pa.array([{"bytes": png(p), "path": "x.png"} for p in PIXELS]),
+        "tensor": pa.FixedShapeTensorArray.from_numpy_ndarray(PIXELS),
+        "lists": pa.array(PIXELS.tolist()),
+        "lists of bytes": pa.array(PIXELS.tolist(), pa.list_(pa.list_(pa.uint8()))),
+    }
+
+    @pytest.mark.parametrize("kind", COLUMNS)
+    def test_columns(self, tmp_path, kind):
+        labels = [["b", "a"][i % 2] for i in range(12)]
+        table = pa.table({"x": self.COLUMNS[kind], "y": labels})
+        pq.write_table(table.slice(0, 9), tmp_path / "0.parquet", row_group_size=4)
+        pq.write_table(table.slice(9), tmp_path / "1.parquet")
+        source = load("parquet", tmp_path, image="x", label="y")
+        found = items(source)
+        assert len(source.parts) == 4
+        assert source.classes == ("a", "b")
+        assert [item.label for item in found] == [1, 0] * 6
+        np.testing.assert_array_equal(decoded(found)[:, 0], PIXELS)
+        assert found[5].id == "0.parquet[group 1, row 1]"
+
+    def test_numbers_are_classes_by_size(self, tmp_path):
+        pq.write_table(pa.table({"image": self.COLUMNS["bytes"], "label": [10, 9] * 6}), tmp_path / "a.parquet")
+        source = load("parquet", tmp_path)
+        assert source.classes == ("9", "10")
+        assert [item.label for item in items(source)] == [1, 0] * 6
+        assert load("parquet", tmp_path, label=None).classes == ()
+
+    def test_holes_are_left_to_the_rejects(self, tmp_path):
+        cells = [None, [[1, 2], [3]], [[1, 2], [3, 4]]]
+        pq.write_table(pa.table({"image": pa.array(cells), "label": pa.array([0, 1, None])}), tmp_path / "a.parquet")
+        found = items(load("parquet", tmp_path))
+        assert [item.payload is None for item in found] == [True, True, False]
+        assert [item.label for item in found] == [0, 1, None]
+
+    def test_what_cannot_be_read(self, tmp_path):
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.table({"image": ["a", "b"], "label": [[0], [1]], "png": [b"", b""]}), path)
+        with pytest.raises(SourceError, match="no column 'picture'; it has: image, label, png"):
+            load("parquet", tmp_path, image="picture")
+        with pytest.raises(SourceError, match="column 'image' is string; images are bytes"):
+            load("parquet", tmp_path)
+        with pytest.raises(SourceError, match=r"column 'label' of list.* cannot be labels"):
+            load("parquet", tmp_path, image="png")
+        path.write_bytes(b"no parquet")
+        with pytest.raises(SourceError, match=r"\A[^\n]*a.parquet[^\n]*\Z"):
+            load("parquet", tmp_path)
+
+
+class TestHuggingface:
+    def test_without_the_extra(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "datasets", None)
+        with pytest.raises(SourceError, match=r"pip install ganlib\[huggingface\]"):
+            load("huggingface", tmp_path)
+
+    def test_saved_to_disk(self, tmp_path):
+        datasets = pytest.importorskip("datasets")
+        rows = {"image": [Image.fromarray(p) for p in PIXELS], "label": [i % 2 for i in range(12)]}
+        features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["even", "odd"]))
+        whole = datasets.Dataset.from_dict(rows, features=features)
+        parts = {"train": whole.select(range(8)), "test": whole.select(range(8, 12))}
+        datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+        source = load("huggingface", tmp_path / "saved")
+        found = items(source)
+        assert source.classes == ("even", "odd")
+        np.testing.assert_array_equal(decoded(found)[:, 0], PIXELS)
+        assert [item.label for item in found] == [0, 1] * 6
+        assert load("huggingface", tmp_path / "saved", split="test").count == 4
+        for wrong, said in (({"split": "x"}, "no split 'x'; it has: train, test"), ({"image": "x"}, "no column 'x'")):
+            with pytest.raises(SourceError, match=said):
+                load("huggingface", tmp_path / "saved", **wrong)
+        with pytest.raises(SourceError, match=r"\A[^\n]+\Z"):
+            load("huggingface", tmp_path / "nothing")
+
+
+def test_parts_travel_to_other_processes(tmp_path):
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
+    pq.write_table(pa.table({"image": TestParquet.COLUMNS["bytes"]}), tmp_path / "a.parquet")
+    TestIdx().write(tmp_path / "train-images-idx3-ubyte", PIXELS)
+    for source in (
+        load("image_folder", tmp_path),
+        load("parquet", tmp_path, label=None),
+        load("idx", tmp_path),
+        load("digits", tmp_path),
+        load("mnist", tmp_path),
+    ):
+        for part in source.parts:
+            pickle.loads(pickle.dumps(part))

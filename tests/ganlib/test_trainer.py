@@ -1,0 +1,222 @@
+"""Training: exact resume, ranks that equal one process, and refusals before any work."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from ganlib import checkpoint, registry
+from ganlib.config import ConfigError, override, parse_params
+from ganlib.data.shards import read_spec
+from ganlib.health import Diverged, check, diversity
+from ganlib.trainer import build_game, plan, train
+
+FAMILIES = registry.names("models")
+
+
+@pytest.fixture
+def small(params):
+    """A budget of 12 steps, reported every 4th; small networks."""
+
+    def make(family="mlp", *, changes=(), **train_changes):
+        budget = {"kimg": 0.384, "batch": 32, "report_kimg": 0.128, "checkpoint_kimg": 0.128} | train_changes
+        params_of = params.model_copy(
+            update={"model": family, "train": params.train.model_copy(update={"quality_samples": 0, **budget})}
+        )
+        return override(params_of, {"network.width": 8, **dict(changes)})
+
+    return make
+
+
+class Kept:
+    """A report that keeps the rows and the folders."""
+
+    def __init__(self, folder: Path, stop_after: int | None = None):
+        self.rows, self.folders, self.root, self.stop_after = [], [], folder, stop_after
+
+    def __call__(self, row, folder):
+        self.rows.append(row)
+        if folder is not None:
+            self.folders.append(Path(shutil.copytree(folder, self.root / f"{len(self.rows)}")))
+        if len(self.rows) == self.stop_after:
+            raise KeyboardInterrupt
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def without_clock(state):
+    clock = ("seconds", "images_per_second")
+    return {
+        **{k: v for k, v in state.items() if k != "seconds"},
+        "rows": [{k: v for k, v in row.items() if k not in clock} for row in state["rows"]],
+    }
+
+
+def test_what_a_report_holds(small, prepared, tmp_path):
+    kept = Kept(tmp_path)
+    train(small(), kept, prepared=prepared)
+    assert [row["kimg"] for row in kept.rows] == pytest.approx([0.128, 0.256, 0.384])
+    assert {"sign/real", "sign/fake", "logit/gap", "gradient/generator", "gradient/discriminator"} <= set(kept.rows[0])
+    assert {"diversity", "images_per_second", "loss/generator", "loss/discriminator"} <= set(kept.rows[0])
+    assert {p.name for p in kept.folders[0].iterdir()} == {"checkpoint.pt", "generator", "samples.png"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_seed_gives_the_same_bits(family, small, prepared, tmp_path):
+    ends = []
+    for name in ("a", "b"):
+        kept = Kept(tmp_path / name)
+        train(small(family), kept, prepared=prepared)
+        ends.append(without_clock(checkpoint.load(kept.folders[-1])))
+    assert equal(*ends)
+    kept = Kept(tmp_path / "c")
+    train(small(family).model_copy(update={"seed": 1}), kept, prepared=prepared)
+    assert not equal(ends[0], without_clock(checkpoint.load(kept.folders[-1])))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_resumed_run_ends_with_the_same_bits(family, small, prepared, tmp_path):
+    whole = Kept(tmp_path / "whole")
+    train(small(family), whole, prepared=prepared)
+    first = Kept(tmp_path / "first", stop_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(small(family), first, prepared=prepared)
+    second = Kept(tmp_path / "second")
+    train(small(family), second, prepared=prepared, resume=first.folders[-1])
+    assert len(second.rows) == 1
+    ends = [without_clock(checkpoint.load(kept.folders[-1])) for kept in (whole, second)]
+    assert equal(*ends)
+    exported = [(kept.folders[-1] / "generator" / "generator.safetensors").read_bytes() for kept in (whole, second)]
+    assert exported[0] == exported[1]
+
+
+def test_resuming_a_finished_run_changes_nothing(small, prepared, tmp_path):
+    kept = Kept(tmp_path)
+    train(small(), kept, prepared=prepared)
+    train(small(), kept, prepared=prepared, resume=kept.folders[-1])
+    assert len(kept.rows) == 3
+
+
+def _rank(rank, world, params, prepared, out, resume=None):
+    dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    params = parse_params(params)
+
+    def report(row, folder):
+        if folder is not None:
+            shutil.copytree(folder, Path(out) / f"{row['kimg']:.3f}")
+
+    train(params, report, prepared=prepared, resume=resume)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [*[(family, {}) for family in FAMILIES], ("dcgan", {"discriminator_norm": "batch"})],
+    ids=str,
+)
+def test_two_ranks_equal_one_process(family, changes, small, prepared, tmp_path):
+    """One step of plain descent moves weights by the gradients: these agree to 1e-5, BatchNorm included."""
+    overrides = {f"network.{k}": v for k, v in changes.items()}
+    if changes:
+        overrides["penalties"] = {}
+    params = small(family, changes=overrides, kimg=0.032, report_kimg=0.032)
+    gradients = {}
+    for world in (1, 2):
+        out = tmp_path / str(world)
+        out.mkdir()
+        mp.spawn(_rank, (world, params.model_dump(mode="json"), prepared, str(out)), nprocs=world)
+        (folder,) = (p for p in out.iterdir() if p.is_dir())
+        state = checkpoint.load(folder)
+        # after one step from nothing, Adam's first moment is (1 − β1) x gradient
+        gradients[world] = [
+            entry["exp_avg"] / (1 - 0.5)
+            for player in ("generator", "discriminator")
+            for entry in state[f"{player}_optimizer"]["state"].values()
+        ]
+    assert any(g.abs().max() > 1e-3 for g in gradients[1])
+    for one, two in zip(gradients[1], gradients[2], strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-5)
+
+
+def test_a_checkpoint_of_one_process_goes_on_in_two(small, prepared, tmp_path):
+    params = small("dcgan")
+    whole = Kept(tmp_path / "whole")
+    train(params, whole, prepared=prepared)
+    out = tmp_path / "two"
+    out.mkdir()
+    arguments = (2, params.model_dump(mode="json"), prepared, str(out), str(whole.folders[1]))
+    mp.spawn(_rank, arguments, nprocs=2)
+    (folder,) = (p for p in out.iterdir() if p.is_dir())
+    ends = [checkpoint.load(f)["average"] for f in (whole.folders[-1], folder)]
+    torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("option", ["amp", "channels_last"])
+def test_options_train(option, small, prepared, tmp_path):
+    kept = Kept(tmp_path)
+    train(small("dcgan", **{option: True}), kept, prepared=prepared)
+    assert len(kept.rows) == 3
+
+
+def test_accumulation_equals_one_batch(small, prepared, tmp_path):
+    ends = []
+    for accumulate in (1, 4):
+        kept = Kept(tmp_path / str(accumulate))
+        train(small(accumulate=accumulate), kept, prepared=prepared)
+        ends.append(checkpoint.load(kept.folders[-1])["generator"])
+    torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_that_does_not_divide(params):
+    with pytest.raises(ConfigError, match=r"train\.batch: 64 does not divide into 3 workers.*multiple of 3"):
+        plan(params, 3)
+
+
+def test_what_does_not_fit_is_refused_before_work(small, prepared):
+    spec = read_spec(prepared)
+    with pytest.raises(ConfigError, match=r"penalties \(r1\).*BatchNorm"):
+        build_game(small("dcgan", changes={"network.discriminator_norm": "batch"}), spec)
+    with pytest.raises(ConfigError, match="for image data, these are text"):
+        build_game(small(), dataclasses.replace(spec, modality="text"))
+    with pytest.raises(ConfigError, match="8 to 128 pixels"):
+        build_game(small("dcgan"), dataclasses.replace(spec, shape=(1, 6, 6)))
+
+
+def test_divergence_stops_the_run(small, prepared, tmp_path):
+    kept = Kept(tmp_path)
+    wild = small(changes={"generator.lr": 1e30, "discriminator.lr": 1e30, "loss": "wasserstein", "penalties": {}})
+    with pytest.raises(Diverged, match="not finite"):
+        train(wild, kept, prepared=prepared)
+
+
+def test_health():
+    check({"a": 1.0}, 0.1)
+    with pytest.raises(Diverged, match=r"before 0\.1 kimg: b not finite"):
+        check({"a": 1.0, "b": float("nan")}, 0.1)
+    points = torch.randn(64, 1, 4, 4)
+    assert diversity(points, points) == pytest.approx(1.0)
+    assert diversity(points[:1].expand(64, -1, -1, -1), points) == 0.0
+
+
+def test_damaged_checkpoints_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        checkpoint.load(tmp_path)
+    checkpoint.save(tmp_path, {"step": 1, "w": torch.ones(1000)})
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: damaged"):
+        checkpoint.load(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,150 @@
+"""The stage `prepare`: what a person gets for good data, and the one line they get for bad data."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ganlib.config import DatasetConfig
+from ganlib.data import shards
+from pipelines import prepare as stage
+from pipelines._stage import StageError
+
+FOLDER = {"name": "image_folder"}
+
+
+def config(source=FOLDER, *, size=(8, 8), channels=1, **more):
+    sample = {"kind": "image", "size": size, "channels": channels}
+    return DatasetConfig.model_validate({"source": source, "sample": sample, "test_share": 0.3, **more})
+
+
+def save(raw: Path, names, seed=0):
+    rng = np.random.default_rng(seed)
+    for name in names:
+        (raw / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(raw / name)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_digits(prepared, params):
+    spec = shards.read_spec(prepared)
+    assert spec.shape == (1, *params.dataset.sample.size)
+    assert sum(spec.counts.values()) == 1797
+    card = json.loads((prepared / "card.json").read_text())
+    assert card["examples"] == card["items"] == 1797
+    assert {split: part["examples"] for split, part in card["splits"].items()} == spec.counts
+    train = shards.read(prepared, "train")
+    counted = torch.bincount(train["label"]).tolist()
+    assert list(card["splits"]["train"]["classes"].values()) == counted
+    levels = train["sample"].double() / 255
+    assert card["levels"]["mean"] == pytest.approx([levels.mean().item()], abs=1e-5)
+    assert card["levels"]["std"] == pytest.approx([levels.std(correction=0).item()], abs=1e-5)
+    with Image.open(prepared / "card.png") as picture:
+        assert picture.size[0] == picture.size[1]  # ten classes, ten of each
+
+
+def test_the_card_counts_duplicates_and_rejects(tmp_path, capsys):
+    raw = tmp_path / "raw"
+    save(raw, [f"{c}/{i}.png" for c in "ab" for i in range(30)])
+    (raw / "a" / "again.png").write_bytes((raw / "a" / "0.png").read_bytes())
+    (raw / "b" / "other.png").write_bytes((raw / "a" / "1.png").read_bytes())
+    (raw / "b" / "broken.png").write_bytes(b"broken")
+    stage.prepare(config(max_reject_share=0.1), raw, tmp_path / "out")
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert (card["items"], card["rejected"], card["examples"]) == (63, 1, 60)
+    assert (card["duplicates"], card["duplicates_with_another_label"]) == (2, 1)
+    with (tmp_path / "out" / "rejects.csv").open(newline="") as file:
+        rejects = list(csv.DictReader(file))
+    assert rejects == [{"item": "b/broken.png", "reason": "not an image, or of an unknown format"}]
+    assert "1 rejected, 2 exact duplicates (1 with another label)" in capsys.readouterr().out
+
+
+def test_the_same_input_gives_the_same_bytes_with_and_without_ray(tmp_path, monkeypatch):
+    raw = tmp_path / "raw"
+    save(raw, [f"{c}/{i}.png" for c in "ab" for i in range(300)])
+    (raw / "a" / "broken.png").write_bytes(b"broken")
+    cfg = config(max_reject_share=0.1)
+    stage.prepare(cfg, raw, tmp_path / "one")
+    stage.prepare(cfg, raw, tmp_path / "two")
+    monkeypatch.setattr(stage, "RAY_FROM_S", 0.0)
+    handed = []
+    by_ray = stage._by_ray
+    monkeypatch.setattr(stage, "_by_ray", lambda parts, encode: handed.append(len(parts)) or by_ray(parts, encode))
+    stage.prepare(cfg, raw, tmp_path / "ray")
+    assert handed == [2]  # of three parts, after one here
+    assert content(tmp_path / "one") == content(tmp_path / "two") == content(tmp_path / "ray")
+
+
+def test_one_class_is_no_label(tmp_path, capsys):
+    save(tmp_path / "raw", [f"only/{i}.png" for i in range(40)])
+    stage.prepare(config(), tmp_path / "raw", tmp_path / "out")
+    assert shards.read_spec(tmp_path / "out").classes == ()
+    assert "label" not in shards.read(tmp_path / "out", "train")
+    assert "one class, 'only': treated as unlabelled" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([], "no such folder"),
+        (["a.png"], "too few data: of 1 different examples"),
+        ([f"{i}.png" for i in range(4)], "too few data: of 4 different examples"),
+        (["rare/0.png", *(f"b/{i}.png" for i in range(60))], "class 'rare' has no training example"),
+    ],
+)
+def test_too_little_is_one_clear_line(tmp_path, names, said):
+    save(tmp_path / "raw", names, seed=8)
+    with pytest.raises(StageError, match=said) as raised:
+        stage.prepare(config(), tmp_path / "raw", tmp_path / "out")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_half_the_files_truncated_stops_and_keeps_what_was(tmp_path):
+    raw = tmp_path / "raw"
+    save(raw, [f"{i:02d}.png" for i in range(40)])
+    stage.prepare(config(), raw, tmp_path / "out")
+    before = content(tmp_path / "out")
+    for i in range(0, 40, 2):
+        path = raw / f"{i:02d}.png"
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(StageError, match=r"20 of the first 40 items \(50.0%\) cannot be read, .* 1.0% .*: 00.png \("):
+        stage.prepare(config(), raw, tmp_path / "out")
+    assert content(tmp_path / "out") == before
+
+
+def test_killed_half_way_leaves_nothing_to_read(tmp_path):
+    save(tmp_path / "data" / "raw" / "photos", [f"{i}.png" for i in range(300)])
+    script = (
+        "import time; from pathlib import Path; from ganlib.data import shards; from pipelines import prepare as p\n"
+        "from ganlib.config import DatasetConfig\n"
+        "write = shards._Writer._write\n"
+        "def slow(self, rows): write(self, rows); print('writing', flush=True); time.sleep(60)\n"
+        "shards._Writer._write = slow\n"
+        f"p.prepare(DatasetConfig.model_validate_json({config().model_dump_json()!r}), "
+        "Path('data/raw/photos'), Path('out'))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(stage.__file__).parent.parent)}
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "writing\n"
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert not (tmp_path / "out").exists()
+    stage.prepare(config(), tmp_path / "data" / "raw" / "photos", tmp_path / "out")
+    assert sum(shards.read_spec(tmp_path / "out").counts.values()) == 300
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
