@@ -48,6 +48,11 @@ def leaves(sample: Sample) -> list[Tensor]:
     return list(sample.values()) if isinstance(sample, dict) else [sample]
 
 
+def _cut(sample: Sample, needs_gradient: bool) -> Sample:
+    """The sample cut from its graph; with gradients of its own where penalties ask for them."""
+    return each(lambda x: x.detach().requires_grad_(needs_gradient), sample)
+
+
 def seed_of(*key: int | str) -> int:
     """A 63-bit seed for a key such as (seed, purpose, step); unrelated keys give unrelated streams."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest()) >> 1
@@ -228,8 +233,8 @@ def adversarial_step(
             with autocast():
                 with torch.set_grad_enabled(keep_graph):
                     fake = generate(deal.inputs, deal.cond)
-                real = each(lambda x: x.detach().requires_grad_(bool(terms)), deal.real)
-                shown = each(lambda x: x.detach().requires_grad_(bool(terms)), fake)
+                real = _cut(deal.real, bool(terms))
+                shown = _cut(fake, bool(terms))
                 real_logits, fake_logits = judge(real, deal.cond), judge(shown, deal.cond)
                 round = Round(game, deal, batch.noise, real, shown, real_logits, fake_logits)
                 pay("discriminator", terms, round, loss.discriminator(real_logits, fake_logits), share)

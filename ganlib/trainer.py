@@ -22,13 +22,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ganlib import checkpoint, health, registry
+from ganlib import checkpoint, health, registry, shards
 from ganlib.config import ConfigError, Params, PlayerConfig
 from ganlib.data._spec import Spec
-from ganlib.data.loader import Loader
-from ganlib.data.shards import read_spec
 from ganlib.export import save_generator
 from ganlib.game import Batch, Deal, Game, Learner, Noise, Term, adversarial_step, each, leaves, seed_of
+from ganlib.loader import Loader
 from ganlib.losses import LOSSES
 from ganlib.models._layers import BatchNorm
 from ganlib.penalties import PENALTIES
@@ -110,7 +109,7 @@ def train(
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    cfg, timing, spec = params.train, plan(params, world), read_spec(Path(prepared))
+    cfg, timing, spec = params.train, plan(params, world), shards.read_spec(Path(prepared))
 
     torch.manual_seed(seed_of(params.seed, "weights"))  # the same first weights on every rank
     game = build_game(params, spec)
@@ -267,20 +266,19 @@ class _Watch:
     ):
         self.game, self.average, self.spec, self.place = game, average, spec, place
         self.reference = Reference.load(reference) if reference and params.train.quality_samples else None
-        memory = params.train.memory_mb
-        size = min(PREVIEWS, spec.counts["test"])
-        shown = Loader(prepared, "test", batch=size, seed=params.seed, memory_mb=memory)
-        self.fixed = self._deal(shown, Noise(params.seed, "preview", size=size))
+        self.fixed = self._deal(prepared, "test", PREVIEWS, Noise(params.seed, "preview", size=PREVIEWS))
         if self.reference is not None:
-            size = min(params.train.quality_samples, spec.counts["train"])
-            judged = Loader(prepared, "train", batch=size, seed=params.seed + 1, memory_mb=memory)
-            self.judged = self._deal(judged, Noise(params.seed, "quality", size=size))
+            size = params.train.quality_samples
+            self.judged = self._deal(prepared, "train", size, Noise(params.seed, "quality", size=size))
 
-    def _deal(self, loader: Loader, noise: Noise) -> Deal:
-        data = loader.batch_at(0)
+    def _deal(self, prepared: Path, split: str, size: int, noise: Noise) -> Deal:
+        """A deal of stored examples, as many as `size` if there are, in turns; they are stored in random order."""
+        data = shards.read(prepared, split, limit=size)
+        rows = torch.arange(size) % len(data["sample"])
         if "label" in data:  # a picture is easier to read class by class
-            order = data["label"].argsort(stable=True)
-            data = {name: column[order] for name, column in data.items()}
+            rows = rows[data["label"][rows].argsort(stable=True)]
+        data = {name: column[rows] for name, column in data.items()}
+        data["sample"] = registry.load("data", self.spec.kind).decode(data["sample"])
         return self.game.deal(Batch(data, noise))
 
     @torch.inference_mode()

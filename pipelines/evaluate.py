@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ganlib import registry
+from ganlib import registry, shards
 from ganlib.config import EvaluateConfig, Params
-from ganlib.data import shards
 from ganlib.data._spec import Spec
 from ganlib.evaluate import Metrics, evaluate
 from ganlib.export import Generator, load_generator

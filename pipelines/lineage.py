@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from ganlib.config import Params
-from ganlib.data.shards import read_spec
+from ganlib.shards import read_spec
 from pipelines._stage import PREPARED, StageError
 
 __all__ = ["Check", "facts", "verify"]

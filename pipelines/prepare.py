@@ -1,7 +1,7 @@
 """Stage `prepare`: `data/raw/NAME` or a packaged set becomes `data/prepared`: shards, a card, the rejects.
 
 Memory stays bounded whatever the size: parts of the source are read, encoded and hashed one after the other
-(side by side, by Ray Data, where there is much to do), then sorted on disk; see `ganlib.data.shards`.
+(side by side, by Ray Data, where there is much to do), then sorted on disk; see `ganlib.shards`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ganlib import registry
+from ganlib import registry, shards
 from ganlib.config import DatasetConfig
-from ganlib.data import shards
 from ganlib.data._spec import Spec
 from ganlib.sources._source import Part, Source, SourceError
 from pipelines._stage import PREPARED, StageError, main, whole_folder
@@ -44,12 +43,25 @@ _LEAST = 2  # examples in each split
 
 
 def prepare(cfg: DatasetConfig, raw: Path, out: Path) -> None:
-    """Write the folder `out` from the folder `raw`. Raises StageError where they cannot make a data set."""
-    source_name, sample_kind = cfg.source.name, cfg.sample.kind  # type: ignore[attr-defined]
+    """Write the folder `out` from the folder `raw`. Raises StageError where that cannot make a data set."""
     try:
-        source: Source = registry.load("sources", source_name).load(cfg.source, raw.resolve())
+        card = _prepare(cfg, raw, out)
     except SourceError as error:
         raise StageError(str(error)) from error
+    splits = ", ".join(f"{part['examples']} {split}" for split, part in card["splits"].items())
+    print(f"{out}: {splits}; shape {card['shape']}, {len(card['test_share_of_class']) or 'no'} classes")
+    print(
+        f"of {card['items']} items: {card['rejected']} rejected, {card['duplicates']} exact duplicates "
+        f"({card['duplicates_with_another_label']} with another label)"
+    )
+    for note in card["notes"]:
+        print(note)
+
+
+def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
+    """Writes, and returns the card."""
+    source_name, sample_kind = cfg.source.name, cfg.sample.kind  # type: ignore[attr-defined]
+    source: Source = registry.load("sources", source_name).load(cfg.source, raw.resolve())
     # One class says nothing that a network could use.
     classes = source.classes if len(source.classes) > 1 else ()
     kind = registry.load("data", sample_kind)
@@ -68,7 +80,7 @@ def prepare(cfg: DatasetConfig, raw: Path, out: Path) -> None:
         card = _card(folder, kind, cfg, source, found, rejects)
         text = json.dumps(card, indent=2, ensure_ascii=False)
         (folder / "card.json").write_text(text + "\n", encoding="utf-8")
-    _tell(out, card)
+    return card
 
 
 # -- encoding ------------------------------------------------------------------------------------------------
@@ -132,7 +144,9 @@ def _by_ray(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table]:
         encoded = rows.map_batches(partial(_encode_rows, encode), batch_size=1, batch_format="numpy")
         yield from encoded.iter_batches(batch_size=None, batch_format="pyarrow")
     except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, (OSError, SourceError)) else error from None
+        if isinstance(error.cause, OSError | SourceError):  # Ray Data adds lines of its own to the message
+            raise SourceError(str(error.cause).splitlines()[0]) from error
+        raise
     finally:
         if started:
             ray.shutdown()
@@ -266,18 +280,6 @@ def _grid(stored: Tensor, labels: Tensor | None, spec: Spec) -> Tensor:
         row = stored[labels == label][:10]
         rows.append(torch.cat([row, row.new_zeros((10 - len(row), *spec.shape))]))
     return torch.cat(rows)
-
-
-def _tell(out: Path, card: dict[str, Any]) -> None:
-    splits = ", ".join(f"{part['examples']} {split}" for split, part in card["splits"].items())
-    classes = len(card["test_share_of_class"])
-    print(f"{out}: {splits}; shape {card['shape']}, {classes or 'no'} classes")
-    print(
-        f"of {card['items']} items: {card['rejected']} rejected, {card['duplicates']} exact duplicates "
-        f"({card['duplicates_with_another_label']} with another label)"
-    )
-    for note in card["notes"]:
-        print(note)
 
 
 if __name__ == "__main__":

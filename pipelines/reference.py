@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ganlib import reference
+from ganlib import reference, shards
 from ganlib.config import Params
-from ganlib.data import shards
 from pipelines._stage import PREPARED, REFERENCE, main, whole_folder
 
 __all__ = ["stage"]

@@ -22,7 +22,7 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: object, *gradients: Tensor) -> Tensor:
-        total: Tensor = _SumOverRanks.apply(gradients[0])
+        total: Tensor = _SumOverRanks.apply(gradients[0])  # type: ignore[no-untyped-call]
         return total
 
 
@@ -42,7 +42,8 @@ class BatchNorm(nn.BatchNorm2d):
         axes = [0, *range(2, input.dim())]
         n = torch.tensor([float(input.numel() // input.shape[1])], device=input.device)
         wide = input.float()
-        sums = _SumOverRanks.apply(torch.cat([wide.sum(axes), wide.square().sum(axes), n]))
+        local = torch.cat([wide.sum(axes), wide.square().sum(axes), n])
+        sums = _SumOverRanks.apply(local)  # type: ignore[no-untyped-call]
         count = sums[-1]
         mean, square = sums[: self.num_features] / count, sums[self.num_features : -1] / count
         variance = (square - mean.square()).clamp_min(0.0)

@@ -78,10 +78,10 @@ class _Generator(nn.Module):
         self.base = (widths[-1], *base)
         self.first = nn.Linear(cfg.latent_dim * (2 if classes else 1), widths[-1] * base[0] * base[1])
         layers: list[nn.Module] = [BatchNorm(widths[-1])] if normal else []
-        layers.append(nn.ReLU())
+        layers.append(nn.ReLU(inplace=True))
         for inner, outer in zip(widths[:0:-1], widths[-2::-1], strict=True):
             layers.append(nn.ConvTranspose2d(inner, outer, 4, stride=2, padding=1, bias=not normal))
-            layers += [BatchNorm(outer), nn.ReLU()] if normal else [nn.ReLU()]
+            layers += [BatchNorm(outer), nn.ReLU(inplace=True)] if normal else [nn.ReLU(inplace=True)]
         layers.append(nn.ConvTranspose2d(widths[0], channels, 4, stride=2, padding=1))
         self.layers = nn.Sequential(*layers)
         self.apply(_initialise)
@@ -108,7 +108,7 @@ class _Discriminator(nn.Module):
             layers.append(spectral(nn.Conv2d(inner, outer, 4, stride=2, padding=1)))
             if cfg.discriminator_norm == "batch" and level > 0:  # none on the first: Radford et al. 2016, section 3
                 layers.append(BatchNorm(outer))
-            layers.append(nn.LeakyReLU(0.2))
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
         self.layers = nn.Sequential(*layers, nn.Flatten())
         features = widths[-1] * base[0] * base[1]
         self.last = spectral(nn.Linear(features, 1))

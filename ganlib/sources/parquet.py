@@ -62,8 +62,14 @@ def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]
     columns = [cfg.image] + ([cfg.label] if cfg.label else [])
     file = pq.ParquetFile(path)
     read = _reader(path, cfg.image, file.schema_arrow.field(cfg.image).type)
-    row = 0
-    for batch in file.iter_batches(_BATCH, row_groups=[group], columns=columns):
+    batches, row = file.iter_batches(_BATCH, row_groups=[group], columns=columns), 0
+    while True:
+        try:
+            batch = next(batches, None)
+        except (OSError, pa.ArrowException) as error:
+            raise SourceError(f"{path}: group {group}: {' '.join(str(error).split())}") from error
+        if batch is None:
+            return
         labels = batch.column(cfg.label).to_pylist() if cfg.label else [None] * batch.num_rows
         for cell, label in zip(batch.column(cfg.image), labels, strict=True):
             name = f"{path.relative_to(raw)}[group {group}, row {row}]"

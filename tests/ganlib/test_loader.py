@@ -8,7 +8,7 @@ import torch
 
 from ganlib.config import ConfigError
 from ganlib.data import image, shards
-from ganlib.data.loader import Loader
+from ganlib.loader import Loader
 
 EXAMPLES, GROUP = 500, 16
 WHOLE, WINDOWED = 1.0, GROUP * 24 * 6 / 1e6  # MB: all, or windows of three row groups of 16 examples of 16 + 8 bytes

@@ -11,8 +11,8 @@ import torch.multiprocessing as mp
 
 from ganlib import checkpoint, registry
 from ganlib.config import ConfigError, override, parse_params
-from ganlib.data.shards import read_spec
 from ganlib.health import Diverged, check, diversity
+from ganlib.shards import read_spec
 from ganlib.trainer import build_game, plan, train
 
 FAMILIES = registry.names("models")

@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
+from ganlib import shards
 from ganlib.config import DatasetConfig
-from ganlib.data import shards
 from pipelines import prepare as stage
 from pipelines._stage import StageError
 
@@ -72,6 +74,7 @@ def test_the_card_counts_duplicates_and_rejects(tmp_path, capsys):
     assert "1 rejected, 2 exact duplicates (1 with another label)" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore")  # Ray Data warns of its own defaults
 def test_the_same_input_gives_the_same_bytes_with_and_without_ray(tmp_path, monkeypatch):
     raw = tmp_path / "raw"
     save(raw, [f"{c}/{i}.png" for c in "ab" for i in range(300)])
@@ -113,6 +116,25 @@ def test_too_little_is_one_clear_line(tmp_path, names, said):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.filterwarnings("ignore")  # Ray Data warns of its own defaults
+@pytest.mark.parametrize("ray_from_s", [30.0, -1.0])
+def test_a_source_that_breaks_off_is_one_clear_line(tmp_path, monkeypatch, ray_from_s):
+    rng = np.random.default_rng(0)
+    cells = pa.array([rng.bytes(100) for _ in range(200)])
+    (tmp_path / "raw").mkdir()
+    path = tmp_path / "raw" / "a.parquet"
+    pq.write_table(pa.table({"image": cells}), path, row_group_size=100, use_dictionary=False)
+    broken = bytearray(path.read_bytes())
+    start = pq.read_metadata(path).row_group(1).column(0).data_page_offset
+    broken[start : start + 2000] = bytes(2000)
+    path.write_bytes(broken)
+    monkeypatch.setattr(stage, "RAY_FROM_S", ray_from_s)
+    cfg = config({"name": "parquet", "label": None}, max_reject_share=0.9)
+    with pytest.raises(StageError, match=r"\A[^\n]*a.parquet: group 1: [^\n]*\Z"):
+        stage.prepare(cfg, tmp_path / "raw", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_half_the_files_truncated_stops_and_keeps_what_was(tmp_path):
     raw = tmp_path / "raw"
     save(raw, [f"{i:02d}.png" for i in range(40)])
@@ -129,7 +151,7 @@ def test_half_the_files_truncated_stops_and_keeps_what_was(tmp_path):
 def test_killed_half_way_leaves_nothing_to_read(tmp_path):
     save(tmp_path / "data" / "raw" / "photos", [f"{i}.png" for i in range(300)])
     script = (
-        "import time; from pathlib import Path; from ganlib.data import shards; from pipelines import prepare as p\n"
+        "import time; from pathlib import Path; from ganlib import shards; from pipelines import prepare as p\n"
         "from ganlib.config import DatasetConfig\n"
         "write = shards._Writer._write\n"
         "def slow(self, rows): write(self, rows); print('writing', flush=True); time.sleep(60)\n"

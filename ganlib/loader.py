@@ -18,9 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ganlib import registry
+from ganlib import registry, shards
 from ganlib.config import ConfigError
-from ganlib.data import shards
 
 __all__ = ["Loader"]
 
