@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ganlib import checkpoint, health, registry, shards
+from ganlib import checkpoint, health, ranks, registry, shards
 from ganlib.config import ConfigError, Params, PlayerConfig
 from ganlib.data._spec import Spec
 from ganlib.export import save_generator
@@ -218,25 +218,16 @@ def _learner(module: nn.Module, cfg: PlayerConfig, world: int, compile: bool) ->
         optimizer,
         cfg.lr,
         cfg.clip_norm,
-        average_gradients=_all_reduce_mean if world > 1 else None,
+        average_gradients=ranks.average if world > 1 else None,
         forward=torch.compile(module) if compile else None,
     )
-
-
-def _all_reduce_mean(gradients: list[Tensor]) -> None:
-    """One all-reduce of all gradients of a turn, flat. See `tests/bench/all_reduce.py` for why not DDP."""
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
 
 
 def _means(sums: dict[str, Tensor], world: int) -> dict[str, float]:
     """Means over ranks and over the steps that had the statistic; `sums` holds (sum, count) of each."""
     flat = torch.stack(list(sums.values()))
     if world > 1:
-        dist.all_reduce(flat)
+        flat = ranks.total(flat)
     return dict(zip(sums, (flat[:, 0] / flat[:, 1]).tolist(), strict=True))
 
 
