@@ -2,7 +2,7 @@
 
     python tests/bench/workers.py [--kimg 12] [--rounds 3] [--model dcgan] [--width 64]
 
-Trains the chosen model of `params.yaml` on `data/prepared` (run `dvc repro prepare` first), alternating between the two.
+Trains the chosen model of `params.yaml` on `data/prepared` (run `dvc repro prepare` first), in turns.
 The clock starts after the first report, when all is warm.
 """
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from ganlib import shards
 from ganlib.config import ConfigError
-from ganlib.data import image, shards
+from ganlib.data import image
 from ganlib.loader import Loader
 
 EXAMPLES, GROUP = 500, 16

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ganlib.data import image, shards
+from ganlib import shards
+from ganlib.data import image
 
 
 def write(folder, samples, labels=None, *, test_share=0.25, shard_mb=64.0, chunk=50):
