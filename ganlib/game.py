@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -153,8 +153,8 @@ class Learner:
     clip_norm: float | None = None
     average_gradients: Callable[[list[Tensor]], None] | None = None
     """replaces gradients by their mean over ranks, in place"""
-    forward: Callable[..., Tensor] | None = None
-    """the module's compiled forward, where there is one"""
+    compiled: Callable[..., Any] | None = None
+    """the module compiled, where that is wanted; called like the module"""
     parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -219,12 +219,13 @@ def adversarial_step(
             note(f"loss/{name}/{term.name}", cost, share)
         (total * share).backward()
 
-    generate: Callable[..., Sample] = generator.forward or game.generator
+    generate = game.generator if generator.compiled is None else generator.compiled
+    quick_judge = game.discriminator if discriminator.compiled is None else discriminator.compiled
     made: list[tuple[Deal, Batch, Sample | None]] = []
     for index, microbatches in enumerate(turns):
         terms = due("discriminator", step * len(turns) + index)
         # compiled graphs cannot be differentiated twice, as penalties need
-        judge = game.discriminator if terms else discriminator.forward or game.discriminator
+        judge = game.discriminator if terms else quick_judge
         share = 1.0 / len(microbatches)
         keep_graph = index == len(turns) - 1 and len(microbatches) == 1
         made = []
@@ -246,7 +247,6 @@ def adversarial_step(
         note("gradient/discriminator", discriminator.step(kimg), 1.0 / len(turns))
 
     terms = due("generator", step)
-    judge = discriminator.forward or game.discriminator
     share = 1.0 / len(made)
     with discriminator.frozen():
         for deal, batch, kept in made:
@@ -255,8 +255,8 @@ def adversarial_step(
                 real_logits = None
                 if loss.paired:
                     with torch.no_grad():
-                        real_logits = judge(deal.real, deal.cond)
-                fake_logits = judge(fake, deal.cond)
+                        real_logits = quick_judge(deal.real, deal.cond)
+                fake_logits = quick_judge(fake, deal.cond)
                 round = Round(game, deal, batch.noise, deal.real, fake, real_logits, fake_logits)
                 pay("generator", terms, round, loss.generator(fake_logits, real_logits), share)
     note("gradient/generator", generator.step(kimg))

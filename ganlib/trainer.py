@@ -219,7 +219,7 @@ def _learner(module: nn.Module, cfg: PlayerConfig, world: int, compile: bool) ->
         cfg.lr,
         cfg.clip_norm,
         average_gradients=ranks.average if world > 1 else None,
-        forward=torch.compile(module) if compile else None,
+        compiled=torch.compile(module) if compile else None,
     )
 
 

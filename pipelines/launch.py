@@ -26,8 +26,6 @@ __all__ = ["Job", "cluster", "fingerprint", "fit", "keep_memory", "storage", "wo
 
 # Ray asks for the workers' news this often; at its default of 2 s a report waits a second on average
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-# a local Ray accepts only who holds the token that it writes below the home folder
-os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import csv
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -128,7 +127,6 @@ def _encode(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table]:
 
 def _by_ray(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table]:
     """As `_encode`, in processes on all cores of this machine."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # as in `launch`
     import ray
     import ray.data
 

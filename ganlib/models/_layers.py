@@ -27,14 +27,13 @@ class BatchNorm(nn.BatchNorm2d):
         assert self.running_var is not None
         if not self.training:
             return super().forward(input)
-        normed, mean, variance = _BatchNorm.apply(  # type: ignore[no-untyped-call]
-            input, self.weight, self.bias, self.eps
-        )
+        wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input  # under autocast
+        normed, mean, variance = _BatchNorm.apply(wide, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             count = input.numel() / input.shape[1] * (dist.get_world_size() if dist.is_initialized() else 1)
             self.running_mean.lerp_(mean, self.momentum or 0.0)
             self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum or 0.0)
-        result: Tensor = normed
+        result: Tensor = normed.to(input.dtype)
         return result
 
 
@@ -50,10 +49,10 @@ class _BatchNorm(torch.autograd.Function):
         if x.device.type == "cpu":
             mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)  # in one pass over x
         else:
-            variance, mean = torch.var_mean(x.float(), axes, correction=0)
+            variance, mean = torch.var_mean(x, axes, correction=0)
         if dist.is_initialized() and dist.get_world_size() > 1:  # equal shares of the batch
             moments = ranks.total(torch.stack([mean, variance + mean.square()]).double()) / dist.get_world_size()
-            mean, variance = moments[0].float(), (moments[1] - moments[0].square()).clamp_min(0.0).float()
+            mean, variance = moments[0].to(x), (moments[1] - moments[0].square()).clamp_min(0.0).to(x)
         ctx.save_for_backward(x, weight, mean, variance)
         ctx.eps, ctx.count = eps, x.numel() / x.shape[1]
         ctx.mark_non_differentiable(mean, variance)

@@ -105,8 +105,9 @@ class _Discriminator(nn.Module):
 
         layers: list[nn.Module] = []
         for level, (inner, outer) in enumerate(zip([channels, *widths], widths, strict=False)):
-            layers.append(spectral(nn.Conv2d(inner, outer, 4, stride=2, padding=1)))
-            if cfg.discriminator_norm == "batch" and level > 0:  # none on the first: Radford et al. 2016, section 3
+            normal = cfg.discriminator_norm == "batch" and level > 0  # none on the first: Radford et al., section 3
+            layers.append(spectral(nn.Conv2d(inner, outer, 4, stride=2, padding=1, bias=not normal)))
+            if normal:
                 layers.append(BatchNorm(outer))
             layers.append(nn.LeakyReLU(0.2, inplace=True))
         self.layers = nn.Sequential(*layers, nn.Flatten())

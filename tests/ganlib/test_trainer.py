@@ -164,10 +164,18 @@ def test_a_checkpoint_of_one_process_goes_on_in_two(small, prepared, tmp_path):
     torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("option", ["amp", "channels_last"])
-def test_options_train(option, small, prepared, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "option"),
+    [
+        ("dcgan", "amp"),
+        ("dcgan", "channels_last"),
+        pytest.param("mlp", "compile", marks=pytest.mark.skipif(not shutil.which("g++"), reason="needs a compiler")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning", "ignore::DeprecationWarning:torch")
+def test_options_train(family, option, small, prepared, tmp_path):
     kept = Kept(tmp_path)
-    train(small("dcgan", **{option: True}), kept, prepared=prepared)
+    train(small(family, **{option: True}), kept, prepared=prepared)
     assert len(kept.rows) == 3
 
 

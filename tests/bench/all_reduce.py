@@ -1,0 +1,86 @@
+"""How gradients are averaged over two ranks on one machine: one flat sum after backward, or DDP.
+
+    python tests/bench/all_reduce.py
+
+Milliseconds for forward, backward and averaging of each player of the default DCGAN (half of a batch of 128 a rank, one
+thread a rank), and of the averaging alone; then Gloo's all-reduce against the exchange of `ganlib.ranks` by size.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import statistics
+import tempfile
+import time
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from ganlib import ranks
+from ganlib.data._spec import Spec
+from ganlib.models import dcgan
+from pipelines.launch import keep_memory
+
+
+def milliseconds(step, rounds=7, steps=20):
+    found = []
+    for round in range(rounds + 1):
+        dist.barrier()
+        start = time.perf_counter()
+        for _ in range(steps):
+            step()
+        if round:
+            found.append((time.perf_counter() - start) / steps * 1e3)
+    return statistics.median(found)
+
+
+def rank_main(rank, world, rendezvous):
+    keep_memory()
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+
+    def say(*words):
+        if rank == 0:
+            print(*words, flush=True)
+
+    spec = Spec("image", "image", (1, 28, 28), tuple("0123456789"), {}, "")
+    game = dcgan.build(dcgan.Config(generator_norm="none"), spec)
+    labels = torch.arange(64) % 10
+    inputs = {"generator": torch.randn(64, 64), "discriminator": torch.rand(64, 1, 28, 28)}
+    for player, x in inputs.items():
+        module = getattr(game, player).to(memory_format=torch.channels_last)
+        wrapped = DistributedDataParallel(copy.deepcopy(module), gradient_as_bucket_view=True)
+
+        def by_ddp(wrapped=wrapped, x=x):
+            wrapped.zero_grad()
+            wrapped(x, labels).mean().backward()
+
+        def flat(module=module, x=x):
+            module.zero_grad()
+            module(x, labels).mean().backward()
+            ranks.average([p.grad for p in module.parameters()])
+
+        def alone(module=module, x=x):
+            module.zero_grad()
+            module(x, labels).mean().backward()
+
+        size = sum(p.numel() for p in module.parameters())
+        figures = {"DDP": milliseconds(by_ddp), "flat": milliseconds(flat), "no averaging": milliseconds(alone)}
+        say(f"{player} ({size} parameters):", *(f"{name} {ms:.1f} ms" for name, ms in figures.items()))
+    for size in (64, 1024, 16_384, 65_536, 262_144, 1_048_576):
+        x = torch.zeros(size)
+        figures = {
+            "all-reduce": milliseconds(lambda x=x: dist.all_reduce(x)),
+            "ours": milliseconds(lambda x=x: ranks.total(x)),
+        }
+        say(f"{size:8} numbers:", *(f"{name} {ms:.2f} ms" for name, ms in figures.items()))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        mp.spawn(rank_main, (2, f"{scratch}/rendezvous"), nprocs=2)
