@@ -1,11 +1,16 @@
-"""Small real data, prepared once for all tests."""
+"""Small real data, prepared once for all tests, and copies of the whole project."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -33,3 +38,57 @@ def prepared(tmp_path_factory, params) -> Path:
     out = tmp_path_factory.mktemp("data") / "prepared"
     prepare(params.dataset, Path("data/raw/digits"), out)
     return out
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A copy of the project as it is now, in a git repository of its own: what a person who cloned it has."""
+
+    folder: Path
+    env: dict[str, str]
+
+    def run(self, *command: str) -> str:
+        """What the command printed, stderr included; an error, with all of it, unless it succeeds."""
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}"
+        return done.stdout
+
+    def edit(self, changes: dict[str, Any]) -> None:
+        """Change dotted keys of params.yaml as a person would: comments stay."""
+        yaml, file = YAML(), self.folder / "params.yaml"
+        params = yaml.load(file)
+        for dotted, value in changes.items():
+            *sections, leaf = dotted.split(".")
+            section = params
+            for name in sections:
+                section = section[name]
+            assert leaf in section, f"params.yaml has no {dotted}"
+            section[leaf] = value
+        yaml.dump(params, file)
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory):
+    """`checkout(name)` makes a Checkout."""
+
+    def make(name: str) -> Checkout:
+        folder = tmp_path_factory.mktemp(name)
+        # what git tracks, and what it would if all were added
+        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        found = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        for file in filter(None, found.split("\0")):
+            if (ROOT / file).exists():
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / file, folder / file)
+        elsewhere = ("PYTHONPATH", "DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "VIRTUAL_ENV")
+        copy = Checkout(folder, {key: value for key, value in os.environ.items() if key not in elsewhere})
+        copy.run("git", "init", "--quiet")
+        copy.run("git", "config", "user.name", "tests")
+        copy.run("git", "config", "user.email", "tests@localhost")
+        copy.run("git", "add", "--all")
+        copy.run("git", "commit", "--quiet", "--message", "copy")
+        return copy
+
+    return make
