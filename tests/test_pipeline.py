@@ -1,0 +1,227 @@
+"""The whole pipeline with the real DVC, Ray and MLflow, on the 8x8 digits. The tests tell one story, in order."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+
+pytestmark = pytest.mark.pipeline
+
+STAGES = ["prepare", "reference", "tune", "train", "evaluate", "register"]
+SHORT = {
+    "reference.max_samples": 100,
+    "reference.classifier.epochs": 2,
+    "tune.num_samples": 4,
+    "tune.kimg": 2,
+    "tune.report_kimg": 0.5,
+    "tune.grace_kimg": 0.5,
+    "tune.quality_samples": 100,
+    "train.kimg": 3,
+    "train.report_kimg": 1,
+    "train.checkpoint_kimg": 1,
+    "train.quality_samples": 100,
+    "evaluate.num_samples": 100,
+    "evaluate.resamples": 10,
+    # so short a training makes no digits: let everything pass that can be compared
+    "gate.min_coverage": 0,
+    "gate.min_memorisation_ratio": 0,
+    "gate.min_label_accuracy": 0,
+}
+
+
+def ran(output: str) -> list[str]:
+    """The stages that DVC says it ran, or would run."""
+    return re.findall(r"^Running stage '(\w+)'", output, re.MULTILINE)
+
+
+def flags(changes) -> list[str]:
+    return [word for key, value in changes.items() for word in ("-S", f"{key}={value}")]
+
+
+def read(file: Path):
+    return json.loads(file.read_text())
+
+
+CHAMPION = """
+import json, mlflow, pandas
+mlflow.set_tracking_uri("sqlite:///mlflow.db")
+version = mlflow.MlflowClient().get_model_version_by_alias("ganlib-digits", "champion")
+model = mlflow.pyfunc.load_model("models:/ganlib-digits@champion")
+samples = model.predict(pandas.DataFrame({"n": [3, 2], "label": [7, 1]}))
+answer = {"shape": samples.shape, "dtype": str(samples.dtype), "spread": float(samples.std())}
+print(json.dumps({"version": int(version.version), "sha": version.tags["lineage.git.sha"], **answer}))
+"""
+
+
+def champion(project):
+    """The champion's version and commit, and what it answers to two requests."""
+    return json.loads(project.run("python", "-c", CHAMPION).splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def first(checkout):
+    """The first run of everything: the project, and what was printed."""
+    project = checkout("pipeline")
+    # Ray's workers import ganlib from here, not from where it is installed
+    project.env["PYTHONPATH"] = str(project.folder)
+    project.env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), project.env["PATH"]])
+    start = time.perf_counter()
+    output = project.run("dvc", "exp", "run", "-S", "data=digits", *flags(SHORT))
+    print(f"all stages: {time.perf_counter() - start:.0f} s")
+    return project, output
+
+
+@pytest.fixture(scope="module")
+def outputs(first) -> Path:
+    return first[0].folder / "outputs"
+
+
+def test_every_stage_runs(first):
+    assert ran(first[1]) == STAGES
+
+
+def test_the_search_stops_bad_trials_early(outputs):
+    with (outputs / "tune/trials.csv").open() as file:
+        trials = list(csv.DictReader(file))
+    # four trials ended where no more than two run at a time: those that were stopped gave back what they held
+    assert len(trials) == SHORT["tune.num_samples"]
+    assert not any(trial["error"] for trial in trials)
+    seen = [float(trial["kimg"]) for trial in trials]
+    assert max(seen) == pytest.approx(SHORT["tune.kimg"], rel=0.1)
+    assert min(seen) < 0.9 * max(seen), "ASHA stopped no trial"
+    best = min(trials, key=lambda trial: float(trial["quality/fd"]))
+    chosen = YAML(typ="safe").load(outputs / "tune/best_params.yaml")
+    assert {key: float(value) for key, value in chosen.items()} == {key: float(best[key]) for key in chosen}
+    assert set(chosen) == {"generator.lr", "discriminator.lr", "network.width"}
+
+
+def test_training_used_what_the_search_found(outputs):
+    chosen = YAML(typ="safe").load(outputs / "tune/best_params.yaml")
+    assert read(outputs / "train/generator/generator.json")["network"]["width"] == chosen["network.width"]
+    with (outputs / "train/curves.csv").open() as file:
+        curves = list(csv.DictReader(file))
+    assert float(curves[-1]["kimg"]) == pytest.approx(SHORT["train.kimg"], rel=0.1)
+    assert len(curves) == 3
+    assert len(list((outputs / "train/samples").glob("*-kimg.png"))) == 3
+
+
+def test_quality_is_measured(outputs):
+    metrics = read(outputs / "evaluate/metrics.json")
+    fidelity = {"c2st", "coverage", "density", "fd", "kid", "memorisation_ratio", "precision", "recall"}
+    assert {space: set(named) for space, named in metrics.items()} == {
+        "efficientnet_lite0": fidelity,
+        "classifier": fidelity,
+        "samples": {"class_coverage", "label_accuracy"},
+    }
+    for named in metrics.values():
+        for figures in named.values():
+            assert figures["low"] <= figures["value"] <= figures["high"]
+            assert np.isfinite(figures["floor"])
+    # a generator that has hardly learned is much further from the test data than training data are
+    for space in ("efficientnet_lite0", "classifier"):
+        assert metrics[space]["fd"]["value"] > 2 * metrics[space]["fd"]["floor"]
+
+
+def test_the_pictures_show_a_row_for_each_class(outputs):
+    with Image.open(outputs / "evaluate/samples.png") as picture:
+        # ten tiles by ten classes, of 8 pixels magnified 7 times, with a margin of a pixel all round
+        assert picture.size == (10 * (8 * 7 + 2),) * 2
+
+
+def test_the_first_version_is_champion_and_answers(first, outputs):
+    decision = read(outputs / "register/decision.json")
+    assert (decision["model"], decision["version"], decision["decision"]) == ("ganlib-digits", 1, "promoted")
+    assert decision["champion_version"] is None
+    metrics = read(outputs / "evaluate/metrics.json")
+    assert decision["challenger"] == metrics["efficientnet_lite0"]["kid"]["value"]
+    found = champion(first[0])
+    assert found["version"] == 1
+    assert found["sha"] == first[0].run("git", "rev-parse", "HEAD").strip()
+    assert (found["shape"], found["dtype"]) == ([5, 8, 8, 1], "uint8")
+    assert found["spread"] > 1
+
+
+def test_nothing_runs_when_nothing_changed(first):
+    start = time.perf_counter()
+    output = first[0].run("dvc", "repro")
+    print(f"nothing to do: {time.perf_counter() - start:.1f} s")
+    assert ran(output) == []
+    assert output.count("didn't change, skipping") == len(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "dependent"),
+    [
+        ("evaluate.num_samples", 90, STAGES[4:]),
+        ("train.kimg", 5, STAGES[3:]),
+        ("models.dcgan.loss", "hinge", STAGES[2:]),
+        ("model", "mlp", STAGES[2:]),
+        ("tune.kimg", 3, STAGES[2:]),
+        ("gate.margin", 0.5, STAGES[5:]),
+        ("datasets.digits.test_share", 0.3, STAGES),
+        ("datasets.mnist.test_share", 0.3, []),
+        ("models.mlp.loss", "hinge", []),
+        ("scale.num_workers", 1, []),
+    ],
+)
+def test_only_what_depends_on_a_key_runs(first, key, value, dependent):
+    project, _ = first
+    file = project.folder / "params.yaml"
+    before = file.read_bytes()
+    project.edit({key: value})
+    try:
+        # without --force-downstream a dry run cannot know that what follows a stage would run too
+        output = project.run("dvc", "repro", "--dry", "--force-downstream")
+    finally:
+        file.write_bytes(before)
+    assert ran(output) == dependent
+
+
+@pytest.fixture(scope="module")
+def second(first):
+    """Another model by one flag, without a search."""
+    project, _ = first
+    return project.run("dvc", "exp", "run", "-S", "model=mlp", "-S", "tune.num_samples=0")
+
+
+def test_another_model_is_one_flag(second, outputs):
+    assert ran(second) == STAGES[2:]
+    assert read(outputs / "train/generator/generator.json")["network"]["family"] == "mlp"
+
+
+def test_no_trials_is_no_search(second, outputs):
+    assert "tune: skipped" in second
+    assert YAML(typ="safe").load(outputs / "tune/best_params.yaml") == {}
+
+
+def test_the_gate_compares_with_the_champion(first, second, outputs):
+    decision = read(outputs / "register/decision.json")
+    assert (decision["version"], decision["champion_version"]) == (2, 1)
+    assert decision["low"] <= decision["difference"] <= decision["high"]
+    assert decision["difference"] == pytest.approx(decision["challenger"] - decision["champion"])
+    better = decision["high"] < 0  # KID, where lower is better
+    assert decision["decision"] == ("promoted" if better else "refused")
+    assert champion(first[0])["version"] == (2 if better else 1)
+
+
+def test_params_edited_by_hand_stay_as_they_are(first, second, outputs):
+    project, _ = first
+    file = project.folder / "params.yaml"
+    written = file.read_text().replace("margin: 0.0 ", "margin: 0.25 # mine\n           ")
+    assert "mine" in written
+    file.write_text(written)
+    output = project.run("dvc", "repro")
+    assert ran(output) == ["register"]
+    assert file.read_text() == written
+    decision = read(outputs / "register/decision.json")
+    assert decision["version"] == 2  # the same weights, under another gate

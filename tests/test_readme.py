@@ -1,0 +1,197 @@
+"""The README does what it says: its commands run as written, and what it names exists."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.main import get_command
+
+from ganlib.config import load_params
+from pipelines.cli import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHORT = {
+    "reference.max_samples": 100,
+    "reference.classifier.epochs": 2,
+    "tune.num_samples": 2,
+    "tune.kimg": 1,
+    "tune.report_kimg": 0.5,
+    "tune.grace_kimg": 0.5,
+    "tune.quality_samples": 100,
+    "train.kimg": 2,
+    "train.report_kimg": 1,
+    "train.checkpoint_kimg": 1,
+    "train.quality_samples": 100,
+    "evaluate.num_samples": 100,
+    "evaluate.resamples": 10,
+    # so short a training makes no digits, and the README's next commands want a champion
+    "gate.min_coverage": 0,
+    "gate.min_memorisation_ratio": 0,
+    "gate.min_label_accuracy": 0,
+}
+
+
+def block(name: str) -> str:
+    """The one fenced block that the comment `<!-- name -->` stands before."""
+    (found,) = re.findall(rf"^<!-- {name} -->\n```bash\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return found.strip()
+
+
+BLOCKS = re.findall(r"^```bash\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+LINES = [line for text in BLOCKS for line in text.splitlines()]
+SPANS = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE))
+
+
+def commands(program: str, texts: list[str]) -> list[list[str]]:
+    """Every call of the program in these texts, as words."""
+    words = [shlex.split(part, comments=True) for text in texts for part in text.split("&&")]
+    return [found for found in words if found[:1] == [program]]
+
+
+# -- what it says to run ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def followed(checkout):
+    """A clone in which the first command was followed to the letter, on a budget of seconds."""
+    project = checkout("readme")
+    project.edit(SHORT)
+    project.run("git", "commit", "--quiet", "--all", "--message", "short")
+    print(project.run("bash", "-euo", "pipefail", "-c", block("run")))
+    return project
+
+
+@pytest.mark.pipeline
+def test_the_first_command_makes_what_the_table_lists(followed):
+    named = [path for path in SPANS if re.match(r"(outputs|data/prepared)/", path)]
+    assert len(named) > 5
+    assert [path for path in named if not (followed.folder / path).exists()] == []
+    decision = json.loads((followed.folder / "outputs/register/decision.json").read_text())
+    assert (decision["model"], decision["version"], decision["decision"]) == ("ganlib-mnist", 1, "promoted")
+
+
+@pytest.mark.pipeline
+def test_the_next_commands_draw_samples_and_check_lineage(followed):
+    printed = followed.run("bash", "-euo", "pipefail", "-c", f". .venv/bin/activate\n{block('sample')}")
+    tile = 28 * 2 + 2
+    for name, columns, rows in (("grid.png", 10, 7), ("sevens.png", 3, 3)):
+        with Image.open(followed.folder / name) as picture:
+            assert picture.size == (columns * tile, rows * tile)
+    assert "match" in printed
+    assert "differs" not in printed
+
+
+@pytest.mark.pipeline
+def test_the_python_needs_nothing_of_the_project(followed):
+    (code,) = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    seen = "import ganlib; print(images.shape, images.dtype, ganlib.__file__)"
+    printed = followed.run(".venv/bin/python", "-I", "-c", f"{code}\n{seen}").splitlines()[-1]
+    assert printed.startswith("(16, 28, 28, 1) uint8 ")
+    assert Path(printed.split()[-1]).is_relative_to(followed.folder / "mlartifacts")
+
+
+def test_ci_runs_the_second_command(tmp_path):
+    """`.ci/run` is run for real, but for the shell that it hands the command to: that one prints it."""
+    (tmp_path / "stub").mkdir()
+    stub = tmp_path / "stub/bash"
+    stub.write_text('#!/bin/sh\nfor last; do :; done\nprintf %s "$last"\n')
+    stub.chmod(0o755)
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    bash = shutil.which("bash")
+    done = subprocess.run(
+        [bash, tmp_path / ".ci/run"],
+        env={**os.environ, "PATH": f"{stub.parent}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == block("test")
+    assert block("test").startswith(block("run").split(" && ")[0])
+    assert len(block("test").splitlines()) == 1  # "two commands"
+    assert len(block("run").splitlines()) == 1
+
+
+# -- what it names ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", BLOCKS, ids=lambda text: text.split("\n")[0][:40])
+def test_every_block_parses(text):
+    subprocess.run(["bash", "-n", "-c", text], check=True)
+
+
+# DVC's overrides are Hydra's, read in a process of their own: Hydra keeps global state
+OVERRIDES = """
+import sys
+from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
+for sweep in get_hydra_sweeps({"params.yaml": sys.argv[1:]}):
+    apply_overrides("params.yaml", sweep["params.yaml"])
+"""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [word for flag, word in pairwise(words) if flag == "-S"]
+        for words in commands("dvc", LINES + SPANS)
+        if "-S" in words
+    ],
+    ids=" ".join,
+)
+def test_every_flag_is_a_key_and_a_value_that_is_allowed(changes, tmp_path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    subprocess.run([sys.executable, "-c", OVERRIDES, *changes], cwd=tmp_path, check=True)
+    changed = load_params(tmp_path / "params.yaml")
+    assert changed != load_params(ROOT / "params.yaml")
+
+
+@pytest.mark.parametrize("words", commands("ganlib", LINES), ids=" ".join)
+def test_ganlib_has_every_option(words):
+    command, rest = get_command(app), words[1:]
+    while hasattr(command, "commands"):
+        command, rest = command.commands[rest[0]], rest[1:]
+    command.make_context(words[0], rest)  # parses; fails for what is unknown
+
+
+def test_ganlib_has_every_command():
+    for words in commands("ganlib", SPANS):
+        command = get_command(app)
+        for word in words[1:]:
+            command = command.commands[word]
+
+
+@pytest.mark.parametrize("words", commands("dvc", LINES + SPANS), ids=" ".join)
+def test_dvc_has_every_command(words):
+    from dvc.cli.parser import get_main_parser
+
+    get_main_parser().parse_args(words[1:])
+
+
+def test_links_lead_to_files():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) >= 3
+    assert [link for link in links if "://" not in link and not (ROOT / link).is_file()] == []
+
+
+def test_sections_and_keys_in_the_text_exist():
+    """Dotted words in code, such as `gate.margin`, that begin with a section of params.yaml."""
+    raw = load_params(ROOT / "params.yaml").model_dump(mode="json")
+    dotted = [span for span in SPANS if re.fullmatch(r"\w+(\.\w+)+", span) and span.split(".")[0] in raw]
+    dotted += [f"models.dcgan.{span}" for span in SPANS if re.fullmatch(r"penalties(\.\w+)+", span)]
+    assert len(dotted) > 3
+    for key in dotted:
+        here = raw
+        for name in key.split("."):
+            assert name in here, f"README names {key}; params.yaml has no such key"
+            here = here[name]
