@@ -12,10 +12,14 @@ from typing import Any
 
 import torch
 
-__all__ = ["load", "save"]
+__all__ = ["Damaged", "load", "save"]
 
 FORMAT = 1
 NAME = "checkpoint.pt"
+
+
+class Damaged(ValueError):
+    """A file that should be a checkpoint is not. The message names it."""
 
 
 def save(directory: str | Path, state: dict[str, Any]) -> None:
@@ -29,14 +33,14 @@ def save(directory: str | Path, state: dict[str, Any]) -> None:
 
 
 def load(directory: str | Path) -> dict[str, Any]:
-    """Read what `save` wrote, onto the CPU. Raises ValueError, naming the file, for what is not a checkpoint."""
+    """Read what `save` wrote, onto the CPU. Raises Damaged for what is not a checkpoint."""
     path = Path(directory) / NAME
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such checkpoint") from error
+        raise Damaged(f"{path}: no such checkpoint") from error
     except Exception as error:
-        raise ValueError(f"{path}: damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
+        raise Damaged(f"{path}: damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
     if state.get("format") != FORMAT:
-        raise ValueError(f"{path}: checkpoint format {FORMAT} is wanted, found {state.get('format')}")
+        raise Damaged(f"{path}: checkpoint format {FORMAT} is wanted, found {state.get('format')}")
     return state

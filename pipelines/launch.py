@@ -6,6 +6,8 @@ import ctypes
 import hashlib
 import json
 import os
+import shutil
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 
 import ganlib
+from ganlib.checkpoint import Damaged
 from ganlib.config import ConfigError, Params, parse_params
 from ganlib.health import Diverged
 from ganlib.shards import read_spec
@@ -92,14 +95,17 @@ def cluster(params: Params) -> Iterator[dict[str, float]]:
     """
     import ray
 
+    address = params.scale.ray_address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _knock(address)
     # Ray frees an early-stopped trial's workers through its dashboard, which listens on loopback only
     local: dict[str, Any] = {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
     try:
         ray.init(
-            address=params.scale.ray_address or os.environ.get("RAY_ADDRESS") or "local",
+            address=address or "local",
             logging_level="error",
             log_to_driver=False,
-            **({} if params.scale.ray_address or os.environ.get("RAY_ADDRESS") else local),
+            **({} if address else local),
         )
     except (ConnectionError, RuntimeError) as error:
         raise StageError(f"scale.ray_address: no Ray cluster: {' '.join(str(error).split())}") from error
@@ -107,6 +113,16 @@ def cluster(params: Params) -> Iterator[dict[str, float]]:
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise StageError if nothing listens at HOST:PORT: Ray would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError as error:
+            raise StageError(f"scale.ray_address: no Ray cluster at {address}: {error}") from error
 
 
 def check_resources(params: Params, workers: int, available: dict[str, float]) -> None:
@@ -152,10 +168,12 @@ def _worker(config: dict[str, Any]) -> None:
     with checkpoint.as_directory() if checkpoint else nullcontext() as resume:
         try:
             work(config["job"], _report_to_train, resume)
-        except (Diverged, ConfigError) as error:
+        except (Diverged, ConfigError, Damaged) as error:
             # every rank fails alike and would again: no retry, but an end that the driver reads
             if ray.train.get_context().get_world_rank() == 0:
-                Path(config["verdict"]).write_text(str(error))
+                verdict = Path(config["verdict"])
+                remedy = f"; delete {verdict.parent} to train from the start" if isinstance(error, Damaged) else ""
+                verdict.write_text(f"{error}{remedy}")
 
 
 def _report_to_train(row: dict[str, float], folder: Path | None) -> None:
@@ -164,32 +182,34 @@ def _report_to_train(row: dict[str, float], folder: Path | None) -> None:
     ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder) if folder else None)
 
 
-def fit(
-    params: Params, prepared: Path, reference: Path, on_row: Callable[[dict[str, float], Path | None], None]
-) -> Path:
+def fit(params: Params, prepared: Path, reference: Path, on_row: Callable[[dict[str, float]], None]) -> Path:
     """Train with Ray Train, going on from where a run of the same fingerprint stopped.
 
-    `on_row(row, folder)` is called here, in the driver, as reports come; `folder` is the persisted checkpoint's.
-    Returns the last checkpoint's folder. Raises StageError if the run cannot succeed.
+    `on_row(row)` is called here, in the driver, as reports come. Returns the last checkpoint's folder; `samples/`
+    beside it has the pictures of all. Raises StageError if the run cannot succeed.
     """
     scale = params.scale
     job = Job.of(params, prepared, reference, scale.num_workers)
     folder, name = storage(params), fingerprint(params, prepared, "train")
     live = folder / name / "live.jsonl"
     verdict = folder / name / "verdict.txt"
-    live.parent.mkdir(parents=True, exist_ok=True)
+    _mend(live.parent)
+    (live.parent / "samples").mkdir(parents=True, exist_ok=True)
     live.write_text("")
     verdict.unlink(missing_ok=True)
     with cluster(params) as available:
         check_resources(params, scale.num_workers, available)
         run = trainer(job, params, workers=scale.num_workers, name=name, folder=folder, callbacks=[_relay(live)])
         with _following(live, on_row):
+            from ray.exceptions import RayError
             from ray.train import TrainingFailedError
 
             try:
                 result = run.fit()
-            except TrainingFailedError as error:
-                raise StageError(f"training failed: {str(error).strip().splitlines()[-1]}") from error
+            except (TrainingFailedError, RayError) as error:
+                raise StageError(f"training failed: {cause(error)} (Ray's storage: {live.parent})") from error
+            except SystemExit as error:  # Ray's answer to Ctrl-C
+                raise KeyboardInterrupt from error
     if verdict.exists():
         raise StageError(verdict.read_text())
     if result.checkpoint is None:
@@ -197,21 +217,45 @@ def fit(
     return Path(result.checkpoint.path)
 
 
+def cause(error: Exception) -> str:
+    """Why a Ray Train run failed, in one line: the workers' own exceptions, not those of who lost their company."""
+    failures = {
+        rank: getattr(failure, "_base_exc", failure) for rank, failure in getattr(error, "worker_failures", {}).items()
+    }
+    own = {rank: failure for rank, failure in failures.items() if "gloo" not in str(failure)} or failures
+    for rank, failure in own.items():
+        return f"worker {rank}: {type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+    return str(error).strip().splitlines()[-1]
+
+
+def _mend(run: Path) -> None:
+    """Delete a run whose book of checkpoints was cut short by a kill, which Ray would stumble over."""
+    book = run / "checkpoint_manager_snapshot.json"
+    if book.exists():
+        try:
+            json.loads(book.read_text())
+        except ValueError:
+            print(f"{book}: cut short; training from the start")
+            shutil.rmtree(run)
+
+
 def _relay(live: Path) -> Any:
-    """A callback that writes each report to a file; Ray calls it in a process beside the driver, not in it."""
+    """A callback that keeps each report and picture; Ray calls it in a process beside the driver, not in it."""
     from ray.train import UserCallback
 
     class Relay(UserCallback):
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            line = {"row": metrics[0], "folder": checkpoint.path if checkpoint else None}
+            if checkpoint:  # which Ray deletes when there are newer ones
+                picture = live.parent / "samples" / f"{metrics[0]['kimg']:09.1f}-kimg.png"
+                shutil.copy(Path(checkpoint.path) / "samples.png", picture)
             with live.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(metrics[0]) + "\n")
 
     return Relay()
 
 
 @contextmanager
-def _following(live: Path, on_row: Callable[[dict[str, float], Path | None], None]) -> Iterator[None]:
+def _following(live: Path, on_row: Callable[[dict[str, float]], None]) -> Iterator[None]:
     """Call `on_row` for each line of the file, as they come."""
     over = threading.Event()
 
@@ -221,8 +265,7 @@ def _following(live: Path, on_row: Callable[[dict[str, float], Path | None], Non
             while not ended:
                 ended = over.wait(0.3)
                 for line in file:
-                    news = json.loads(line)
-                    on_row(news["row"], Path(news["folder"]) if news["folder"] else None)
+                    on_row(json.loads(line))
 
     thread = threading.Thread(target=follow, name="follow", daemon=True)
     thread.start()

@@ -64,12 +64,12 @@ class Store:
 
 @dataclass(frozen=True)
 class Run:
-    """An open run. `logged`: the last step of each metric that an earlier process logged to it."""
+    """An open run. `logged`: the steps of each metric that it has."""
 
     store: Store
     id: str
     key: str
-    logged: Mapping[str, int]
+    logged: dict[str, set[int]]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,10 @@ def run(
     if found:
         run_id = found[0].info.run_id
         store.client.update_run(run_id, status="RUNNING")
-        logged = {metric.key: metric.step for metric in found[0].data._metric_objs}
+        logged = {
+            name: {point.step for point in store.client.get_metric_history(run_id, name)}
+            for name in found[0].data.metrics
+        }
         for tag, value in (tags or {}).items():
             store.client.set_tag(run_id, tag, value)
     else:
@@ -164,7 +167,7 @@ def run(
 def log_stats(run: Run, rows: Iterable[Mapping[str, float]]) -> None:
     """Curves: rows of `{"kimg": ..., name: value, ...}`; MLflow's step is the number of real samples seen.
 
-    Points that an earlier process logged to this run are left out, so that no curve goes back on itself.
+    Points that the run has are left out: a kill, or a lost worker, has some rows come twice.
     """
     from mlflow.entities import Metric
 
@@ -174,10 +177,12 @@ def log_stats(run: Run, rows: Iterable[Mapping[str, float]]) -> None:
         for row in rows
         for step in [round(row["kimg"] * 1000)]
         for name, value in row.items()
-        if name != "kimg" and isinstance(value, int | float) and step > run.logged.get(name, -1)
+        if name != "kimg" and isinstance(value, int | float) and step not in run.logged.get(name, ())
     ]
     for start in range(0, len(points), CHUNK):
         run.store.client.log_batch(run.id, metrics=points[start : start + CHUNK])
+        for point in points[start : start + CHUNK]:
+            run.logged.setdefault(point.key, set()).add(point.step)
 
 
 def log_metrics(run: Run, metrics: Mapping[str, float]) -> None:

@@ -34,24 +34,24 @@ def stage(params: Params) -> None:
     with whole_folder(TRAINED) as out, tracking.run(store, key, key, tags={"stage": "train"}) as run:
         tracking.log_params(run, params.model_dump(mode="json", include={"seed", "data", "model", "train"}))
         tracking.log_params(run, {"game": params.game.model_dump(mode="json")})
-        news = _News(run, params.train.kimg, out / "samples")
-        final = fit(params, PREPARED, REFERENCE, news)
+        final = fit(params, PREPARED, REFERENCE, _News(run, params.train.kimg))
+        rows = checkpoint.load(final)["rows"]
         shutil.copytree(final / "generator", out / "generator")
-        _write_curves(checkpoint.load(final)["rows"], out)
-        news.flush()
+        shutil.copytree(final.parent / "samples", out / "samples")
+        _write_curves(rows, out)
+        tracking.log_stats(run, rows)  # what was not logged when it came
         tracking.log_folder(run, out / "samples", "samples")
 
 
 class _News:
-    """What the driver does with each report: a line to read, the picture, the tracking store."""
+    """What the driver does with each report: a line to read, and points for the tracking store."""
 
-    def __init__(self, run: tracking.Run, kimg: float, samples: Path):
-        self.run, self.kimg, self.samples = run, kimg, samples
-        self.pending: list[dict[str, float]] = []
-        self.console = Console()
-        samples.mkdir()
+    def __init__(self, run: tracking.Run, kimg: float):
+        self.run, self.kimg = run, kimg
+        self.reached = True
+        self.console = Console(soft_wrap=True)
 
-    def __call__(self, row: dict[str, float], folder: Path | None) -> None:
+    def __call__(self, row: dict[str, float]) -> None:
         left = round((self.kimg - row["kimg"]) * 1000 / row["images_per_second"])
         figures = "  ".join(f"{short} {row[name]:.3g}" for name, short in SHOWN.items() if name in row)
         self.console.print(
@@ -59,18 +59,16 @@ class _News:
             f"left {left // 60}:{left % 60:02d}",
             highlight=False,
         )
-        picture = folder / "samples.png" if folder else None
-        if picture and picture.exists():  # an old checkpoint may be gone by now
-            shutil.copy(picture, self.samples / f"{row['kimg']:09.1f}-kimg.png")
-        self.pending.append(row)
+        if not self.reached:  # the end of the stage logs what is missing
+            return
         try:
-            self.flush()
+            tracking.log_stats(self.run, [row])
         except Exception as error:  # whatever the store's client raises: training must not stop for it
-            self.console.print(f"tracking store: {str(error).splitlines()[0]}; will be logged later", style="yellow")
-
-    def flush(self) -> None:
-        tracking.log_stats(self.run, self.pending)
-        self.pending.clear()
+            self.reached = False
+            self.console.print(
+                f"tracking store: {' '.join(str(error).split())[:200]}; training goes on, and logs at its end",
+                style="yellow",
+            )
 
 
 def _write_curves(rows: list[dict[str, float]], out: Path) -> None:

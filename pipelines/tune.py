@@ -7,7 +7,9 @@ loss, which tells nothing of a GAN's quality. The first trial is `params.yaml` a
 from __future__ import annotations
 
 import csv
+import math
 import os
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from ganlib.config import Params, Search, override
+from ganlib.config import ConfigError, Params, Search, override, parse_params
+from ganlib.health import Diverged
 from pipelines import tracking
 from pipelines._stage import PREPARED, REFERENCE, TUNED, StageError, main, whole_folder
 from pipelines.launch import Job, check_resources, cluster, fingerprint, storage, trainer, work
@@ -26,7 +29,10 @@ __all__ = ["stage"]
 
 METRIC = "quality/fd"
 
+WORST = 1e9  # what ASHA and Optuna are told of a trial that diverged; finite, since ASHA interpolates
+
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the table below says it
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would end an interrupted search as if complete
 
 
 def stage(params: Params) -> None:
@@ -40,9 +46,11 @@ def stage(params: Params) -> None:
         ) in space.items():  # fail on a key that the model lacks before any resource is asked for
             override(params, {name: _examples(dimension)[0]})
         trials = _search(_of_a_trial(params), space)
-    best = min((t for t in trials if METRIC in t["row"]), key=lambda t: t["row"][METRIC], default=None)
+    sound = [t for t in trials if METRIC in t["row"] and not t["error"]]
+    best = min(sound, key=lambda t: t["row"][METRIC], default=None)
     if trials and best is None:
-        raise StageError(f"tune: none of {len(trials)} trials reported {METRIC}; first error: {trials[0]['error']}")
+        error = next((t["error"] for t in trials if t["error"]), f"no {METRIC}")
+        raise StageError(f"tune: none of {len(trials)} trials succeeded; the first: {error}")
     with whole_folder(TUNED) as out:
         YAML().dump(best["changes"] if best else {}, out / BEST)
         _write_table(trials, list(space), out / "trials.csv")
@@ -89,9 +97,10 @@ def _search(params: Params, space: dict[str, Search]) -> list[dict[str, Any]]:
             at_once = min(at_once, int(available["GPU"] // (scale.workers_per_trial * scale.gpus_per_worker)))
         trainable = tune.with_resources(tune.with_parameters(_trial, job=job, storage=str(folder)), resources)
         ticks = max(1, round(cfg.kimg / cfg.report_kimg))
-        if tune.Tuner.can_restore(folder / name):
+        if tune.Tuner.can_restore(folder / name) and any((folder / name).glob("experiment_state-*.json")):
             tuner = tune.Tuner.restore(str(folder / name), trainable, resume_unfinished=True, restart_errored=True)
         else:
+            shutil.rmtree(folder / name, ignore_errors=True)  # a search killed before its first state was saved
             tuner = tune.Tuner(
                 trainable,
                 param_space={key: _domain(dimension) for key, dimension in space.items()},
@@ -119,16 +128,7 @@ def _search(params: Params, space: dict[str, Search]) -> list[dict[str, Any]]:
                 ),
             )
         results = tuner.fit()
-        trials = [
-            {
-                "name": Path(result.path).name,
-                "changes": dict(result.config or {}),
-                "row": result.metrics or {},
-                "rows": [] if result.metrics_dataframe is None else result.metrics_dataframe.to_dict("records"),
-                "error": str(result.error or ""),
-            }
-            for result in results
-        ]
+        trials = [_outcome(result) for result in results]
     with tracking.run(store, name, name, tags={"stage": "tune"}) as parent:
         for trial in trials:
             key = f"{name}/{trial['name']}"
@@ -138,11 +138,42 @@ def _search(params: Params, space: dict[str, Search]) -> list[dict[str, Any]]:
     return trials
 
 
+def _outcome(result: Any) -> dict[str, Any]:
+    metrics = result.metrics or {}
+    rows = [] if result.metrics_dataframe is None else result.metrics_dataframe.to_dict("records")
+    # by kimg, since a trial that goes on after a kill repeats rows
+    rows = list({row["kimg"]: row for row in rows if row.get(METRIC, 0) < WORST}.values())
+    rows = [{name: value for name, value in row.items() if name != "error"} for row in rows]
+    return {
+        "name": Path(result.path).name,
+        "changes": dict(result.config or {}),
+        "row": metrics if "error" not in metrics else rows[-1] if rows else {},
+        "rows": rows,
+        "error": metrics.get("error") or _last_line(result.error),
+    }
+
+
+def _last_line(error: Exception | None) -> str:
+    """The exception itself, below the traceback that Ray wraps it in."""
+    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
 def _trial(changes: dict[str, Any], job: Job, storage: str) -> None:
-    """One trial: the same work with a few keys overridden, in this process or in several workers."""
+    """One trial: the same work with a few keys overridden, in this process or in several workers.
+
+    One that diverges, or that cannot be built, ends here and is not tried again.
+    """
     from ray import tune
 
-    from ganlib.config import parse_params
+    try:
+        _play(changes, job, storage)
+    except (Diverged, ConfigError, StageError) as error:
+        tune.report({METRIC: WORST, "error": str(error)})
+
+
+def _play(changes: dict[str, Any], job: Job, storage: str) -> None:
+    from ray import tune
 
     params = override(parse_params(job.params), changes)
     job = Job(params.model_dump(mode="json"), job.prepared, job.reference)
@@ -153,14 +184,15 @@ def _trial(changes: dict[str, Any], job: Job, storage: str) -> None:
         return
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    trainer(
-        job,
-        params,
-        workers=params.scale.workers_per_trial,
-        name=f"train-{tune.get_context().get_trial_id()}",
-        folder=Path(storage) / tune.get_context().get_experiment_name(),
-        callbacks=[TuneReportCallback()],
-    ).fit()
+    name = f"train-{tune.get_context().get_trial_id()}"
+    folder = Path(storage) / tune.get_context().get_experiment_name()
+    verdict = folder / name / "verdict.txt"
+    verdict.parent.mkdir(parents=True, exist_ok=True)
+    verdict.unlink(missing_ok=True)
+    workers = params.scale.workers_per_trial
+    trainer(job, params, workers=workers, name=name, folder=folder, callbacks=[TuneReportCallback()]).fit()
+    if verdict.exists():
+        raise StageError(verdict.read_text())
 
 
 def _report_to_tune(row: dict[str, float], folder: Path | None) -> None:
@@ -210,7 +242,8 @@ def _progress() -> Any:
     class Progress(tune.Callback):
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
             print(
-                f"{trial.trial_id}  {result['kimg']:7.1f} kimg  {METRIC} {result.get(METRIC, float('nan')):.3g}",
+                f"{trial.trial_id}  "
+                + (result.get("error") or f"{result['kimg']:7.1f} kimg  {METRIC} {result.get(METRIC, math.nan):.3g}"),
                 flush=True,
             )
 
@@ -229,7 +262,7 @@ def _write_table(trials: list[dict[str, Any]], keys: list[str], path: Path) -> N
                     *[trial["changes"].get(key) for key in keys],
                     row.get("kimg"),
                     row.get(METRIC),
-                    " ".join(trial["error"].split())[-200:],
+                    trial["error"],
                 ]
             )
 
