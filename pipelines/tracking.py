@@ -50,6 +50,7 @@ SCHEMES = ("http", "https", "databricks", "sqlite", "postgresql", "mysql", "mssq
 CHUNK = 1000  # metrics a request, MLflow's limit
 PARAM_CHUNK = 100
 PARAM_LENGTH = 6000
+AGAIN = "what was computed is kept, and logged when this is run again"
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,9 @@ def open_store(config: TrackingConfig, *, create: bool = True) -> Store:
                 experiment = found.experiment_id
         except (MlflowException, OSError, ImportError) as error:
             raise StageError(f"tracking store {uri} does not answer: {_one_line(error)}") from error
+    # MLflow's own patience is minutes a call
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     if found is not None and found.lifecycle_stage != "active":
         raise StageError(
             f"tracking.experiment: {config.experiment!r} was deleted from {uri}; "
@@ -137,8 +141,10 @@ def run(
     """The run whose key is `key`: begun, or gone on with if an earlier process began it.
 
     It ends as FINISHED, as KILLED on Ctrl-C, or as FAILED on any other error. A trial of a search has the
-    search's run as `parent`.
+    search's run as `parent`. Raises StageError if the store stops to answer.
     """
+    from mlflow.exceptions import MlflowException
+
     found = store.client.search_runs([store.experiment], f"tags.`{RUN_KEY}` = '{key}'", max_results=1)
     if found:
         run_id = found[0].info.run_id
@@ -160,8 +166,14 @@ def run(
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except MlflowException as error:
+        raise StageError(f"tracking store {store.uri}: {_one_line(error)}; {AGAIN}") from error
     finally:
-        store.client.set_terminated(run_id, status)
+        try:
+            store.client.set_terminated(run_id, status)
+        except MlflowException as error:
+            if status == "FINISHED":
+                raise StageError(f"tracking store {store.uri}: {_one_line(error)}; {AGAIN}") from error
 
 
 def log_stats(run: Run, rows: Iterable[Mapping[str, float]]) -> None:

@@ -90,8 +90,8 @@ def _search(params: Params, space: dict[str, Search]) -> list[dict[str, Any]]:
         check_resources(params, scale.workers_per_trial, available)
         nested = scale.workers_per_trial > 1
         cores = scale.workers_per_trial * scale.cpus_per_worker
-        # a nested run's workers are Ray Train's to reserve; its driver only waits
-        resources = {"CPU": 0 if nested else cores, "GPU": 0 if nested else scale.gpus_per_worker}
+        # a nested run's workers are Ray Train's to reserve; its driver only waits, but must reserve something
+        resources = {"memory": 2**20} if nested else {"CPU": cores, "GPU": scale.gpus_per_worker}
         at_once = int(available["CPU"] // cores)
         if scale.gpus_per_worker:
             at_once = min(at_once, int(available["GPU"] // (scale.workers_per_trial * scale.gpus_per_worker)))

@@ -97,9 +97,9 @@ def test_unreadable_files(tmp_path):
 
 
 def test_numbers_may_be_written_as_people_write_them(tmp_path):
-    text = (ROOT / "params.yaml").read_text().replace("lr: 0.0015", "lr: 15e-4")
+    text = (ROOT / "params.yaml").read_text().replace("lr: 0.001", "lr: 1e-3")
     (tmp_path / "params.yaml").write_text(text)
-    assert load_params(tmp_path / "params.yaml").game.generator.lr == 15e-4
+    assert load_params(tmp_path / "params.yaml").game.generator.lr == 1e-3
 
 
 def test_params_are_frozen_and_survive_json(params):

@@ -1,0 +1,131 @@
+"""Training with Ray Train survives what happens to it, and ends with the same bits as if nothing had."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.pipeline
+
+SHORT = {
+    "data": "digits",
+    "train.kimg": 6,
+    "train.report_kimg": 1,
+    "train.checkpoint_kimg": 1,
+    "train.quality_samples": 0,
+    "scale.num_workers": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def project(checkout):
+    """A copy of the project, ready for the stage `train`."""
+    project = checkout("reliability")
+    project.env["PYTHONPATH"] = str(project.folder)
+    project.edit(SHORT)
+    project.run(sys.executable, "-m", "pipelines.prepare")
+    (project.folder / "outputs/tune").mkdir(parents=True)
+    (project.folder / "outputs/tune/best_params.yaml").write_text("{}\n")
+    return project
+
+
+def start(project) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.train"],
+        cwd=project.folder,
+        env=project.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def reports(output: str) -> list[float]:
+    """kimg of each line printed."""
+    return [float(line.split()[0]) for line in output.splitlines() if " kimg " in line and " images/s " in line]
+
+
+def read_until(process, count) -> str:
+    """What is printed until so many reports have come."""
+    output = ""
+    while len(reports(output)) < count:
+        line = process.stdout.readline()
+        assert line, f"it ended early:\n{output}"
+        output += line
+    return output
+
+
+def weights(project) -> bytes:
+    return (project.folder / "outputs/train/generator/generator.safetensors").read_bytes()
+
+
+def forget(project) -> None:
+    for leftover in ("outputs/train", ".ganlib"):
+        shutil.rmtree(project.folder / leftover, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(project) -> bytes:
+    output = project.run(sys.executable, "-m", "pipelines.train")
+    assert len(reports(output)) == 6
+    return weights(project)
+
+
+def test_a_killed_worker_is_replaced(project, undisturbed):
+    forget(project)
+    process = start(project)
+    read_until(process, 2)
+    time.sleep(0.5)
+    workers = [
+        p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
+    ]
+    assert len(workers) == 2
+    workers[1].kill()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert reports(output)[-1] == pytest.approx(6, abs=0.1)
+    assert weights(project) == undisturbed
+
+
+def test_a_killed_run_goes_on(project, undisturbed):
+    forget(project)
+    process = start(project)
+    read_until(process, 3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (project.folder / "outputs/train").exists()
+    output = project.run(sys.executable, "-m", "pipelines.train")
+    assert reports(output)[0] > 1.5, "it began anew"
+    assert weights(project) == undisturbed
+    rows = (project.folder / "outputs/train/stats.jsonl").read_text().splitlines()
+    assert len(rows) == 6
+
+
+def test_divergence_is_one_line_and_nothing_is_left_half_done(project):
+    forget(project)
+    file = project.folder / "params.yaml"
+    before = file.read_bytes()
+    project.edit({"models.dcgan.loss": "wasserstein", "models.dcgan.generator.lr": 1e30})
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipelines.train"],
+            cwd=project.folder,
+            env=project.env,
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        file.write_bytes(before)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "training diverged" in line
+    assert [p.name for p in Path(project.folder / "outputs").iterdir() if "train" in p.name] == []
