@@ -182,8 +182,13 @@ def _play(changes: dict[str, Any], job: Job, storage: str) -> None:
         with checkpoint.as_directory() if checkpoint else nullcontext() as resume:
             work(job, _report_to_tune, resume)
         return
+    import ray
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    # what frees an early-stopped run's workers looks for its cluster, and gives up if there are two on the machine
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     name = f"train-{tune.get_context().get_trial_id()}"
     folder = Path(storage) / tune.get_context().get_experiment_name()
     verdict = folder / name / "verdict.txt"
