@@ -290,6 +290,7 @@ def _plot(trials: list[dict[str, Any]], space: dict[str, Search], path: Path) ->
         ax.set_yscale("log")
         if dimension.loguniform:
             ax.set_xscale("log")
+            ax.tick_params(axis="x", which="both", rotation=45, labelsize="small")
     axes[0].set_ylabel(METRIC)
     figure.savefig(path, dpi=100)
 

@@ -10,6 +10,12 @@ import pytest
 
 
 @pytest.fixture(scope="session")
+def params(params):
+    """With a gate on the metric that the tests here make up figures for."""
+    return params.model_copy(update={"gate": params.gate.model_copy(update={"metric": "classifier.fd"})})
+
+
+@pytest.fixture(scope="session")
 def migrated(tmp_path_factory) -> Path:
     """Migrating takes seconds, so it is done once and copied."""
     from mlflow import MlflowClient

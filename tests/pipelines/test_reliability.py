@@ -104,7 +104,8 @@ def test_a_killed_run_goes_on(project, undisturbed):
     process.communicate()
     assert not (project.folder / "outputs/train").exists()
     output = project.run(sys.executable, "-m", "pipelines.train")
-    assert reports(output)[0] > 1.5, "it began anew"
+    # there may be nothing left to report: Ray's workers train on for a moment when their driver is gone
+    assert all(kimg > 1.5 for kimg in reports(output)), "it began anew"
     assert weights(project) == undisturbed
     rows = (project.folder / "outputs/train/stats.jsonl").read_text().splitlines()
     assert len(rows) == 6

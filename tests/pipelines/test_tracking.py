@@ -77,13 +77,33 @@ def test_reading_makes_no_store(project):
     assert not (project / "none.db").exists()
 
 
-def test_opening_leaves_the_environment_alone(project, monkeypatch):
-    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+def test_opening_keeps_what_the_user_set(project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "9")
     import os
 
     tracking.open_store(TrackingConfig())
     assert "MLFLOW_TRACKING_URI" not in os.environ
-    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "9"
+
+
+def test_rows_that_come_twice_or_late_are_logged_once(store):
+    first, second, third = ({"kimg": float(kimg), "loss": 1.0 / kimg} for kimg in (1, 2, 3))
+    with tracking.run(store, "key", "name") as run:
+        tracking.log_stats(run, [first])
+    with tracking.run(store, "key", "name") as again:
+        tracking.log_stats(again, [third])  # the second came while nobody listened
+        tracking.log_stats(again, [third])  # a worker was lost, and its last row comes again
+        tracking.log_stats(again, [first, second, third])
+    assert sorted(history(run, "loss")) == [(1000, 1.0), (2000, 0.5), (3000, pytest.approx(1 / 3))]
+
+
+def test_a_store_that_stops_to_answer_is_one_line(store):
+    from mlflow.exceptions import MlflowException
+
+    refusal = pytest.raises(StageError, match=r"connection refused; what was computed is kept")
+    with refusal as caught, tracking.run(store, "key", "name"):
+        raise MlflowException("connection\nrefused")
+    assert "\n" not in str(caught.value)
 
 
 def test_killed_run_goes_on_without_doubled_points(store):
