@@ -25,6 +25,7 @@ SHORT = {
     "tune.kimg": 2,
     "tune.report_kimg": 0.5,
     "tune.grace_kimg": 0.5,
+    "tune.reduction_factor": 4,  # stop all but the best, so that some are
     "tune.quality_samples": 100,
     "train.kimg": 3,
     "train.report_kimg": 1,
