@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ganlib import ranks
 from ganlib.losses import Loss
 from ganlib.schedules import Schedule, value
 
@@ -28,14 +30,27 @@ __all__ = [
     "Round",
     "Sample",
     "Term",
+    "Verdict",
     "adversarial_step",
     "each",
+    "judge",
     "leaves",
 ]
 
 Sample = Tensor | dict[str, Tensor]
 """What is generated and judged: a batch of tensors, or several under names (unpaired domains, table parts)."""
 Player = Literal["generator", "discriminator"]
+View = Callable[[Sample, "Noise"], Sample]
+"""what the discriminator sees in a sample's place; must be twice differentiable"""
+
+
+class Verdict(NamedTuple):
+    """What a discriminator makes of a sample; one that has no more to say than logits may return these alone."""
+
+    logits: Tensor
+    """`[N]`, or `[N, ...]` for patches"""
+    features: Tensor | None = None
+    """`[N, D]`, what a term such as classification or feature matching looks at"""
 
 
 def each(fn: Callable[[Tensor], Tensor], sample: Sample) -> Sample:
@@ -84,6 +99,8 @@ class Batch:
 
     data: dict[str, Tensor]
     noise: Noise
+    training: bool = True
+    """False where a deal is made to be looked at: without jitter, flips and the like"""
 
 
 @dataclass(frozen=True)
@@ -95,21 +112,27 @@ class Deal:
     real: Sample
     """what the discriminator compares with"""
     cond: Tensor | None = None
-    """what both are told: class labels `[N]`, or None"""
+    """what both are told: class labels `[N]`, attributes `[N, A]`, a source image; or None"""
 
 
 @dataclass(frozen=True)
 class Game:
-    """Players are modules called as `generator(inputs, cond)` and `discriminator(sample, cond) -> logits`."""
+    """Players are modules: `generator(inputs, cond) -> sample`, `discriminator(sample, cond) -> logits or Verdict`."""
 
     generator: nn.Module
     discriminator: nn.Module
     deal: Callable[[Batch], Deal]
-    latent: Callable[[Noise, float | None], Sample]
-    """`(noise, truncation) -> inputs` for sampling when there is no batch"""
+    latent: Callable[[Noise, float | None], Sample] | None
+    """`(noise, truncation) -> inputs` for sampling when there is no batch; None where there must be a source"""
     classes: int = 0
     """how many class labels `cond` chooses from; 0 where both players are told none"""
+    attributes: int = 0
+    """how many numbers `cond` holds for each example; 0 where both players are told none"""
     terms: tuple[Term, ...] = ()
+    progress: Callable[[nn.Module, float], None] | None = None
+    """`(player or averaged generator, kimg)`, called before each step: for networks that grow"""
+    view: View | None = None
+    """augmentation between samples and discriminator"""
 
 
 @dataclass(frozen=True)
@@ -124,23 +147,40 @@ class Round:
     real_logits: Tensor | None
     """None in a generator's turn whose loss does not compare with reals"""
     fake_logits: Tensor
+    real_features: Tensor | None = None
+    """None unless the discriminator returns them (and in a generator's turn, unless the loss compares with reals)"""
+    fake_features: Tensor | None = None
 
-    def discriminate(self, sample: Sample) -> Tensor:
-        """Logits of another sample under the same condition."""
-        logits: Tensor = self.game.discriminator(sample, self.deal.cond)
-        return logits
+    def discriminate(self, sample: Sample) -> Verdict:
+        """The verdict on another sample, seen in the same way under the same condition."""
+        return judge(self.game, sample, self.deal.cond, self.noise)
+
+
+def judge(
+    game: Game,
+    sample: Sample,
+    cond: Tensor | None,
+    noise: Noise,
+    discriminator: Callable[..., Tensor | Verdict] | None = None,
+) -> Verdict:
+    """The discriminator's verdict on a sample as it sees it; `discriminator` is its compiled form, if wanted."""
+    seen = sample if game.view is None else game.view(sample, noise)
+    verdict = (discriminator or game.discriminator)(seen, cond)
+    return verdict if isinstance(verdict, Verdict) else Verdict(verdict)
 
 
 @dataclass(frozen=True)
 class Term:
     """An extra loss `fn(round) -> [N]` of one player. Paid every k-th turn it is weighted k times (lazily:
-    Karras et al. 2020, appendix B)."""
+    Karras et al. 2020, appendix B). `fn` may be a module with running means in buffers: checkpoints keep them."""
 
     name: str
     player: Player
     fn: Callable[[Round], Tensor]
     weight: float | Schedule = 1.0
     every: int = 1
+    slopes: bool = True
+    """whether a discriminator's term needs gradients with respect to the samples"""
 
 
 @dataclass
@@ -150,6 +190,10 @@ class Learner:
     module: nn.Module
     optimizer: torch.optim.Optimizer
     lr: float | Schedule
+    beta2: float | Schedule | None = None
+    """Adam's second; None leaves it as it is"""
+    lr_scale: float = 1.0
+    """what the learning rate is multiplied by, once training had to go back"""
     clip_norm: float | None = None
     average_gradients: Callable[[list[Tensor]], None] | None = None
     """replaces gradients by their mean over ranks, in place"""
@@ -178,7 +222,9 @@ class Learner:
         if self.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = value(self.lr, kimg)
+            group["lr"] = value(self.lr, kimg) * self.lr_scale
+            if self.beta2 is not None:
+                group["betas"] = (group["betas"][0], value(self.beta2, kimg))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -193,13 +239,16 @@ def adversarial_step(
     *,
     step: int,
     kimg: float,
+    top_k: float = 1.0,
+    generator_plays: bool = True,
     autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> dict[str, Tensor]:
     """One turn of the discriminator for each of `turns`, each given in microbatches, then one of the generator.
 
     The generator answers the last deal: its fakes are those that the discriminator has just been shown, so they
-    are made once where memory holds the graph (one microbatch). Returns statistics as scalar tensors, not yet
-    averaged over ranks.
+    are made once where memory holds the graph (one microbatch). It learns from the share `top_k` of its fakes that
+    the discriminator likes best (Sinha et al. 2020), and not at all unless it plays. Returns statistics as scalar
+    tensors, not yet averaged over ranks.
     """
     stats: dict[str, Tensor] = {}
 
@@ -210,41 +259,57 @@ def adversarial_step(
     def due(player: Player, turn: int) -> list[Term]:
         return [t for t in game.terms if t.player == player and turn % t.every == 0]
 
-    def pay(name: Player, terms: list[Term], round: Round, main: Tensor, share: float) -> None:
-        note(f"loss/{name}", main.mean(), share)
-        total = main.mean()
+    def pay(name: Player, terms: list[Term], round: Round, total: Tensor, share: float) -> None:
+        note(f"loss/{name}", total, share)
         for term in terms:
             cost = term.fn(round).mean()
             total = total + cost * (value(term.weight, kimg) * term.every)
             note(f"loss/{name}/{term.name}", cost, share)
         (total * share).backward()
 
+    if game.progress is not None:
+        for module in (generator.module, discriminator.module):
+            game.progress(module, kimg)
     generate = game.generator if generator.compiled is None else generator.compiled
-    quick_judge = game.discriminator if discriminator.compiled is None else discriminator.compiled
+    quick = game.discriminator if discriminator.compiled is None else discriminator.compiled
     made: list[tuple[Deal, Batch, Sample | None]] = []
     for index, microbatches in enumerate(turns):
         terms = due("discriminator", step * len(turns) + index)
+        slopes = any(term.slopes for term in terms)
         # compiled graphs cannot be differentiated twice, as penalties need
-        judge = game.discriminator if terms else quick_judge
+        sharp = game.discriminator if slopes else quick
         share = 1.0 / len(microbatches)
-        keep_graph = index == len(turns) - 1 and len(microbatches) == 1
+        keep_graph = generator_plays and index == len(turns) - 1 and len(microbatches) == 1
         made = []
         for batch in microbatches:
             deal = game.deal(batch)
             with autocast():
                 with torch.set_grad_enabled(keep_graph):
                     fake = generate(deal.inputs, deal.cond)
-                real = _cut(deal.real, bool(terms))
-                shown = _cut(fake, bool(terms))
-                real_logits, fake_logits = judge(real, deal.cond), judge(shown, deal.cond)
-                round = Round(game, deal, batch.noise, real, shown, real_logits, fake_logits)
-                pay("discriminator", terms, round, loss.discriminator(real_logits, fake_logits), share)
+                real, shown = _cut(deal.real, slopes), _cut(fake, slopes)
+                of_real = judge(game, real, deal.cond, batch.noise, sharp)
+                of_fake = judge(game, shown, deal.cond, batch.noise, sharp)
+                round = Round(
+                    game,
+                    deal,
+                    batch.noise,
+                    real,
+                    shown,
+                    of_real.logits,
+                    of_fake.logits,
+                    of_real.features,
+                    of_fake.features,
+                )
+                main = loss.discriminator(of_real.logits, of_fake.logits).mean()
+                pay("discriminator", terms, round, main, share)
             share_of_turn = share / len(turns)
-            note("sign/real", real_logits.sign().mean(), share_of_turn)
-            note("sign/fake", fake_logits.sign().mean(), share_of_turn)
-            note("logit/gap", real_logits.mean() - fake_logits.mean(), share_of_turn)
+            note("sign/real", of_real.logits.sign().mean(), share_of_turn)
+            note("sign/fake", of_fake.logits.sign().mean(), share_of_turn)
+            note("logit/gap", of_real.logits.mean() - of_fake.logits.mean(), share_of_turn)
             made.append((deal, batch, fake if keep_graph else None))
         note("gradient/discriminator", discriminator.step(kimg), 1.0 / len(turns))
+    if not generator_plays:
+        return stats
 
     terms = due("generator", step)
     share = 1.0 / len(made)
@@ -252,12 +317,34 @@ def adversarial_step(
         for deal, batch, kept in made:
             with autocast():
                 fake = generate(deal.inputs, deal.cond) if kept is None else kept
-                real_logits = None
+                seen: Verdict | None = None
                 if loss.paired:
                     with torch.no_grad():
-                        real_logits = quick_judge(deal.real, deal.cond)
-                fake_logits = quick_judge(fake, deal.cond)
-                round = Round(game, deal, batch.noise, deal.real, fake, real_logits, fake_logits)
-                pay("generator", terms, round, loss.generator(fake_logits, real_logits), share)
+                        seen = judge(game, deal.real, deal.cond, batch.noise, quick)
+                of_fake = judge(game, fake, deal.cond, batch.noise, quick)
+                round = Round(
+                    game,
+                    deal,
+                    batch.noise,
+                    deal.real,
+                    fake,
+                    seen and seen.logits,
+                    of_fake.logits,
+                    seen and seen.features,
+                    of_fake.features,
+                )
+                costs = loss.generator(of_fake.logits, round.real_logits)
+                main = costs.mean() if top_k >= 1.0 else _of_best(costs, of_fake.logits, top_k)
+                pay("generator", terms, round, main, share)
     note("gradient/generator", generator.step(kimg))
     return stats
+
+
+def _of_best(costs: Tensor, logits: Tensor, share: float) -> Tensor:
+    """Mean cost of the share of fakes, of all ranks, with the highest logits. Sinha et al. 2020, algorithm 1."""
+    likes = logits.detach().flatten(1).mean(1) if logits.dim() > 1 else logits.detach()
+    everyones = ranks.gather(likes)
+    kept = max(1, math.ceil(share * len(everyones)))
+    least = everyones.topk(kept).values[-1]
+    chosen = (likes >= least).to(costs).view(-1, *[1] * (costs.dim() - 1))
+    return (costs * chosen).mean() * (len(everyones) / kept)

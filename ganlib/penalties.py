@@ -1,8 +1,9 @@
-"""Gradient penalties on the discriminator: `(round) -> [N]`, to be weighted by γ and averaged.
+"""Regularisers of the discriminator: `(round) -> [N]`, to be weighted and averaged.
 
-R1 and R2 reuse the logits of the turn, so they cost one extra backward; the gradient penalty has points of its
-own. They take each example's logit to depend on that example alone, so a discriminator that mixes examples
-(BatchNorm) is refused with them.
+R1 and R2 reuse the logits of the turn, so they cost one extra backward; the others judge points of their own. Those in
+`DIFFERENTIATE` penalise a slope with respect to the samples, before augmentation, and take each example's logit
+to depend on that example alone, so a discriminator that mixes examples (BatchNorm) is refused with them. Where there is
+a logit for every patch, slopes are those of their mean.
 """
 
 from __future__ import annotations
@@ -10,17 +11,39 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ganlib.game import Round, Sample, leaves
+from ganlib import ranks
+from ganlib.augment import Augment, AugmentConfig
+from ganlib.game import Round, Sample, each, leaves
 
-__all__ = ["PENALTIES", "gradient_penalty", "r1", "r2"]
+__all__ = [
+    "DIFFERENTIATE",
+    "PENALTIES",
+    "LeCam",
+    "balanced_consistency",
+    "consistency",
+    "dragan",
+    "gradient_penalty",
+    "r1",
+    "r2",
+]
+
+
+def _of_each(values: Tensor) -> Tensor:
+    """Values `[N]` or `[N, ...]` → their mean for each example, `[N]`."""
+    return values.reshape(len(values), -1).mean(1)
 
 
 def _squared_gradient(logits: Tensor, sample: Sample) -> Tensor:
-    """‖∂ΣD/∂x‖² for each example, `[N]`, differentiable once more."""
-    gradients = torch.autograd.grad(logits.sum(), leaves(sample), create_graph=True)
+    """‖∂D/∂x‖² for each example, `[N]`, differentiable once more."""
+    gradients = torch.autograd.grad(_of_each(logits).sum(), leaves(sample), create_graph=True)
     return torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
+
+
+def _off_unit_slope(round: Round, sample: Sample) -> Tensor:
+    """(‖∇D‖ − 1)² at a sample, `[N]`."""
+    return ((_squared_gradient(round.discriminate(sample).logits, sample) + 1e-12).sqrt() - 1.0).square()
 
 
 def r1(round: Round) -> Tensor:
@@ -46,8 +69,86 @@ def gradient_penalty(round: Round) -> Tensor:
         between: Sample = {name: mix(part, round.fake[name]) for name, part in round.real.items()}
     else:
         between = mix(leaves(round.real)[0], leaves(round.fake)[0])
-    slope = (_squared_gradient(round.discriminate(between), between) + 1e-12).sqrt()
-    return (slope - 1.0).square()
+    return _off_unit_slope(round, between)
 
 
-PENALTIES: dict[str, Callable[[Round], Tensor]] = {"r1": r1, "r2": r2, "gradient_penalty": gradient_penalty}
+def dragan(round: Round) -> Tensor:
+    """(‖∇D(x + δ)‖ − 1)² near the reals. Kodali et al. 2017, algorithm 1; the weight is λ.
+
+    δ = ½ σ U(0, 1) for each number, as in the authors' code (the paper has N(0, c)), with σ the standard deviation
+    within the example, where theirs is that of the batch: so it is the same for any number of ranks.
+    """
+
+    def perturb(real: Tensor) -> Tensor:
+        deviation = real.detach().flatten(1).std(1, correction=0).view(-1, *[1] * (real.dim() - 1))
+        return (real.detach() + 0.5 * deviation * round.noise.uniform(*real.shape[1:])).requires_grad_()
+
+    return _off_unit_slope(round, each(perturb, round.real))
+
+
+_flip_and_shift = Augment(
+    AugmentConfig(kind="ada", operations=("flip", "translate_integer"), probability=1.0, target=None)
+)
+
+
+def _inconsistency(round: Round, sample: Sample, logits: Tensor) -> Tensor:
+    """‖D(x) − D(T(x))‖², `[N]`; T flips every other image and shifts it by up to ⅛, mirrored at the edges."""
+    if any(part.dim() != 4 for part in leaves(sample)):
+        raise ValueError("consistency flips and shifts, and so needs images, [N, C, H, W]")
+    if round.deal.cond is not None and round.deal.cond.dim() == 4:
+        raise ValueError("consistency moves images, and would move them away from the image they are paired with")
+    moved = each(lambda images: _flip_and_shift(images.detach(), round.noise, 0.0), sample)
+    return _of_each((logits - round.discriminate(moved).logits).square())
+
+
+def consistency(round: Round) -> Tensor:
+    """‖D(x) − D(T(x))‖² at the reals, on the logits. Zhang et al. 2020 (CR-GAN); the weight is λ."""
+    assert round.real_logits is not None, "a discriminator's turn has judged the reals"
+    return _inconsistency(round, round.real, round.real_logits)
+
+
+def balanced_consistency(round: Round) -> Tensor:
+    """The same at the reals and at the fakes, with one λ. Zhao et al. 2021 (bCR)."""
+    return consistency(round) + _inconsistency(round, round.fake, round.fake_logits)
+
+
+class LeCam(nn.Module):
+    """‖D(x) − α_F‖² + ‖D(G(z)) − α_R‖², α the running means of the logits of fakes and of reals. Tseng et al. 2021.
+
+    The means are over all ranks and those of the turns before; in the first turn, its own.
+    """
+
+    means: Tensor
+    started: Tensor
+
+    def __init__(self, decay: float = 0.99):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("means", torch.zeros(2))  # of reals, of fakes
+        self.register_buffer("started", torch.tensor(False))
+
+    def forward(self, round: Round) -> Tensor:
+        assert round.real_logits is not None, "a discriminator's turn has judged the reals"
+        real, fake = round.real_logits, round.fake_logits
+        now = torch.stack([real.detach().mean(), fake.detach().mean()]).to(self.means)
+        if ranks.world() > 1:
+            ranks.average([now])
+        of_real, of_fake = means = torch.where(self.started, self.means, now)
+        self.means.copy_(now.lerp(means, self.decay))
+        self.started.fill_(True)
+        return _of_each((real - of_fake).square()) + _of_each((fake - of_real).square())
+
+
+PENALTIES: dict[str, Callable[[Round], Tensor] | type[nn.Module]] = {
+    "r1": r1,
+    "r2": r2,
+    "gradient_penalty": gradient_penalty,
+    "dragan": dragan,
+    "consistency": consistency,
+    "balanced_consistency": balanced_consistency,
+    "lecam": LeCam,
+}
+"""by the names of `params.yaml`; a class is to be called once, and its instance keeps running means"""
+
+DIFFERENTIATE = frozenset({"r1", "r2", "gradient_penalty", "dragan"})
+"""those that take gradients with respect to samples"""

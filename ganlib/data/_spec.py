@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 __all__ = ["Spec"]
 
@@ -23,6 +26,14 @@ class Spec:
     """examples in each split: `{"train": ..., "test": ...}`"""
     content_hash: str
     """SHA-256 over every example and label of both splits, whatever their order on disk"""
+    attributes: tuple[str, ...] = ()
+    """names of the numbers that describe each example (several labels, continuous conditions); mostly empty"""
+    given: int = 0
+    """how many leading channels of an example are given to the generator rather than made by it: paired data"""
+
+    def split(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples `[N, C, H, W]` as what is given, `[N, given, H, W]`, and what is to be made of it."""
+        return samples[:, : self.given], samples[:, self.given :]
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
@@ -30,4 +41,5 @@ class Spec:
     @classmethod
     def from_json(cls, text: str) -> Spec:
         raw = json.loads(text)
-        return cls(**{**raw, "shape": tuple(raw["shape"]), "classes": tuple(raw["classes"])})
+        fields: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in raw.items()}
+        return cls(**fields)

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from ganlib import ranks
 from ganlib.game import Noise
 
-__all__ = ["BatchNorm", "gaussian_latent", "project"]
+__all__ = ["BatchNorm", "gaussian_latent"]
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -88,14 +88,3 @@ def gaussian_latent(noise: Noise, dim: int, truncation: float | None = None) -> 
     uniform = noise.uniform(dim).double()
     z: Tensor = torch.special.ndtri(edge + uniform * (1 - 2 * edge)).float()
     return z
-
-
-def project(logits: Tensor, features: Tensor, embedding: nn.Embedding | None, cond: Tensor | None) -> Tensor:
-    """Add the inner product of features `[N, D]` and class embedding to logits `[N]`.
-
-    The projection discriminator: Miyato & Koyama 2018, eq. 4.
-    """
-    if embedding is None or cond is None:
-        return logits
-    agreement: Tensor = (embedding(cond) * features).sum(1)
-    return logits + agreement

@@ -1,8 +1,8 @@
 """DCGAN: a deconvolutional generator against a convolutional discriminator. Radford et al. 2016.
 
 Conditional where the data are labelled: the generator is given a class embedding beside z (Mirza & Osindero
-2014), the discriminator judges by projection (Miyato & Koyama 2018). The paper's discriminator has BatchNorm;
-the default here has none, so that gradient penalties apply: `tests/bench/` has what that changes.
+2014), the discriminator judges by projection unless told otherwise. The paper's discriminator has BatchNorm; the
+default here has none, so that gradient penalties apply: `tests/bench/` has what that changes.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
-from ganlib.game import Deal, Game
-from ganlib.models._layers import BatchNorm, gaussian_latent, project
+from ganlib.game import Deal, Game, Verdict
+from ganlib.models._conditioning import Conditioning, Embedding, Head, Told, beside, told
+from ganlib.models._layers import BatchNorm, gaussian_latent
 
 __all__ = ["MODALITY", "Config", "build"]
 
@@ -28,13 +29,14 @@ class Config(_Config):
     latent_dim: PositiveInt = 64
     width: PositiveInt = 32
     max_width: PositiveInt = 512
-    conditional: bool | Literal["auto"] = "auto"
+    conditioning: Conditioning = "auto"
+    conditioning_weight: NonNegativeFloat = 1.0
     generator_norm: Literal["batch", "none"] = "batch"
     discriminator_norm: Literal["none", "batch", "spectral"] = "none"
 
 
 def build(cfg: Config, spec: Spec) -> Game:
-    """Raises ValueError for sizes that a DCGAN cannot make, or for labels asked of unlabelled data."""
+    """Raises ValueError for sizes that a DCGAN cannot make, or for a condition that the data do not have."""
     channels, height, width = spec.shape
     if not all(8 <= side <= 128 and side % 4 == 0 for side in (height, width)) or max(height, width) > 4 * min(
         height, width
@@ -42,9 +44,7 @@ def build(cfg: Config, spec: Spec) -> Game:
         raise ValueError(
             f"dcgan makes images of 8 to 128 pixels a side, each a multiple of 4, at most 4:1; found {height}x{width}"
         )
-    if cfg.conditional is True and not spec.classes:
-        raise ValueError("network.conditional is true, but the data have no labels; use auto or false")
-    classes = len(spec.classes) if cfg.conditional else 0
+    cond = told(cfg.conditioning, spec, auto="projection")
 
     # halve while both sides stay whole and at least 4
     levels = 1
@@ -55,28 +55,30 @@ def build(cfg: Config, spec: Spec) -> Game:
     base = (height >> levels, width >> levels)
     widths = [min(cfg.width << level, cfg.max_width) for level in range(levels)]  # outermost first
 
-    generator = _Generator(cfg, channels, base, widths, classes)
-    discriminator = _Discriminator(cfg, channels, base, widths, classes)
+    generator = _Generator(cfg, channels, base, widths, cond)
+    discriminator = _Discriminator(cfg, channels, base, widths, cond)
     return Game(
         generator,
         discriminator,
         deal=lambda batch: Deal(
             inputs=gaussian_latent(batch.noise, cfg.latent_dim),
             real=batch.data["sample"],
-            cond=batch.data["label"] if classes else None,
+            cond=cond.cond(batch),
         ),
         latent=lambda noise, truncation: gaussian_latent(noise, cfg.latent_dim, truncation),
-        classes=classes,
+        classes=cond.classes,
+        attributes=cond.attributes,
+        terms=discriminator.head.terms(),
     )
 
 
 class _Generator(nn.Module):
-    def __init__(self, cfg: Config, channels: int, base: tuple[int, int], widths: list[int], classes: int):
+    def __init__(self, cfg: Config, channels: int, base: tuple[int, int], widths: list[int], told: Told):
         super().__init__()
         normal = cfg.generator_norm == "batch"
-        self.embedding = nn.Embedding(classes, cfg.latent_dim) if classes else None
+        self.embedding = Embedding(told, cfg.latent_dim) if told.size else None
         self.base = (widths[-1], *base)
-        self.first = nn.Linear(cfg.latent_dim * (2 if classes else 1), widths[-1] * base[0] * base[1])
+        self.first = nn.Linear(cfg.latent_dim * (2 if told.size else 1), widths[-1] * base[0] * base[1])
         layers: list[nn.Module] = [BatchNorm(widths[-1])] if normal else []
         layers.append(nn.ReLU(inplace=True))
         for inner, outer in zip(widths[:0:-1], widths[-2::-1], strict=True):
@@ -87,7 +89,7 @@ class _Generator(nn.Module):
         self.apply(_initialise)
 
     def forward(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
-        """z `[N, latent_dim]`, labels `[N]` → images `[N, C, H, W]` in [−1, 1]."""
+        """z `[N, latent_dim]` and condition → images `[N, C, H, W]` in [−1, 1]."""
         if self.embedding is not None and cond is not None:
             z = torch.cat([z, self.embedding(cond)], 1)
         images: Tensor = self.layers(self.first(z).unflatten(1, self.base)).tanh()
@@ -95,7 +97,7 @@ class _Generator(nn.Module):
 
 
 class _Discriminator(nn.Module):
-    def __init__(self, cfg: Config, channels: int, base: tuple[int, int], widths: list[int], classes: int):
+    def __init__(self, cfg: Config, channels: int, base: tuple[int, int], widths: list[int], told: Told):
         super().__init__()
 
         def spectral(layer: nn.Module) -> nn.Module:
@@ -104,7 +106,8 @@ class _Discriminator(nn.Module):
             return layer
 
         layers: list[nn.Module] = []
-        for level, (inner, outer) in enumerate(zip([channels, *widths], widths, strict=False)):
+        self.told = told
+        for level, (inner, outer) in enumerate(zip([channels + told.planes, *widths], widths, strict=False)):
             normal = cfg.discriminator_norm == "batch" and level > 0  # none on the first: Radford et al., section 3
             layers.append(spectral(nn.Conv2d(inner, outer, 4, stride=2, padding=1, bias=not normal)))
             if normal:
@@ -112,14 +115,13 @@ class _Discriminator(nn.Module):
             layers.append(nn.LeakyReLU(0.2, inplace=True))
         self.layers = nn.Sequential(*layers, nn.Flatten())
         features = widths[-1] * base[0] * base[1]
-        self.last = spectral(nn.Linear(features, 1))
-        self.embedding = nn.Embedding(classes, features) if classes else None
+        self.head = Head(told, features, wrap=spectral, weight=cfg.conditioning_weight)
         self.apply(_initialise)
 
-    def forward(self, images: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Images `[N, C, H, W]`, labels `[N]` → logits `[N]`."""
-        features = self.layers(images)
-        return project(self.last(features).squeeze(1), features, self.embedding, cond)
+    def forward(self, images: Tensor, cond: Tensor | None = None) -> Verdict:
+        """Images `[N, C, H, W]` and condition → logits `[N]`, features `[N, D]`."""
+        verdict: Verdict = self.head(self.layers(beside(images, cond, self.told)), cond)
+        return verdict
 
 
 def _initialise(layer: nn.Module) -> None:

@@ -4,70 +4,117 @@ import dataclasses
 
 import pytest
 import torch
+from zoo import CLASSES, CONDITIONED, FAMILIES, FROM_NOISE, builds, config, game_of, play, spec_of
 
 from ganlib import registry
-from ganlib.data._spec import Spec
-from ganlib.game import Noise
+from ganlib.game import Noise, each, leaves
 
-SPEC = Spec("image", "image", (1, 8, 8), ("a", "b", "c"), {"train": 8, "test": 8}, "")
-
-
-def build(family, shape=(1, 8, 8), classes=("a", "b", "c"), **network):
-    module = registry.load("models", family)
-    return module.build(
-        module.Config(latent_dim=4, width=4, **network), dataclasses.replace(SPEC, shape=shape, classes=classes)
-    )
+SHAPES = [(1, 8, 8), (3, 16, 16), (1, 28, 28), (3, 32, 32), (3, 32, 64), (1, 48, 16), (3, 64, 64), (3, 128, 128)]
 
 
-@pytest.mark.parametrize("classes", [("a", "b", "c"), ()], ids=["labelled", "unlabelled"])
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 28, 28), (3, 32, 64), (1, 48, 16), (3, 128, 128)], ids=str)
-@pytest.mark.parametrize("family", registry.names("models"))
-def test_shapes(family, shape, classes):
-    game = build(family, shape, classes)
+@pytest.mark.parametrize("classes", [CLASSES, ()], ids=["labelled", "unlabelled"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("family", FROM_NOISE)
+def test_shapes_or_a_refusal_in_one_line(family, shape, classes):
+    spec = spec_of(family, shape, classes)
+    if not builds(family, shape):
+        with pytest.raises(ValueError, match=rf"{family}.*found {shape[1]}x{shape[2]}") as refusal:
+            game_of(family, spec)
+        assert "\n" not in str(refusal.value)
+        return
+    game = game_of(family, spec)
     assert game.classes == len(classes)
-    z = game.latent(Noise(0, size=2), None)
-    cond = torch.tensor([0, 2]) if classes else None
-    images = game.generator(z, cond)
+    _, images, logits = play(game, spec)
     assert images.shape == (2, *shape)
-    assert images.abs().max() <= 1
-    assert game.discriminator(images, cond).shape == (2,)
+    assert images.isfinite().all()
+    assert logits.shape == (2,)
 
 
-@pytest.mark.parametrize("family", registry.names("models"))
-def test_a_conditional_players_answer_depends_on_the_label(family):
-    game = build(family)
+@pytest.mark.parametrize("family", FROM_NOISE)
+def test_every_family_makes_common_sizes(family):
+    assert builds(family, (3, 32, 32))
+    assert builds(family, (1, 64, 64))
+
+
+@pytest.mark.parametrize("conditioning", ["auto", "concat", "projection", "auxiliary", "reacgan"])
+@pytest.mark.parametrize("family", CONDITIONED)
+def test_a_conditional_players_answer_depends_on_the_label(family, conditioning):
+    spec = spec_of(family)
+    game = game_of(family, spec, conditioning=conditioning)
+    game.generator.eval()
+    game.discriminator.eval()
     z = game.latent(Noise(0, size=1), None)
-    images = [game.generator.eval()(z, torch.tensor([label])) for label in (0, 1)]
+    images = [game.generator(z, torch.tensor([label])) for label in (0, 1)]
     assert not torch.equal(*images)
-    logits = [game.discriminator(images[0], torch.tensor([label])) for label in (0, 1)]
-    assert not torch.equal(*logits)
+    verdicts = [game.discriminator(images[0], torch.tensor([label])) for label in (0, 1)]
+    by_loss = conditioning in ("auxiliary", "reacgan")  # these judge the label by a loss of their own
+    assert torch.equal(verdicts[0].logits, verdicts[1].logits) == by_loss
+    assert bool(game.terms) or not by_loss
 
 
-@pytest.mark.parametrize("family", registry.names("models"))
+@pytest.mark.parametrize("family", CONDITIONED)
+def test_attributes_as_a_condition(family):
+    spec = spec_of(family, classes=(), attributes=("age", "smile"))
+    for conditioning in ("auto", "concat", "projection", "auxiliary"):
+        game = game_of(family, spec, conditioning=conditioning)
+        assert (game.classes, game.attributes) == (0, 2)
+        deal, images, logits = play(game, spec)
+        assert deal.cond.shape == (2, 2)
+        assert images.isfinite().all()
+        assert logits.shape == (2,)
+    with pytest.raises(ValueError, match="reacgan needs class labels"):
+        game_of(family, spec, conditioning="reacgan")
+
+
+@pytest.mark.parametrize("family", CONDITIONED)
 def test_labels_asked_of_unlabelled_data_are_refused(family):
+    spec = spec_of(family, classes=())
     with pytest.raises(ValueError, match="no labels"):
-        build(family, classes=(), conditional=True)
-    assert build(family, conditional=False).classes == 0
+        game_of(family, spec, conditioning="projection")
+    assert game_of(family, spec_of(family), conditioning="none").classes == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_dealt_depends_on_the_key_alone(family):
+    spec = spec_of(family)
+    game = game_of(family, spec)
+    same, again, other = (play(game, spec, n=4, key=key)[0] for key in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(leaves(same.inputs), leaves(again.inputs), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(leaves(same.inputs), leaves(other.inputs), strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_players_draw_nothing_themselves(family):
+    """Or a resume would not be exact, and ranks would not agree."""
+    spec = spec_of(family)
+    game = game_of(family, spec)
+    deal, *_ = play(game, spec)
+    ends = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        game.generator.eval()
+        ends.append(game.generator(each(lambda x: x.clone(), deal.inputs), deal.cond))
+    assert torch.equal(*ends)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (1, 30, 30), (1, 256, 256), (1, 8, 64)], ids=str)
 def test_dcgan_refuses_sizes_it_cannot_make(shape):
     with pytest.raises(ValueError, match=r"8 to 128 pixels.*found"):
-        build("dcgan", shape)
+        game_of("dcgan", spec_of("dcgan", shape))
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "spectral"])
 def test_dcgan_norms(norm):
-    game = build("dcgan", (1, 16, 16), discriminator_norm=norm)
+    game = game_of("dcgan", spec_of("dcgan", (1, 16, 16)), discriminator_norm=norm)
     names = {type(layer).__name__ for layer in game.discriminator.modules()}
     assert ("BatchNorm" in names or "_SpectralNorm" in names) == (norm != "none")
-    assert torch.isfinite(game.discriminator(torch.rand(4, 1, 16, 16), torch.zeros(4, dtype=torch.long))).all()
+    assert game.discriminator(torch.rand(4, 1, 16, 16), torch.zeros(4, dtype=torch.long)).logits.isfinite().all()
 
 
 def test_dcgan_is_the_papers_shape():
     """Radford et al. 2016, figure 1: from 4x4x1024 by four deconvolutions to 64x64x3, at width 128."""
     module = registry.load("models", "dcgan")
-    spec = dataclasses.replace(SPEC, shape=(3, 64, 64), classes=())
+    spec = dataclasses.replace(spec_of("dcgan", (3, 64, 64)), classes=())
     game = module.build(module.Config(latent_dim=100, width=128, max_width=1024, generator_norm="none"), spec)
     kernels = [tuple(p.shape) for n, p in game.generator.named_parameters() if p.dim() == 4]
     assert kernels == [(1024, 512, 4, 4), (512, 256, 4, 4), (256, 128, 4, 4), (128, 3, 4, 4)]
@@ -75,8 +122,13 @@ def test_dcgan_is_the_papers_shape():
 
 
 def test_truncation_cuts_the_tails_and_keeps_the_key():
-    game = build("mlp")
+    game = game_of("mlp")
     z = game.latent(Noise(0, size=4000), 0.5)
     assert z.abs().max() <= 0.5
     assert z.std() == pytest.approx(0.284, abs=0.01)  # of a normal cut at ±0.5
     assert torch.equal(z, game.latent(Noise(0, size=4000), 0.5))
+
+
+def test_configurations_are_small():
+    for family in FAMILIES:
+        assert sum(p.numel() for p in game_of(family).generator.parameters()) < 200_000, config(family)

@@ -1,0 +1,186 @@
+"""How players are told what to make: labels or attributes, the same choices for every family.
+
+| `conditioning` | the generator is told by | the discriminator by |
+|---|---|---|
+| `concat` | what the family does | the condition beside its input (Mirza & Osindero 2014) |
+| `projection` | the same | the inner product of features and embedding (Miyato & Koyama 2018) |
+| `auxiliary` | the same | having to name the condition itself: AC-GAN (Odena et al. 2017) |
+| `reacgan` | the same | a contrast between examples and classes: ReACGAN (Kang et al. 2021) |
+
+`auto` is the family's choice where the data have labels or attributes; `none` keeps both players ignorant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ganlib import ranks
+from ganlib.data._spec import Spec
+from ganlib.game import Batch, Round, Term, Verdict
+
+__all__ = ["Conditioning", "Embedding", "Head", "Told", "beside", "told"]
+
+Conditioning = Literal["auto", "none", "concat", "projection", "auxiliary", "reacgan"]
+
+_TEMPERATURE, _POSITIVE_MARGIN, _NEGATIVE_MARGIN = 0.5, 0.98, 0.02  # of ReACGAN
+_PROJECTED = 64
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the players of one game are told of each example."""
+
+    mode: Conditioning
+    classes: int
+    attributes: int
+
+    @property
+    def size(self) -> int:
+        """Numbers in one-hot labels or attributes; 0 where nothing is told."""
+        return self.classes or self.attributes
+
+    @property
+    def planes(self) -> int:
+        """Inputs that `beside` adds."""
+        return self.size if self.mode == "concat" else 0
+
+    def cond(self, batch: Batch) -> Tensor | None:
+        """Labels `[N]`, attributes `[N, A]`, or None."""
+        if self.classes:
+            return batch.data["label"]
+        return batch.data["attributes"] if self.attributes else None
+
+
+def told(mode: Conditioning, spec: Spec, *, auto: Conditioning) -> Told:
+    """Raises ValueError for a condition that the data do not have, or one that cannot be told in this way."""
+    if mode == "none" or (mode == "auto" and not spec.classes and not spec.attributes):
+        return Told("none", 0, 0)
+    mode = auto if mode == "auto" else mode
+    if not spec.classes and not spec.attributes:
+        raise ValueError(f"network.conditioning is {mode}, but the data have no labels; use auto or none")
+    if mode == "reacgan" and not spec.classes:
+        raise ValueError("network.conditioning: reacgan needs class labels, these data have attributes; use projection")
+    return Told(mode, len(spec.classes), 0 if spec.classes else len(spec.attributes))
+
+
+class Embedding(nn.Module):
+    """Labels `[N]` or attributes `[N, A]` → `[N, dim]`."""
+
+    def __init__(self, told: Told, dim: int):
+        super().__init__()
+        self.table: nn.Module = nn.Embedding(told.classes, dim) if told.classes else nn.Linear(told.attributes, dim)
+
+    def forward(self, cond: Tensor) -> Tensor:
+        embedded: Tensor = self.table(cond)
+        return embedded
+
+
+def beside(x: Tensor, cond: Tensor | None, told: Told) -> Tensor:
+    """The condition, one-hot where it is a class, beside `[N, D]` or as constant planes beside `[N, C, H, W]`.
+
+    `x` itself unless the mode is `concat`.
+    """
+    if told.mode != "concat" or cond is None or not told.size:
+        return x
+    said = F.one_hot(cond, told.classes).to(x) if told.classes else cond.to(x)
+    planes = said.view(*said.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
+    return torch.cat([x, planes], 1)
+
+
+class Head(nn.Module):
+    """The end of a discriminator: features `[N, D]` and condition → Verdict.
+
+    `wrap` is applied to every layer that holds weights (spectral norm). `weight` is that of the extra losses in
+    `terms()`, which the family adds to its game.
+    """
+
+    def __init__(
+        self,
+        told: Told,
+        features: int,
+        *,
+        wrap: Callable[[nn.Module], nn.Module] = lambda layer: layer,
+        weight: float = 1.0,
+    ):
+        super().__init__()
+        self.told, self.weight = told, weight
+        self.logit = wrap(nn.Linear(features, 1))
+        self.embedding = self.names = self.projector = None
+        if told.mode == "projection":
+            self.embedding = Embedding(told, features)
+            self.embedding.table = wrap(self.embedding.table)
+        elif told.mode == "auxiliary":
+            self.names = wrap(nn.Linear(features, told.size))
+        elif told.mode == "reacgan":
+            self.projector = wrap(nn.Linear(features, _PROJECTED))
+            self.embedding = Embedding(told, _PROJECTED)
+
+    def forward(self, features: Tensor, cond: Tensor | None) -> Verdict:
+        logits = self.logit(features).squeeze(1)
+        if self.told.mode == "projection" and self.embedding is not None and cond is not None:
+            logits = logits + (self.embedding(cond) * features).sum(1)  # Miyato & Koyama 2018, eq. 4
+        return Verdict(logits, features)
+
+    def terms(self) -> tuple[Term, ...]:
+        """Both players' extra losses; none for `concat` and `projection`."""
+        if self.told.mode == "auxiliary":
+            name, of_real, of_fake = "auxiliary", self._misnamed, self._misnamed
+        elif self.told.mode == "reacgan":
+            name, of_real, of_fake = "reacgan", self._contrast, None
+        else:
+            return ()
+
+        def discriminators(round: Round) -> Tensor:
+            cost = of_real(round.real_features, round.deal.cond)
+            return cost if of_fake is None else cost + of_fake(round.fake_features, round.deal.cond)
+
+        def generators(round: Round) -> Tensor:
+            return of_real(round.fake_features, round.deal.cond)
+
+        return (
+            Term(name, "discriminator", discriminators, self.weight, slopes=False),
+            Term(name, "generator", generators, self.weight),
+        )
+
+    def _misnamed(self, features: Tensor | None, cond: Tensor | None) -> Tensor:
+        """−log P(C = c | x), `[N]`; squared error for attributes. Odena et al. 2017, eq. 3."""
+        assert self.names is not None
+        assert features is not None
+        assert cond is not None
+        named = self.names(features)
+        if self.told.classes:
+            return F.cross_entropy(named, cond, reduction="none")
+        squares: Tensor = (named - cond).square()
+        return squares.mean(1)
+
+    def _contrast(self, features: Tensor | None, cond: Tensor | None) -> Tensor:
+        """The data-to-data cross-entropy, `[N]`. Kang et al. 2021, eq. 7.
+
+        An example is drawn to its class's embedding and away from examples, of all ranks, of other classes.
+        """
+        assert self.projector is not None
+        assert self.embedding is not None
+        assert features is not None
+        assert cond is not None
+        seen = F.normalize(self.projector(features), dim=1)
+        classes = F.normalize(self.embedding(cond), dim=1)
+        everyone, labels = ranks.gather(seen), _gather(cond)
+        to_class = ((seen * classes).sum(1) - _POSITIVE_MARGIN).clamp(max=0.0) / _TEMPERATURE
+        to_others = (seen @ everyone.T - _NEGATIVE_MARGIN).clamp(min=0.0) / _TEMPERATURE
+        to_others = to_others.masked_fill(cond[:, None] == labels[None, :], -torch.inf)
+        return torch.logsumexp(torch.cat([to_class[:, None], to_others], 1), 1) - to_class
+
+
+def _gather(labels: Tensor) -> Tensor:
+    if ranks.world() == 1:
+        return labels
+    everyones = [torch.empty_like(labels) for _ in range(ranks.world())]
+    dist.all_gather(everyones, labels.contiguous())
+    return torch.cat(everyones)

@@ -1,0 +1,77 @@
+"""Every registered family, small: what the contract tests loop over."""
+
+import dataclasses
+
+import torch
+
+from ganlib import registry
+from ganlib.data._spec import Spec
+from ganlib.game import Batch, Noise, Term, seed_of
+from ganlib.penalties import DIFFERENTIATE, PENALTIES
+
+FAMILIES = registry.names("models")
+CLASSES = ("a", "b", "c")
+FROM_NOISE = [f for f in FAMILIES if registry.load("models", f).MODALITY == "image"]
+CONDITIONED = [f for f in FROM_NOISE if "conditioning" in registry.load("models", f).Config.model_fields]
+
+
+def config(family, **network):
+    """The family's configuration at a size that tests can afford."""
+    cls = registry.load("models", family).Config
+    small = {"latent_dim": 4, "width": 4, "discriminator_width": 4, "patch_levels": 1} | network
+    return cls(**{name: value for name, value in small.items() if name in network or name in cls.model_fields})
+
+
+def spec_of(family, shape=None, classes=CLASSES, attributes=()):
+    """Data that suit the family: the smallest images it makes, or `shape`; pairs where it translates."""
+    modality = registry.load("models", family).MODALITY
+    if modality == "image_pair":
+        shape, given, classes = shape or (3, 16, 16), 2, ()
+        return Spec("pair", modality, shape, classes, {"train": 8, "test": 8}, "", attributes, given)
+    if shape is None:
+        shape = next(s for s in ((1, 8, 8), (1, 16, 16), (1, 32, 32)) if builds(family, s))
+    return Spec("image", modality, shape, classes, {"train": 8, "test": 8}, "", attributes)
+
+
+def builds(family, shape):
+    try:
+        registry.load("models", family).build(config(family), spec_of(family, shape))
+    except ValueError:
+        return False
+    return True
+
+
+def game_of(family, spec=None, penalties=(), **network):
+    """A small game with the same weights each time, none of them the zeros that some families start from."""
+    torch.manual_seed(0)
+    game = registry.load("models", family).build(config(family, **network), spec or spec_of(family))
+    with torch.no_grad():
+        for p in (*game.generator.parameters(), *game.discriminator.parameters()):
+            p.add_(torch.randn_like(p) * 0.1)
+    return dataclasses.replace(game, terms=game.terms + tuple(penalty(name) for name in penalties))
+
+
+def penalty(name):
+    fn = PENALTIES[name]
+    return Term(name, "discriminator", fn() if isinstance(fn, type) else fn, slopes=name in DIFFERENTIATE)
+
+
+def batches(spec, n=8, parts=1, key=0):
+    """A global batch of `n` in equal microbatches."""
+    generator = torch.Generator().manual_seed(seed_of(key))
+    data = {"sample": torch.rand(n, *spec.shape, generator=generator) * 2 - 1}
+    if spec.classes:
+        data["label"] = torch.arange(n) % len(spec.classes)
+    if spec.attributes:
+        data["attributes"] = torch.rand(n, len(spec.attributes), generator=generator)
+    rows = [slice(i * n // parts, (i + 1) * n // parts) for i in range(parts)]
+    return [Batch({k: v[r] for k, v in data.items()}, Noise(0, key, size=n, rows=r)) for r in rows]
+
+
+def play(game, spec, n=2, key=0):
+    """One deal of the game, the fakes made of it, and the discriminator's logits of these."""
+    (batch,) = batches(spec, n, key=key)
+    deal = game.deal(batch)
+    fake = game.generator(deal.inputs, deal.cond)
+    verdict = game.discriminator(fake, deal.cond)
+    return deal, fake, getattr(verdict, "logits", verdict)
