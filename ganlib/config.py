@@ -25,6 +25,8 @@ from ruamel.yaml.error import YAMLError
 
 from ganlib import registry
 from ganlib._config import Config
+from ganlib.augment import AugmentConfig
+from ganlib.health import HealthConfig
 from ganlib.losses import LOSSES
 from ganlib.penalties import PENALTIES
 from ganlib.schedules import Schedule
@@ -81,7 +83,7 @@ class PlayerConfig(Config):
 
     optimizer: Literal["adam", "adamw"] = "adam"
     lr: PositiveFloat | Schedule = 2e-4
-    betas: tuple[Share, Share] = (0.5, 0.99)
+    betas: tuple[Share, Share | Schedule] = (0.5, 0.99)
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat | None = None
 
@@ -107,14 +109,25 @@ class Search(Config):
         return self
 
 
+class WarmupConfig(Config):
+    """A phase in which the discriminator alone learns."""
+
+    accuracy: Annotated[float, Field(gt=0.5, lt=1.0)]
+    max_kimg: PositiveFloat
+
+
 class ModelConfig(Config):
     """A family's networks and the game it plays."""
 
     network: Annotated[SerializeAsAny[Config], _registered("models", "family")]
     loss: Annotated[str, _one_of(LOSSES)] = "non_saturating"
     penalties: dict[Annotated[str, _one_of(PENALTIES)], PenaltyConfig] = Field(default_factory=dict)
+    augment: AugmentConfig | None = None
     discriminator_steps: PositiveInt = 1
-    ema_halflife_kimg: NonNegativeFloat = 2.0
+    top_k: Annotated[float, Field(gt=0.0, le=1.0)] | Schedule = 1.0
+    warmup: WarmupConfig | None = None
+    ema_halflife_kimg: NonNegativeFloat | Schedule = 2.0
+    ema_rampup: PositiveFloat | None = None
     generator: PlayerConfig = PlayerConfig()
     discriminator: PlayerConfig = PlayerConfig()
     search: dict[str, Search] = Field(default_factory=dict)
@@ -140,6 +153,7 @@ class TrainConfig(Config):
     report_kimg: PositiveFloat = 10.0
     checkpoint_kimg: PositiveFloat = 50.0
     quality_samples: NonNegativeInt = 1000
+    health: HealthConfig = HealthConfig()
     memory_mb: PositiveFloat = 2048.0
     amp: bool = False
     channels_last: bool = True
@@ -195,8 +209,10 @@ class Params(Config):
     seed: NonNegativeInt = 0
     data: str
     model: str
+    preset: str = "none"
     datasets: dict[str, DatasetConfig]
     models: dict[str, ModelConfig]
+    presets: dict[str, dict[str, Any]] = Field(default={"none": {}})
     reference: ReferenceConfig = ReferenceConfig()
     tune: TuneConfig
     train: TrainConfig
@@ -221,13 +237,14 @@ class Params(Config):
 
     @model_validator(mode="after")
     def _choices_exist(self) -> Params:
-        for key, section, known in (("data", "datasets", self.datasets), ("model", "models", self.models)):
-            name = getattr(self, key)
+        for key, section in (("data", "datasets"), ("model", "models"), ("preset", "presets")):
+            name, known = getattr(self, key), getattr(self, section)
             if name not in known:
                 raise ValueError(
                     f"{key}: {name!r} is not a section of `{section}`{registry.nearest(name, known)}; "
                     f"known: {', '.join(known)}"
                 )
+        self.game  # noqa: B018 - the preset has to suit the model
         return self
 
     @property
@@ -236,7 +253,24 @@ class Params(Config):
 
     @property
     def game(self) -> ModelConfig:
-        return self.models[self.model]
+        """The chosen model's section with the chosen preset laid over it.
+
+        What a preset says of networks and players is added key by key; all else it says replaces what was there.
+        """
+        preset = dict(self.presets[self.preset])
+        suits = preset.pop("models", [self.model])
+        if self.model not in suits:
+            raise ValueError(f"preset: {self.preset!r} is for {', '.join(suits)}; model is {self.model!r}")
+        if not preset:
+            return self.models[self.model]
+        section = self.models[self.model].model_dump(mode="json")
+        for key, new in preset.items():
+            merged = key in ("network", "generator", "discriminator") and isinstance(new, Mapping)
+            section[key] = {**section[key], **new} if merged else new
+        try:
+            return ModelConfig.model_validate(section)
+        except ValidationError as error:
+            raise ValueError(_explain(f"presets.{self.preset} on models.{self.model}", error.errors()[0])) from error
 
     @property
     def registered_model(self) -> str:
@@ -263,11 +297,14 @@ def parse_params(raw: Any, where: str = "params.yaml") -> Params:
 
 
 def override(params: Params, changes: Mapping[str, Any]) -> Params:
-    """A copy of `params` with dotted keys of the chosen model's section replaced: `{"generator.lr": 1e-3}`.
+    """A copy of `params` with dotted keys of the chosen game replaced: `{"generator.lr": 1e-3}`.
 
+    The preset goes into the model's section first, so that the changes have the last word.
     Raises ConfigError if a key is unknown to the section or a value is not allowed.
     """
     raw = params.model_dump(mode="json")
+    raw["models"][params.model] = params.game.model_dump(mode="json")
+    raw["preset"], raw["presets"] = "none", {"none": {}}
     for dotted, new in changes.items():
         *parents, leaf = dotted.split(".")
         node = raw["models"][params.model]

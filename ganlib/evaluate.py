@@ -1,31 +1,34 @@
 """Every metric on every feature space, each with an interval and with what real data would score.
 
-A metric is measured wherever the fields it needs are known: in each feature space, or, if it reads classes,
-under `"samples"`. No metric's name appears here.
+A metric is measured wherever the fields it needs are known: in each feature space, or, if it reads classes or
+compares images with what they should be, under `"samples"`. No metric's name appears here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import NormalDist, stdev
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from ganlib import registry
+from ganlib import registry, shards
 from ganlib.config import ConfigError, EvaluateConfig
+from ganlib.export import Generator
 from ganlib.metrics._neighbours import nearest
 from ganlib.metrics._types import Examples
 from ganlib.reference import Reference
 
-__all__ = ["Comparison", "Metrics", "compare", "evaluate"]
+__all__ = ["Comparison", "Metrics", "compare", "draw", "evaluate"]
 
 SAMPLES = "samples"
 
 Metrics = dict[str, dict[str, dict[str, float]]]
-"""`{space or "samples": {metric: {"value", "low", "high", "floor"}}}`"""
+"""`{space or "samples": {metric: {"value", "low", "high", "floor", "copy"}}}`; the floor where there is one, and what
+copies of the given images score where there are such"""
 
 
 @dataclass(frozen=True)
@@ -43,30 +46,51 @@ class Comparison:
     high: float
 
 
-def evaluate(samples: Mapping[str, Tensor], reference: Reference, cfg: EvaluateConfig, seed: int) -> Metrics:
-    """Measure `sample` `[N, ...]` in [-1, 1], and `label` if classes were asked for, against the first N of test.
+def draw(generator: Generator, prepared: str | Path, n: int, *, seed: int, batch: int) -> dict[str, Tensor]:
+    """`n` samples to be judged: made of noise, or of the first test examples in `prepared`, of which there may be
+    fewer; these also have `given` and `target`."""
+    if not generator.translates:
+        return generator.sample(n, seed=seed, batch=batch)
+    spec = generator.spec
+    stored = shards.read(prepared, "test", limit=n)["sample"]
+    given, target = spec.split(registry.load("data", spec.kind).decode(stored))
+    return {"sample": generator.translate(given, seed=seed, batch=batch), "given": given, "target": target}
 
-    `floor` is the score of the first N training examples in the fakes' place. Raises ValueError if there are fewer.
+
+def evaluate(samples: Mapping[str, Tensor], reference: Reference, cfg: EvaluateConfig, seed: int) -> Metrics:
+    """Measure `sample` `[N, ...]` in [-1, 1] against the first N of test: by itself, by the `label` that was asked
+    for, by the `target` that it should be.
+
+    `floor` is the score of the first N training examples in the fakes' place, `copy` that of `given`. Raises
+    ValueError if there are fewer.
     """
     n = len(samples["sample"])
     if n > reference.size:
         raise ValueError(f"{n} samples, but the floor can be had for {reference.size} training examples only")
-    reals = _of_split(reference, "test", n, reference.spaces)
+    reals = _reals(reference, samples, reference.spaces)
     floors = _of_split(reference, "train", n, reference.spaces)
     fakes = _of_samples(reference, samples, reference.spaces)
+    copies = _of_samples(reference, _copied(samples), reference.spaces) if "given" in samples else {}
     found: Metrics = {}
     for section, real in reals.items():
-        fake, floor = fakes[section], floors[section]
+        fake = fakes[section]
         for name, metric in _measurable(section, reference.spec.modality, real, fake).items():
             value = metric.compute(real, fake)
             reach = _reach([metric.compute(r, f) for r, f in _halves(cfg, seed, real, fake)], cfg)
-            found.setdefault(section, {})[name] = {
-                "value": value,
-                "low": value - reach,
-                "high": value + reach,
-                "floor": metric.compute(real, floor),
-            }
+            figures = {"value": value, "low": value - reach, "high": value + reach}
+            for baseline, sets in (("floor", floors), ("copy", copies)):
+                if section in sets:
+                    figures[baseline] = metric.compute(real, sets[section])
+            found.setdefault(section, {})[name] = figures
     return found
+
+
+def _copied(samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The given images in the fakes' place, grey where the target is and as often as it has channels."""
+    given, channels = samples["given"], samples["target"].shape[1]
+    if given.shape[1] != channels:
+        given = given.mean(1, keepdim=True).expand(-1, channels, -1, -1)
+    return {"sample": given, "target": samples["target"]}
 
 
 def compare(
@@ -93,7 +117,7 @@ def compare(
             f"metric {metric!r}: no section {section!r}; known: {', '.join([*reference.spaces, SAMPLES])}"
         )
     spaces = [space for space in reference.spaces if space == ("classifier" if section == SAMPLES else section)]
-    real = _of_split(reference, "test", n, spaces).get(section, Examples())
+    real = _reals(reference, challenger, spaces).get(section, Examples())
     one, other = (_of_samples(reference, made, spaces).get(section, Examples()) for made in (challenger, champion))
     known = _measurable(section, reference.spec.modality, real, one, other)
     if name not in known:
@@ -136,7 +160,18 @@ def _measurable(section: str, modality: str, *sides: Examples) -> dict[str, Modu
 
 def _of_samples(reference: Reference, samples: Mapping[str, Tensor], spaces: Iterable[str]) -> dict[str, Examples]:
     features = {name: reference.spaces[name].extract(samples["sample"]) for name in spaces}
-    return _see(reference, features, samples.get("label"), neighbour=1)
+    seen = _see(reference, features, samples.get("label"), neighbour=1)
+    if "target" in samples:
+        seen[SAMPLES] = Examples(image=samples["sample"], target=samples["target"])
+    return seen
+
+
+def _reals(reference: Reference, samples: Mapping[str, Tensor], spaces: Iterable[str]) -> dict[str, Examples]:
+    """What samples are compared with: as many test examples, or those whose given part they were made of."""
+    seen = _of_split(reference, "test", len(samples["sample"]), spaces)
+    if "target" in samples:
+        seen[SAMPLES] = Examples(image=samples["target"], target=samples["target"])
+    return seen
 
 
 def _of_split(reference: Reference, split: str, n: int, spaces: Iterable[str]) -> dict[str, Examples]:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from ganlib import registry
 from ganlib._config import Config
 from ganlib.data._spec import Spec
-from ganlib.game import Game, Noise
+from ganlib.game import Batch, Game, Noise, Sample, each, leaves
 
 __all__ = ["Generator", "load_generator", "save_generator"]
 
 FORMAT = 1
+_ATTRIBUTES = "attributes of real examples"  # no module's state can have a name with spaces
 
 
 def save_generator(
@@ -31,12 +32,18 @@ def save_generator(
     *,
     network: Config,
     spec: Spec,
+    attributes: Tensor | None = None,
     about: dict[str, Any] | None = None,
 ) -> None:
-    """Write `module`, the generator of the family that `network` configures. `about` is kept as it is."""
+    """Write `module`, the generator of the family that `network` configures. `about` is kept as it is.
+
+    `attributes`, `[M, A]`, are some that real examples have, for samples of which none are asked.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    if attributes is not None:
+        tensors[_ATTRIBUTES] = attributes.float().contiguous()
     save_file(tensors, directory / "generator.safetensors")
     described = {
         "format": FORMAT,
@@ -55,45 +62,89 @@ class Generator:
     spec: Spec
     about: dict[str, Any]
     device: torch.device
+    attributes: Tensor | None = None
+    """`[M, A]`, of real examples"""
 
     @property
     def conditional(self) -> bool:
         return self.game.classes > 0
 
-    @torch.inference_mode()
+    @property
+    def translates(self) -> bool:
+        """Whether it makes something of an image that it is given."""
+        return self.game.latent is None
+
     def sample(
         self,
         n: int,
         *,
         seed: int = 0,
         label: int | Tensor | None = None,
+        attributes: Tensor | None = None,
         truncation: float | None = None,
         batch: int = 100,
     ) -> dict[str, Tensor]:
-        """`n` samples under `"sample"`, float in [−1, 1], `[n, *spec.shape]`; if conditional, `"label"` int64 `[n]`.
+        """`n` samples under `"sample"`, float in [−1, 1], `[n, *spec.shape]`; if conditional, `"label"` int64 `[n]` or
+        `"attributes"` `[n, A]`.
 
-        A function of (seed, n, label, truncation), to rounding whatever `batch` is. Without `label` the classes
-        take turns. Raises ValueError for a label that the data do not have or a truncation that is not positive.
+        A function of (seed, n, condition, truncation), to rounding whatever `batch` is. Without `label` the classes
+        take turns; without `attributes`, `[A]` or `[n, A]`, those of real examples do. Raises ValueError for a
+        condition that the data do not have, a truncation that is not positive, or a generator that translates.
         """
         if n < 1:
             raise ValueError(f"n: at least 1 is wanted, found {n}")
         if truncation is not None and not truncation > 0:
             raise ValueError(f"truncation: a number above 0 is wanted, found {truncation}")
-        labels = self._labels(n, label)
+        if self.game.latent is None:
+            raise ValueError("this generator translates: it needs images to start from")
+        told = {"label": self._labels(n, label), "attributes": self._attributes(n, attributes)}
+        conditions = {name: cond for name, cond in told.items() if cond is not None}
         inputs = self.game.latent(Noise(seed, "sample", size=n), truncation)
-        if isinstance(inputs, dict):
-            raise ValueError("this family's generator needs inputs, not noise alone")
+        return {"sample": self._play(inputs, next(iter(conditions.values()), None), batch), **conditions}
+
+    def translate(self, given: Tensor, *, seed: int = 0, batch: int = 100) -> Tensor:
+        """What the generator makes of images `[N, C, H, W]` in [−1, 1], the same size, as many channels as it makes.
+
+        Raises ValueError for images that are not like those it was trained on, or a generator that needs none.
+        """
+        if not self.translates:
+            raise ValueError("this generator makes samples of noise: it takes no images")
+        wanted = (self.spec.given, *self.spec.shape[1:])
+        if tuple(given.shape[1:]) != wanted:
+            raise ValueError(f"images of shape {list(wanted)} are wanted, found {list(given.shape[1:])}")
+        made = given.new_zeros(len(given), self.spec.shape[0] - self.spec.given, *self.spec.shape[1:])
+        noise = Noise(seed, "sample", size=len(given))
+        deal = self.game.deal(Batch({"sample": torch.cat([given, made], 1)}, noise, training=False))
+        return self._play(deal.inputs, deal.cond, batch)
+
+    @torch.inference_mode()
+    def _play(self, inputs: Sample, cond: Tensor | None, batch: int) -> Tensor:
         made = []
-        for start in range(0, n, batch):
+        for start in range(0, len(leaves(inputs)[0]), batch):
             rows = slice(start, start + batch)
-            cond = None if labels is None else labels[rows].to(self.device)
-            made.append(self.game.generator(inputs[rows].to(self.device), cond).float().cpu())
-        samples = {"sample": torch.cat(made)}
-        return samples if labels is None else {**samples, "label": labels}
+            part = each(lambda x, rows=rows: x[rows].to(self.device), inputs)  # type: ignore[misc]
+            told = None if cond is None else cond[rows].to(self.device)
+            made.append(leaves(self.game.generator(part, told))[0].float().cpu())
+        return torch.cat(made)
+
+    def _attributes(self, n: int, asked: Tensor | None) -> Tensor | None:
+        size = self.game.attributes
+        if not size:
+            if asked is not None:
+                raise ValueError("attributes: this generator is not told any")
+            return None
+        if asked is None:
+            assert self.attributes is not None
+            return self.attributes[torch.arange(n) % len(self.attributes)]
+        if asked.shape[-1] != size:
+            raise ValueError(
+                f"attributes: {size} are wanted ({', '.join(self.spec.attributes)}), found {asked.shape[-1]}"
+            )
+        return asked.float().expand(n, size)
 
     def _labels(self, n: int, label: int | Tensor | None) -> Tensor | None:
         classes = self.game.classes
-        if not self.conditional:
+        if not classes:
             if label is not None:
                 raise ValueError("label: this generator is not conditional")
             return None
@@ -113,10 +164,12 @@ def load_generator(directory: str | Path, device: str | torch.device = "cpu") ->
         spec = Spec.from_json(json.dumps(described["spec"]))
         family = registry.load("models", described["network"]["family"])
         game: Game = family.build(family.Config.model_validate(described["network"]), spec)
-        game.generator.load_state_dict(load_file(directory / "generator.safetensors"))
+        tensors = load_file(directory / "generator.safetensors")
+        attributes = tensors.pop(_ATTRIBUTES, None)
+        game.generator.load_state_dict(tensors)
     except FileNotFoundError as error:
         raise ValueError(f"{directory}: not a generator: {error.filename or error} is missing") from error
     except Exception as error:
         raise ValueError(f"{directory}: not a generator: {' '.join(str(error).split())}") from error
     game.generator.to(device).eval()
-    return Generator(game, spec, described["about"], torch.device(device))
+    return Generator(game, spec, described["about"], torch.device(device), attributes)

@@ -1,14 +1,37 @@
-"""Divergence and collapse, seen while training."""
+"""Divergence and collapse, seen while training.
+
+`Monitor` looks at the statistics of each report, as `ganlib.trainer` makes them, and raises an `Alarm` once something
+has looked wrong for `patience` reports in a row. Symptoms are told from the run's own course wherever it has one, so
+that no threshold depends on data, loss or network; `tests/bench/health.py` measures what they catch and miss.
+"""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-__all__ = ["Diverged", "check", "diversity"]
+from ganlib._config import Config
+
+__all__ = [
+    "HELP",
+    "Alarm",
+    "Diverged",
+    "HealthConfig",
+    "Monitor",
+    "check",
+    "diversity",
+    "effective_rank",
+    "overfitting",
+    "spacing",
+]
 
 
 class Diverged(RuntimeError):
@@ -32,3 +55,244 @@ def diversity(fake: Tensor, real: Tensor) -> float:
     """
     spread = [torch.pdist(x.flatten(1).float()).mean() for x in (fake, real)]
     return float(spread[0] / spread[1].clamp_min(1e-12))
+
+
+def effective_rank(features: Tensor) -> float:
+    """In how many directions features `[N, D]` vary: e to the entropy of the shares of the singular values, with
+    the mean taken away. 1 along a line, k in a round cloud of k dimensions. Roy & Vetterli 2007, eq. 4.
+
+    At most min(N − 1, D), so compare values of one N only. 0 where all rows are equal.
+    """
+    features = features.double()
+    amounts = torch.linalg.svdvals(features - features.mean(0))
+    amounts = amounts[amounts > 1e-5 * features.norm()]  # what rounding leaves of equal rows is no variety
+    if not len(amounts):
+        return 0.0
+    share = amounts / amounts.sum()
+    return float((-share * share.log()).sum().exp())
+
+
+def spacing(fake: Tensor, real: Tensor) -> float:
+    """Mean distance from a fake to the nearest other fake, over that of reals; `[N, ...]` each.
+
+    0 where fakes are copies of a few pictures, however different these are: what `diversity` cannot see, such as one
+    picture a class. It sees the more, the larger N; of pixels it sees a thin latent that features hide. Copies among
+    reals are left out. After the birthday test of Arora & Zhang 2017.
+    """
+    spread = [_to_nearest(x.flatten(1).float()) for x in (fake, torch.unique(real.flatten(1), dim=0))]
+    return spread[0] / max(spread[1], 1e-12)
+
+
+def _to_nearest(points: Tensor) -> float:
+    # by differences: by products, rounding would make distances of equal pictures
+    distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    return float(distance.fill_diagonal_(torch.inf).amin(1).mean())
+
+
+def overfitting(real: Tensor, held_out: Tensor, fake: Tensor) -> float:
+    """How far the discriminator's logits of reals that it was not trained on lie from those of reals that it was,
+    on the way to those of fakes: 0 where it has only learnt what reals have in common, 1 and above where it knows its
+    training examples by heart. Karras et al. 2020, eq. 1, r_v. Logits of any shape; 0 where it cannot tell fakes.
+    """
+    gap = float(real.mean() - fake.mean())
+    return float(real.mean() - held_out.mean()) / gap if gap > 0 else 0.0
+
+
+class HealthConfig(Config):
+    policy: Literal["warn", "stop", "rollback"] = "warn"
+    patience: PositiveInt = 3
+    warmup_kimg: NonNegativeFloat = 25.0
+    lr_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    max_rollbacks: NonNegativeInt = 3
+
+
+@dataclass(frozen=True)
+class Alarm:
+    kind: str
+    """what has gone wrong, a key of `HELP`"""
+    kimg: float
+    """when it was raised"""
+    since_kimg: float
+    """the first of the reports in a row that looked wrong"""
+    message: str
+    """one line: what was seen, since when, and what usually helps"""
+
+
+HELP = {
+    "diverged": "a smaller learning rate, a gradient penalty (r1), clip_norm",
+    "exploding": "a smaller learning rate, clip_norm or a gradient penalty (r1)",
+    "discriminator won": "a smaller discriminator.lr, r1, a smaller discriminator, or another loss than minimax",
+    "discriminator lost": "a larger discriminator.lr, more discriminator_steps, a smaller generator.lr",
+    "overfitting": "augment (ada), a larger r1, a smaller discriminator, more data",
+    "vanishing gradients": "a smaller discriminator.lr, r1, a loss such as non_saturating or relativistic",
+    "collapse": "a smaller generator.lr, r1 (with r2), a larger latent_dim, another seed",
+    "worsening": "smaller learning rates, a schedule that ends low, an earlier checkpoint",
+}
+"""Kinds of alarm, and what usually helps."""
+
+_SIZES = ("loss/", "gradient/", "logit/")  # statistics that explode
+_WINDOW = 20  # reports, of which the run's own median is taken
+_EXPLOSION = 100.0  # times that median
+_VANISHED = 0.01  # of the median of the first reports
+_CERTAIN = 0.98  # mean sign of logits, from which nearly all are judged right
+_BY_HEART = 0.5  # of the way from training reals to fakes
+_FALLEN = 0.4  # of the run's own best variety
+_RISING = 1.25  # times what it was `patience` reports ago
+_WORSE = 3.0  # times the run's own best distance
+_LOW = {  # variety, below which a run past its warm-up should not be; shares of what reals have
+    "diversity": 0.25,
+    "diversity/features": 0.25,
+    "rank/features": 0.25,
+    "spacing": 0.1,
+    "spacing/features": 0.05,
+    "quality/class_coverage": 0.35,
+}
+
+
+class Monitor:
+    """Sees what goes wrong from the rows of a run, given one after the other.
+
+    It reads `loss/*`, `gradient/*`, `logit/gap`, `sign/*`, `overfitting`, `diversity`, `diversity/features`,
+    `rank/features`, `spacing`, `spacing/features`, `quality/class_coverage` and `quality/fd`, and makes do without any.
+    Until `warmup_kimg` it looks for divergence alone: a discriminator far ahead or behind and little variety are normal
+    at first.
+    """
+
+    def __init__(self, cfg: HealthConfig):
+        self._cfg = cfg
+        self._recent: dict[str, list[float]] = {}  # the last values of each statistic
+        self._first: list[float] = []  # of the generator's gradient
+        self._best: dict[str, float] = {}  # of variety and distance, once warm
+        self._wrong: dict[str, dict[str, Any]] = {}  # by kind: since when, in how many reports in a row, alarm's kimg
+
+    def look(self, row: Mapping[str, float]) -> list[Alarm]:
+        """The alarms that stand after this report: those whose `kimg` is the row's are new.
+
+        One that is not a number is an alarm at once; what else looks wrong must do so `patience` times in a row.
+        """
+        kimg = row["kimg"]
+        bad = [name for name, amount in row.items() if not math.isfinite(amount)]
+        if bad:
+            message = (
+                f"diverged: {', '.join(bad)} not finite at {kimg:.1f} kimg; what usually helps: {HELP['diverged']}"
+            )
+            return [Alarm("diverged", kimg, kimg, message)]
+        warm = kimg > self._cfg.warmup_kimg
+        standing = []
+        for kind, symptom in self._symptoms().items():
+            seen = symptom(row) if warm or kind == "exploding" else ""
+            if not seen:
+                self._wrong.pop(kind, None)
+                continue
+            state = self._wrong.setdefault(kind, {"since": kimg, "reports": 0, "raised": None})
+            state["reports"] += 1
+            if state["reports"] >= self._cfg.patience:
+                state["raised"] = state["raised"] or kimg
+                since = f"since {state['since']:.1f} kimg ({state['reports']} reports)"
+                message = f"{kind}: {seen}, {since}; what usually helps: {HELP[kind]}"
+                standing.append(Alarm(kind, state["raised"], state["since"], message))
+        self._remember(row)
+        return standing
+
+    @property
+    def suspects(self) -> bool:
+        """Whether something looked wrong in the last report, for fewer reports than an alarm takes."""
+        return any(state["raised"] is None for state in self._wrong.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and dicts."""
+        return copy.deepcopy({"recent": self._recent, "first": self._first, "best": self._best, "wrong": self._wrong})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the monitor that gave `state`."""
+        state = copy.deepcopy(dict(state))
+        self._recent, self._first = state["recent"], state["first"]
+        self._best, self._wrong = state["best"], state["wrong"]
+
+    def _symptoms(self) -> dict[str, Callable[[Mapping[str, float]], str]]:
+        """Each says what is wrong with a row, with figures, or nothing."""
+        return {
+            "exploding": self._exploding,
+            "discriminator won": self._won,
+            "discriminator lost": self._lost,
+            "overfitting": self._overfitting,
+            "vanishing gradients": self._vanishing,
+            "collapse": self._collapse,
+            "worsening": self._worsening,
+        }
+
+    def _remember(self, row: Mapping[str, float]) -> None:
+        warm = row["kimg"] > self._cfg.warmup_kimg
+        for name, amount in row.items():
+            if name.startswith(_SIZES) or name in _LOW:
+                self._recent[name] = [*self._recent.get(name, []), amount][-_WINDOW:]
+            if name in _LOW and warm:  # noise is varied too: what came before is no measure
+                self._best[name] = max(amount, self._best.get(name, amount))
+            if name == "quality/fd" and warm:
+                self._best[name] = min(amount, self._best.get(name, amount))
+        if len(self._first) < self._cfg.patience and "gradient/generator" in row:
+            self._first.append(row["gradient/generator"])
+
+    def _exploding(self, row: Mapping[str, float]) -> str:
+        """Far above the run's own median, and above 1, as losses may lie about 0."""
+        seen = []
+        for name, amount in row.items():
+            past = self._recent.get(name, [])
+            if name.startswith(_SIZES) and len(past) >= self._cfg.patience:
+                usual = statistics.median(map(abs, past))
+                if abs(amount) > _EXPLOSION * max(usual, 1.0):
+                    seen.append(f"{name} {amount:.3g}, {usual:.3g} before")
+        return ", ".join(seen)
+
+    def _won(self, row: Mapping[str, float]) -> str:
+        """The discriminator is right about nearly everything, which leaves the generator nothing to follow."""
+        real, fake = row.get("sign/real", 0.0), row.get("sign/fake", 0.0)
+        if real < _CERTAIN or fake > -_CERTAIN:
+            return ""
+        return f"sign/real {real:.2f} and sign/fake {fake:.2f}, logits {row.get('logit/gap', math.nan):.3g} apart"
+
+    def _lost(self, row: Mapping[str, float]) -> str:
+        """Fakes are judged the more real: the discriminator does not follow."""
+        return f"logit/gap {row['logit/gap']:.3g}" if row.get("logit/gap", 1.0) <= 0 else ""
+
+    def _overfitting(self, row: Mapping[str, float]) -> str:
+        """Reals that the discriminator was not trained on look like fakes to it. Without `overfitting` by signs, which
+        say less where a loss does not part reals from fakes at 0."""
+        if "overfitting" in row:
+            return f"overfitting {row['overfitting']:.2f}" if row["overfitting"] > _BY_HEART else ""
+        names = ("sign/real", "sign/held_out", "sign/fake")
+        if not row.keys() >= set(names):
+            return ""
+        real, held_out, fake = (row[name] for name in names)
+        if real - fake > 0.5 and real - held_out > _BY_HEART * (real - fake):
+            return ", ".join(f"{name} {row[name]:.2f}" for name in names)
+        return ""
+
+    def _vanishing(self, row: Mapping[str, float]) -> str:
+        """Far below what moved the generator in its first reports."""
+        name = "gradient/generator"
+        if name not in row or len(self._first) < self._cfg.patience:
+            return ""
+        usual = statistics.median(self._first)
+        return f"{name} {row[name]:.3g}, {usual:.3g} at first" if row[name] < _VANISHED * usual else ""
+
+    def _collapse(self, row: Mapping[str, float]) -> str:
+        """Far less variety than there has been, or little and no more coming."""
+        seen = []
+        for name, low in _LOW.items():
+            if name not in row:
+                continue
+            amount, best, past = row[name], self._best.get(name, 0.0), self._recent.get(name, [])
+            rising = len(past) >= self._cfg.patience and amount > _RISING * past[-self._cfg.patience]
+            if amount < low and not rising:
+                seen.append(f"{name} {amount:.2f}")
+            elif amount < _FALLEN * best:
+                seen.append(f"{name} {amount:.2f}, {best:.2f} at best")
+        return ", ".join(seen)
+
+    def _worsening(self, row: Mapping[str, float]) -> str:
+        """Far from the data again."""
+        name = "quality/fd"
+        if name in row and row[name] > _WORSE * self._best.get(name, math.inf):
+            return f"{name} {row[name]:.3g}, {self._best[name]:.3g} at best"
+        return ""

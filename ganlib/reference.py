@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ganlib import registry
+from ganlib import health, registry
 from ganlib.classifier import Classifier, fit
 from ganlib.config import ConfigError, ReferenceConfig
 from ganlib.data._spec import Spec
@@ -33,6 +33,7 @@ LEAST = 10
 """examples in each split, below which a distribution has no neighbours and no covariance to speak of"""
 
 _DECODED = 4096  # examples decoded at a time
+_COMPARED = 500  # examples whose distances from each other are taken
 
 
 @dataclass(frozen=True)
@@ -103,15 +104,23 @@ class Reference:
             return self.classifier.classify(features.to(head.weight.device)).argmax(1).cpu()
 
     def quality(self, samples: Mapping[str, Tensor]) -> dict[str, float]:
-        """How good `sample` (and `label`, if asked for) are, in under a second a thousand; for use while training.
+        """How good and how varied `sample` (and `label`, if asked for) are, in under a second a thousand.
 
-        Against the training set; in the space `classifier` where there is one. `quality/fd` is infinite if a
-        sample is not a number.
+        For use while training: against the training set, in the space `classifier` where there is one.
+        `quality/fd` is infinite if a sample is not a number.
         """
         space = self.spaces["classifier" if self.classifier else "efficientnet_lite0"]
         features = space.extract(samples["sample"])
         finite = bool(torch.isfinite(features).all())
-        found = {"quality/fd": fd.distance(self._train, fd.gaussian(features)) if finite else math.inf}
+        if not finite:
+            return {"quality/fd": math.inf}
+        reals = space.train[: len(features)]
+        found = {
+            "quality/fd": fd.distance(self._train, fd.gaussian(features)),
+            "diversity/features": health.diversity(features[:_COMPARED], reals[:_COMPARED]),
+            "spacing/features": health.spacing(features[:_COMPARED], reals[:_COMPARED]),
+            "rank/features": health.effective_rank(features) / health.effective_rank(reals),
+        }
         if self.classifier is not None:
             real = Examples(predicted=self.predict(space.train))
             fake = Examples(predicted=self.predict(features))
@@ -139,7 +148,7 @@ def build(
     Raises ConfigError for data that have no feature space here, or too few of them.
     """
     directory, device = Path(directory), _device()
-    if spec.modality != "image":
+    if spec.modality not in ("image", "image_pair"):
         raise ConfigError(f"reference: features are for image data, these are {spec.modality}")
     for split, stored in (("train", train), ("test", test)):
         if len(stored["sample"]) < LEAST:
@@ -167,7 +176,7 @@ def build(
     for name, make in _extractors(spec, cfg.inception, classifier, device).items():
         extract = make()
         features = {
-            split: torch.cat([extract(decode(part)) for part in stored["sample"].split(_DECODED)])
+            split: torch.cat([extract(spec.split(decode(part))[1]) for part in stored["sample"].split(_DECODED)])
             for split, stored in splits.items()
         }
         save_file(features, directory / "features" / f"{name}.safetensors")

@@ -13,7 +13,7 @@ import dataclasses
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,23 +23,40 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ganlib import checkpoint, health, ranks, registry, shards
+from ganlib.augment import Augment
 from ganlib.config import ConfigError, Params, PlayerConfig
 from ganlib.data._spec import Spec
 from ganlib.export import save_generator
-from ganlib.game import Batch, Deal, Game, Learner, Noise, Term, adversarial_step, each, leaves, seed_of
+from ganlib.game import (
+    Batch,
+    Deal,
+    Game,
+    Learner,
+    Noise,
+    Sample,
+    Term,
+    adversarial_step,
+    each,
+    judge,
+    leaves,
+    seed_of,
+)
 from ganlib.loader import Loader
 from ganlib.losses import LOSSES
 from ganlib.models._layers import BatchNorm
-from ganlib.penalties import PENALTIES
+from ganlib.penalties import DIFFERENTIATE, PENALTIES
 from ganlib.reference import Reference
+from ganlib.schedules import value
 
-__all__ = ["Plan", "Report", "build_game", "plan", "train"]
+__all__ = ["Plan", "Report", "average_weights", "build_game", "plan", "train"]
 
 Report = Callable[[dict[str, float], Path | None], None]
 """`(row, folder)`, called on every rank. `folder`, now and then and on rank 0 alone, holds `checkpoint.pt`,
 `generator/` (the average, exported) and `samples.png`; it is gone after the call."""
 
 PREVIEWS = 64
+JUDGED = 256
+"""of each split, at most: examples shown to the discriminator at each report"""
 
 
 @dataclass(frozen=True)
@@ -81,16 +98,36 @@ def build_game(params: Params, spec: Spec) -> Game:
         game: Game = family.build(cfg.network, spec)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
-    if cfg.penalties and any(isinstance(layer, BatchNorm) for layer in game.discriminator.modules()):
+    twice = sorted(DIFFERENTIATE & cfg.penalties.keys())
+    if twice and any(isinstance(layer, BatchNorm) for layer in game.discriminator.modules()):
         raise ConfigError(
-            f"{where}: penalties ({', '.join(cfg.penalties)}) need a discriminator without BatchNorm, "
+            f"{where}: penalties ({', '.join(twice)}) need a discriminator without BatchNorm, "
             "which mixes the examples of a batch; set network.discriminator_norm to none or spectral"
         )
-    penalties = tuple(
-        Term(name, "discriminator", PENALTIES[name], penalty.weight, penalty.every)
-        for name, penalty in cfg.penalties.items()
-    )
-    return dataclasses.replace(game, terms=game.terms + penalties)
+    moving = [name for name in cfg.penalties if "consistency" in name] + (["augment"] if cfg.augment else [])
+    if moving and spec.given:
+        raise ConfigError(f"{where}: {', '.join(moving)} would tear given and generated images asunder; leave it out")
+    if cfg.augment is not None:
+        try:
+            Augment(cfg.augment)(torch.zeros(1, *spec.shape), Noise(0, size=1), 0.0)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from error
+    if cfg.top_k != 1.0 and params.train.accumulate > 1:
+        raise ConfigError(f"{where}: top_k compares the fakes of a whole step; set train.accumulate to 1")
+    penalties = []
+    for name, penalty in cfg.penalties.items():
+        fn = PENALTIES[name]
+        penalties.append(
+            Term(
+                name,
+                "discriminator",
+                fn() if isinstance(fn, type) else fn,  # a class: it keeps running means
+                penalty.weight,
+                penalty.every,
+                slopes=name in DIFFERENTIATE,
+            )
+        )
+    return dataclasses.replace(game, terms=(*game.terms, *penalties))
 
 
 def train(
@@ -105,26 +142,24 @@ def train(
 
     With `reference`, rows carry the quality of `train.quality_samples` fakes. `resume` is a folder once reported.
     Raises ConfigError before any work if `params` do not fit the data or the ranks, `health.Diverged` when
-    numbers stop being numbers.
+    numbers stop being numbers or, by `train.health`, when training has gone wrong for good.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    cfg, timing, spec = params.train, plan(params, world), shards.read_spec(Path(prepared))
-
-    torch.manual_seed(seed_of(params.seed, "weights"))  # the same first weights on every rank
-    game = build_game(params, spec)
+    cfg, play, timing, spec = params.train, params.game, plan(params, world), shards.read_spec(Path(prepared))
     layout = torch.channels_last if cfg.channels_last else torch.preserve_format
-    for module in (game.generator, game.discriminator):
-        module.to(device, memory_format=layout)  # type: ignore[call-overload]
-    average = copy.deepcopy(game.generator).requires_grad_(False)
-    generator = _learner(game.generator, params.game.generator, world, cfg.compile)
-    discriminator = _learner(game.discriminator, params.game.discriminator, world, cfg.compile)
-
-    loader = Loader(Path(prepared), "train", batch=cfg.batch, seed=params.seed, memory_mb=cfg.memory_mb)
-    microbatches = world * cfg.accumulate
 
     def place(x: Tensor) -> Tensor:
         return x.to(device, memory_format=layout if x.dim() == 4 else torch.preserve_format, non_blocking=True)
+
+    training = _Training(params, spec, timing, world, device, layout)
+    if resume is not None:
+        training.restore(checkpoint.load(resume))
+    state = training.state
+    healthy = copy.deepcopy(training.snapshot()) if cfg.health.policy == "rollback" else None
+
+    loader = Loader(Path(prepared), "train", batch=cfg.batch, seed=params.seed, memory_mb=cfg.memory_mb)
+    microbatches = world * cfg.accumulate
 
     def batch(turn: int, part: int) -> Batch:
         """Part `part` of the global batch of a discriminator's turn."""
@@ -133,91 +168,200 @@ def train(
         rows = slice(part * size, (part + 1) * size)
         return Batch(data, Noise(params.seed, "turn", turn, size=cfg.batch, rows=rows, device=device))
 
-    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "rows": []}
-    parts: dict[str, Any] = {
-        "generator": game.generator,
-        "discriminator": game.discriminator,
-        "average": average,
-        "generator_optimizer": generator.optimizer,
-        "discriminator_optimizer": discriminator.optimizer,
-    }
-    if resume is not None:
-        saved = checkpoint.load(resume)
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
-        state = {name: saved[name] for name in state}
-
-    autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
-    if cfg.amp:
-
-        def autocast() -> contextlib.AbstractContextManager[object]:
-            return torch.autocast(device.type, dtype=torch.bfloat16)
-
-    watch = _Watch(params, game, average, spec, Path(prepared), reference, place) if rank == 0 else None
-    decay = 0.5 ** (timing.images_per_step / max(params.game.ema_halflife_kimg * 1000, 1e-9))
+    watch = _Watch(params, training, spec, Path(prepared), reference, place) if rank == 0 else None
     sums: dict[str, Tensor] = {}
     began, began_at = time.perf_counter(), state["step"]
-    for step in range(state["step"], timing.steps):
-        torch.manual_seed(seed_of(params.seed, "modules", step, rank))  # dropout and the like
-        first = step * params.game.discriminator_steps
+    while state["step"] < timing.steps:
+        first = state["step"] * play.discriminator_steps
         turns = [
             [batch(first + i, rank * cfg.accumulate + part) for part in range(cfg.accumulate)]
-            for i in range(params.game.discriminator_steps)
+            for i in range(play.discriminator_steps)
         ]
-        stats = adversarial_step(
-            game,
-            LOSSES[params.game.loss],
-            generator,
-            discriminator,
-            turns,
-            step=step,
-            kimg=step * timing.images_per_step / 1000,
-            autocast=autocast,
-        )
-        _average_weights(average, game.generator, decay)
-        for name, amount in stats.items():
+        for name, amount in training.step(turns).items():
             sums.setdefault(name, torch.zeros(2, device=device)).add_(torch.stack([amount, torch.ones_like(amount)]))
-        done = step + 1
+        done = state["step"]
         last = done == timing.steps
         if done % timing.report_every and not last:
             continue
 
         elapsed = time.perf_counter() - began
-        state["step"], state["seconds"] = done, state["seconds"] + elapsed
-        kimg = done * timing.images_per_step / 1000
+        state["seconds"] += elapsed
         row = {
-            "kimg": kimg,
+            "kimg": training.kimg,
             "seconds": state["seconds"],
             "images_per_second": (done - began_at) * timing.images_per_step / elapsed,
             **_means(sums, world),
+            **training.settings(),
         }
-        health.check(row, kimg)
-        if watch is not None:
-            row |= watch.measure()
-        state["rows"] = [*state["rows"], row]
-        with tempfile.TemporaryDirectory(prefix="ganlib-") as scratch:
-            folder = None
-            if watch is not None and (last or done % timing.checkpoint_every == 0):
-                folder = Path(scratch)
-                checkpoint.save(folder, {**{k: v.state_dict() for k, v in parts.items()}, **state})
-                about = {"kimg": kimg, "seed": params.seed, "model": params.model, "data": params.data}
-                save_generator(folder / "generator", average, network=params.game.network, spec=spec, about=about)
-                watch.picture(folder / "samples.png")
-            report(row, folder)
+        trouble, doubt = _same_on_all_ranks(watch.look(row) if watch is not None else ("", False), world)
+        due = not last and done % timing.checkpoint_every == 0 and not (doubt and healthy is not None)
+        if trouble:
+            if healthy is None:
+                raise health.Diverged(trouble)
+            if state["rollbacks"] == cfg.health.max_rollbacks:
+                raise health.Diverged(f"{trouble}; given up after {state['rollbacks']} rollbacks")
+            report(row, None)
+            rollbacks, seconds = state["rollbacks"] + 1, state["seconds"]
+            training.restore(healthy)
+            state.update(rollbacks=rollbacks, seconds=seconds)
+        else:
+            state["rows"] = [*state["rows"], row]
+            if healthy is not None and due:
+                healthy = copy.deepcopy(training.snapshot())
+            with tempfile.TemporaryDirectory(prefix="ganlib-") as scratch:
+                folder = None
+                if watch is not None and (last or due):
+                    folder = Path(scratch)
+                    checkpoint.save(folder, training.snapshot())
+                    about = {"kimg": row["kimg"], "seed": params.seed, "model": params.model, "data": params.data}
+                    network = play.network
+                    save_generator(folder / "generator", training.average, network=network, spec=spec, about=about)
+                    watch.picture(folder / "samples.png")
+                report(row, folder)
         sums = {}
-        began, began_at = time.perf_counter(), done
+        began, began_at = time.perf_counter(), state["step"]
+
+
+class _Training:
+    """All that learns, and how far it has come: what an exact resume needs."""
+
+    def __init__(
+        self,
+        params: Params,
+        spec: Spec,
+        timing: Plan,
+        world: int,
+        device: torch.device,
+        layout: torch.memory_format,
+    ):
+        self.params, self.play, self.timing, self.device = params, params.game, timing, device
+        torch.manual_seed(seed_of(params.seed, "weights"))  # the same first weights on every rank
+        game = build_game(params, spec)
+        for module in (game.generator, game.discriminator):
+            module.to(device, memory_format=layout)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(game.generator).requires_grad_(False)
+        self.generator = _learner(game.generator, self.play.generator, world, params.train.compile)
+        self.discriminator = _learner(game.discriminator, self.play.discriminator, world, params.train.compile)
+        self.augment = None if self.play.augment is None else Augment(self.play.augment)
+        self.game = game if self.augment is None else dataclasses.replace(game, view=self._view)
+        self.parts: dict[str, Any] = {
+            "generator": game.generator,
+            "discriminator": game.discriminator,
+            "average": self.average,
+            "generator_optimizer": self.generator.optimizer,
+            "discriminator_optimizer": self.discriminator.optimizer,
+            **({} if self.augment is None else {"augment": self.augment}),
+            **{f"{t.player}/{t.name}": t.fn.to(device) for t in game.terms if isinstance(t.fn, nn.Module)},
+        }
+        self.state: dict[str, Any] = {
+            "step": 0,
+            "seconds": 0.0,
+            "rows": [],
+            "rollbacks": 0,
+            "accuracy": 0.0 if self.play.warmup else 1.0,
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        return {**{name: part.state_dict() for name, part in self.parts.items()}, **self.state}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Raises checkpoint.Damaged if parts are missing."""
+        for name, part in self.parts.items():
+            part.load_state_dict(copy.deepcopy(snapshot[name]))
+        self.state.update({name: copy.deepcopy(snapshot[name]) for name in self.state})
+
+    @property
+    def kimg(self) -> float:
+        return float(self.state["step"] * self.timing.images_per_step / 1000)
+
+    def settings(self) -> dict[str, float]:
+        """What has changed by itself as training went on."""
+        return {
+            **({"augment/probability": self.augment.probability} if self.augment is not None else {}),
+            **({"health/rollbacks": self.state["rollbacks"]} if self.state["rollbacks"] else {}),
+        }
+
+    def step(self, turns: Sequence[Sequence[Batch]]) -> dict[str, Tensor]:
+        """Play one step, and have the average follow."""
+        step, kimg, play = self.state["step"], self.kimg, self.play
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        torch.manual_seed(seed_of(self.params.seed, "modules", step, rank))  # for modules that draw on their own
+        slower = self.params.train.health.lr_factor ** self.state["rollbacks"]
+        self.generator.lr_scale = self.discriminator.lr_scale = slower
+        stats = adversarial_step(
+            self.game,
+            LOSSES[play.loss],
+            self.generator,
+            self.discriminator,
+            turns,
+            step=step,
+            kimg=kimg,
+            top_k=value(play.top_k, kimg),
+            generator_plays=self._warm(kimg),
+            autocast=self._autocast,
+        )
+        if play.warmup is not None:
+            self._note_accuracy(stats)
+        if self.augment is not None:
+            self.augment.watch(stats["sign/real"])
+            self.augment.adjust(self.timing.images_per_step)
+        images = self.timing.images_per_step
+        halflife = value(play.ema_halflife_kimg, kimg)
+        if play.ema_rampup is not None:  # Karras et al. 2020a: no longer than a share of the training so far
+            halflife = min(halflife, kimg * play.ema_rampup)
+        average_weights(self.average, self.game.generator, 0.5 ** (images / max(halflife * 1000, 1e-9)))
+        if self.game.progress is not None:
+            self.game.progress(self.average, kimg)
+        self.state["step"] += 1
+        return stats
+
+    def _view(self, sample: Sample, noise: Noise) -> Sample:
+        assert self.augment is not None
+        augment, kimg = self.augment, self.kimg
+        return each(lambda images: augment(images, noise, kimg), sample)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if not self.params.train.amp:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _warm(self, kimg: float) -> bool:
+        """Whether the discriminator is ahead far enough for the generator to play."""
+        warmup = self.play.warmup
+        return warmup is None or self.state["accuracy"] >= warmup.accuracy or kimg >= warmup.max_kimg
+
+    def _note_accuracy(self, stats: Mapping[str, Tensor]) -> None:
+        """A running mean of how often the discriminator is right; it counts until the warm-up is over."""
+        if self._warm(self.kimg):
+            self.state["accuracy"] = 1.0
+            return
+        right = (2 + stats["sign/real"] - stats["sign/fake"]) / 4
+        if ranks.world() > 1:
+            right = ranks.total(right) / ranks.world()
+        self.state["accuracy"] += (float(right) - self.state["accuracy"]) / 10
+
+
+def _same_on_all_ranks(found: tuple[str, bool], world: int) -> tuple[str, bool]:
+    """What rank 0 found."""
+    if world == 1:
+        return found
+    told: list[Any] = [*found]
+    dist.broadcast_object_list(told)
+    return told[0], told[1]
 
 
 def _learner(module: nn.Module, cfg: PlayerConfig, world: int, compile: bool) -> Learner:
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
     trained = [p for p in module.parameters() if p.requires_grad]
     # the learning rate is set at every step, from `cfg.lr`
-    optimizer = kind(trained, lr=0.0, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True)
+    betas = (cfg.betas[0], value(cfg.betas[1], 0.0))
+    optimizer = kind(trained, lr=0.0, betas=betas, weight_decay=cfg.weight_decay, fused=True)
     return Learner(
         module,
         optimizer,
         cfg.lr,
-        cfg.clip_norm,
+        beta2=cfg.betas[1],
+        clip_norm=cfg.clip_norm,
         average_gradients=ranks.average if world > 1 else None,
         compiled=torch.compile(module) if compile else None,
     )
@@ -232,7 +376,7 @@ def _means(sums: dict[str, Tensor], world: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _average_weights(average: nn.Module, module: nn.Module, decay: float) -> None:
+def average_weights(average: nn.Module, module: nn.Module, decay: float) -> None:
     """average ← decay·average + (1 − decay)·module, running statistics of norms included."""
     torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
     for mine, theirs in zip(average.buffers(), module.buffers(), strict=True):
@@ -243,26 +387,32 @@ def _average_weights(average: nn.Module, module: nn.Module, decay: float) -> Non
 
 
 class _Watch:
-    """Looks at the averaged generator now and then: pictures of fixed deals, diversity, quality."""
+    """Looks at the averaged generator now and then: pictures of fixed deals, diversity, quality, health."""
 
     def __init__(
         self,
         params: Params,
-        game: Game,
-        average: nn.Module,
+        training: _Training,
         spec: Spec,
         prepared: Path,
         reference: str | Path | None,
         place: Callable[[Tensor], Tensor],
     ):
-        self.game, self.average, self.spec, self.place = game, average, spec, place
+        self.params, self.training, self.spec, self.place = params, training, spec, place
         self.reference = Reference.load(reference) if reference and params.train.quality_samples else None
-        self.fixed = self._deal(prepared, "test", PREVIEWS, Noise(params.seed, "preview", size=PREVIEWS))
+        self.fixed = self._deal(prepared, "test", PREVIEWS, "preview")
+        if spec.given:
+            stored = shards.read(prepared, "test", limit=PREVIEWS)["sample"]
+            given = spec.split(registry.load("data", spec.kind).decode(stored))[0]
+            self.given = given[torch.arange(PREVIEWS) % len(given)]
+        size = min(JUDGED, *spec.counts.values())
+        self.known, self.held_out = (self._deal(prepared, split, size, split) for split in ("train", "test"))
         if self.reference is not None:
-            size = params.train.quality_samples
-            self.judged = self._deal(prepared, "train", size, Noise(params.seed, "quality", size=size))
+            # of test examples where samples are made of examples: the answers to others have been seen
+            split = "test" if spec.given else "train"
+            self.judged = self._deal(prepared, split, params.train.quality_samples, "quality")
 
-    def _deal(self, prepared: Path, split: str, size: int, noise: Noise) -> Deal:
+    def _deal(self, prepared: Path, split: str, size: int, purpose: str) -> Deal:
         """A deal of stored examples, as many as `size` if there are, in turns; they are stored in random order."""
         data = shards.read(prepared, split, limit=size)
         rows = torch.arange(size) % len(data["sample"])
@@ -270,31 +420,64 @@ class _Watch:
             rows = rows[data["label"][rows].argsort(stable=True)]
         data = {name: column[rows] for name, column in data.items()}
         data["sample"] = registry.load("data", self.spec.kind).decode(data["sample"])
-        return self.game.deal(Batch(data, noise))
+        return self.training.game.deal(Batch(data, Noise(self.params.seed, purpose, size=size), training=False))
 
     @torch.inference_mode()
     def _play(self, deal: Deal) -> Tensor:
         """What the average makes of a deal, on the CPU, in chunks that any device holds."""
-        self.average.eval()
+        average = self.training.average.eval()
         chunks = []
         for start in range(0, len(leaves(deal.inputs)[0]), 100):
             rows = slice(start, start + 100)
             inputs = each(lambda x, rows=rows: self.place(x[rows]), deal.inputs)  # type: ignore[misc]
             cond = None if deal.cond is None else self.place(deal.cond[rows])
-            chunks.append(leaves(self.average(inputs, cond))[0].float().cpu())
+            chunks.append(leaves(average(inputs, cond))[0].float().cpu())
         return torch.cat(chunks)
 
-    def measure(self) -> dict[str, float]:
-        """Diversity of the fixed deal's fakes against its reals, and quality where a reference is at hand."""
+    def look(self, row: dict[str, float]) -> tuple[str, bool]:
+        """Add what is measured to the row. Returns what has gone wrong for good, if anything has, and whether
+        something may have."""
+        cfg = self.params.train.health
+        try:
+            health.check(row, row["kimg"])
+        except health.Diverged as error:
+            return str(error), True
+        row |= self._measure()
+        monitor = health.Monitor(cfg)
+        for past in self.training.state["rows"]:
+            monitor.look(past)
+        alarms = monitor.look(row)
+        row["health/alarms"] = len(alarms)
+        return "; ".join(a.message for a in alarms) if cfg.policy != "warn" else "", monitor.suspects or bool(alarms)
+
+    @torch.no_grad()
+    def _measure(self) -> dict[str, float]:
+        """Diversity of the fixed deal's fakes against its reals, how the discriminator takes reals that it was not
+        trained on, and quality where a reference is at hand."""
         row = {"diversity": health.diversity(self._play(self.fixed), leaves(self.fixed.real)[0])}
+        known, unknown = self._logits(self.known), self._logits(self.held_out)
+        fake = self._logits(self.held_out, fake=True)
+        row["sign/held_out"] = float(unknown.sign().mean())
+        row["overfitting"] = health.overfitting(known, unknown, fake)
         if self.reference is not None:
             samples = {"sample": self._play(self.judged)}
-            if self.judged.cond is not None:
+            if self.judged.cond is not None and self.training.game.classes:
                 samples["label"] = self.judged.cond
             row |= self.reference.quality(samples)
         return row
 
+    def _logits(self, deal: Deal, fake: bool = False) -> Tensor:
+        """The discriminator's of a deal's reals, or of what the average makes of it."""
+        discriminator, step = self.training.game.discriminator.eval(), self.training.state["step"]
+        sample = each(self.place, self._play(deal) if fake else deal.real)
+        cond = None if deal.cond is None else self.place(deal.cond)
+        noise = Noise(self.params.seed, "judged", step, size=len(leaves(sample)[0]), device=self.training.device)
+        logits = judge(self.training.game, sample, cond, noise).logits
+        discriminator.train()
+        return logits
+
     def picture(self, path: Path) -> None:
-        """Draw the fixed deal's fakes."""
-        preview = registry.load("data", self.spec.kind).preview
-        preview(self._play(self.fixed), columns=8).save(path)
+        """Draw the fixed deal's fakes; between what was given and what is real, where something was given."""
+        preview, fakes = registry.load("data", self.spec.kind).preview, self._play(self.fixed)
+        shown = [self.given, fakes, leaves(self.fixed.real)[0]] if self.spec.given else fakes
+        preview(shown, columns=4 if self.spec.given else 8).save(path)

@@ -71,6 +71,7 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same samples")] = 0,
     label: Annotated[str | None, typer.Option(help="a class, by name or number; without it, classes in turn")] = None,
     truncation: Annotated[float | None, typer.Option(help="below 1: more typical, less varied")] = None,
+    given: Annotated[list[Path] | None, typer.Option(help="an image to translate; may be repeated")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="the picture to write")] = Path("grid.png"),
 ) -> None:
     """Draw samples from a generator, as one picture."""
@@ -79,12 +80,17 @@ def sample(
 
     generator = _generator(model_uri)
     try:
-        made = generator.sample(n, seed=seed, label=_class(label, generator.spec.classes), truncation=truncation)[
-            "sample"
-        ]
+        kind = registry.load("data", generator.spec.kind)
+        made: Any
+        if given:
+            n, images = len(given), _images(given, generator.spec)
+            made = [images, generator.translate(images, seed=seed)]
+        else:
+            asked = _class(label, generator.spec.classes)
+            made = generator.sample(n, seed=seed, label=asked, truncation=truncation)["sample"]
         in_turn = generator.conditional and label is None and len(generator.spec.classes) <= min(n, 32)
         columns = len(generator.spec.classes) if in_turn else math.ceil(math.sqrt(n))
-        picture = registry.load("data", generator.spec.kind).preview(made, columns)
+        picture = kind.preview(made, columns)
         partial = output.with_name(f".partial.{output.name}")
         try:
             picture.save(partial)
@@ -94,6 +100,16 @@ def sample(
     except ValueError as error:
         raise StageError(str(error)) from error
     typer.echo(f"{output}: {n} samples of {model_uri}, seed {seed}")
+
+
+def _images(paths: list[Path], spec: Any) -> Any:
+    """Image files as a generator of `spec` wants them, `[N, C, H, W]` in [-1, 1]."""
+    import torch
+
+    from ganlib.data import image
+
+    cfg = image.Config(size=spec.shape[1:], channels=spec.given)
+    return image.decode(torch.stack([torch.from_numpy(image.encode(cfg, path)) for path in paths]))
 
 
 @app.command()

@@ -18,7 +18,7 @@ from torch import Tensor
 from ganlib import registry, shards
 from ganlib.config import EvaluateConfig, Params
 from ganlib.data._spec import Spec
-from ganlib.evaluate import Metrics, evaluate
+from ganlib.evaluate import Metrics, draw, evaluate
 from ganlib.export import Generator, load_generator
 from ganlib.metrics._neighbours import nearest
 from ganlib.reference import Reference
@@ -39,16 +39,20 @@ def stage(params: Params) -> None:
         generator = load_generator(TRAINED / "generator")
     except ValueError as error:
         raise StageError(str(error)) from error
-    n = min(cfg.num_samples, reference.size)
+    samples = draw(generator, PREPARED, min(cfg.num_samples, reference.size), seed=params.seed, batch=cfg.batch)
+    n = len(samples["sample"])
     if n < cfg.num_samples:
-        print(f"{n} samples, not {cfg.num_samples}: there are no more training examples for the floor")
-    samples = generator.sample(n, seed=params.seed, batch=cfg.batch)
+        print(f"{n} samples, not {cfg.num_samples}: there are no more real examples to judge them by")
     metrics = evaluate(samples, reference, cfg, params.seed)
     with whole_folder(EVALUATED) as folder:
         _write(folder / "metrics.json", metrics)
         _write(folder / "about.json", _about(reference, generator, n, cfg, params.seed))
         preview = registry.load("data", spec.kind).preview
-        preview(_by_class(samples, spec), COLUMNS).save(folder / "samples.png")
+        if generator.translates:
+            shown = [samples[part][: COLUMNS * COLUMNS] for part in ("given", "sample", "target")]
+            preview(shown, COLUMNS // 2).save(folder / "samples.png")
+        else:
+            preview(_by_class(samples, spec), COLUMNS).save(folder / "samples.png")
         preview(_beside_nearest(samples["sample"], reference, spec), COLUMNS).save(folder / "neighbours.png")
         if reference.classifier is not None:
             _write_classes(folder / "classes.csv", samples, reference)
@@ -63,6 +67,7 @@ def _about(reference: Reference, generator: Generator, n: int, cfg: EvaluateConf
         "seed": seed,
         "intervals": {"confidence": cfg.confidence, "halves": cfg.resamples},
         "floor": f"the first {n} training examples in the fakes' place",
+        **({"copy": "the given images in the fakes' place"} if generator.translates else {}),
         "spaces": reference.about["spaces"],
         "classifier": reference.about["classifier"],
         "generator": generator.about,
@@ -88,7 +93,7 @@ def _beside_nearest(fakes: Tensor, reference: Reference, spec: Spec) -> Tensor:
     stored = shards.read(PREPARED, "train", limit=len(space.train))["sample"]
     fakes = fakes[:COLUMNS]
     _, rows = nearest(space.extract(fakes), space.train, COLUMNS - 1)
-    near = registry.load("data", spec.kind).decode(stored[rows.flatten()]).unflatten(0, rows.shape)
+    near = spec.split(registry.load("data", spec.kind).decode(stored[rows.flatten()]))[1].unflatten(0, rows.shape)
     return torch.cat([fakes[:, None], near], dim=1).flatten(0, 1)
 
 
@@ -115,14 +120,18 @@ def _write(path: Path, content: object) -> None:
 
 
 def _tell(metrics: Metrics, n: int, cfg: EvaluateConfig) -> None:
-    table = Table(title=f"{n} samples against test data", caption="floor: training data in the samples' place")
+    baselines = [name for name in ("floor", "copy") if any(name in f for of in metrics.values() for f in of.values())]
+    captions = {"floor": "training data in the samples' place", "copy": "the given images in their place"}
+    caption = "; ".join(f"{name}: {captions[name]}" for name in baselines)
+    table = Table(title=f"{n} samples against test data", caption=caption)
     table.add_column("metric", no_wrap=True)
-    for column in ("value", f"{cfg.confidence:.0%} interval", "floor"):
+    for column in ("value", f"{cfg.confidence:.0%} interval", *baselines):
         table.add_column(column, justify="right")
     for section, named in metrics.items():
         for name, found in named.items():
             interval = f"± {found['high'] - found['value']:.2g}"
-            table.add_row(f"{section}.{name}", f"{found['value']:.3g}", interval, f"{found['floor']:.3g}")
+            others = [f"{found[baseline]:.3g}" if baseline in found else "" for baseline in baselines]
+            table.add_row(f"{section}.{name}", f"{found['value']:.3g}", interval, *others)
         table.add_section()
     Console().print(table)
 

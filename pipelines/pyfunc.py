@@ -6,6 +6,10 @@ rows ask. The output is uint8, the samples of all requests one after another; im
 
     model.predict(None, params={"n": 16, "seed": 1})
     model.predict(pandas.DataFrame({"label": [3, 8], "n": [2, 5]}))
+
+A generator that translates takes images, uint8 `[N, H, W, C]`, and gives as many:
+
+    model.predict(images, params={"seed": 1})
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc import PythonModel
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
@@ -42,12 +47,14 @@ class GeneratorModel(PythonModel):
     def load_context(self, context: Any) -> None:
         self.generator = load_generator(context.artifacts["generator"])
 
-    def predict(
-        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
-    ) -> NDArray[np.uint8]:
-        """Samples, uint8 `[N, ...]`. Raises ValueError for an unknown column or a value out of range."""
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[np.uint8]:
+        """Samples, uint8 `[N, ...]`. Raises ValueError for an unknown column, a value out of range, or images where
+        none are taken or of another shape."""
+        if self.generator.translates:
+            return self._translate(model_input, {**DEFAULTS, **(params or {})})
         made = [self._sample({**DEFAULTS, **(params or {}), **asked}) for asked in _requests(model_input)]
-        return np.concatenate(made) if made else np.empty((0, *_stored_shape(self.generator)), np.uint8)
+        channels, *size = self.generator.spec.shape
+        return np.concatenate(made) if made else np.empty((0, *size, channels), np.uint8)
 
     def _sample(self, asked: dict[str, Any]) -> NDArray[np.uint8]:
         samples = self.generator.sample(
@@ -56,6 +63,16 @@ class GeneratorModel(PythonModel):
             label=None if asked["label"] == DEFAULTS["label"] else int(asked["label"]),
             truncation=asked["truncation"] or None,
         )["sample"]
+        return self._stored(samples)
+
+    def _translate(self, images: Any, asked: dict[str, Any]) -> NDArray[np.uint8]:
+        if images is None:
+            raise ValueError("this generator translates: give it images, uint8 [N, H, W, C]")
+        stored = torch.from_numpy(np.moveaxis(np.asarray(images, np.uint8), -1, 1).copy())
+        given = registry.load("data", self.generator.spec.kind).decode(stored)
+        return self._stored(self.generator.translate(given, seed=int(asked["seed"])))
+
+    def _stored(self, samples: Tensor) -> NDArray[np.uint8]:
         stored: Tensor = registry.load("data", self.generator.spec.kind).quantise(samples)
         return np.moveaxis(stored.numpy(), 1, -1)
 
@@ -78,24 +95,29 @@ def logged(folder: Path) -> dict[str, Any]:
     import ganlib
 
     generator = load_generator(folder)
+    spec = generator.spec
+    made = Schema([TensorSpec(np.dtype(np.uint8), (-1, *spec.shape[1:], spec.shape[0] - spec.given))])
+    if generator.translates:
+        images = (*spec.shape[1:], spec.given)
+        taken = Schema([TensorSpec(np.dtype(np.uint8), (-1, *images))])
+        example: Any = np.zeros((1, *images), np.uint8)
+    else:
+        taken, example = None, pd.DataFrame({"n": [4], "seed": [0]})
+    names = ["seed"] if generator.translates else list(DEFAULTS)
     return {
         "python_model": __file__,
         "artifacts": {"generator": str(folder.resolve())},
         # The model runs with the code it was made with, wherever it is loaded.
         "code_paths": [str(Path(ganlib.__file__).parent)],
         "pip_requirements": [f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
-        "input_example": pd.DataFrame({"n": [4], "seed": [0]}),
+        "input_example": example,
         "signature": ModelSignature(
-            outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *_stored_shape(generator)))]),
-            params=ParamSchema([ParamSpec(name, TYPES[name], default) for name, default in DEFAULTS.items()]),
+            inputs=taken,
+            outputs=made,
+            params=ParamSchema([ParamSpec(name, TYPES[name], DEFAULTS[name]) for name in names]),
         ),
-        "metadata": {"kind": generator.spec.kind, "classes": list(generator.spec.classes)},
+        "metadata": {"kind": spec.kind, "classes": list(spec.classes)},
     }
-
-
-def _stored_shape(generator: Generator) -> tuple[int, ...]:
-    channels, *size = generator.spec.shape
-    return (*size, channels)
 
 
 set_model(GeneratorModel())

@@ -20,7 +20,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from ganlib.config import GateConfig, Params, override
-from ganlib.evaluate import Comparison, compare
+from ganlib.evaluate import Comparison, compare, draw
 from ganlib.export import Generator, load_generator
 from ganlib.reference import Reference
 from pipelines import lineage, tracking
@@ -163,7 +163,11 @@ def _decide(
         except (ValueError, StageError) as error:
             reason = f"the champion, version {number}, cannot be loaded, so the alias is yours to move: {error}"
             return Decision("refused", reason, gate.metric, own, number)
-    differs = [key for key in ("kind", "shape", "classes") if getattr(rival.spec, key) != getattr(generator.spec, key)]
+    differs = [
+        key
+        for key in ("kind", "shape", "classes", "attributes", "given")
+        if getattr(rival.spec, key) != getattr(generator.spec, key)
+    ]
     if differs:
         reason = (
             f"not comparable with the champion, version {number}, whose {' and '.join(differs)} differ; "
@@ -195,7 +199,7 @@ def _compare(challenger: Generator, champion: Generator, params: Params) -> Comp
     """Both on the same test examples, with the seeds and as many samples as the stage `evaluate`."""
     cfg, reference = params.evaluate, Reference.load(REFERENCE)
     n = min(cfg.num_samples, reference.size)
-    made, rivals = (one.sample(n, seed=params.seed, batch=cfg.batch) for one in (challenger, champion))
+    made, rivals = (draw(one, PREPARED, n, seed=params.seed, batch=cfg.batch) for one in (challenger, champion))
     return compare(made, rivals, reference, params.gate.metric, cfg, params.seed)
 
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from ganlib import checkpoint
-from ganlib.config import Params, override
+from ganlib.config import Params, TrainConfig, override
+from ganlib.health import Monitor
 from pipelines import tracking
 from pipelines._stage import PREPARED, REFERENCE, TRAINED, TUNED, main, whole_folder
 from pipelines.launch import fingerprint, fit
@@ -34,7 +35,7 @@ def stage(params: Params) -> None:
     with whole_folder(TRAINED) as out, tracking.run(store, key, key, tags={"stage": "train"}) as run:
         tracking.log_params(run, params.model_dump(mode="json", include={"seed", "data", "model", "train"}))
         tracking.log_params(run, {"game": params.game.model_dump(mode="json")})
-        final = fit(params, PREPARED, REFERENCE, _News(run, params.train.kimg))
+        final = fit(params, PREPARED, REFERENCE, _News(run, params.train))
         rows = checkpoint.load(final)["rows"]
         shutil.copytree(final / "generator", out / "generator")
         shutil.copytree(final.parent / "samples", out / "samples")
@@ -46,8 +47,9 @@ def stage(params: Params) -> None:
 class _News:
     """What the driver does with each report: a line to read, and points for the tracking store."""
 
-    def __init__(self, run: tracking.Run, kimg: float):
-        self.run, self.kimg = run, kimg
+    def __init__(self, run: tracking.Run, cfg: TrainConfig):
+        self.run, self.kimg = run, cfg.kimg
+        self.monitor, self.said = Monitor(cfg.health), dict[str, float]()
         self.reached = True
         self.console = Console(soft_wrap=True)
 
@@ -59,6 +61,10 @@ class _News:
             f"left {left // 60}:{left % 60:02d}",
             highlight=False,
         )
+        for alarm in self.monitor.look(row):
+            if self.said.get(alarm.kind) != alarm.since_kimg:  # once for each time it goes wrong
+                self.said[alarm.kind] = alarm.since_kimg
+                self.console.print(f"{alarm.kind}: {alarm.message}", style="yellow")
         if not self.reached:  # the end of the stage logs what is missing
             return
         try:

@@ -65,6 +65,7 @@ def _of_a_trial(params: Params) -> Params:
     """`params` with the budget of one trial."""
     cfg = params.tune
     changes = {
+        "health": params.train.health.model_copy(update={"policy": "stop"}),  # a trial that has collapsed is over
         "kimg": cfg.kimg,
         "report_kimg": cfg.report_kimg,
         "checkpoint_kimg": cfg.report_kimg,

@@ -12,32 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import SHORT
 from PIL import Image
 from ruamel.yaml import YAML
 
 pytestmark = pytest.mark.pipeline
 
 STAGES = ["prepare", "reference", "tune", "train", "evaluate", "register"]
-SHORT = {
-    "reference.max_samples": 100,
-    "reference.classifier.epochs": 2,
-    "tune.num_samples": 4,
-    "tune.kimg": 2,
-    "tune.report_kimg": 0.5,
-    "tune.grace_kimg": 0.5,
-    "tune.reduction_factor": 4,  # stop all but the best, so that some are
-    "tune.quality_samples": 100,
-    "train.kimg": 3,
-    "train.report_kimg": 1,
-    "train.checkpoint_kimg": 1,
-    "train.quality_samples": 100,
-    "evaluate.num_samples": 100,
-    "evaluate.resamples": 10,
-    # so short a training makes no digits: let everything pass that can be compared
-    "gate.min_coverage": 0,
-    "gate.min_memorisation_ratio": 0,
-    "gate.min_label_accuracy": 0,
-}
 
 
 def ran(output: str) -> list[str]:
@@ -226,3 +207,58 @@ def test_params_edited_by_hand_stay_as_they_are(first, second, outputs):
     assert file.read_text() == written
     decision = read(outputs / "register/decision.json")
     assert decision["version"] == 2  # the same weights, under another gate
+
+
+TOY = '''
+"""A generator of one layer against a discriminator of one: the least there is."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ganlib._config import Config as _Config
+from ganlib.game import Deal, Game
+from ganlib.models._layers import gaussian_latent
+
+MODALITY = "image"
+
+
+class Config(_Config):
+    family: Literal["toy"] = "toy"
+    latent_dim: int = 8
+
+
+def build(cfg, spec):
+    size = torch.Size(spec.shape).numel()
+
+    class Generator(nn.Sequential):
+        def forward(self, z, cond=None):
+            return super().forward(z).tanh().view(-1, *spec.shape)
+
+    class Discriminator(nn.Sequential):
+        def forward(self, images, cond=None):
+            return super().forward(images.flatten(1)).squeeze(1)
+
+    return Game(
+        Generator(nn.Linear(cfg.latent_dim, size)),
+        Discriminator(nn.Linear(size, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1)),
+        deal=lambda batch: Deal(gaussian_latent(batch.noise, cfg.latent_dim), batch.data["sample"]),
+        latent=lambda noise, truncation: gaussian_latent(noise, cfg.latent_dim, truncation),
+    )
+'''
+
+
+def test_a_family_is_one_file(first):
+    """And a section in params.yaml to choose it by."""
+    project, _ = first
+    (project.folder / "ganlib/models/toy.py").write_text(TOY.lstrip())
+    yaml, file = YAML(), project.folder / "params.yaml"
+    params = yaml.load(file)
+    params["models"]["toy"] = {"network": {}}
+    params["model"] = "toy"
+    yaml.dump(params, file)
+    output = project.run("dvc", "repro", "evaluate")
+    assert ran(output) == ["tune", "train", "evaluate"]
+    assert read(project.folder / "outputs/train/generator/generator.json")["network"]["family"] == "toy"
+    assert "efficientnet_lite0" in read(project.folder / "outputs/evaluate/metrics.json")

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from conftest import SHORT
 from PIL import Image
 from typer.main import get_command
 
@@ -21,25 +22,6 @@ from pipelines.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHORT = {
-    "reference.max_samples": 100,
-    "reference.classifier.epochs": 2,
-    "tune.num_samples": 2,
-    "tune.kimg": 1,
-    "tune.report_kimg": 0.5,
-    "tune.grace_kimg": 0.5,
-    "tune.quality_samples": 100,
-    "train.kimg": 2,
-    "train.report_kimg": 1,
-    "train.checkpoint_kimg": 1,
-    "train.quality_samples": 100,
-    "evaluate.num_samples": 100,
-    "evaluate.resamples": 10,
-    # so short a training makes no digits, and the README's next commands want a champion
-    "gate.min_coverage": 0,
-    "gate.min_memorisation_ratio": 0,
-    "gate.min_label_accuracy": 0,
-}
 
 
 def block(name: str) -> str:

@@ -48,7 +48,8 @@ def made(reference: Reference, seed: int = 3, n: int = 150, noise: float = 0.0) 
 def test_every_metric_has_its_place_interval_and_floor(reference: Reference):
     found = evaluate(made(reference), reference, CFG, seed=0)
     assert list(found) == ["pixels", "classifier", "samples"]
-    assert set(found["pixels"]) | set(found["samples"]) == set(registry.names("metrics"))
+    of_pairs = {name for name in registry.names("metrics") if "target" in registry.load("metrics", name).NEEDS}
+    assert set(found["pixels"]) | set(found["samples"]) == set(registry.names("metrics")) - of_pairs
     assert set(found["samples"]) == {"class_coverage", "label_accuracy"}
     for named in found.values():
         for figures in named.values():
@@ -156,3 +157,18 @@ def test_unknown_metrics_are_named(reference: Reference, metric: str, message: s
 def test_sets_of_unequal_size_are_not_compared(reference: Reference):
     with pytest.raises(ValueError, match="as many are wanted"):
         compare(made(reference), made(reference, n=100), reference, "pixels.fd", CFG, seed=0)
+
+
+def test_translations_are_measured_against_their_targets_and_against_copying(reference: Reference):
+    plain = dataclasses.replace(reference, classifier=None, labels={}, spaces={"pixels": reference.spaces["pixels"]})
+    target, given = images(100, 2), images(100, 5)
+    found = evaluate({"sample": (target + given / 10).clamp(-1, 1), "target": target, "given": given}, plain, CFG, 0)
+    assert set(found["samples"]) == {"l1", "psnr", "ssim"}
+    assert set(found["samples"]["l1"]) == {"value", "low", "high", "copy"}
+    assert set(found["pixels"]["fd"]) == {"value", "low", "high", "floor", "copy"}
+    assert found["samples"]["l1"]["value"] == pytest.approx(float((given / 10).abs().mean()), rel=0.1)
+    assert found["samples"]["l1"]["copy"] == pytest.approx(float((target - given).abs().mean()))
+    assert found["samples"]["psnr"]["value"] > found["samples"]["psnr"]["copy"]
+    better, worse = ({"sample": target + given / k, "target": target, "given": given} for k in (10, 5))
+    figures = compare(better, worse, plain, "samples.psnr", CFG, 0)
+    assert figures.low > 0

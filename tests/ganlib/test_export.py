@@ -2,31 +2,33 @@ import json
 
 import pytest
 import torch
+from zoo import FAMILIES, FROM_NOISE, config, game_of, spec_of
 
-from ganlib import registry
-from ganlib.data._spec import Spec
 from ganlib.export import load_generator, save_generator
 
-SPEC = Spec("image", "image", (1, 8, 8), ("a", "b", "c"), {"train": 8, "test": 8}, "")
 
-
-@pytest.fixture(params=registry.names("models"))
-def saved(request, tmp_path):
-    module = registry.load("models", request.param)
-    config = module.Config(latent_dim=4, width=4)
-    game = module.build(config, SPEC)
+def save(family, folder, **data):
+    spec = spec_of(family, **data)
+    game = game_of(family, spec)
     for layer in game.generator.modules():
         if hasattr(layer, "running_mean") and layer.running_mean is not None:
             layer.running_mean.normal_()
-    save_generator(tmp_path, game.generator, network=config, spec=SPEC, about={"kimg": 3})
-    return tmp_path, game
+    attributes = torch.tensor([[0.0, 1.0], [0.5, 0.5]]) if spec.attributes else None
+    about = {"kimg": 3}
+    save_generator(folder, game.generator, network=config(family), spec=spec, attributes=attributes, about=about)
+    return folder, game, spec
+
+
+@pytest.fixture(params=FROM_NOISE)
+def saved(request, tmp_path):
+    return save(request.param, tmp_path)
 
 
 def test_what_was_saved_is_loaded(saved):
-    folder, game = saved
+    folder, game, spec = saved
     assert sorted(p.name for p in folder.iterdir()) == ["generator.json", "generator.safetensors"]
     generator = load_generator(folder)
-    assert (generator.spec, generator.about, generator.conditional) == (SPEC, {"kimg": 3}, True)
+    assert (generator.spec, generator.about, generator.conditional) == (spec, {"kimg": 3}, True)
     for (name, mine), theirs in zip(
         generator.game.generator.state_dict().items(), game.generator.state_dict().values(), strict=True
     ):
@@ -41,7 +43,39 @@ def test_samples_are_a_function_of_the_seed(saved):
     torch.testing.assert_close(generator.sample(7, seed=1, batch=3)["sample"], one["sample"])
     assert not torch.equal(generator.sample(7, seed=2)["sample"], one["sample"])
     assert generator.sample(3, label=2)["label"].tolist() == [2, 2, 2]
-    assert generator.sample(3, truncation=0.3)["sample"].shape == (3, 1, 8, 8)
+    assert generator.sample(3, truncation=0.3)["sample"].shape == (3, *saved[2].shape)
+
+
+def test_attributes_are_asked_for_or_those_of_real_examples(tmp_path):
+    generator = load_generator(save("dcgan", tmp_path, classes=(), attributes=("age", "smile"))[0])
+    assert generator.sample(3)["attributes"].tolist() == [[0.0, 1.0], [0.5, 0.5], [0.0, 1.0]]
+    asked = generator.sample(2, attributes=torch.tensor([0.25, 0.75]))
+    assert asked["attributes"].tolist() == [[0.25, 0.75]] * 2
+    assert not torch.equal(generator.sample(2)["sample"], asked["sample"])
+    with pytest.raises(ValueError, match=r"attributes: 2 are wanted \(age, smile\), found 3"):
+        generator.sample(2, attributes=torch.zeros(3))
+    with pytest.raises(ValueError, match="label: this generator is not conditional"):
+        generator.sample(2, label=1)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in FROM_NOISE])
+def test_a_translator_wants_images(family, tmp_path):
+    folder, _, spec = save(family, tmp_path)
+    generator = load_generator(folder)
+    given = torch.rand(5, spec.given, *spec.shape[1:]) * 2 - 1
+    made = generator.translate(given, seed=1)
+    assert made.shape == (5, spec.shape[0] - spec.given, *spec.shape[1:])
+    torch.testing.assert_close(generator.translate(given, seed=1, batch=2), made)
+    assert not torch.equal(generator.translate(-given, seed=1), made)
+    with pytest.raises(ValueError, match="needs images to start from"):
+        generator.sample(1)
+    with pytest.raises(ValueError, match="images of shape .* are wanted"):
+        generator.translate(given[:, :, :8])
+
+
+def test_a_generator_from_noise_takes_no_images(tmp_path):
+    with pytest.raises(ValueError, match="takes no images"):
+        load_generator(save("mlp", tmp_path)[0]).translate(torch.zeros(1, 1, 8, 8))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +92,7 @@ def test_bad_requests(saved, arguments, message):
 
 
 def test_what_is_not_a_generator_is_refused_by_name(saved):
-    folder, _ = saved
+    folder, *_ = saved
     weights = folder / "generator.safetensors"
     good = weights.read_bytes()
     weights.write_bytes(good[: len(good) // 2])

@@ -11,11 +11,12 @@ import torch.multiprocessing as mp
 
 from ganlib import checkpoint, registry
 from ganlib.config import ConfigError, override, parse_params
-from ganlib.health import Diverged, check, diversity
+from ganlib.health import Alarm, Diverged, Monitor, check, diversity
 from ganlib.shards import read_spec
 from ganlib.trainer import build_game, plan, train
 
 FAMILIES = registry.names("models")
+CONSISTENCY = {"consistency": {"weight": 10}}
 
 
 @pytest.fixture
@@ -228,3 +229,100 @@ def test_damaged_checkpoints_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"checkpoint\.pt: damaged"):
         checkpoint.load(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+# -- phases, augmentation and health -------------------------------------------------------------------------------
+
+
+def test_the_generator_waits_until_the_discriminator_is_ahead(small, prepared, tmp_path):
+    kept = Kept(tmp_path)
+    train(small(changes={"warmup": {"accuracy": 0.99, "max_kimg": 0.2}}), kept, prepared=prepared)
+    assert "loss/generator" not in kept.rows[0]
+    assert "loss/generator" in kept.rows[2]  # at the latest from 0.2 kimg on
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"warmup": {"accuracy": 0.9, "max_kimg": 0.3}},
+        {"augment": {"kind": "ada", "probability": 0.5, "adjust_kimg": 1, "every": 1}},
+        {"penalties": {"lecam": {"weight": 0.3}}},
+        {"top_k": 0.5, "ema_rampup": 0.05},
+    ],
+    ids=str,
+)
+def test_what_keeps_a_state_resumes_exactly(changes, small, prepared, tmp_path):
+    params = small("dcgan", changes=changes)
+    whole, first, second = (Kept(tmp_path / name) for name in ("whole", "first", "second"))
+    train(params, whole, prepared=prepared)
+    first.stop_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        train(params, first, prepared=prepared)
+    train(params, second, prepared=prepared, resume=first.folders[0])
+    assert equal(*[without_clock(checkpoint.load(kept.folders[-1])) for kept in (whole, second)])
+
+
+def test_ada_answers_a_discriminator_that_is_ahead(small, prepared, tmp_path):
+    kept = Kept(tmp_path)
+    augment = {"kind": "ada", "target": 0.0, "adjust_kimg": 1.0, "every": 1}
+    changes = {"augment": augment, "generator.lr": 1e-8, "discriminator.lr": 1e-2}
+    train(small("mlp", changes=changes), kept, prepared=prepared)
+    assert kept.rows[-1]["sign/real"] > 0.5
+    assert 0.0 <= kept.rows[0]["augment/probability"] < kept.rows[-1]["augment/probability"] <= 0.384
+
+
+class Alarmed(Monitor):
+    """Finds fault with the second report of learning rates above 1e-4."""
+
+    def look(self, row):
+        self.seen = getattr(self, "seen", 0) + 1
+        if self.seen == 2 and row.get("health/rollbacks", 0) < 2:
+            return [Alarm("collapse", row["kimg"], row["kimg"], "all alike")]
+        return []
+
+    suspects = False
+
+
+def of_health(params, **changes):
+    health = params.train.health.model_copy(update=changes)
+    return params.model_copy(update={"train": params.train.model_copy(update={"health": health})})
+
+
+def test_an_alarm_warns_or_stops(small, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("ganlib.health.Monitor", Alarmed)
+    kept = Kept(tmp_path / "warn")
+    train(small(), kept, prepared=prepared)
+    assert [row["health/alarms"] for row in kept.rows] == [0, 1, 0]
+    with pytest.raises(Diverged, match="all alike"):
+        train(of_health(small(), policy="stop"), Kept(tmp_path / "stop"), prepared=prepared)
+
+
+def test_an_alarm_leads_back_to_what_was_healthy(small, prepared, tmp_path, monkeypatch):
+    """Twice, each time at half the learning rate; what is kept has no trace of the time lost."""
+    monkeypatch.setattr("ganlib.health.Monitor", Alarmed)
+    kept = Kept(tmp_path)
+    train(of_health(small(), policy="rollback"), kept, prepared=prepared)
+    kimg = [0.128, 0.256, 0.256, 0.256, 0.384]
+    assert [row["kimg"] for row in kept.rows] == pytest.approx(kimg)
+    assert [row.get("health/rollbacks", 0) for row in kept.rows] == [0, 0, 1, 2, 2]
+    end = checkpoint.load(kept.folders[-1])
+    assert [row["kimg"] for row in end["rows"]] == pytest.approx([0.128, 0.256, 0.384])
+    rates = [end[f"{player}_optimizer"]["param_groups"][0]["lr"] for player in ("generator", "discriminator")]
+    assert rates == pytest.approx([small().game.generator.lr / 4, small().game.discriminator.lr / 4])
+    with pytest.raises(Diverged, match="given up after 1 rollbacks"):
+        train(of_health(small(), policy="rollback", max_rollbacks=1), Kept(tmp_path / "x"), prepared=prepared)
+
+
+def test_numbers_that_are_none_lead_back_too(small, prepared, tmp_path):
+    wild = small(changes={"generator.lr": 1e30, "discriminator.lr": 1e30, "loss": "wasserstein", "penalties": {}})
+    with pytest.raises(Diverged, match=r"not finite.*given up after 2 rollbacks"):
+        train(of_health(wild, policy="rollback", max_rollbacks=2), Kept(tmp_path), prepared=prepared)
+
+
+def test_what_suits_no_pairs_or_no_microbatches_is_refused(small, prepared):
+    spec = read_spec(prepared)
+    pairs = dataclasses.replace(spec, modality="image_pair", shape=(2, 32, 32), classes=(), given=1)
+    with pytest.raises(ConfigError, match="consistency, augment would tear"):
+        build_game(small("pix2pix", changes={"augment": {"kind": "diffaugment"}, "penalties": CONSISTENCY}), pairs)
+    with pytest.raises(ConfigError, match=r"top_k.*train\.accumulate"):
+        build_game(small(changes={"top_k": 0.5}, accumulate=2), spec)
