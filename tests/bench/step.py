@@ -25,7 +25,7 @@ from ganlib.game import Batch, Learner, Noise, Term, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.models import dcgan
 from ganlib.penalties import PENALTIES
-from ganlib.trainer import _average_weights
+from ganlib.trainer import average_weights
 from pipelines.launch import keep_memory
 
 PLAIN = "plain loop"
@@ -47,7 +47,7 @@ def ours(game, batch_size, data, labels, *, full):
         batch = Batch({"sample": data, "label": labels}, Noise(0, i, size=batch_size))
         adversarial_step(game, LOSSES["non_saturating"], *players, [[batch]], step=i, kimg=0.0)
         if full:
-            _average_weights(average, game.generator, 0.999)
+            average_weights(average, game.generator, 0.999)
 
     return step
 
@@ -61,12 +61,12 @@ def plain(game, batch_size, data, labels):
 
     def step(i):
         netD.zero_grad()
-        criterion(netD(data, labels), ones).backward()
+        criterion(netD(data, labels).logits, ones).backward()
         fake = netG(torch.randn(batch_size, 64), labels)
-        criterion(netD(fake.detach(), labels), zeros).backward()
+        criterion(netD(fake.detach(), labels).logits, zeros).backward()
         optimizerD.step()
         netG.zero_grad()
-        criterion(netD(fake, labels), ones).backward()
+        criterion(netD(fake, labels).logits, ones).backward()
         optimizerG.step()
 
     return step
