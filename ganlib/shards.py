@@ -1,9 +1,10 @@
 """Prepared data on disk: Parquet shards a split, in the order of a hash of the content.
 
-A row holds `sample`, `label` where labelled, and `hash`, the 128-bit BLAKE2b of the encoded sample. The hash
-decides everything: equal hashes are duplicates, hashes below `test_share` of their range are the test split,
-and rows lie in the hash's order. So the order is random but the same whatever the order of the source, a
-split is stratified in expectation, and adding or relabelling data never moves an example to the other split.
+A row holds `sample`, `label` where labelled, `attributes` where there are any, and `hash`, the 128-bit BLAKE2b of the
+encoded sample. The hash decides everything: equal hashes are duplicates, hashes below `test_share` of their range are
+the test split (unless the source says which split a row is in), and rows lie in the hash's order. So the order is
+random but the same whatever the order of the source, a split is stratified in expectation, and adding or relabelling
+data never moves an example to the other split.
 
 Small samples are fixed-shape tensors, large ones lossless PNG. The schema's metadata carries the `Spec`.
 """
@@ -14,7 +15,7 @@ import hashlib
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,23 @@ def pack(sample: NDArray[np.uint8]) -> tuple[bytes, bytes]:
     return hashlib.blake2b(raw, digest_size=16).digest(), raw if _as_tensor(sample.shape) else _png(sample)
 
 
-def table(hashes: list[bytes], stored: list[bytes], labels: list[int]) -> pa.Table:
-    """Packed rows as `write` takes them; an unlabelled row has label 0."""
-    columns = [pa.array(hashes, pa.binary(16)), pa.array(labels, pa.int64()), pa.array(stored, pa.binary())]
-    return pa.table(columns, names=["hash", "label", "sample"])
+def table(
+    hashes: list[bytes],
+    stored: list[bytes],
+    labels: list[int],
+    splits: Sequence[str | None] | None = None,
+    attributes: Sequence[Sequence[float]] | None = None,
+) -> pa.Table:
+    """Packed rows as `write` takes them; an unlabelled row has label 0, a row without a split goes by its hash."""
+    tests = [None] * len(hashes) if splits is None else [None if split is None else split == "test" for split in splits]
+    columns = {
+        "hash": pa.array(hashes, pa.binary(16)),
+        "label": pa.array(labels, pa.int64()),
+        "sample": pa.array(stored, pa.binary()),
+        "test": pa.array(tests, pa.bool_()),
+        "attributes": pa.array([()] * len(hashes) if attributes is None else attributes, pa.list_(pa.float32())),
+    }
+    return pa.table(columns)
 
 
 @dataclass
@@ -110,9 +124,9 @@ def write(
     writers = {split: _Writer(directory, split, spec, shard_mb) for split in SPLITS}
     for bucket in buckets:
         kept, _, _ = _unique(bucket())
-        tests = int((_prefix(kept) < cut).sum())
-        writers["test"].add(kept.slice(0, tests))
-        writers["train"].add(kept.slice(tests))
+        is_test = _is_test(kept, cut)
+        writers["test"].add(kept.filter(pa.array(is_test)))
+        writers["train"].add(kept.filter(pa.array(~is_test)))
     for writer in writers.values():
         writer.close()
     for file in spill.iterdir():
@@ -168,6 +182,13 @@ def _prefix(rows: pa.Table) -> NDArray[np.uint64]:
     return _words(rows)[:, 0]
 
 
+def _is_test(rows: pa.Table, cut: np.uint64) -> NDArray[np.bool_]:
+    """As the source says; where it says nothing, by the hash."""
+    by_hash = pa.chunked_array([pa.array(_prefix(rows) < cut)])
+    decided: NDArray[np.bool_] = pc.coalesce(rows["test"], by_hash).to_numpy()
+    return decided
+
+
 def _words(rows: pa.Table) -> NDArray[np.uint64]:
     """Each hash as two big-endian words, `[N, 2]`."""
     column = rows["hash"].combine_chunks()
@@ -190,15 +211,16 @@ def _unique(bucket: pa.Table) -> tuple[pa.Table, int, int]:
 
 
 def _count(bucket: pa.Table, cut: np.uint64, summary: Summary, digest: Any) -> None:
-    kept, duplicates, conflicts = _unique(bucket.select(["hash", "label"]))
+    kept, duplicates, conflicts = _unique(bucket.select(["hash", "label", "test", "attributes"]))
     summary.duplicates += duplicates
     summary.conflicts += conflicts
-    labels, is_test = kept["label"].to_numpy(), _prefix(kept) < cut
+    labels, is_test = kept["label"].to_numpy(), _is_test(kept, cut)
     for split, chosen in (("test", is_test), ("train", ~is_test)):
         values, counts = np.unique(labels[chosen], return_counts=True)
         summary.classes[split].update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     record = np.column_stack([_words(kept), labels.astype(np.uint64), is_test.astype(np.uint64)])
     digest.update(record.astype("<u8").tobytes())
+    digest.update(pc.list_flatten(kept["attributes"]).to_numpy().astype("<f4").tobytes())
 
 
 class _Writer:
@@ -248,7 +270,8 @@ class _Writer:
             )
         assert self._file is not None
         rows = rows.combine_chunks()
-        columns = {name: rows[name] for name in self._schema.names}
+        columns = {name: rows[name].cast(self._schema.field(name).type) for name in self._schema.names[1:]}
+        columns["sample"] = rows["sample"]
         if _as_tensor(self._shape):
             pixels = np.frombuffer(b"".join(rows["sample"].to_pylist()), np.uint8)
             storage = pa.FixedSizeListArray.from_arrays(pa.array(pixels), math.prod(self._shape))
@@ -260,7 +283,9 @@ class _Writer:
 def _schema(spec: Spec) -> pa.Schema:
     sample = pa.fixed_shape_tensor(pa.uint8(), spec.shape) if _as_tensor(spec.shape) else pa.binary()
     label = [pa.field("label", pa.int64(), nullable=False)] if spec.classes else []
-    fields = [pa.field("sample", sample), *label, pa.field("hash", pa.binary(16), nullable=False)]
+    size = len(spec.attributes)
+    attributes = [pa.field("attributes", pa.list_(pa.float32(), size), nullable=False)] if size else []
+    fields = [pa.field("sample", sample), *label, *attributes, pa.field("hash", pa.binary(16), nullable=False)]
     return pa.schema(fields, metadata={_KEY: spec.to_json().encode()})
 
 
@@ -269,8 +294,9 @@ def _as_tensor(shape: tuple[int, ...]) -> bool:
 
 
 def _png(sample: NDArray[np.uint8]) -> bytes:
+    """Three channels are colours; any other number of them stand one below the other in a grey image."""
     buffer = io.BytesIO()
-    Image.fromarray(sample[0] if len(sample) == 1 else sample.transpose(1, 2, 0)).save(buffer, "png")
+    Image.fromarray(sample.transpose(1, 2, 0) if len(sample) == 3 else np.concatenate(sample)).save(buffer, "png")
     return buffer.getvalue()
 
 
@@ -301,7 +327,8 @@ def row_groups(directory: str | Path, split: str) -> list[Group]:
 
 
 def read(directory: str | Path, split: str, limit: int | None = None) -> dict[str, Tensor]:
-    """The first `limit` rows as stored: `sample`, uint8 `[N, *shape]`; `label`, int64 `[N]`, if labelled."""
+    """The first `limit` rows as stored: `sample`, uint8 `[N, *shape]`; `label`, int64 `[N]`, if labelled;
+    `attributes`, float32 `[N, A]`, if there are any."""
     chosen: list[Group] = []
     for group in row_groups(directory, split):
         if limit is not None and sum(g.rows for g in chosen) >= limit:
@@ -317,12 +344,17 @@ def read_groups(spec: Spec, groups: Iterable[Group]) -> dict[str, Tensor]:
     columns = {"sample": torch.empty((total, *spec.shape), dtype=torch.uint8)}
     if spec.classes:
         columns["label"] = torch.empty(total, dtype=torch.int64)
+    if spec.attributes:
+        columns["attributes"] = torch.empty((total, len(spec.attributes)))
     start = 0
     for group, rows in _tables(groups, list(columns)):
         end = start + group.rows
         columns["sample"].numpy()[start:end] = _samples(rows["sample"].combine_chunks(), spec.shape)
         if spec.classes:
             columns["label"].numpy()[start:end] = rows["label"].to_numpy()
+        if spec.attributes:
+            numbers = pc.list_flatten(rows["attributes"]).to_numpy()
+            columns["attributes"].numpy()[start:end] = numbers.reshape(group.rows, -1)
         start = end
     return columns
 
@@ -344,7 +376,7 @@ def _samples(column: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         tensors: NDArray[np.uint8] = column.to_numpy_ndarray()
         return tensors
     images = [np.asarray(Image.open(io.BytesIO(cell.as_py()))) for cell in column]
-    return np.stack([image.reshape(*shape[1:], shape[0]).transpose(2, 0, 1) for image in images])
+    return np.stack([image.transpose(2, 0, 1) if image.ndim == 3 else image.reshape(shape) for image in images])
 
 
 def _shards(directory: Path, split: str) -> list[Path]:

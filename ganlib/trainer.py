@@ -102,7 +102,7 @@ def build_game(params: Params, spec: Spec) -> Game:
     if twice and any(isinstance(layer, BatchNorm) for layer in game.discriminator.modules()):
         raise ConfigError(
             f"{where}: penalties ({', '.join(twice)}) need a discriminator without BatchNorm, "
-            "which mixes the examples of a batch; set network.discriminator_norm to none or spectral"
+            "which mixes the examples of a batch; choose another norm for it, or no penalty"
         )
     moving = [name for name in cfg.penalties if "consistency" in name] + (["augment"] if cfg.augment else [])
     if moving and spec.given:
@@ -214,8 +214,14 @@ def train(
                     folder = Path(scratch)
                     checkpoint.save(folder, training.snapshot())
                     about = {"kimg": row["kimg"], "seed": params.seed, "model": params.model, "data": params.data}
-                    network = play.network
-                    save_generator(folder / "generator", training.average, network=network, spec=spec, about=about)
+                    save_generator(
+                        folder / "generator",
+                        training.average,
+                        network=play.network,
+                        spec=spec,
+                        attributes=watch.known.cond if training.game.attributes else None,
+                        about=about,
+                    )
                     watch.picture(folder / "samples.png")
                 report(row, folder)
         sums = {}

@@ -7,6 +7,7 @@ Memory stays bounded whatever the size: parts of the source are read, encoded an
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import logging
 import math
@@ -35,6 +36,8 @@ RAY_FROM_S = 30.0
 
 _TABLE_ROWS, _TABLE_BYTES = 1024, 16 * 2**20
 Encode = Callable[[Part], Iterator[pa.Table]]
+# hash, label, sample, split, attributes, id, reason
+Row = tuple[bytes, int, bytes, str | None, tuple[float, ...], str, str]
 
 _LOOKED_AT, _LOOKED_AT_BYTES = 10_000, 64 * 2**20  # training data behind the card's statistics and picture
 _PICTURE = (1280, 1280)  # pixels, at most
@@ -68,11 +71,17 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
     def describe(found: shards.Summary) -> Spec:
         _check(found, classes, cfg)
         spec: Spec = kind.spec(cfg.sample, classes=classes, counts=found.counts, content_hash=found.content_hash)
-        return spec
+        return dataclasses.replace(spec, attributes=source.attributes)
 
     with whole_folder(out) as folder:
         rejects = _Rejects(folder / "rejects.csv", source, cfg.max_reject_share)
-        encode = partial(encode_part, kind=sample_kind, cfg=cfg.sample, labelled=bool(classes))
+        encode = partial(
+            encode_part,
+            kind=sample_kind,
+            cfg=cfg.sample,
+            labelled=bool(classes),
+            attributes=bool(source.attributes),
+        )
         with rejects.file:
             rows = rejects.sift(_encode(source.parts, encode))
             found = shards.write(folder, rows, describe, test_share=cfg.test_share, shard_mb=cfg.shard_mb)
@@ -85,10 +94,10 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
 # -- encoding ------------------------------------------------------------------------------------------------
 
 
-def encode_part(part: Part, *, kind: str, cfg: Any, labelled: bool) -> Iterator[pa.Table]:
-    """Tables of `hash`, `label`, `sample`, `id`, `reason`: a rejected item has a reason and no sample."""
+def encode_part(part: Part, *, kind: str, cfg: Any, labelled: bool, attributes: bool = False) -> Iterator[pa.Table]:
+    """Tables as of `shards.table`, with `id` and `reason`: a rejected item has a reason and no sample."""
     encode = registry.load("data", kind).encode
-    rows: list[tuple[bytes, int, bytes, str, str]] = []
+    rows: list[Row] = []
     size = 0
     for item in part():
         try:
@@ -96,10 +105,13 @@ def encode_part(part: Part, *, kind: str, cfg: Any, labelled: bool) -> Iterator[
                 raise ValueError("there is no readable sample in it")
             if labelled and item.label is None:
                 raise ValueError("it has no label")
+            if attributes and item.attributes is None:
+                raise ValueError("its attributes are not known")
             digest, stored = shards.pack(encode(cfg, item.payload))
-            rows.append((digest, (item.label or 0) if labelled else 0, stored, item.id, ""))
+            label = (item.label or 0) if labelled else 0
+            rows.append((digest, label, stored, item.split, item.attributes or (), item.id, ""))
         except ValueError as error:
-            rows.append((bytes(16), 0, b"", item.id, str(error)))
+            rows.append((bytes(16), 0, b"", None, (), item.id, str(error)))
         size += len(rows[-1][2])
         if len(rows) == _TABLE_ROWS or size > _TABLE_BYTES:
             yield _table(rows)
@@ -108,9 +120,9 @@ def encode_part(part: Part, *, kind: str, cfg: Any, labelled: bool) -> Iterator[
         yield _table(rows)
 
 
-def _table(rows: list[tuple[bytes, int, bytes, str, str]]) -> pa.Table:
-    hashes, labels, stored, ids, reasons = (list(column) for column in zip(*rows, strict=True))
-    packed = shards.table(hashes, stored, labels)
+def _table(rows: list[Row]) -> pa.Table:
+    hashes, labels, stored, splits, attributes, ids, reasons = (list(column) for column in zip(*rows, strict=True))
+    packed = shards.table(hashes, stored, labels, splits, attributes)
     return packed.append_column("id", pa.array(ids)).append_column("reason", pa.array(reasons))
 
 
@@ -181,7 +193,7 @@ class _Rejects:
                     f"read, max_reject_share allows {self._most:.1%} of all {self._source.count}: "
                     + "; ".join(self._first)
                 )
-            good = table.select(["hash", "label", "sample"])
+            good = table.drop_columns(["id", "reason"])
             yield good.filter(pa.array([not why for why in reasons])) if bad else good
 
 
@@ -216,7 +228,8 @@ def _card(
     in_train, in_test = found.classes["train"], found.classes["test"]
     looked_at = min(_LOOKED_AT, max(10, _LOOKED_AT_BYTES // math.prod(spec.shape)))
     columns = shards.read(folder, "train", looked_at)
-    picture = kind.preview(kind.decode(_grid(columns["sample"], columns.get("label"), spec)), 10)
+    shown = kind.decode(_grid(columns["sample"], columns.get("label"), spec))
+    picture = kind.preview(spec.split(shown) if spec.given else shown, 10)
     picture.thumbnail(_PICTURE)
     picture.save(folder / "card.png")
     mean, std = _moments(columns["sample"], kind)
@@ -246,6 +259,7 @@ def _card(
             name: round(in_test[label] / (in_test[label] + in_train[label]), 4)
             for label, name in enumerate(spec.classes)
         },
+        **({"attributes": _attributes(columns, spec)} if spec.attributes else {}),
         "levels": {
             "unit": "0 is black, 1 is white; one value a channel",
             "of_training_examples": len(columns["sample"]),
@@ -256,6 +270,15 @@ def _card(
         "made_with": {name: version(name) for name in ("pillow", "pyarrow")},
         "notes": notes,
     }
+
+
+def _attributes(columns: dict[str, Tensor], spec: Spec) -> dict[str, dict[str, float]]:
+    """Mean, deviation and range of each, of the training examples looked at."""
+    found = {}
+    for name, values in zip(spec.attributes, columns["attributes"].double().unbind(1), strict=True):
+        figures = {"mean": values.mean(), "std": values.std(), "min": values.min(), "max": values.max()}
+        found[name] = {key: round(float(value), 5) for key, value in figures.items()}
+    return found
 
 
 def _moments(stored: Tensor, kind: ModuleType) -> tuple[Tensor, Tensor]:

@@ -62,6 +62,32 @@ def prepared(tmp_path_factory, params) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory, params) -> tuple[Any, Path]:
+    """The digits beside their outlines, at 32x32: `(parameters that name them, prepared folder)`."""
+    import numpy as np
+    from PIL import Image, ImageFilter
+    from sklearn.datasets import load_digits
+
+    from ganlib.config import parse_params
+    from pipelines.prepare import prepare
+
+    raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("pairs") / "prepared"
+    for i, digit in enumerate(load_digits().images[:120]):
+        image = Image.fromarray(np.uint8(digit * 15)).resize((32, 32))
+        both = Image.new("L", (64, 32))
+        both.paste(image.filter(ImageFilter.FIND_EDGES), (0, 0))
+        both.paste(image, (32, 0))
+        both.save(raw / f"{i}.png")
+    section = params.datasets["pairs"].model_dump(mode="json")
+    section["sample"] |= {"size": [32, 32], "channels": [1, 1]}
+    plain = params.model_dump(mode="json")
+    plain["datasets"]["pairs"] = section | {"test_share": 0.3}
+    of_pairs = parse_params(plain | {"data": "pairs"})
+    prepare(of_pairs.dataset, raw, out)
+    return of_pairs, out
+
+
 @dataclass(frozen=True)
 class Checkout:
     """A copy of the project as it is now, in a git repository of its own: what a person who cloned it has."""

@@ -24,6 +24,10 @@ class Examples:
     """`[N]`, int64: the class asked of the generator, or the true class"""
     predicted: Tensor = _UNKNOWN
     """`[N]`, int64: the class the in-domain classifier sees"""
+    image: Tensor = _UNKNOWN
+    """`[N, C, H, W]` in [-1, 1]: what was generated of a given example"""
+    target: Tensor = _UNKNOWN
+    """`[N, C, H, W]` in [-1, 1]: what should have been"""
 
     def __len__(self) -> int:
         return max(len(field) for field in vars(self).values())

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-__all__ = ["Item", "Part", "Source", "SourceError", "files", "labels_of", "ranges"]
+__all__ = ["Item", "Part", "Source", "SourceError", "Split", "files", "labels_of", "ranges"]
 
 T = TypeVar("T")
+Split = Literal["train", "test"]
 
 
 class SourceError(ValueError):
@@ -23,6 +24,10 @@ class Item:
     payload: Any
     """what the kind's `encode` takes: a path, bytes, an array; None where the source has a hole"""
     label: int | None = None
+    split: Split | None = None
+    """where the source itself says it; None: by the hash of the content"""
+    attributes: tuple[float, ...] | None = None
+    """as many as the source names, or None where they are unknown"""
 
 
 Part = Callable[[], Iterable[Item]]
@@ -38,6 +43,8 @@ class Source:
     """picklable; their order is the order of the items"""
     classes: tuple[str, ...] = ()
     """names in label order; empty where unlabelled"""
+    attributes: tuple[str, ...] = ()
+    """names of the numbers that describe each item"""
 
 
 def ranges(count: int, size: int) -> list[tuple[int, int]]:

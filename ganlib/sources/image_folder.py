@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,13 +22,17 @@ class Config(_Base):
     name: Literal["image_folder"] = "image_folder"
     labels: Literal["folders", "none"] = "folders"
     """"folders": the top folders, if there are any, are the classes; "none": folders mean nothing"""
+    attributes: str | None = None
+    """a CSV file in the folder: the path of each image, then numbers that describe it, named in the first line; then
+    folders mean nothing"""
 
 
 def load(cfg: Config, raw: Path) -> Source:
     """Raises SourceError if there are no images, or some in class folders and some beside these."""
     paths = [str(path.relative_to(raw)) for path in files(raw, "images", _SUFFIXES)]
     loose = [path for path in paths if "/" not in path]
-    if cfg.labels == "none" or len(loose) == len(paths):
+    names, described = _table(raw / cfg.attributes) if cfg.attributes else ((), {})
+    if cfg.attributes or cfg.labels == "none" or len(loose) == len(paths):
         classes: tuple[str, ...] = ()
     elif loose:
         raise SourceError(
@@ -36,10 +42,38 @@ def load(cfg: Config, raw: Path) -> Source:
     else:
         classes = tuple(sorted({path.split("/", 1)[0] for path in paths}))
     known = {name: label for label, name in enumerate(classes)}
-    parts = [partial(_items, raw, paths[start:stop], known) for start, stop in ranges(len(paths), _PART)]
-    return Source(f"{len(paths)} image files", len(paths), parts, classes)
+    parts = []
+    for start, stop in ranges(len(paths), _PART):
+        some = paths[start:stop]
+        attributes = {path: described[path] for path in some if path in described}
+        parts.append(partial(_items, raw, some, known, attributes))
+    return Source(f"{len(paths)} image files", len(paths), parts, classes, names)
 
 
-def _items(raw: Path, paths: list[str], known: dict[str, int]) -> Iterator[Item]:
+def _items(
+    raw: Path, paths: list[str], known: dict[str, int], attributes: dict[str, tuple[float, ...]]
+) -> Iterator[Item]:
     for path in paths:
-        yield Item(path, raw / path, known[path.split("/", 1)[0]] if known else None)
+        label = known[path.split("/", 1)[0]] if known else None
+        yield Item(path, raw / path, label, attributes=attributes.get(path))
+
+
+def _table(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:
+    """Names of attributes, and those of each image. Raises SourceError, naming the line that is wrong."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"source.attributes: {path}: {error}") from error
+    if not rows or len(rows[0]) < 2:
+        raise SourceError(f"{path}: a first line of a name for the path and names of attributes is wanted")
+    described = {}
+    for number, (image, *values) in enumerate(rows[1:], 2):
+        try:
+            numbers = tuple(float(value) for value in values)
+        except ValueError as error:
+            raise SourceError(f"{path}: line {number}: {error}") from error
+        if len(numbers) != len(rows[0]) - 1 or not all(math.isfinite(value) for value in numbers):
+            raise SourceError(f"{path}: line {number}: {len(rows[0]) - 1} finite numbers are wanted, found {values}")
+        described[image] = numbers
+    return tuple(rows[0][1:]), described

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import model_validator
 
 from ganlib._config import Config as _Base
 from ganlib.sources._source import Item, Source, SourceError, files, labels_of
@@ -25,12 +27,20 @@ class Config(_Base):
     """the column of images"""
     label: str | None = "label"
     """the column of labels, numbers or strings; null: unlabelled"""
+    attributes: tuple[str, ...] = ()
+    """columns of numbers or booleans that describe each image: several labels, continuous conditions"""
+
+    @model_validator(mode="after")
+    def _one_condition(self) -> Config:
+        if self.label and self.attributes:
+            raise ValueError("attributes and a label cannot both be told; set label to null, or leave attributes out")
+        return self
 
 
 def load(cfg: Config, raw: Path) -> Source:
     """Raises SourceError if a file is unreadable, or a column is missing or cannot hold images or labels."""
     paths = files(raw, "Parquet files", (".parquet",))
-    columns = [cfg.image] + ([cfg.label] if cfg.label else [])
+    columns = [cfg.image, *([cfg.label] if cfg.label else []), *cfg.attributes]
     groups: list[tuple[Path, int]] = []
     values: set[Any] = set()
     count = 0
@@ -44,6 +54,10 @@ def load(cfg: Config, raw: Path) -> Source:
             if column not in names:
                 raise SourceError(f"{path}: no column {column!r}; it has: {', '.join(names)}")
         _reader(path, cfg.image, file.schema_arrow.field(cfg.image).type)
+        for column in cfg.attributes:
+            kind = file.schema_arrow.field(column).type
+            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+                raise SourceError(f"{path}: column {column!r} is {kind}; attributes are numbers or booleans")
         groups += [(path, i) for i in range(file.num_row_groups)]
         count += file.metadata.num_rows
         if cfg.label:
@@ -55,11 +69,12 @@ def load(cfg: Config, raw: Path) -> Source:
                     raise SourceError(f"{path}: column {cfg.label!r} of {kind} cannot be labels") from error
     known = labels_of(values)
     parts = [partial(_items, raw, path, group, cfg, known) for path, group in groups]
-    return Source(f"{len(paths)} Parquet files", count, parts, tuple(str(value) for value in known))
+    classes = tuple(str(value) for value in known)
+    return Source(f"{len(paths)} Parquet files", count, parts, classes, cfg.attributes)
 
 
 def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]) -> Iterator[Item]:
-    columns = [cfg.image] + ([cfg.label] if cfg.label else [])
+    columns = [cfg.image, *([cfg.label] if cfg.label else []), *cfg.attributes]
     file = pq.ParquetFile(path)
     read = _reader(path, cfg.image, file.schema_arrow.field(cfg.image).type)
     batches, row = file.iter_batches(_BATCH, row_groups=[group], columns=columns), 0
@@ -71,13 +86,17 @@ def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]
         if batch is None:
             return
         labels = batch.column(cfg.label).to_pylist() if cfg.label else [None] * batch.num_rows
-        for cell, label in zip(batch.column(cfg.image), labels, strict=True):
+        described = zip(*(batch.column(name).to_pylist() for name in cfg.attributes), strict=True)
+        attributes = list(described) if cfg.attributes else [()] * batch.num_rows
+        for cell, label, numbers in zip(batch.column(cfg.image), labels, attributes, strict=True):
             name = f"{path.relative_to(raw)}[group {group}, row {row}]"
             try:
                 payload = read(cell) if cell.is_valid else None
             except ValueError:  # lists of unequal lengths
                 payload = None
-            yield Item(name, payload, known.get(label))
+            complete = all(number is not None and math.isfinite(number) for number in numbers)
+            told = tuple(float(number) for number in numbers) if complete else None
+            yield Item(name, payload, known.get(label), attributes=told)
             row += 1
 
 

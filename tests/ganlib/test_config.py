@@ -38,10 +38,54 @@ def test_every_family_has_a_section():
     assert set(SHIPPED["models"]) == set(registry.names("models"))
 
 
+PRESETS = [
+    (preset, model) for preset, said in SHIPPED["presets"].items() for model in said.get("models", SHIPPED["models"])
+]
+
+
+@pytest.mark.parametrize(("preset", "model"), PRESETS)
+def test_every_preset_suits_every_model_it_names(preset, model):
+    params = parse_params({**SHIPPED, "model": model, "preset": preset})
+    said = {key: value for key, value in SHIPPED["presets"][preset].items() if key != "models"}
+    resolved = params.game.model_dump(mode="json")
+    for key, value in said.items():
+        if key in ("network", "generator", "discriminator"):
+            assert {name: params.game.model_dump(mode="json")[key][name] for name in value}.keys() == value.keys()
+        elif key in ("loss", "discriminator_steps"):
+            assert resolved[key] == value
+    if "penalties" in said:
+        assert resolved["penalties"].keys() == said["penalties"].keys()
+
+
+def test_presets_are_laid_over_the_model():
+    params = parse_params({**SHIPPED, "preset": "wgan_gp"})
+    assert params.game.loss == "wasserstein"
+    assert list(params.game.penalties) == ["gradient_penalty"]  # and not the section's r1 as well
+    assert params.game.generator.betas == (0.0, 0.9)
+    assert params.game.generator.optimizer == "adam"  # which the preset does not speak of
+    changed = override(params, {"generator.lr": 0.5})
+    assert changed.game.generator.lr == 0.5
+    assert changed.game.loss == "wasserstein"
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"preset": "wgan"}, "preset: 'wgan' is not a section of `presets`.*did you mean 'wgan_gp'"),
+        ({"preset": "biggan"}, "preset: 'biggan' is for resnet; model is 'dcgan'"),
+        ({"preset": "p", "presets": {"p": {"lss": "hinge"}}}, "presets.p on models.dcgan.*unknown key 'lss'.*'loss'"),
+        ({"preset": "p", "presets": {"p": {"network": {"depth": 2}}}}, "presets.p on models.dcgan.*'depth'"),
+    ],
+)
+def test_presets_that_do_not_suit_are_refused(raw, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_params({**SHIPPED, **raw})
+
+
 def test_every_line_with_a_key_of_the_default_model_is_commented():
     """A list, a flow mapping or a repeated optimizer block may stand without."""
     text = (ROOT / "params.yaml").read_text()
-    for section in ("seed", "num_samples", "kimg", "batch", "metric", "num_workers", "latent_dim", "loss"):
+    for section in ("seed", "preset", "num_samples", "kimg", "batch", "metric", "num_workers", "latent_dim", "loss"):
         assert any(line.strip().startswith(f"{section}:") and "#" in line for line in text.splitlines()), section
 
 

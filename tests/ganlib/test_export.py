@@ -69,7 +69,7 @@ def test_a_translator_wants_images(family, tmp_path):
     assert not torch.equal(generator.translate(-given, seed=1), made)
     with pytest.raises(ValueError, match="needs images to start from"):
         generator.sample(1)
-    with pytest.raises(ValueError, match="images of shape .* are wanted"):
+    with pytest.raises(ValueError, match=r"images of shape .* are wanted"):
         generator.translate(given[:, :, :8])
 
 

@@ -8,6 +8,7 @@ import torch
 from scipy.linalg import sqrtm
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -19,10 +20,13 @@ from ganlib.metrics import (
     density,
     fd,
     kid,
+    l1,
     label_accuracy,
     memorisation_ratio,
     precision,
+    psnr,
     recall,
+    ssim,
 )
 from ganlib.metrics._neighbours import nearest
 from ganlib.metrics._types import Examples
@@ -126,6 +130,61 @@ def test_repeated_reals_change_nothing():
         assert once == often > 0.5
 
 
+# -- against the true image ----------------------------------------------------------------------------------
+
+
+def images(n: int, *shape: int, seed: int = 0) -> Tensor:
+    """Smooth ones in [-1, 1]."""
+    coarse = torch.rand(n, shape[0], 6, 6, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return nn.functional.interpolate(coarse, shape[1:], mode="bicubic").clamp(-1, 1)
+
+
+def blurred(x: Tensor, seed: int = 9) -> Tensor:
+    """Blurred and noisy, some images more than others."""
+    strength = torch.linspace(0.02, 0.5, len(x)).view(-1, 1, 1, 1)
+    smooth = nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+    return (smooth + strength * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 40, 24), (3, 11, 16)], ids=str)
+def test_psnr_ssim_and_l1_agree_with_torchmetrics(shape: tuple[int, ...]):
+    true = images(70, *shape)
+    fake = Examples(image=blurred(true), target=true)
+    theirs = peak_signal_noise_ratio(fake.image, true, (-1.0, 1.0), reduction="elementwise_mean", dim=(1, 2, 3))
+    assert psnr.compute(Examples(), fake) == pytest.approx(float(theirs), rel=1e-5)
+    _, everywhere = structural_similarity_index_measure(fake.image, true, data_range=2.0, return_full_image=True)
+    inside = everywhere[:, :, 5:-5, 5:-5]  # theirs goes on into a reflected margin; Wang et al.'s code does not
+    assert ssim.compute(Examples(), fake) == pytest.approx(float(inside.mean()), abs=2e-5)
+    assert l1.compute(Examples(), fake) == pytest.approx(float((fake.image - true).abs().mean()), rel=1e-5)
+
+
+def test_ssim_of_constants_is_its_luminance():
+    grey = torch.full((2, 3, 16, 16), 0.5)
+    expected = (2 * 0.5 * 0.25 + 0.02**2) / (0.5**2 + 0.25**2 + 0.02**2)
+    assert ssim.compute(Examples(), Examples(image=grey / 2, target=grey)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_ssim_of_one_window_by_hand():
+    """Of an image no larger than its window there is one value."""
+    x, y = images(1, 1, 8, 8, seed=1).double(), images(1, 1, 8, 8, seed=2).double()
+    line = torch.exp(-((torch.arange(8, dtype=torch.float64) - 3.5) ** 2) / (2 * 1.5**2))
+    weights = line.outer(line) / line.outer(line).sum()
+    mean_x, mean_y = (weights * x).sum(), (weights * y).sum()
+    variance_x, variance_y = ((weights * (of - mean) ** 2).sum() for of, mean in ((x, mean_x), (y, mean_y)))
+    covariance = (weights * (x - mean_x) * (y - mean_y)).sum()
+    expected = (2 * mean_x * mean_y + 0.0004) * (2 * covariance + 0.0036)
+    expected /= (mean_x**2 + mean_y**2 + 0.0004) * (variance_x + variance_y + 0.0036)
+    assert ssim.compute(Examples(), Examples(image=x, target=y)) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_an_exact_copy_has_finite_psnr():
+    x = images(3, 3, 16, 16)
+    same, near = (Examples(image=image, target=x) for image in (x, x + 2e-4))
+    assert psnr.compute(Examples(), same) == psnr.compute(Examples(), near) == pytest.approx(58.92, abs=0.01)
+    assert psnr.compute(Examples(), Examples(image=x + 0.02, target=x)) == pytest.approx(40.0, abs=1e-3)
+    assert ssim.compute(Examples(), same) == pytest.approx(1.0, abs=1e-5)
+
+
 # -- convention ----------------------------------------------------------------------------------------------
 
 
@@ -185,14 +244,31 @@ def test_label_accuracy_is_a_share():
 # -- contract ------------------------------------------------------------------------------------------------
 
 CLASSES = torch.arange(4).repeat(50)
-REAL = Examples(features=normal(200, 8, 1), nearest=torch.ones(200), label=CLASSES, predicted=CLASSES)
-CLEAN = Examples(features=normal(200, 8, 2), nearest=torch.ones(200), label=CLASSES, predicted=CLASSES)
-# Worse in every respect: far off, of few kinds, close to the training set, of the wrong class.
+TRUE = images(200, 3, 16, 16)
+REAL = Examples(
+    features=normal(200, 8, 1),
+    nearest=torch.ones(200),
+    label=CLASSES,
+    predicted=CLASSES,
+    image=TRUE,
+    target=TRUE,
+)
+CLEAN = Examples(
+    features=normal(200, 8, 2),
+    nearest=torch.ones(200),
+    label=CLASSES,
+    predicted=CLASSES,
+    image=blurred(TRUE),
+    target=TRUE,
+)
+# Worse in every respect: far off, of few kinds, close to the training set, of the wrong class, of another example.
 WORSE = Examples(
     features=(normal(4, 8, 3, mean=4.0)).repeat(50, 1) + normal(200, 8, 4, scale=0.1),
     nearest=torch.full((200,), 0.1),
     label=CLASSES,
     predicted=torch.zeros(200, dtype=torch.int64),
+    image=TRUE.flip(0),
+    target=TRUE,
 )
 
 
@@ -217,3 +293,6 @@ def test_examples_know_what_they_have():
     assert some.has(("features",))
     assert not some.has(("features", "label"))
     assert some.take(torch.tensor([2])).features.tolist() == [[0.0, 0.0, 1.0]]
+    pair = Examples(image=TRUE[:3], target=TRUE[3:6])
+    assert len(pair) == 3
+    assert torch.equal(pair.take(torch.tensor([1])).target, TRUE[4:5])

@@ -8,22 +8,22 @@ import pytest
 import torch
 
 from ganlib import shards
-from ganlib.data import image
+from ganlib.data._spec import Spec
 
 
-def write(folder, samples, labels=None, *, test_share=0.25, shard_mb=64.0, chunk=50):
+def write(folder, samples, labels=None, *, splits=None, test_share=0.25, shard_mb=64.0, chunk=50):
     folder.mkdir()
-    cfg = image.Config(size=samples.shape[2:], channels=samples.shape[1])
     classes = () if labels is None else tuple(str(i) for i in range(int(max(labels)) + 1))
 
     def describe(found):
-        return image.spec(cfg, classes=classes, counts=found.counts, content_hash=found.content_hash)
+        return Spec("image", "image", samples.shape[1:], classes, found.counts, found.content_hash)
 
     def tables():
         for start in range(0, len(samples), chunk):
             packed = [shards.pack(sample) for sample in samples[start : start + chunk]]
             marks = [0] * len(packed) if labels is None else labels[start : start + chunk].tolist()
-            yield shards.table([p[0] for p in packed], [p[1] for p in packed], marks)
+            said = None if splits is None else splits[start : start + chunk]
+            yield shards.table([p[0] for p in packed], [p[1] for p in packed], marks, said)
 
     return shards.write(folder, tables(), describe, test_share=test_share, shard_mb=shard_mb)
 
@@ -55,7 +55,7 @@ def test_round_trip(tmp_path, data):
 
 
 def test_large_samples_are_png_and_lossless(tmp_path):
-    for channels in (1, 3):
+    for channels in (1, 2, 3, 4, 6, 7):
         samples = np.random.default_rng(1).integers(0, 256, (12, channels, 120, 110), dtype=np.uint8)
         folder = tmp_path / str(channels)
         write(folder, samples, test_share=0.5)
@@ -132,6 +132,33 @@ def test_the_content_hash_sees_labels_and_the_split(tmp_path, data):
     for i, (marks, share) in enumerate([(labels, 0.25), (2 - labels, 0.25), (labels, 0.3), (None, 0.25)]):
         hashes.add(write(tmp_path / str(i), samples, marks, test_share=share).content_hash)
     assert len(hashes) == 4
+
+
+def test_a_source_may_say_the_split(tmp_path, data, monkeypatch):
+    samples, labels = data
+    splits = [("train", "test", None)[i % 3] for i in range(600)]
+    found = write(tmp_path / "a", samples, labels, splits=splits)
+    write(tmp_path / "by hash", samples, labels)
+    for split in shards.SPLITS:
+        by_hash = rows(tmp_path / "by hash", split)
+        expected = {
+            sample.tobytes()
+            for sample, said in zip(samples, splits, strict=True)
+            if said == split or (said is None and sample.tobytes() in by_hash)
+        }
+        assert rows(tmp_path / "a", split).keys() == expected
+        assert found.counts[split] == len(expected)
+    assert found.content_hash != shards.read_spec(tmp_path / "by hash").content_hash
+    monkeypatch.setattr(shards, "_SPILL_BYTES", 5000)
+    write(tmp_path / "b", samples[::-1], labels[::-1], splits=splits[::-1], chunk=37)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_an_example_is_in_one_split_only_whatever_the_source_says(tmp_path, data):
+    samples = np.concatenate([data[0][:50], data[0][:10]])
+    found = write(tmp_path / "a", samples, splits=["train"] * 50 + ["test"] * 10, chunk=7)
+    assert (found.duplicates, found.counts) == (10, {"train": 50, "test": 0})
 
 
 def test_what_describe_raises_stops_before_a_shard(tmp_path, data):

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ganlib import registry
-from ganlib.data import image
+from ganlib.data import image, pair
 from ganlib.sources._source import SourceError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 5, 6), dtype=np.uint8)
@@ -52,7 +52,7 @@ def test_every_source_has_a_closed_named_config(name):
         module.Config(nmae=name)
 
 
-@pytest.mark.parametrize("name", ["idx", "image_folder", "parquet"])
+@pytest.mark.parametrize("name", ["idx", "image_folder", "paired_folder", "parquet"])
 def test_an_empty_or_foreign_folder_is_one_clear_line(name, tmp_path):
     with pytest.raises(SourceError, match="no such folder"):
         load(name, tmp_path / "none")
@@ -161,6 +161,93 @@ class TestImageFolder:
         assert len(items(load("image_folder", tmp_path, labels="none"))) == 2
 
 
+class TestPairedFolder:
+    def save(self, folder, *paths):
+        for path in paths:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            # of a level that says which of the files it is
+            Image.new("L", (8, 4), sum(path.encode()) % 256).save(folder / path)
+
+    def read(self, source):
+        """`{id: (level of the given half, level of the generated one, split)}`"""
+        cfg = pair.Config(size=(4, 8), channels=(1, 1))
+        made = {item.id: (*pair.encode(cfg, item.payload)[:, 0, 0].tolist(), item.split) for item in items(source)}
+        assert {item.label for item in items(source)} == {None}
+        return made
+
+    @staticmethod
+    def level(path):
+        return sum(path.encode()) % 256
+
+    @pytest.mark.parametrize("direction", ["a_to_b", "b_to_a"])
+    def test_two_folders(self, tmp_path, direction):
+        self.save(tmp_path, "A/1.png", "B/1.bmp", "A/x/2.png", "B/x/2.png")
+        source = load("paired_folder", tmp_path, direction=direction)
+        assert (source.classes, source.about) == ((), "2 pairs of images")
+        turn = 1 if direction == "a_to_b" else -1
+        assert self.read(source) == {
+            f"{a} + {b}": (*[self.level(path) for path in (a, b)][::turn], None)
+            for a, b in (("A/1.png", "B/1.bmp"), ("A/x/2.png", "B/x/2.png"))
+        }
+
+    @pytest.mark.parametrize("direction", ["a_to_b", "b_to_a"])
+    def test_side_by_side(self, tmp_path, direction):
+        both = np.concatenate([np.full((4, 8), 10, np.uint8), np.full((4, 8), 20, np.uint8)], 1)
+        Image.fromarray(both).save(tmp_path / "1.png")
+        Image.fromarray(both[:, 1:]).save(tmp_path / "odd.png")
+        source = load("paired_folder", tmp_path, direction=direction)
+        one, odd = items(source)
+        made = pair.encode(pair.Config(size=(4, 8), channels=(1, 1)), one.payload)
+        assert made[:, 3, 7].tolist() == ([10, 20] if direction == "a_to_b" else [20, 10])
+        with pytest.raises(ValueError, match="15x4 pixels: an odd width"):
+            pair.encode(pair.Config(size=(4, 8)), odd.payload)
+
+    @pytest.mark.parametrize("order", ["{side}/{split}/{name}", "{split}/{side}/{name}", "{split}/{name}"])
+    @pytest.mark.parametrize(
+        ("folders", "splits"),
+        [
+            (("train", "test"), ("train", "test")),
+            (("train", "val"), ("train", "test")),
+            (("train", "val", "test"), ("train", "train", "test")),
+            (("summer", "winter"), (None, None)),
+            (("train", "winter"), (None, None)),
+            (("val", "test"), (None, None)),
+            (("test", "train", "winter"), ("test", "train", None)),
+        ],
+    )
+    def test_folders_that_fix_the_split(self, tmp_path, order, folders, splits):
+        for split in folders:
+            for side in ("A", "B"):
+                self.save(tmp_path, order.format(side=side, split=split, name="1.png"))
+        found = {item.id: item.split for item in items(load("paired_folder", tmp_path))}
+        expected = {}
+        for folder, split in zip(folders, splits, strict=True):
+            paths = [order.format(side=side, split=folder, name="1.png") for side in ("A", "B")]
+            expected[" + ".join(dict.fromkeys(paths))] = split
+        assert found == expected
+
+    def test_layout_can_be_said(self, tmp_path):
+        self.save(tmp_path, "A/1.png", "B/1.png")
+        assert load("paired_folder", tmp_path, layout="side_by_side").count == 2
+        self.save(tmp_path / "flat", "1.png")
+        with pytest.raises(SourceError, match=r"1.png lies in neither of the folders A and B"):
+            load("paired_folder", tmp_path / "flat", layout="folders")
+
+    def test_files_without_a_partner(self, tmp_path):
+        self.save(tmp_path, *(f"A/{i}.png" for i in range(5)), *(f"B/{i}.png" for i in (0, 1, 3)))
+        with pytest.raises(SourceError, match=r"A/2.png has no partner in B \(2 such files\)"):
+            load("paired_folder", tmp_path)
+        self.save(tmp_path, "A/3.png", "B/2.png", "B/4.png", "B/9.png")
+        with pytest.raises(SourceError, match=r"B/9.png has no partner in A \(1 such files\)"):
+            load("paired_folder", tmp_path)
+        self.save(tmp_path, "A/9.png", "A/9.bmp")
+        with pytest.raises(SourceError, match=r"A/9.bmp and A/9.png have the same name"):
+            load("paired_folder", tmp_path)
+        self.save(tmp_path, "stray.png")
+        with pytest.raises(SourceError, match=r"stray.png lies in neither"):
+            load("paired_folder", tmp_path)
+
+
 class TestParquet:
     COLUMNS: ClassVar = {
         "bytes": pa.array([png(p) for p in PIXELS]),
@@ -242,8 +329,10 @@ def test_parts_travel_to_other_processes(tmp_path):
     Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
     pq.write_table(pa.table({"image": TestParquet.COLUMNS["bytes"]}), tmp_path / "a.parquet")
     TestIdx().write(tmp_path / "train-images-idx3-ubyte", PIXELS)
+    TestPairedFolder().save(tmp_path / "pairs", "A/1.png", "B/1.png")
     for source in (
-        load("image_folder", tmp_path),
+        load("paired_folder", tmp_path / "pairs"),
+        load("image_folder", tmp_path, labels="none"),
         load("parquet", tmp_path, label=None),
         load("idx", tmp_path),
         load("digits", tmp_path),
@@ -251,3 +340,38 @@ def test_parts_travel_to_other_processes(tmp_path):
     ):
         for part in source.parts:
             pickle.loads(pickle.dumps(part))
+
+
+# -- attributes ------------------------------------------------------------------------------------------------
+
+
+def test_parquet_attributes(tmp_path):
+    rows = {"image": [png(np.full((8, 8), i * 40, np.uint8)) for i in range(3)], "age": [20, 30, None]}
+    pq.write_table(pa.table({**rows, "smile": [True, False, True]}), tmp_path / "a.parquet")
+    found = load("parquet", tmp_path, label=None, attributes=["age", "smile"])
+    assert found.attributes == ("age", "smile")
+    assert [item.attributes for item in items(found)] == [(20.0, 1.0), (30.0, 0.0), None]
+    with pytest.raises(ValueError, match="attributes and a label cannot both be told"):
+        load("parquet", tmp_path, attributes=["age"])
+    with pytest.raises(SourceError, match=r"column 'image' is binary; attributes are numbers or booleans"):
+        load("parquet", tmp_path, label=None, attributes=["image"])
+
+
+def test_image_folder_attributes(tmp_path):
+    for name in ("x/1.png", "x/2.png", "3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(np.zeros((8, 8), np.uint8)))
+    (tmp_path / "list.csv").write_text("image,age,smile\nx/1.png,20,1\n3.png,30.5,0\n")
+    found = load("image_folder", tmp_path, attributes="list.csv")
+    assert (found.classes, found.attributes) == ((), ("age", "smile"))
+    assert {i.id: i.attributes for i in items(found)} == {"x/1.png": (20, 1), "x/2.png": None, "3.png": (30.5, 0)}
+    for text, message in (
+        ("image,age\n3.png,young\n", r"list\.csv: line 2: could not convert"),
+        ("image,age\n3.png,1,2\n", r"line 2: 1 finite numbers are wanted"),
+        ("image\n", "names of attributes is wanted"),
+    ):
+        (tmp_path / "list.csv").write_text(text)
+        with pytest.raises(SourceError, match=message):
+            load("image_folder", tmp_path, attributes="list.csv")
+    with pytest.raises(SourceError, match=r"source\.attributes: .*nowhere\.csv"):
+        load("image_folder", tmp_path, attributes="nowhere.csv")

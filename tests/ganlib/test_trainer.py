@@ -20,17 +20,25 @@ CONSISTENCY = {"consistency": {"weight": 10}}
 
 
 @pytest.fixture
-def small(params):
-    """A budget of 12 steps, reported every 4th; small networks."""
+def small(params, pairs):
+    """A budget of 12 steps, reported every 4th; small networks, on data that suit the family."""
 
     def make(family="mlp", *, changes=(), **train_changes):
+        of_family = pairs[0] if registry.load("models", family).MODALITY == "image_pair" else params
         budget = {"kimg": 0.384, "batch": 32, "report_kimg": 0.128, "checkpoint_kimg": 0.128} | train_changes
-        params_of = params.model_copy(
-            update={"model": family, "train": params.train.model_copy(update={"quality_samples": 0, **budget})}
-        )
-        return override(params_of, {"network.width": 8, **dict(changes)})
+        of_train = params.train.model_copy(update={"quality_samples": 0, **budget})
+        chosen = of_family.model_copy(update={"model": family, "train": of_train})
+        known = chosen.game.network.model_dump()
+        tiny = {"width": 8, "discriminator_width": 8, "max_width": 32, "latent_dim": 20, "patch_levels": 2}
+        return override(chosen, {f"network.{k}": v for k, v in tiny.items() if k in known} | dict(changes))
 
     return make
+
+
+@pytest.fixture
+def data_of(prepared, pairs):
+    """The prepared folder for a family."""
+    return lambda family: pairs[1] if registry.load("models", family).MODALITY == "image_pair" else prepared
 
 
 class Kept:
@@ -75,7 +83,8 @@ def test_what_a_report_holds(small, prepared, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_same_seed_gives_the_same_bits(family, small, prepared, tmp_path):
+def test_the_same_seed_gives_the_same_bits(family, small, data_of, tmp_path):
+    prepared = data_of(family)
     ends = []
     for name in ("a", "b"):
         kept = Kept(tmp_path / name)
@@ -88,7 +97,8 @@ def test_the_same_seed_gives_the_same_bits(family, small, prepared, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_resumed_run_ends_with_the_same_bits(family, small, prepared, tmp_path):
+def test_a_resumed_run_ends_with_the_same_bits(family, small, data_of, tmp_path):
+    prepared = data_of(family)
     whole = Kept(tmp_path / "whole")
     train(small(family), whole, prepared=prepared)
     first = Kept(tmp_path / "first", stop_after=2)
@@ -125,14 +135,19 @@ def _rank(rank, world, params, prepared, out, resume=None):
 
 @pytest.mark.parametrize(
     ("family", "changes"),
-    [*[(family, {}) for family in FAMILIES], ("dcgan", {"discriminator_norm": "batch"})],
+    [
+        *[(family, {}) for family in FAMILIES],
+        ("dcgan", {"discriminator_norm": "batch", "penalties": {}}),
+        ("dcgan", {"conditioning": "reacgan"}),
+        ("dcgan", {"penalties": {"lecam": {"weight": 1.0}, "consistency": {"weight": 10.0}}}),
+        ("dcgan", {"augment": {"kind": "diffaugment"}, "top_k": 0.4}),
+    ],
     ids=str,
 )
-def test_two_ranks_equal_one_process(family, changes, small, prepared, tmp_path):
+def test_two_ranks_equal_one_process(family, changes, small, data_of, tmp_path):
     """One step of plain descent moves weights by the gradients: these agree to 1e-5, BatchNorm included."""
-    overrides = {f"network.{k}": v for k, v in changes.items()}
-    if changes:
-        overrides["penalties"] = {}
+    prepared = data_of(family)
+    overrides = {k if k in ("penalties", "augment", "top_k") else f"network.{k}": v for k, v in changes.items()}
     params = small(family, changes=overrides, kimg=0.032, report_kimg=0.032)
     gradients = {}
     for world in (1, 2):
@@ -143,7 +158,7 @@ def test_two_ranks_equal_one_process(family, changes, small, prepared, tmp_path)
         state = checkpoint.load(folder)
         # after one step from nothing, Adam's first moment is (1 − β1) x gradient
         gradients[world] = [
-            entry["exp_avg"] / (1 - 0.5)
+            entry["exp_avg"] / (1 - state[f"{player}_optimizer"]["param_groups"][0]["betas"][0])
             for player in ("generator", "discriminator")
             for entry in state[f"{player}_optimizer"]["state"].values()
         ]
@@ -178,6 +193,37 @@ def test_options_train(family, option, small, prepared, tmp_path):
     kept = Kept(tmp_path)
     train(small(family, **{option: True}), kept, prepared=prepared)
     assert len(kept.rows) == 3
+
+
+def test_attributes_condition_a_training(small, tmp_path):
+    """From a folder of images with numbers beside them to a generator that is asked for numbers."""
+    import numpy as np
+    from PIL import Image
+
+    from ganlib.config import DatasetConfig
+    from ganlib.export import load_generator
+    from pipelines.prepare import prepare
+
+    raw, rng = tmp_path / "raw", np.random.default_rng(0)
+    raw.mkdir()
+    lines = ["image,left,top"]
+    for i, (x, y) in enumerate(rng.integers(0, 12, (150, 2))):
+        pixels = np.zeros((16, 16), np.uint8)
+        pixels[y : y + 4, x : x + 4] = 255 - i % 50
+        Image.fromarray(pixels).save(raw / f"{i}.png")
+        lines.append(f"{i}.png,{x / 12},{y / 12}")
+    (raw / "where.csv").write_text("\n".join(lines))
+    sample = {"kind": "image", "size": [16, 16], "channels": 1}
+    source = {"name": "image_folder", "attributes": "where.csv"}
+    cfg = DatasetConfig.model_validate({"source": source, "sample": sample, "test_share": 0.3})
+    prepare(cfg, raw, tmp_path / "prepared")
+    kept = Kept(tmp_path / "kept")
+    train(small("dcgan"), kept, prepared=tmp_path / "prepared")
+    generator = load_generator(kept.folders[-1] / "generator")
+    assert generator.spec.attributes == ("left", "top")
+    assert generator.sample(4)["attributes"].shape == (4, 2)
+    one, other = (generator.sample(4, attributes=torch.tensor(where))["sample"] for where in ([0.0, 0.0], [1.0, 1.0]))
+    assert not torch.equal(one, other)
 
 
 def test_accumulation_equals_one_batch(small, prepared, tmp_path):

@@ -170,3 +170,33 @@ def test_killed_half_way_leaves_nothing_to_read(tmp_path):
     stage.prepare(config(), tmp_path / "data" / "raw" / "photos", tmp_path / "out")
     assert sum(shards.read_spec(tmp_path / "out").counts.values()) == 300
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_attributes_travel_with_their_images(tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    names = [f"{i}.png" for i in range(40)]
+    save(raw, names)
+    (raw / "list.csv").write_text("image,number,half\n" + "".join(f"{i}.png,{i},{i / 2}\n" for i in range(40)))
+    stage.prepare(config({"name": "image_folder", "attributes": "list.csv"}), raw, out)
+    assert shards.read_spec(out).attributes == ("number", "half")
+    by_number = {}
+    for split in ("train", "test"):
+        rows = shards.read(out, split)
+        assert torch.equal(rows["attributes"][:, 1] * 2, rows["attributes"][:, 0])
+        by_number |= dict(zip(rows["attributes"][:, 0].int().tolist(), rows["sample"], strict=True))
+    assert len(by_number) == 40
+    for number, stored in by_number.items():
+        assert np.array_equal(np.asarray(Image.open(raw / f"{number}.png")), stored[0].numpy())
+    assert json.loads((out / "card.json").read_text())["attributes"]["number"]["max"] <= 39
+    before = shards.read_spec(out).content_hash
+    (raw / "list.csv").write_text("image,number,half\n" + "".join(f"{i}.png,{i},0\n" for i in range(40)))
+    stage.prepare(config({"name": "image_folder", "attributes": "list.csv"}), raw, tmp_path / "other")
+    assert shards.read_spec(tmp_path / "other").content_hash != before
+
+
+def test_images_without_attributes_are_rejected(tmp_path):
+    raw = tmp_path / "raw"
+    save(raw, [f"{i}.png" for i in range(20)])
+    (raw / "list.csv").write_text("image,number\n" + "".join(f"{i}.png,{i}\n" for i in range(10)))
+    with pytest.raises(StageError, match="its attributes are not known"):
+        stage.prepare(config({"name": "image_folder", "attributes": "list.csv"}), raw, tmp_path / "out")
