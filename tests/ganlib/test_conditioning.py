@@ -80,6 +80,7 @@ def test_reacgan():
     def unit(x):
         return x / x.norm()
 
+    @torch.no_grad()
     def contrast(seen):
         projected = [unit(player.projector.weight @ x + player.projector.bias) for x in seen]
         classes = [unit(player.embedding.table.weight[y]) for y in LABELS]
