@@ -1,0 +1,345 @@
+"""StyleGAN2: a generator steered by styles at every layer, against a residual discriminator.
+
+Karras et al. 2019 (styles, noise, mixing, truncation) and 2020 (demodulation, skips, path length), by default as
+in the latter's configuration F; optionally grown from 4x4 pixels as in Karras et al. 2018. R1 is `params.yaml`'s.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from ganlib import ranks
+from ganlib._config import Config as _Config
+from ganlib.data._spec import Spec
+from ganlib.game import Batch, Deal, Game, Noise, Round, Term, Verdict
+from ganlib.models._conditioning import Conditioning, Embedding, Head, Told, beside, told
+from ganlib.models._stylegan_layers import (
+    Fir,
+    FromImage,
+    MinibatchDeviation,
+    ModulatedConv,
+    activate,
+    equalised,
+    full_precision,
+    normal_from,
+    unit,
+)
+
+__all__ = ["MODALITY", "Config", "build"]
+
+MODALITY = "image"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Config(_Config):
+    family: Literal["stylegan2"] = "stylegan2"
+    conditioning: Conditioning = "auto"
+    conditioning_weight: NonNegativeFloat = 1.0
+    latent_dim: PositiveInt = 512
+    """dimensions of z and of w"""
+    width: PositiveInt = 32
+    """channels at full size; doubled at each halving, up to `max_width`"""
+    max_width: PositiveInt = 512
+    mapping_layers: PositiveInt = 8
+    mapping_lr_multiplier: PositiveFloat = 0.01
+    style_mixing: Share = 0.9
+    """probability that an example has the styles of two z"""
+    w_mean_decay: Share = 0.998
+    """of the running mean of w that truncation draws to, at each step"""
+    minibatch_group: NonNegativeInt = 4
+    """examples that the discriminator compares with one another; 0: none"""
+    path_length_weight: NonNegativeFloat = 2.0
+    path_length_every: PositiveInt = 4
+    path_length_decay: Share = 0.01
+    path_length_shrink: PositiveInt = 2
+    """path lengths are taken of one example in this many"""
+    progressive: bool = False
+    """grow from 4x4 pixels; each size is held for `stage_kimg`, then the next fades in over `fade_kimg`"""
+    stage_kimg: NonNegativeFloat = 600.0
+    fade_kimg: PositiveFloat = 600.0
+
+
+def build(cfg: Config, spec: Spec) -> Game:
+    """Raises ValueError for sizes that this network cannot make, or for a condition that the data do not have."""
+    channels, height, width = spec.shape
+    if height != width or height not in (8, 16, 32, 64, 128, 256, 512, 1024):
+        raise ValueError(
+            f"stylegan2 makes square images of 8 to 1024 pixels a side, a power of two; found {height}x{width}"
+        )
+    cond = told(cfg.conditioning, spec, auto="projection")
+    top = height.bit_length() - 3
+    widths = [min(cfg.width << (top - level), cfg.max_width) for level in range(top + 1)]  # 4x4 first
+    generator = _Generator(cfg, channels, widths, cond)
+    discriminator = _Discriminator(cfg, channels, widths, cond)
+    layers = generator.synthesis.layers
+
+    def inputs(noise: Noise, *, mixing: float = 0.0, truncation: float = 1.0) -> dict[str, Tensor]:
+        z = noise.normal(2 if mixing else 1, cfg.latent_dim)
+        chance, place = noise.uniform(2).unbind(1)
+        crossing = torch.where(chance < mixing, 1 + (place * (layers - 1)).long(), layers)
+        return {"z": z, "crossing": crossing, "truncation": torch.full_like(chance, truncation), "noise": _seeds(noise)}
+
+    def deal(batch: Batch) -> Deal:
+        real = batch.data["sample"]
+        return Deal(
+            inputs(batch.noise, mixing=cfg.style_mixing if batch.training else 0.0),
+            _at_level(real, discriminator.level) if batch.training else real,
+            cond.cond(batch),
+        )
+
+    def progress(module: nn.Module, kimg: float) -> None:
+        stages, rest = divmod(kimg, cfg.stage_kimg + cfg.fade_kimg)
+        level = min(stages + max(0.0, rest - cfg.stage_kimg) / cfg.fade_kimg, top)
+        for part in module.modules():
+            if isinstance(part, _Synthesis | _Discriminator) and part.level is not None:
+                part.level.fill_(level)
+
+    terms = discriminator.head.terms()
+    if cfg.path_length_weight:
+        length = _PathLength(cfg.path_length_decay, cfg.path_length_shrink)
+        terms += (Term("path_length", "generator", length, cfg.path_length_weight, cfg.path_length_every),)
+    return Game(
+        generator,
+        discriminator,
+        deal=deal,
+        latent=lambda noise, truncation: inputs(noise, truncation=1.0 if truncation is None else truncation),
+        classes=cond.classes,
+        attributes=cond.attributes,
+        terms=terms,
+        progress=progress if cfg.progressive else None,
+    )
+
+
+def _seeds(noise: Noise) -> Tensor:
+    """int32 `[N]`, of 32 random bits."""
+    high, low = (noise.uniform(2) * 2**16).int().unbind(1)
+    return (high - 2**15) * 2**16 + low
+
+
+# --- the generator ---------------------------------------------------------------------------------------------------
+
+
+class _Generator(nn.Module):
+    w_mean: Tensor
+
+    def __init__(self, cfg: Config, channels: int, widths: list[int], told: Told):
+        super().__init__()
+        self.mapping = _Mapping(cfg, told)
+        self.synthesis = _Synthesis(cfg, channels, widths)
+        self.decay = cfg.w_mean_decay
+        self.register_buffer("w_mean", torch.zeros(cfg.latent_dim))
+
+    def forward(self, inputs: dict[str, Tensor], cond: Tensor | None = None) -> Tensor:
+        """Inputs and condition → images `[N, C, H, W]`, of about [−1, 1].
+
+        Inputs are `z` `[N, 1 or 2, latent_dim]`; `crossing` `[N]`, the first layer that has its style from the
+        second z; `truncation` `[N]`, ψ, 1 for none; `noise` int32 `[N]`, a seed for each example's noise images.
+        """
+        ws = self.styles(inputs, cond)
+        if self.training:
+            with torch.no_grad():
+                self.w_mean.lerp_(_rank_mean(ws[:, 0].mean(0)).to(self.w_mean), 1 - self.decay)
+        images: Tensor = self.synthesis(ws, inputs["noise"])
+        return images
+
+    def styles(self, inputs: dict[str, Tensor], cond: Tensor | None = None) -> Tensor:
+        """Inputs and condition → w of each layer, `[N, L, D]`, mixed and truncated.
+
+        Mixing: Karras et al. 2019, section 3.1. Truncation, w̄ + ψ(w − w̄): appendix B.
+        """
+        first = self.mapping(inputs["z"][:, 0], cond)
+        second = first if inputs["z"].shape[1] == 1 else self.mapping(inputs["z"][:, 1], cond)
+        layer = torch.arange(self.synthesis.layers, device=first.device)[:, None]
+        ws = torch.where(layer < inputs["crossing"][:, None, None], first[:, None], second[:, None])
+        return self.w_mean.to(ws).lerp(ws, inputs["truncation"].to(ws)[:, None, None])
+
+
+class _Mapping(nn.Module):
+    """z and condition, each brought to unit length, → w. Karras et al. 2019, section 2."""
+
+    def __init__(self, cfg: Config, told: Told):
+        super().__init__()
+        dim = cfg.latent_dim
+        self.embedding = Embedding(told, dim) if told.size else None
+        self.layers = nn.ModuleList(
+            equalised(nn.Linear(inner, dim), gain=math.sqrt(2), lr_multiplier=cfg.mapping_lr_multiplier)
+            for inner in [dim * (2 if told.size else 1)] + [dim] * (cfg.mapping_layers - 1)
+        )
+
+    def forward(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
+        """z `[N, latent_dim]` and condition → w `[N, latent_dim]`."""
+        with full_precision(z):
+            w = unit(z)
+            if self.embedding is not None and cond is not None:
+                w = torch.cat([w, unit(self.embedding(cond))], 1)
+            for layer in self.layers:
+                w = activate(layer(w))
+        return w
+
+
+class _Synthesis(nn.Module):
+    """From a constant, two convolutions a size; the image is the sum of those of all sizes, each made larger.
+
+    Karras et al. 2020, figure 7b. While growing, the next size's part of the image fades in.
+    """
+
+    level: Tensor | None
+
+    def __init__(self, cfg: Config, channels: int, widths: list[int]):
+        super().__init__()
+        dim, top = cfg.latent_dim, len(widths) - 1
+        self.layers = 2 * (top + 1)
+        self.constant = nn.Parameter(torch.randn(1, widths[0], 4, 4))
+        self.ups, self.convs, self.to_image = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        start = 0  # of the layer's noise among all layers'
+        for level, width in enumerate(widths):
+            area = (4 << level) ** 2
+            if level:
+                self.ups.append(ModulatedConv(dim, widths[level - 1], width, up=True, start=start))
+                start += area
+            self.convs.append(ModulatedConv(dim, width, width, start=start))
+            start += area
+            self.to_image.append(ModulatedConv(dim, width, channels, normal=False))
+        self.fir = Fir(channels, gain=4.0)
+        self.register_buffer("level", torch.zeros(()) if cfg.progressive else None)
+
+    def forward(self, ws: Tensor, noise: Tensor | None = None) -> Tensor:
+        """w of each layer `[N, L, D]` → images `[N, C, H, W]`; `noise` are seeds, int32 `[N]`, None for none.
+
+        Layers are counted from 4x4 on, as the paper does: an image's convolution shares the style of the layer
+        after it, so L is twice the number of sizes.
+        """
+        top = len(self.ups)
+        level = float(top if self.level is None else self.level)
+        x = self.constant.expand(len(ws), -1, -1, -1)
+        images = ws.new_zeros(())
+        for size in range(math.ceil(level) + 1):
+            if size:
+                x = self.ups[size - 1](x, ws[:, 2 * size - 1], noise)
+            x = self.convs[size](x, ws[:, 2 * size], noise)
+            made = self.to_image[size](x, ws[:, 2 * size + 1]).to(ws.dtype)
+            made = made + self.fir.up(images) if size else made
+            # fading in: Karras et al. 2018, figure 2
+            fades = size > level
+            images = F.interpolate(images, scale_factor=2).lerp(made, level - math.floor(level)) if fades else made
+        missing = top - math.ceil(level)
+        return F.interpolate(images, scale_factor=2**missing) if missing else images
+
+
+class _PathLength(nn.Module):
+    """(‖Jᵀy‖ − a)², J = ∂G(w)/∂w, a the running mean of these lengths. Karras et al. 2020, eq. 4.
+
+    With a w for each layer, the squared lengths are averaged over layers. y ~ N(0, 1/(H·W)), so that lengths do
+    not depend on the size.
+    """
+
+    mean: Tensor
+
+    def __init__(self, decay: float, shrink: int):
+        super().__init__()
+        self.decay, self.shrink = decay, shrink
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, round: Round) -> Tensor:
+        """A generator's turn → `[N / shrink]`. Moves the running mean."""
+        generator, cond = round.game.generator, round.deal.cond
+        assert isinstance(generator, _Generator)
+        assert isinstance(round.deal.inputs, dict)
+        rows = slice(None, None, self.shrink)  # the same examples for any number of ranks
+        inputs = {name: x[rows] for name, x in round.deal.inputs.items()}
+        ws = generator.styles(inputs, None if cond is None else cond[rows])
+        images = generator.synthesis(ws, inputs["noise"])
+        y = normal_from(_seeds(round.noise)[rows], 0, images[0].numel()).view_as(images)
+        aims = (images * y.to(images)).sum() / math.sqrt(images[0, 0].numel())
+        (slopes,) = torch.autograd.grad(aims, ws, create_graph=True)
+        lengths: Tensor = (slopes.square().sum(2).mean(1) + 1e-12).sqrt()
+        with torch.no_grad():
+            self.mean.lerp_(_rank_mean(lengths.mean()).to(self.mean), self.decay)
+        return (lengths - self.mean).square()
+
+
+def _rank_mean(x: Tensor) -> Tensor:
+    return ranks.total(x) / ranks.world() if ranks.world() > 1 else x
+
+
+# --- the discriminator -----------------------------------------------------------------------------------------------
+
+
+class _Discriminator(nn.Module):
+    """Residual blocks down to 4x4. Karras et al. 2020, figure 7c and appendix B."""
+
+    level: Tensor | None
+
+    def __init__(self, cfg: Config, channels: int, widths: list[int], told: Told):
+        super().__init__()
+        self.told = told
+        # while growing, every size is once the first
+        firsts = range(len(widths)) if cfg.progressive else [len(widths) - 1]
+        self.from_image = nn.ModuleDict(
+            {str(level): FromImage(channels + told.planes, widths[level]) for level in firsts}
+        )
+        self.blocks = nn.ModuleList(_Block(outer, inner) for inner, outer in itertools.pairwise(widths))
+        width = widths[0]
+        self.compare = MinibatchDeviation(cfg.minibatch_group) if cfg.minibatch_group else nn.Identity()
+        compared = width + (1 if cfg.minibatch_group else 0)
+        self.conv = equalised(nn.Conv2d(compared, width, 3, padding=1), gain=math.sqrt(2))
+        self.linear = equalised(nn.Linear(width * 16, width), gain=math.sqrt(2))
+        # a label's embedding is multiplied with features: its fan-in, too, is their number
+        self.head = Head(told, width, wrap=lambda x: equalised(x, fan_in=width), weight=cfg.conditioning_weight)
+        self.register_buffer("level", torch.zeros(()) if cfg.progressive else None)
+
+    def forward(self, images: Tensor, cond: Tensor | None = None) -> Verdict:
+        """Images `[N, C, H, W]` and condition → logits `[N]`, features `[N, D]`."""
+        images = beside(images, cond, self.told)
+        top = len(self.blocks)
+        level = float(top if self.level is None else self.level)
+        size = math.ceil(level)
+        if size < top:
+            images = F.avg_pool2d(images, 2 ** (top - size))
+        x = self.from_image[str(size)](images)
+        for index in range(size, 0, -1):
+            x = self.blocks[index - 1](x)
+            if index > level:  # fading in: Karras et al. 2018, figure 2
+                x = self.from_image[str(size - 1)](F.avg_pool2d(images, 2)).lerp(x, level - math.floor(level))
+        x = activate(self.conv(self.compare(x)))
+        with full_precision(x):
+            features = activate(self.linear(x.to(self.linear.weight.dtype).flatten(1)))
+            verdict: Verdict = self.head(features, cond)
+        return verdict
+
+
+class _Block(nn.Module):
+    """To half the size: two convolutions, beside one of 1x1."""
+
+    def __init__(self, inner: int, outer: int):
+        super().__init__()
+        self.fir = Fir(inner)
+        self.conv = equalised(nn.Conv2d(inner, inner, 3, padding=1), gain=math.sqrt(2))
+        self.down = equalised(nn.Conv2d(inner, outer, 3, stride=2))  # √2 of the activation, √½ of the sum
+        self.skip = equalised(nn.Conv2d(inner, outer, 1, bias=False), gain=math.sqrt(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = activate(self.down(self.fir.blur(activate(self.conv(x)), padding=2)))
+        shorter: Tensor = self.skip(self.fir.down(x))
+        return shorter.add_(y)
+
+
+def _at_level(images: Tensor, level: Tensor | None) -> Tensor:
+    """Images as they look while the next size fades in, and as they are otherwise.
+
+    Karras et al. 2018, section 2: reals are blended like fakes. The discriminator sees no more than its size.
+    """
+    if level is None or float(level).is_integer():
+        return images
+    top = images.shape[-1].bit_length() - 3
+    factor = 2 ** (top - math.floor(level))
+    coarse = F.interpolate(F.avg_pool2d(images, factor), scale_factor=factor)
+    return coarse.lerp(images, float(level) % 1)
