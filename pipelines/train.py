@@ -29,12 +29,13 @@ SHOWN = {
 
 
 def stage(params: Params) -> None:
+    preset = params.preset  # which the changes are laid over
     params = override(params, YAML(typ="safe").load((TUNED / BEST).read_text()) or {})
     key = fingerprint(params, PREPARED, "train")
     store = tracking.open_store(params.tracking)
     with whole_folder(TRAINED) as out, tracking.run(store, key, key, tags={"stage": "train"}) as run:
         tracking.log_params(run, params.model_dump(mode="json", include={"seed", "data", "model", "train"}))
-        tracking.log_params(run, {"game": params.game.model_dump(mode="json")})
+        tracking.log_params(run, {"preset": preset, "game": params.game.model_dump(mode="json")})
         final = fit(params, PREPARED, REFERENCE, _News(run, params.train))
         rows = checkpoint.load(final)["rows"]
         shutil.copytree(final / "generator", out / "generator")
@@ -64,7 +65,7 @@ class _News:
         for alarm in self.monitor.look(row):
             if self.said.get(alarm.kind) != alarm.since_kimg:  # once for each time it goes wrong
                 self.said[alarm.kind] = alarm.since_kimg
-                self.console.print(f"{alarm.kind}: {alarm.message}", style="yellow")
+                self.console.print(alarm.message, style="yellow")
         if not self.reached:  # the end of the stage logs what is missing
             return
         try:
