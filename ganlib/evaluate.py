@@ -22,7 +22,7 @@ from ganlib.metrics._neighbours import nearest
 from ganlib.metrics._types import Examples
 from ganlib.reference import Reference
 
-__all__ = ["Comparison", "Metrics", "compare", "draw", "evaluate"]
+__all__ = ["Comparison", "Metrics", "compare", "draw", "evaluate", "measurable"]
 
 SAMPLES = "samples"
 
@@ -55,6 +55,18 @@ def draw(generator: Generator, prepared: str | Path, n: int, *, seed: int, batch
     stored = shards.read(prepared, "test", limit=n)["sample"]
     given, target = spec.split(registry.load("data", spec.kind).decode(stored))
     return {"sample": generator.translate(given, seed=seed, batch=batch), "given": given, "target": target}
+
+
+def measurable(reference: Reference, *, labelled: bool) -> list[str]:
+    """Every `section.metric` that `evaluate` will find in samples that are yet to be made; those of a generator
+    that is told a class are `labelled`."""
+    spec, known = reference.spec, torch.zeros(1)
+    sections = {space: Examples(features=known, nearest=known) for space in reference.spaces}
+    if spec.given:
+        sections[SAMPLES] = Examples(image=known, target=known)
+    elif reference.classifier is not None:
+        sections[SAMPLES] = Examples(predicted=known, label=known if labelled else Examples().label)
+    return [f"{name}.{metric}" for name, seen in sections.items() for metric in _measurable(name, spec.modality, seen)]
 
 
 def evaluate(samples: Mapping[str, Tensor], reference: Reference, cfg: EvaluateConfig, seed: int) -> Metrics:

@@ -113,6 +113,8 @@ class Generator:
         if tuple(given.shape[1:]) != wanted:
             raise ValueError(f"images of shape {list(wanted)} are wanted, found {list(given.shape[1:])}")
         made = given.new_zeros(len(given), self.spec.shape[0] - self.spec.given, *self.spec.shape[1:])
+        if not len(given):
+            return made
         noise = Noise(seed, "sample", size=len(given))
         deal = self.game.deal(Batch({"sample": torch.cat([given, made], 1)}, noise, training=False))
         return self._play(deal.inputs, deal.cond, batch)

@@ -165,7 +165,7 @@ def judge(
 ) -> Verdict:
     """The discriminator's verdict on a sample as it sees it; `discriminator` is its compiled form, if wanted."""
     seen = sample if game.view is None else game.view(sample, noise)
-    verdict = (discriminator or game.discriminator)(seen, cond)
+    verdict = (game.discriminator if discriminator is None else discriminator)(seen, cond)
     return verdict if isinstance(verdict, Verdict) else Verdict(verdict)
 
 

@@ -30,8 +30,13 @@ __all__ = [
     "diversity",
     "effective_rank",
     "overfitting",
+    "some",
     "spacing",
 ]
+
+
+_COMPARED = 500
+"""examples between which distances are taken"""
 
 
 class Diverged(RuntimeError):
@@ -57,6 +62,11 @@ def diversity(fake: Tensor, real: Tensor) -> float:
     return float(spread[0] / spread[1].clamp_min(1e-12))
 
 
+def some(n: int) -> Tensor:
+    """Rows of `n`, evenly spread and few enough to take all distances between them."""
+    return torch.arange(min(n, _COMPARED)) * n // min(n, _COMPARED)
+
+
 def effective_rank(features: Tensor) -> float:
     """In how many directions features `[N, D]` vary: e to the entropy of the shares of the singular values, with
     the mean taken away. 1 along a line, k in a round cloud of k dimensions. Roy & Vetterli 2007, eq. 4.
@@ -79,14 +89,14 @@ def spacing(fake: Tensor, real: Tensor) -> float:
     picture a class. It sees the more, the larger N; of pixels it sees a thin latent that features hide. Copies among
     reals are left out. After the birthday test of Arora & Zhang 2017.
     """
-    spread = [_to_nearest(x.flatten(1).float()) for x in (fake, torch.unique(real.flatten(1), dim=0))]
+    spread = [_to_nearest(x.flatten(1)) for x in (fake, torch.unique(real.flatten(1), dim=0))]
     return spread[0] / max(spread[1], 1e-12)
 
 
 def _to_nearest(points: Tensor) -> float:
-    # by differences: by products, rounding would make distances of equal pictures
-    distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
-    return float(distance.fill_diagonal_(torch.inf).amin(1).mean())
+    # about the mean and in float64: in float32, rounding would set equal pictures apart
+    points = points.double() - points.double().mean(0)
+    return float(torch.cdist(points, points).fill_diagonal_(torch.inf).amin(1).mean())
 
 
 def overfitting(real: Tensor, held_out: Tensor, fake: Tensor) -> float:

@@ -33,7 +33,6 @@ LEAST = 10
 """examples in each split, below which a distribution has no neighbours and no covariance to speak of"""
 
 _DECODED = 4096  # examples decoded at a time
-_COMPARED = 500  # examples whose distances from each other are taken
 
 
 @dataclass(frozen=True)
@@ -115,10 +114,11 @@ class Reference:
         if not finite:
             return {"quality/fd": math.inf}
         reals = space.train[: len(features)]
+        some = health.some(len(reals))
         found = {
             "quality/fd": fd.distance(self._train, fd.gaussian(features)),
-            "diversity/features": health.diversity(features[:_COMPARED], reals[:_COMPARED]),
-            "spacing/features": health.spacing(features[:_COMPARED], reals[:_COMPARED]),
+            "diversity/features": health.diversity(features[some], reals[some]),
+            "spacing/features": health.spacing(features[some], reals[some]),
             "rank/features": health.effective_rank(features) / health.effective_rank(reals),
         }
         if self.classifier is not None:

@@ -392,6 +392,30 @@ def average_weights(average: nn.Module, module: nn.Module, decay: float) -> None
             mine.copy_(theirs)
 
 
+def _joined(deals: list[Deal]) -> Deal:
+    """Deals one after the other."""
+
+    def together(samples: list[Any]) -> Sample:
+        if isinstance(samples[0], dict):
+            return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
+        return torch.cat(samples)
+
+    conds = [deal.cond for deal in deals if deal.cond is not None]
+    return Deal(
+        together([deal.inputs for deal in deals]),
+        together([deal.real for deal in deals]),
+        torch.cat(conds) if conds else None,
+    )
+
+
+def _small(images: Tensor) -> Tensor:
+    """Images of at most 32 pixels a side, which is enough to tell one from another."""
+    if images.dim() != 4 or max(images.shape[2:]) <= 32:
+        return images
+    height, width = (min(side, 32) for side in images.shape[2:])
+    return nn.functional.adaptive_avg_pool2d(images, (height, width))
+
+
 class _Watch:
     """Looks at the averaged generator now and then: pictures of fixed deals, diversity, quality, health."""
 
@@ -411,34 +435,62 @@ class _Watch:
             stored = shards.read(prepared, "test", limit=PREVIEWS)["sample"]
             given = spec.split(registry.load("data", spec.kind).decode(stored))[0]
             self.given = given[torch.arange(PREVIEWS) % len(given)]
-        size = min(JUDGED, *spec.counts.values())
+        size = min(JUDGED, *spec.counts.values(), max(8, 2**27 // math.prod(spec.shape)))
         self.known, self.held_out = (self._deal(prepared, split, size, split) for split in ("train", "test"))
+        shown = self.fixed
         if self.reference is not None:
             # of test examples where samples are made of examples: the answers to others have been seen
             split = "test" if spec.given else "train"
-            self.judged = self._deal(prepared, split, params.train.quality_samples, "quality")
+            shown = self.judged = self._deal(prepared, split, params.train.quality_samples, "quality", small=True)
+        reals = leaves(shown.real)[0]
+        self.varied = _small(reals[health.some(len(reals))])
 
-    def _deal(self, prepared: Path, split: str, size: int, purpose: str) -> Deal:
-        """A deal of stored examples, as many as `size` if there are, in turns; they are stored in random order."""
+    def _deal(self, prepared: Path, split: str, size: int, purpose: str, small: bool = False) -> Deal:
+        """A deal of stored examples, as many as `size` if there are, in turns; they are stored in random order.
+
+        `small` keeps of the reals what little tells one from another.
+        """
         data = shards.read(prepared, split, limit=size)
         rows = torch.arange(size) % len(data["sample"])
         if "label" in data:  # a picture is easier to read class by class
             rows = rows[data["label"][rows].argsort(stable=True)]
-        data = {name: column[rows] for name, column in data.items()}
-        data["sample"] = registry.load("data", self.spec.kind).decode(data["sample"])
-        return self.training.game.deal(Batch(data, Noise(self.params.seed, purpose, size=size), training=False))
+        decode = registry.load("data", self.spec.kind).decode
+        deals = []
+        for part in self._chunks(size):
+            some = {name: column[rows[part]] for name, column in data.items()}
+            noise = Noise(self.params.seed, purpose, size=size, rows=part)
+            deal = self.training.game.deal(Batch(some | {"sample": decode(some["sample"])}, noise, training=False))
+            deals.append(dataclasses.replace(deal, real=each(_small, deal.real)) if small else deal)
+        return _joined(deals)
+
+    def _chunks(self, size: int) -> list[slice]:
+        """Slices of `size` examples that any device holds, activations included."""
+        most = max(1, min(100, 2**22 // math.prod(self.spec.shape)))
+        return [slice(start, min(start + most, size)) for start in range(0, size, most)]
 
     @torch.inference_mode()
     def _play(self, deal: Deal) -> Tensor:
-        """What the average makes of a deal, on the CPU, in chunks that any device holds."""
+        """What the average makes of a deal, on the CPU."""
         average = self.training.average.eval()
-        chunks = []
-        for start in range(0, len(leaves(deal.inputs)[0]), 100):
-            rows = slice(start, start + 100)
+        made = []
+        for rows in self._chunks(len(leaves(deal.inputs)[0])):
             inputs = each(lambda x, rows=rows: self.place(x[rows]), deal.inputs)  # type: ignore[misc]
             cond = None if deal.cond is None else self.place(deal.cond[rows])
-            chunks.append(leaves(average(inputs, cond))[0].float().cpu())
-        return torch.cat(chunks)
+            made.append(leaves(average(inputs, cond))[0].float().cpu())
+        return torch.cat(made)
+
+    @torch.inference_mode()
+    def _logits(self, deal: Deal, sample: Sample) -> Tensor:
+        """The discriminator's of a sample under the deal's condition."""
+        discriminator, step = self.training.game.discriminator.eval(), self.training.state["step"]
+        size, logits = len(leaves(sample)[0]), []
+        for rows in self._chunks(size):
+            part = each(lambda x, rows=rows: self.place(x[rows]), sample)  # type: ignore[misc]
+            cond = None if deal.cond is None else self.place(deal.cond[rows])
+            noise = Noise(self.params.seed, "judged", step, size=size, rows=rows, device=self.training.device)
+            logits.append(judge(self.training.game, part, cond, noise).logits.cpu())
+        discriminator.train()
+        return torch.cat(logits)
 
     def look(self, row: dict[str, float]) -> tuple[str, bool]:
         """Add what is measured to the row. Returns what has gone wrong for good, if anything has, and whether
@@ -456,31 +508,26 @@ class _Watch:
         row["health/alarms"] = len(alarms)
         return "; ".join(a.message for a in alarms) if cfg.policy != "warn" else "", monitor.suspects or bool(alarms)
 
-    @torch.no_grad()
     def _measure(self) -> dict[str, float]:
-        """Diversity of the fixed deal's fakes against its reals, how the discriminator takes reals that it was not
+        """How varied fakes are beside the reals of their deal, how the discriminator takes reals that it was not
         trained on, and quality where a reference is at hand."""
-        row = {"diversity": health.diversity(self._play(self.fixed), leaves(self.fixed.real)[0])}
-        known, unknown = self._logits(self.known), self._logits(self.held_out)
-        fake = self._logits(self.held_out, fake=True)
-        row["sign/held_out"] = float(unknown.sign().mean())
-        row["overfitting"] = health.overfitting(known, unknown, fake)
+        shown = self.fixed if self.reference is None else self.judged
+        fakes = self._play(shown)
+        some = health.some(len(fakes))
+        known, unknown = (self._logits(deal, deal.real) for deal in (self.known, self.held_out))
+        of_fakes = self._logits(self.held_out, self._play(self.held_out))
+        row = {
+            "diversity": health.diversity(_small(fakes[some]), self.varied),
+            "spacing": health.spacing(_small(fakes[some]), self.varied),
+            "sign/held_out": float(unknown.sign().mean()),
+            "overfitting": health.overfitting(known, unknown, of_fakes),
+        }
         if self.reference is not None:
-            samples = {"sample": self._play(self.judged)}
-            if self.judged.cond is not None and self.training.game.classes:
-                samples["label"] = self.judged.cond
+            samples = {"sample": fakes}
+            if self.training.game.classes and shown.cond is not None:
+                samples["label"] = shown.cond
             row |= self.reference.quality(samples)
         return row
-
-    def _logits(self, deal: Deal, fake: bool = False) -> Tensor:
-        """The discriminator's of a deal's reals, or of what the average makes of it."""
-        discriminator, step = self.training.game.discriminator.eval(), self.training.state["step"]
-        sample = each(self.place, self._play(deal) if fake else deal.real)
-        cond = None if deal.cond is None else self.place(deal.cond)
-        noise = Noise(self.params.seed, "judged", step, size=len(leaves(sample)[0]), device=self.training.device)
-        logits = judge(self.training.game, sample, cond, noise).logits
-        discriminator.train()
-        return logits
 
     def picture(self, path: Path) -> None:
         """Draw the fixed deal's fakes; between what was given and what is real, where something was given."""

@@ -67,7 +67,7 @@ def check_params(
 @_one_line_errors
 def sample(
     model_uri: ModelURI,
-    n: Annotated[int, typer.Option("-n", min=1, help="how many")] = 64,
+    n: Annotated[int, typer.Option("-n", min=1, help="how many; images given: as many as these")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same samples")] = 0,
     label: Annotated[str | None, typer.Option(help="a class, by name or number; without it, classes in turn")] = None,
     truncation: Annotated[float | None, typer.Option(help="below 1: more typical, less varied")] = None,
@@ -83,6 +83,10 @@ def sample(
         kind = registry.load("data", generator.spec.kind)
         made: Any
         if given:
+            if label is not None or truncation is not None:
+                raise ValueError("--given: an image is all that such a generator is told; no --label, no --truncation")
+            if not generator.translates:
+                raise ValueError("--given: this generator makes samples of noise: it takes no images")
             n, images = len(given), _images(given, generator.spec)
             made = [images, generator.translate(images, seed=seed)]
         else:
@@ -109,7 +113,13 @@ def _images(paths: list[Path], spec: Any) -> Any:
     from ganlib.data import image
 
     cfg = image.Config(size=spec.shape[1:], channels=spec.given)
-    return image.decode(torch.stack([torch.from_numpy(image.encode(cfg, path)) for path in paths]))
+    stored = []
+    for path in paths:
+        try:
+            stored.append(torch.from_numpy(image.encode(cfg, path)))
+        except ValueError as error:
+            raise ValueError(f"--given: {path}: {error}") from error
+    return image.decode(torch.stack(stored))
 
 
 @app.command()

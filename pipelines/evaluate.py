@@ -126,12 +126,13 @@ def _tell(metrics: Metrics, n: int, cfg: EvaluateConfig) -> None:
     table = Table(title=f"{n} samples against test data", caption=caption)
     table.add_column("metric", no_wrap=True)
     for column in ("value", f"{cfg.confidence:.0%} interval", *baselines):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for section, named in metrics.items():
+        table.add_row(f"[bold]{section}[/bold]")
         for name, found in named.items():
             interval = f"± {found['high'] - found['value']:.2g}"
             others = [f"{found[baseline]:.3g}" if baseline in found else "" for baseline in baselines]
-            table.add_row(f"{section}.{name}", f"{found['value']:.3g}", interval, *others)
+            table.add_row(f"  {name}", f"{found['value']:.3g}", interval, *others)
         table.add_section()
     Console().print(table)
 

@@ -20,7 +20,10 @@ import torch
 import ganlib
 from ganlib.checkpoint import Damaged
 from ganlib.config import ConfigError, Params, parse_params
+from ganlib.evaluate import measurable
 from ganlib.health import Diverged
+from ganlib.reference import Reference
+from ganlib.registry import nearest
 from ganlib.shards import read_spec
 from ganlib.trainer import Report, build_game, plan, train
 from pipelines._stage import StageError, home
@@ -43,8 +46,19 @@ class Job:
     def of(cls, params: Params, prepared: Path, reference: Path, world: int) -> Job:
         """Raises ConfigError for what cannot be trained, before any resource is asked for."""
         plan(params, world)
-        build_game(params, read_spec(prepared))
+        game = build_game(params, read_spec(prepared))
+        if (reference / "reference.json").is_file():
+            _check_gate(params.gate.metric, measurable(Reference.load(reference, "cpu"), labelled=game.classes > 0))
         return cls(params.model_dump(mode="json"), str(prepared.resolve()), str(reference.resolve()))
+
+
+def _check_gate(metric: str, known: list[str]) -> None:
+    """Raise ConfigError if the stage `register` will not find the metric it is to decide by."""
+    if metric not in known:
+        raise ConfigError(
+            f"gate.metric: {metric!r} cannot be measured with these data and this model{nearest(metric, known)}; "
+            f"known: {', '.join(known)}"
+        )
 
 
 def work(job: Job, report: Report, resume: str | Path | None = None) -> None:

@@ -48,6 +48,7 @@ def facts(params: Params) -> dict[str, str]:
         "seed": str(params.seed),
         "data": params.data,
         "model": params.model,
+        "preset": params.preset,
         **_software(),
         **_hardware(),
     }

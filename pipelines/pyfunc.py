@@ -47,7 +47,12 @@ class GeneratorModel(PythonModel):
     def load_context(self, context: Any) -> None:
         self.generator = load_generator(context.artifacts["generator"])
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[np.uint8]:
+    def predict(
+        self,
+        context: Any,
+        model_input: pd.DataFrame,  # or images: MLflow checks nothing by this hint, and warns of most others
+        params: dict[str, Any] | None = None,
+    ) -> NDArray[np.uint8]:
         """Samples, uint8 `[N, ...]`. Raises ValueError for an unknown column, a value out of range, or images where
         none are taken or of another shape."""
         if self.generator.translates:

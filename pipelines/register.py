@@ -100,17 +100,21 @@ def stage(params: Params) -> None:
 
 
 def weaknesses(metrics: Metrics, gate: GateConfig) -> list[str]:
-    """The thresholds on collapse, memorisation and labels that are not met, each as a reason."""
+    """The thresholds on collapse, memorisation and labels that are not met, each as a reason.
+
+    Each figure is that of the gate's own space, or, where this has none, of the first that has.
+    """
     bounds = {
         "coverage": gate.min_coverage,
         "memorisation_ratio": gate.min_memorisation_ratio,
         "label_accuracy": gate.min_label_accuracy,
     }
-    space = gate.metric.partition(".")[0]
-    found = {name: {**metrics.get("samples", {}), **metrics[space]}.get(name) for name in bounds}
+    own = gate.metric.partition(".")[0]
+    sections = [metrics[own], *metrics.values()]
+    found = {name: next((section[name] for section in sections if name in section), None) for name in bounds}
     absent = [name for name, value in found.items() if value is None and name != "label_accuracy"]
     if absent:
-        raise StageError(f"metrics.json: the gate needs {' and '.join(absent)} in {space} or samples")
+        raise StageError(f"metrics.json: the gate needs {' and '.join(absent)}")
     return [
         f"{name} {value['value']:.3g} is below gate.min_{name} {bounds[name]:g}"
         for name, value in found.items()
@@ -212,7 +216,7 @@ def _log(store: tracking.Store, params: Params, generator: Generator, metrics: M
     name = fingerprint(tuned, PREPARED, "train")
     with tracking.run(store, name, name, tags=tags) as run:
         tracking.log_params(run, tuned.model_dump(mode="json", include={"seed", "data", "model", "train"}))
-        tracking.log_params(run, {"game": tuned.game.model_dump(mode="json")})
+        tracking.log_params(run, {"preset": params.preset, "game": tuned.game.model_dump(mode="json")})
         tracking.log_json(run, tuned.model_dump(mode="json"), "params.json")
         tracking.log_json(run, facts, "lineage.json")
         tracking.log_stats(run, _curves(TRAINED / "stats.jsonl"))
@@ -240,7 +244,7 @@ def _curves(file: Path) -> list[dict[str, Any]]:
 
 
 def _flat(metrics: Metrics) -> dict[str, float]:
-    """`space/metric` and, where known, its `.low`, `.high` and `.floor`."""
+    """`space/metric` and, where known, its `.low`, `.high`, `.floor` and `.copy`."""
     return {
         f"{space}/{name}" + ("" if part == "value" else f".{part}"): value
         for space, named in metrics.items()

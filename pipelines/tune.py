@@ -1,7 +1,7 @@
 """The stage `tune`: learning rates and architecture by Ray Tune. `python -m pipelines.tune`.
 
 Optuna proposes, ASHA stops what does badly, both by `quality/fd`, a Fréchet distance on few samples; never by a
-loss, which tells nothing of a GAN's quality. The first trial is `params.yaml` as it stands.
+loss, which tells nothing of a GAN's quality. The first trial is `params.yaml` as it stands, if that lies in the space.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import csv
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would end an int
 
 
 def stage(params: Params) -> None:
-    space = params.game.search
+    space = _space(params)
     if params.tune.num_samples == 0 or not space:
         trials: list[dict[str, Any]] = []
     else:
@@ -59,6 +60,23 @@ def stage(params: Params) -> None:
             _print(trials, list(space))
         else:
             print("tune: skipped (tune.num_samples is 0 or the model has no `search`)")
+
+
+def _space(params: Params) -> dict[str, Search]:
+    """The model's `search`, but for what the preset settles: published settings are not to be undone by a search."""
+    preset, space = params.presets[params.preset], params.game.search
+    settled = [] if "search" in preset else [dotted for dotted in space if _says(preset, dotted)]
+    if settled:
+        print(f"tune: preset {params.preset} says what {' and '.join(settled)} is, so it is not searched")
+    return {dotted: dimension for dotted, dimension in space.items() if dotted not in settled}
+
+
+def _says(section: Any, dotted: str) -> bool:
+    for part in dotted.split("."):
+        if not isinstance(section, Mapping) or part not in section:
+            return False
+        section = section[part]
+    return True
 
 
 def _of_a_trial(params: Params) -> Params:
@@ -230,11 +248,13 @@ def _starting_points(params: Params, space: dict[str, Search]) -> list[dict[str,
         here: Any = params.game.model_dump(mode="json")
         for part in dotted.split("."):
             here = here[part]
-        low_high = dimension.uniform or dimension.loguniform or dimension.randint
-        inside = here in dimension.choice if dimension.choice else bool(low_high) and _between(here, low_high)
-        if not inside:
+        if dimension.choice and here in dimension.choice:
+            point[dotted] = dimension.choice[dimension.choice.index(here)]  # 100 rather than 100.0
+        elif not dimension.choice and _between(here, _examples(dimension)):
+            point[dotted] = here
+        else:
+            print(f"tune: {dotted} {here} lies outside of its search space, so params.yaml as it stands is not tried")
             return None
-        point[dotted] = here
     return [point]
 
 
@@ -282,8 +302,12 @@ def _plot(trials: list[dict[str, Any]], space: dict[str, Search], path: Path) ->
     done = [t for t in trials if METRIC in t["row"]]
     longest = max((t["row"]["kimg"] for t in done), default=1)
     for ax, (key, dimension) in zip(axes, space.items(), strict=True):
+        choices = dimension.choice or ()
+        if choices:
+            ax.set_xticks(range(len(choices)), [str(choice) for choice in choices])
+            ax.set_xlim(-0.5, len(choices) - 0.5)
         ax.scatter(
-            [str(t["changes"][key]) if dimension.choice else t["changes"][key] for t in done],
+            [choices.index(t["changes"][key]) if choices else t["changes"][key] for t in done],
             [t["row"][METRIC] for t in done],
             alpha=[t["row"]["kimg"] / longest for t in done],
         )
