@@ -16,6 +16,7 @@ import argparse
 import copy
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -85,7 +86,11 @@ def plain(clock, prepared, seed, keep):
     average = copy.deepcopy(g)
     to_g, to_d = (torch.optim.Adam(net.parameters(), lr=2e-4, betas=(0.5, 0.999)) for net in (g, d))
     bce, ones, zeros = nn.BCEWithLogitsLoss(), torch.ones(64), torch.zeros(64)
-    clock.snapshot = lambda minute: keep(minute, kimg, lambda z: average.eval()(z))
+
+    def sample():
+        return torch.cat([average.eval()(torch.randn(500, 100, 1, 1)) for _ in range(SAMPLES // 500)])
+
+    clock.snapshot = lambda minute: keep(minute, kimg, sample)
     step = 0
     while True:
         for rows in torch.randperm(len(data)).split(64)[:-1]:
@@ -106,7 +111,7 @@ def plain(clock, prepared, seed, keep):
                 clock.tick()
 
 
-def ours(name, clock, prepared, seed, keep):
+def ours(name, clock, prepared, seed, keep, generators=None):
     """A family as `params.yaml` has it, in this process."""
     family, _, changes = name.removesuffix("+labels").partition(":")
     family, _, preset = family.partition("@")
@@ -129,20 +134,22 @@ def ours(name, clock, prepared, seed, keep):
 
     def snapshot(minute):
         generator = load_generator(folder / "generator")
-        keep(minute, kimg, lambda z: generator.sample(len(z), seed=int(z[0, 0].abs() * 1e6))["sample"])
+        keep(minute, kimg, lambda: generator.sample(SAMPLES, seed=seed)["sample"])
+        if generators is not None:
+            shutil.copytree(folder / "generator", generators / f"{family}-{seed}", dirs_exist_ok=True)
 
     clock.snapshot = snapshot
     train(params, report, prepared=prepared)
 
 
-def run(name, prepared, seed, marks, extract, real, pictures):
+def run(name, prepared, seed, marks, extract, real, pictures, generators):
     """FD at each mark, and how far training had come."""
     rows = []
 
     def keep(minute, kimg, sample):
         with torch.inference_mode():
             torch.manual_seed(seed)
-            made = torch.cat([sample(torch.randn(500, 100, 1, 1)) for _ in range(SAMPLES // 500)])
+            made = sample()
         fd = distance(real, gaussian(extract(made)))
         rows.append({"name": name, "seed": seed, "minutes": minute, "kimg": round(kimg, 1), "fd": round(fd, 1)})
         print(json.dumps(rows[-1]), flush=True)
@@ -153,7 +160,10 @@ def run(name, prepared, seed, marks, extract, real, pictures):
 
     clock = Clock(marks, None)
     try:
-        plain(clock, prepared, seed, keep) if name == "plain" else ours(name, clock, prepared, seed, keep)
+        if name == "plain":
+            plain(clock, prepared, seed, keep)
+        else:
+            ours(name, clock, prepared, seed, keep, generators)
     except Enough:
         return rows
 
@@ -211,7 +221,8 @@ def main():
     parser.add_argument("--every", type=float, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("quality.json"))
-    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--pictures", type=Path, help="a folder for grids of samples at each mark")
+    parser.add_argument("--generators", type=Path, help="a folder for the last generator of each run")
     parser.add_argument("--table", type=Path, nargs="+", help="print what such files hold, and run nothing")
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
@@ -237,7 +248,7 @@ def main():
         rows = []
         for seed in args.seeds:
             for name in args.families:
-                rows += run(name, prepared, seed, marks, extract, real, args.pictures)
+                rows += run(name, prepared, seed, marks, extract, real, args.pictures, args.generators)
                 partial = args.out.with_name(f".{args.out.name}")
                 partial.write_text(json.dumps({"data": args.data, "floor": floor, "rows": rows}, indent=1))
                 partial.replace(args.out)

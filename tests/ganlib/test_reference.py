@@ -21,6 +21,8 @@ CFG = ReferenceConfig(classifier=ClassifierConfig(width=8, epochs=4))
 SPLITS = {"train": 500, "test": 200}
 SPEC = Spec("image", "image", (1, 8, 8), tuple("0123456789"), SPLITS, "f" * 64)
 
+VARIETY = {"diversity/features", "rank/features", "spacing/features"}
+
 
 def stored(split: str) -> dict[str, Tensor]:
     images, labels = load_digits(return_X_y=True)
@@ -93,7 +95,11 @@ def test_quality_orders_real_noised_and_noise(reference: Reference):
 
 
 def test_quality_without_labels_asked_for(reference: Reference):
-    assert set(reference.quality({"sample": decoded("test")["sample"]})) == {"quality/fd", "quality/class_coverage"}
+    assert set(reference.quality({"sample": decoded("test")["sample"]})) == {
+        "quality/fd",
+        "quality/class_coverage",
+        *VARIETY,
+    }
 
 
 def test_quality_of_what_is_not_a_number_is_infinite(reference: Reference):
@@ -116,7 +122,7 @@ def test_unlabelled_data_have_no_classifier(tmp_path: Path):
     reference = Reference.load(tmp_path, device="cpu")
     assert reference.classifier is None
     assert list(reference.spaces) == ["efficientnet_lite0"]
-    assert set(reference.quality({"sample": decode(test["sample"])})) == {"quality/fd"}
+    assert set(reference.quality({"sample": decode(test["sample"])})) == {"quality/fd", *VARIETY}
     with pytest.raises(ValueError, match="no classifier"):
         reference.predict(reference.spaces["efficientnet_lite0"].test)
 
