@@ -70,6 +70,9 @@ def sample(
     n: Annotated[int, typer.Option("-n", min=1, help="how many; images given: as many as these")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same samples")] = 0,
     label: Annotated[str | None, typer.Option(help="a class, by name or number; without it, classes in turn")] = None,
+    attribute: Annotated[
+        list[str] | None, typer.Option(help="NAME=NUMBER, repeated for each of the data's; without, as real examples")
+    ] = None,
     truncation: Annotated[float | None, typer.Option(help="below 1: more typical, less varied")] = None,
     given: Annotated[list[Path] | None, typer.Option(help="an image to translate; may be repeated")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="the picture to write")] = Path("grid.png"),
@@ -83,15 +86,16 @@ def sample(
         kind = registry.load("data", generator.spec.kind)
         made: Any
         if given:
-            if label is not None or truncation is not None:
-                raise ValueError("--given: an image is all that such a generator is told; no --label, no --truncation")
+            if label is not None or attribute or truncation is not None:
+                raise ValueError("--given: an image is all that such a generator is told, beside a --seed")
             if not generator.translates:
                 raise ValueError("--given: this generator makes samples of noise: it takes no images")
             n, images = len(given), _images(given, generator.spec)
             made = [images, generator.translate(images, seed=seed)]
         else:
             asked = _class(label, generator.spec.classes)
-            made = generator.sample(n, seed=seed, label=asked, truncation=truncation)["sample"]
+            told = _attributes(attribute, generator.spec.attributes)
+            made = generator.sample(n, seed=seed, label=asked, attributes=told, truncation=truncation)["sample"]
         in_turn = generator.conditional and label is None and len(generator.spec.classes) <= min(n, 32)
         columns = len(generator.spec.classes) if in_turn else math.ceil(math.sqrt(n))
         picture = kind.preview(made, columns)
@@ -116,7 +120,7 @@ def _images(paths: list[Path], spec: Any) -> Any:
     stored = []
     for path in paths:
         try:
-            stored.append(torch.from_numpy(image.encode(cfg, path)))
+            stored.append(torch.tensor(image.encode(cfg, path)))
         except ValueError as error:
             raise ValueError(f"--given: {path}: {error}") from error
     return image.decode(torch.stack(stored))
@@ -192,6 +196,23 @@ def _class(label: str | None, classes: tuple[str, ...]) -> int | None:
     except ValueError:
         known = ", ".join(classes) or "none, the data have no labels"
         raise ValueError(f"--label: {label!r} is not a class; known: {known}") from None
+
+
+def _attributes(asked: list[str] | None, names: tuple[str, ...]) -> Any:
+    """`NAME=NUMBER`s as attributes in the order of `names`, or None."""
+    import torch
+
+    if not asked:
+        return None
+    pairs = [one.partition("=") for one in asked]
+    try:
+        values = {name: float(number) for name, _, number in pairs}
+    except ValueError as error:
+        raise ValueError(f"--attribute: NAME=NUMBER is wanted: {error}") from error
+    if sorted(name for name, _, _ in pairs) != sorted(names):
+        known = ", ".join(names) or "none, the data have no attributes"
+        raise ValueError(f"--attribute: each is wanted once: {known}; found {', '.join(name for name, _, _ in pairs)}")
+    return torch.tensor([values[name] for name in names])
 
 
 if __name__ == "__main__":

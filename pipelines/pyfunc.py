@@ -6,6 +6,7 @@ rows ask. The output is uint8, the samples of all requests one after another; im
 
     model.predict(None, params={"n": 16, "seed": 1})
     model.predict(pandas.DataFrame({"label": [3, 8], "n": [2, 5]}))
+    model.predict(pandas.DataFrame({"attributes": [[0.5, 1.0]], "n": [2]}))  # if it is told any; in their order
 
 A generator that translates takes images, uint8 `[N, H, W, C]`, and gives as many:
 
@@ -32,9 +33,10 @@ from ganlib.export import Generator, load_generator
 
 __all__ = ["GeneratorModel", "logged"]
 
-# MLflow's schemas have no "not given": a label of −1 means classes in turn, a truncation of 0 means none.
-DEFAULTS = {"n": 1, "seed": 0, "label": -1, "truncation": 0.0}
-TYPES = {"n": "long", "seed": "long", "label": "long", "truncation": "double"}
+# MLflow's schemas have no "not given": a label of −1 means classes in turn, no attributes those of real examples in
+# turn, a truncation of 0 none.
+DEFAULTS: dict[str, Any] = {"n": 1, "seed": 0, "label": -1, "truncation": 0.0, "attributes": []}
+TYPES = {"n": "long", "seed": "long", "label": "long", "truncation": "double", "attributes": "double"}
 # what `ganlib.export` and this file import; `ganlib` itself travels with the model
 REQUIREMENTS = ("mlflow", "numpy", "pillow", "pydantic", "ruamel.yaml", "safetensors", "torch")
 
@@ -66,6 +68,7 @@ class GeneratorModel(PythonModel):
             int(asked["n"]),
             seed=int(asked["seed"]),
             label=None if asked["label"] == DEFAULTS["label"] else int(asked["label"]),
+            attributes=torch.tensor(told) if (told := list(asked["attributes"])) else None,
             truncation=asked["truncation"] or None,
         )["sample"]
         return self._stored(samples)
@@ -92,7 +95,7 @@ def _requests(model_input: Any) -> list[dict[str, Any]]:
     if table.columns.empty:
         return [{}]
     rows = table.to_dict("records")  # a row that says less than others holds NaN
-    return [{name: value for name, value in row.items() if pd.notna(value)} for row in rows]
+    return [{name: value for name, value in row.items() if not np.all(pd.isna(value))} for row in rows]
 
 
 def logged(folder: Path) -> dict[str, Any]:
@@ -108,7 +111,8 @@ def logged(folder: Path) -> dict[str, Any]:
         example: Any = np.zeros((1, *images), np.uint8)
     else:
         taken, example = None, pd.DataFrame({"n": [4], "seed": [0]})
-    names = ["seed"] if generator.translates else list(DEFAULTS)
+    names = ["seed"] if generator.translates else ["n", "seed", "label", "truncation"]
+    names += ["attributes"] if generator.game.attributes else []
     return {
         "python_model": __file__,
         "artifacts": {"generator": str(folder.resolve())},
@@ -119,10 +123,14 @@ def logged(folder: Path) -> dict[str, Any]:
         "signature": ModelSignature(
             inputs=taken,
             outputs=made,
-            params=ParamSchema([ParamSpec(name, TYPES[name], DEFAULTS[name]) for name in names]),
+            params=ParamSchema([_param(name) for name in names]),
         ),
-        "metadata": {"kind": spec.kind, "classes": list(spec.classes)},
+        "metadata": {"kind": spec.kind, "classes": list(spec.classes), "attributes": list(spec.attributes)},
     }
+
+
+def _param(name: str) -> ParamSpec:
+    return ParamSpec(name, TYPES[name], DEFAULTS[name], shape=(-1,) if name == "attributes" else None)
 
 
 set_model(GeneratorModel())

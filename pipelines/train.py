@@ -49,12 +49,16 @@ class _News:
     """What the driver does with each report: a line to read, and points for the tracking store."""
 
     def __init__(self, run: tracking.Run, cfg: TrainConfig):
-        self.run, self.kimg = run, cfg.kimg
+        self.run, self.kimg, self.health = run, cfg.kimg, cfg.health
         self.monitor, self.said = Monitor(cfg.health), dict[str, float]()
+        self.rows: list[dict[str, float]] = []
         self.reached = True
         self.console = Console(soft_wrap=True)
 
     def __call__(self, row: dict[str, float]) -> None:
+        if self.rows and row["kimg"] <= self.rows[-1]["kimg"]:
+            self._back(row)
+        self.rows.append(row)
         left = round((self.kimg - row["kimg"]) * 1000 / row["images_per_second"])
         figures = "  ".join(f"{short} {row[name]:.3g}" for name, short in SHOWN.items() if name in row)
         self.console.print(
@@ -75,6 +79,24 @@ class _News:
             self.console.print(
                 f"tracking store: {' '.join(str(error).split())[:200]}; training goes on, and logs at its end",
                 style="yellow",
+            )
+
+    def _back(self, row: dict[str, float]) -> None:
+        """Training went back, to a healthy checkpoint or to a lost worker's last one: forget what came after it."""
+        times = row.get("health/rollbacks", 0.0)
+        rolled = times > max(past.get("health/rollbacks", 0.0) for past in self.rows)
+        self.rows = [past for past in self.rows if past["kimg"] < row["kimg"]]
+        self.monitor, self.said = Monitor(self.health), {}
+        for past in self.rows:
+            self.monitor.look(past)
+        if rolled:
+            since = self.rows[-1]["kimg"] if self.rows else 0.0
+            pace = self.health.lr_factor**times
+            self.console.print(
+                f"rolled back to {since:.1f} kimg, rollback {times:g} of {self.health.max_rollbacks}; "
+                f"learning rates at {pace:.3g} of what they were",
+                style="yellow",
+                highlight=False,
             )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from ruamel.yaml import YAML
 
 from ganlib.config import ConfigError, Params, Search, override, parse_params
@@ -321,7 +321,7 @@ def _plot(trials: list[dict[str, Any]], space: dict[str, Search], path: Path) ->
 
 
 def _print(trials: list[dict[str, Any]], keys: list[str]) -> None:
-    table = Table("trial", *keys, "kimg", METRIC)
+    table = Table("trial", *(Column(key, overflow="fold") for key in keys), "kimg", METRIC)
     for trial in sorted(trials, key=lambda t: t["row"].get(METRIC, float("inf"))):
         row = trial["row"]
         figures = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in trial["changes"].values()]

@@ -287,6 +287,20 @@ def test_the_generator_waits_until_the_discriminator_is_ahead(small, prepared, t
     assert "loss/generator" in kept.rows[2]  # at the latest from 0.2 kimg on
 
 
+FADE = {"network.progressive": True, "network.stage_kimg": 0.1, "network.fade_kimg": 0.3}
+
+
+def test_a_resume_in_the_middle_of_a_fade_is_exact(small, prepared, tmp_path):
+    params = small("stylegan2", changes=FADE)
+    whole, first, second = (Kept(tmp_path / name) for name in ("whole", "first", "second"))
+    train(params, whole, prepared=prepared)
+    first.stop_after = 2  # at 0.256 kimg: half faded in
+    with pytest.raises(KeyboardInterrupt):
+        train(params, first, prepared=prepared)
+    train(params, second, prepared=prepared, resume=first.folders[1])
+    assert equal(*[without_clock(checkpoint.load(kept.folders[-1])) for kept in (whole, second)])
+
+
 @pytest.mark.parametrize(
     "changes",
     [

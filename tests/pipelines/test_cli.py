@@ -82,6 +82,37 @@ def test_sample_by_class_name_and_truncation(generator):
     refused(ganlib("sample", generator, "-o", "missing/a.png"), "missing")
 
 
+def test_sample_of_attributes_and_of_given_images(project):
+    import torch
+
+    from ganlib import registry
+    from ganlib.data._spec import Spec
+    from ganlib.export import save_generator
+
+    def saved(family, spec, attributes=None, **network):
+        module = registry.load("models", family)
+        cfg = module.Config(**network)
+        save_generator(
+            project / family, module.build(cfg, spec).generator, network=cfg, spec=spec, attributes=attributes
+        )
+        return project / family
+
+    counts = {"train": 9, "test": 9}
+    told = saved("mlp", Spec("image", "image", (1, 8, 8), (), counts, "", ("size", "tilt")), torch.rand(5, 2), width=8)
+    assert ganlib("sample", told, "--attribute", "tilt=1", "--attribute", "size=0.5", "-o", "a.png").exit_code == 0
+    refused(ganlib("sample", told, "--attribute", "tilt=1"), "size, tilt; found tilt")
+    refused(ganlib("sample", told, "--attribute", "tilt=x"), "NAME=NUMBER")
+    Image.new("L", (40, 30)).save("given.png")
+    refused(ganlib("sample", told, "--given", "given.png"), "takes no images")
+
+    translator = saved("pix2pix", Spec("pair", "image_pair", (2, 32, 32), (), counts, "", given=1), width=4)
+    assert ganlib("sample", translator, "--given", "given.png", "--given", "given.png").exit_code == 0
+    refused(ganlib("sample", translator, "--given", "none.png"), "none.png")
+    refused(ganlib("sample", translator, "--given", "mlflow.db"), "mlflow.db: not an image")
+    refused(ganlib("sample", translator, "--given", "given.png", "--label", "1"), "--given")
+    refused(ganlib("sample", translator), "needs images")
+
+
 def test_sample_of_what_is_not_there(project):
     refused(ganlib("sample", "nowhere"), "nowhere", "not a generator")
     refused(ganlib("sample", "models:/none@champion"), "models:/none@champion", "not in sqlite")

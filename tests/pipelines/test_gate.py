@@ -1,0 +1,79 @@
+"""The metric a version is judged by is known before anything is trained."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from ganlib import shards
+from ganlib.config import ConfigError, EvaluateConfig, GateConfig
+from ganlib.evaluate import evaluate, measurable
+from ganlib.reference import Reference, build
+from pipelines.launch import Job
+from pipelines.register import weaknesses
+
+SMALL = {"max_samples": 60, "classifier": {"width": 2, "epochs": 1}}
+
+
+def built(out, params, prepared):
+    cfg = type(params.reference).model_validate(SMALL)
+    train, test = (shards.read(prepared, split, limit=60) for split in ("train", "test"))
+    build(out, shards.read_spec(prepared), train, test, cfg, 0)
+    return out
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory, params, prepared):
+    return built(tmp_path_factory.mktemp("labelled") / "reference", params, prepared)
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory, pairs):
+    return built(tmp_path_factory.mktemp("paired") / "reference", *pairs)
+
+
+def found(reference, **also):
+    channels = reference.spec.shape[0] - reference.spec.given
+    fakes = torch.rand(20, channels, *reference.spec.shape[1:], generator=torch.Generator().manual_seed(0))
+    also = {name: fakes.clone() if name != "label" else torch.arange(20) % 10 for name in also}
+    cfg = EvaluateConfig(num_samples=20, resamples=2)
+    metrics = evaluate({"sample": fakes, **also}, reference, cfg, 0)
+    return [f"{section}.{name}" for section, named in metrics.items() for name in named]
+
+
+def test_what_is_measurable_is_what_is_measured(labelled, paired):
+    reference = Reference.load(labelled)
+    assert measurable(reference, labelled=True) == found(reference, label=True)
+    assert measurable(reference, labelled=False) == found(reference)
+    of_pairs = Reference.load(paired)
+    assert measurable(of_pairs, labelled=False) == found(of_pairs, given=True, target=True)
+    without = dataclasses.replace(reference, classifier=None, labels={})
+    without.spaces.pop("classifier")
+    assert measurable(without, labelled=False) == found(without)
+
+
+@pytest.mark.parametrize("metric", ["samples.psnr", "clasifier.fd", "classifier.fid"])
+def test_a_gate_without_its_metric_is_refused_before_training(params, prepared, labelled, metric):
+    assert Job.of(gated(params, "samples.label_accuracy"), prepared, labelled, 1)
+    with pytest.raises(ConfigError, match=rf"gate\.metric: '{metric}' cannot be measured.*known: .*classifier.fd"):
+        Job.of(gated(params, metric), prepared, labelled, 1)
+
+
+def test_labels_are_judged_only_where_they_are_asked_for(params, prepared, labelled):
+    section = params.models["dcgan"]
+    network = section.network.model_copy(update={"conditioning": "none"})
+    models = {**params.models, "dcgan": section.model_copy(update={"network": network})}
+    unconditional = gated(params, "samples.label_accuracy").model_copy(update={"models": models})
+    with pytest.raises(ConfigError, match=r"'samples\.label_accuracy' cannot be measured"):
+        Job.of(unconditional, prepared, labelled, 1)
+    assert Job.of(gated(unconditional, "samples.class_coverage"), prepared, labelled, 1)
+
+
+def test_a_gate_on_pairs_looks_for_collapse_in_a_space():
+    healthy = {"coverage": {"value": 0.1}, "memorisation_ratio": {"value": 1.0}}
+    metrics = {"efficientnet_lite0": healthy, "samples": {"psnr": {"value": 20.0}}}
+    assert weaknesses(metrics, GateConfig(metric="samples.psnr")) == ["coverage 0.1 is below gate.min_coverage 0.3"]
+
+
+def gated(params, metric):
+    return params.model_copy(update={"gate": params.gate.model_copy(update={"metric": metric})})
