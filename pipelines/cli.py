@@ -116,7 +116,7 @@ def _images(paths: list[Path], spec: Any) -> Any:
 
     from ganlib.data import image
 
-    cfg = image.Config(size=spec.shape[1:], channels=spec.given)
+    cfg = image.Config(resolution=spec.shape[1:], channels=spec.given)
     stored = []
     for path in paths:
         try:

@@ -18,28 +18,6 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 ROOT = Path(__file__).parent.parent
 
-SHORT: dict[str, Any] = {
-    "reference.max_samples": 100,
-    "reference.classifier.epochs": 2,
-    "tune.num_samples": 4,
-    "tune.kimg": 2,
-    "tune.report_kimg": 0.5,
-    "tune.grace_kimg": 0.5,
-    "tune.reduction_factor": 4,  # stop all but the best, so that some are
-    "tune.quality_samples": 100,
-    "train.kimg": 3,
-    "train.report_kimg": 1,
-    "train.checkpoint_kimg": 1,
-    "train.quality_samples": 100,
-    "evaluate.num_samples": 100,
-    "evaluate.resamples": 10,
-    # so short a training makes no digits: let everything pass that can be compared, to have a champion
-    "gate.min_coverage": 0,
-    "gate.min_memorisation_ratio": 0,
-    "gate.min_label_accuracy": 0,
-}
-"""Budgets for tests: the same code, done in a minute."""
-
 
 @pytest.fixture(scope="session")
 def params():
@@ -48,7 +26,7 @@ def params():
 
     shipped = load_params(ROOT / "params.yaml")
     digits = shipped.datasets["digits"]
-    digits = digits.model_copy(update={"sample": digits.sample.model_copy(update={"size": (16, 16)})})
+    digits = digits.model_copy(update={"sample": digits.sample.model_copy(update={"resolution": (16, 16)})})
     return shipped.model_copy(update={"data": "digits", "datasets": {**shipped.datasets, "digits": digits}})
 
 
@@ -80,7 +58,7 @@ def pairs(tmp_path_factory, params) -> tuple[Any, Path]:
         both.paste(image, (32, 0))
         both.save(raw / f"{i}.png")
     section = params.datasets["pairs"].model_dump(mode="json")
-    section["sample"] |= {"size": [32, 32], "channels": [1, 1]}
+    section["sample"] |= {"resolution": [32, 32], "channels": [1, 1]}
     plain = params.model_dump(mode="json")
     plain["datasets"]["pairs"] = section | {"test_share": 0.3}
     of_pairs = parse_params(plain | {"data": "pairs"})

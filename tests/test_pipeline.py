@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHORT
+from budgets import SHORT
 from PIL import Image
 from ruamel.yaml import YAML
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import SHORT
+from budgets import SHORT
 from PIL import Image
 from typer.main import get_command
 

@@ -28,7 +28,7 @@ Level = Annotated[int, Field(ge=0, le=255)]
 
 class Config(_Base):
     kind: Literal["image"] = "image"
-    size: tuple[Side, Side]
+    resolution: tuple[Side, Side]
     """height, width"""
     channels: Literal[1, 3] = 3
     fit: Literal["crop", "pad", "stretch"] = "crop"
@@ -38,7 +38,7 @@ class Config(_Base):
 
 
 def spec(cfg: Config, *, classes: tuple[str, ...], counts: dict[str, int], content_hash: str) -> Spec:
-    return Spec("image", MODALITY, (cfg.channels, *cfg.size), classes, counts, content_hash)
+    return Spec("image", MODALITY, (cfg.channels, *cfg.resolution), classes, counts, content_hash)
 
 
 def encode(cfg: Config, raw: Path | bytes | NDArray[Any] | Image.Image) -> NDArray[np.uint8]:
@@ -48,7 +48,7 @@ def encode(cfg: Config, raw: Path | bytes | NDArray[Any] | Image.Image) -> NDArr
     other integers of 0 to 255, uint16 of 0 to 65535, bool, or floats of 0 to 1. Raises ValueError if unreadable.
     """
     image = _flatten(_open(raw), cfg)
-    height, width = cfg.size
+    height, width = cfg.resolution
     lanczos = Image.Resampling.LANCZOS  # Pillow widens the kernel when it shrinks an image: no aliasing
     if image.size != (width, height):
         match cfg.fit:

@@ -29,7 +29,7 @@ MODALITY = "image_pair"
 
 class Config(_Base):
     kind: Literal["pair"] = "pair"
-    size: tuple[Side, Side]
+    resolution: tuple[Side, Side]
     """height, width of each half"""
     channels: tuple[Literal[1, 3], Literal[1, 3]] = (3, 3)
     """of the given and of the generated half: 1 greyscale, 3 RGB"""
@@ -49,7 +49,7 @@ class SideBySide:
 
 def spec(cfg: Config, *, classes: tuple[str, ...], counts: dict[str, int], content_hash: str) -> Spec:
     given, generated = cfg.channels
-    return Spec("pair", MODALITY, (given + generated, *cfg.size), classes, counts, content_hash, given=given)
+    return Spec("pair", MODALITY, (given + generated, *cfg.resolution), classes, counts, content_hash, given=given)
 
 
 def encode(cfg: Config, raw: tuple[Any, Any] | SideBySide) -> NDArray[np.uint8]:

@@ -111,7 +111,7 @@ def _params(data: str) -> Params:
     params = load_params(ROOT / "params.yaml")
     dataset = params.datasets[data]
     if data == "digits":  # 8x8, enlarged so that a DCGAN has two levels
-        dataset = dataset.model_copy(update={"sample": dataset.sample.model_copy(update={"size": (16, 16)})})
+        dataset = dataset.model_copy(update={"sample": dataset.sample.model_copy(update={"resolution": (16, 16)})})
     return params.model_copy(update={"data": data, "datasets": {**params.datasets, data: dataset}})
 
 

@@ -121,7 +121,7 @@ def main():
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     train_tiles, test_tiles = tiles(args.target, args.tests)
-    spec_of = pair.Config(size=(SIZE, SIZE))
+    spec_of = pair.Config(resolution=(SIZE, SIZE))
     counts = {"train": len(train_tiles), "test": len(test_tiles)}
     spec = pair.spec(spec_of, classes=(), counts=counts, content_hash="")
     held_out = pair.decode(test_tiles)

@@ -176,7 +176,7 @@ def data_set(data, out):
         for file in Path(data).glob("*.gz"):
             (raw / file.name).symlink_to(file)
     cfg = params.datasets["mnist" if data == "mnist" else "fashion_mnist"]
-    sample = cfg.sample.model_copy(update={"size": (32, 32), "fit": "pad", "background": (0, 0, 0)})
+    sample = cfg.sample.model_copy(update={"resolution": (32, 32), "fit": "pad", "background": (0, 0, 0)})
     share = 0.2 if data == "mnist" else 1 / 7
     prepare(cfg.model_copy(update={"sample": sample, "test_share": share}), out / "raw", out / "prepared")
     return out / "prepared"

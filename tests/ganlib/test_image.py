@@ -16,7 +16,7 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
 def config(height: int, width: int, channels: int = 3, **more: object) -> image.Config:
-    return image.Config.model_validate({"size": [height, width], "channels": channels, **more})
+    return image.Config.model_validate({"resolution": [height, width], "channels": channels, **more})
 
 
 def stored(picture: Image.Image, suffix: str, **options: object) -> bytes:
@@ -160,6 +160,11 @@ def test_preview_is_a_grid_in_order():
 
 
 def test_config_refuses():
-    for wrong in ({"size": [0, 4]}, {"size": [4]}, {"size": [4, 4], "channels": 2}, {"size": [4, 4], "fit": "zoom"}):
+    for wrong in (
+        {"resolution": [0, 4]},
+        {"resolution": [4]},
+        {"resolution": [4, 4], "channels": 2},
+        {"resolution": [4, 4], "fit": "zoom"},
+    ):
         with pytest.raises(ValidationError):
             image.Config.model_validate(wrong)

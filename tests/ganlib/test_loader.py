@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
     samples = np.zeros((EXAMPLES, 1, 4, 4), np.uint8)
     samples[:, 0, 0, 0], samples[:, 0, 0, 1] = np.arange(EXAMPLES) // 256, np.arange(EXAMPLES) % 256
     packed = [shards.pack(sample) for sample in samples]
-    cfg = image.Config(size=(4, 4), channels=1)
+    cfg = image.Config(resolution=(4, 4), channels=1)
     classes = tuple("abcdefg")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "_GROUP_BYTES", GROUP * 16)

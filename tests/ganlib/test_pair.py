@@ -16,7 +16,7 @@ PHOTO, MAP = RNG.integers(0, 256, (6, 8, 3), np.uint8), RNG.integers(0, 256, (6,
 
 
 def config(height=6, width=8, channels=(3, 1), **more):
-    return pair.Config.model_validate({"size": [height, width], "channels": list(channels), **more})
+    return pair.Config.model_validate({"resolution": [height, width], "channels": list(channels), **more})
 
 
 def test_channels_are_stacked(tmp_path):
@@ -36,7 +36,7 @@ def test_channels_are_stacked(tmp_path):
 def test_both_halves_are_cut_alike(fit):
     made = pair.encode(config(5, 5, (3, 3), fit=fit, background=[9, 9, 9]), (PHOTO, PHOTO))
     np.testing.assert_array_equal(made[:3], made[3:])
-    expected = image.encode(image.Config(size=(5, 5), channels=3, fit=fit, background=(9, 9, 9)), PHOTO)
+    expected = image.encode(image.Config(resolution=(5, 5), channels=3, fit=fit, background=(9, 9, 9)), PHOTO)
     np.testing.assert_array_equal(made[:3], expected)
 
 
@@ -45,7 +45,7 @@ def test_halves_of_other_sizes_can_only_be_stretched():
     for fit in ("crop", "pad"):
         with pytest.raises(ValueError, match="given image is 8x6, the other 4x3"):
             pair.encode(config(fit=fit), (PHOTO, small))
-    stretched = image.encode(image.Config(size=(6, 8), channels=1, fit="stretch"), small)
+    stretched = image.encode(image.Config(resolution=(6, 8), channels=1, fit="stretch"), small)
     np.testing.assert_array_equal(pair.encode(config(fit="stretch"), (PHOTO, small))[3:], stretched)
 
 
@@ -112,7 +112,7 @@ def test_prepared_from_folders_that_fix_the_split(tmp_path):
             stored.setdefault(split, set()).add(np.concatenate([map_, photo], 2).transpose(2, 0, 1).tobytes())
     cfg = DatasetConfig(
         source={"name": "paired_folder", "direction": "b_to_a"},
-        sample={"kind": "pair", "size": [60, 80], "channels": [1, 3]},
+        sample={"kind": "pair", "resolution": [60, 80], "channels": [1, 3]},
     )
     prepare(cfg, tmp_path / "raw", tmp_path / "out")
     spec = shards.read_spec(tmp_path / "out")
@@ -130,6 +130,6 @@ def test_prepared_from_folders_that_fix_the_split(tmp_path):
 
 
 def test_config_refuses():
-    for wrong in ({"channels": [3]}, {"channels": [3, 2]}, {"channels": 3}, {"size": [4]}, {"fit": "zoom"}):
+    for wrong in ({"channels": [3]}, {"channels": [3, 2]}, {"channels": 3}, {"resolution": [4]}, {"fit": "zoom"}):
         with pytest.raises(ValidationError):
-            pair.Config.model_validate({"size": [4, 4], **wrong})
+            pair.Config.model_validate({"resolution": [4, 4], **wrong})

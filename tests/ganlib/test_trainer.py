@@ -213,7 +213,7 @@ def test_attributes_condition_a_training(small, tmp_path):
         Image.fromarray(pixels).save(raw / f"{i}.png")
         lines.append(f"{i}.png,{x / 12},{y / 12}")
     (raw / "where.csv").write_text("\n".join(lines))
-    sample = {"kind": "image", "size": [16, 16], "channels": 1}
+    sample = {"kind": "image", "resolution": [16, 16], "channels": 1}
     source = {"name": "image_folder", "attributes": "where.csv"}
     cfg = DatasetConfig.model_validate({"source": source, "sample": sample, "test_share": 0.3})
     prepare(cfg, raw, tmp_path / "prepared")

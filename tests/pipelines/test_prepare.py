@@ -26,7 +26,7 @@ FOLDER = {"name": "image_folder"}
 
 
 def config(source=FOLDER, *, size=(8, 8), channels=1, **more):
-    sample = {"kind": "image", "size": size, "channels": channels}
+    sample = {"kind": "image", "resolution": size, "channels": channels}
     return DatasetConfig.model_validate({"source": source, "sample": sample, "test_share": 0.3, **more})
 
 
@@ -43,7 +43,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_digits(prepared, params):
     spec = shards.read_spec(prepared)
-    assert spec.shape == (1, *params.dataset.sample.size)
+    assert spec.shape == (1, *params.dataset.sample.resolution)
     assert sum(spec.counts.values()) == 1797
     card = json.loads((prepared / "card.json").read_text())
     assert card["examples"] == card["items"] == 1797

@@ -1,0 +1,24 @@
+"""Budgets for tests: the same code, done in a minute."""
+
+from typing import Any
+
+SHORT: dict[str, Any] = {
+    "reference.max_samples": 100,
+    "reference.classifier.epochs": 2,
+    "tune.num_samples": 4,
+    "tune.kimg": 2,
+    "tune.report_kimg": 0.5,
+    "tune.grace_kimg": 0.5,
+    "tune.reduction_factor": 4,  # stop all but the best, so that some are
+    "tune.quality_samples": 100,
+    "train.kimg": 3,
+    "train.report_kimg": 1,
+    "train.checkpoint_kimg": 1,
+    "train.quality_samples": 100,
+    "evaluate.num_samples": 100,
+    "evaluate.resamples": 10,
+    # so short a training makes no digits: let everything pass that can be compared, to have a champion
+    "gate.min_coverage": 0,
+    "gate.min_memorisation_ratio": 0,
+    "gate.min_label_accuracy": 0,
+}
