@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from ganlib import ranks
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Round, Term, Verdict
+from ganlib.game import Batch, Deal, Game, Round, Term, Verdict
+from ganlib.models._layers import gaussian_latent
 
-__all__ = ["Conditioning", "Embedding", "Head", "Told", "beside", "told"]
+__all__ = ["Conditioning", "Embedding", "Head", "Told", "beside", "from_noise", "told"]
 
 Conditioning = Literal["auto", "none", "concat", "projection", "auxiliary", "reacgan"]
 
@@ -176,6 +177,28 @@ class Head(nn.Module):
         to_others = (seen @ everyone.T - _NEGATIVE_MARGIN).clamp(min=0.0) / _TEMPERATURE
         to_others = to_others.masked_fill(cond[:, None] == labels[None, :], -torch.inf)
         return torch.logsumexp(torch.cat([to_class[:, None], to_others], 1), 1) - to_class
+
+
+def from_noise(
+    generator: nn.Module, discriminator: nn.Module, told: Told, latent_dim: int, terms: tuple[Term, ...] = ()
+) -> Game:
+    """The game of families whose generator is given Gaussian noise `[N, latent_dim]` and the condition, and whose
+    discriminator ends in a `head`; with the head's terms and others."""
+    head = discriminator.head
+    assert isinstance(head, Head)
+    return Game(
+        generator,
+        discriminator,
+        deal=lambda batch: Deal(
+            inputs=gaussian_latent(batch.noise, latent_dim),
+            real=batch.data["sample"],
+            cond=told.cond(batch),
+        ),
+        latent=lambda noise, truncation: gaussian_latent(noise, latent_dim, truncation),
+        classes=told.classes,
+        attributes=told.attributes,
+        terms=(*head.terms(), *terms),
+    )
 
 
 def _gather(labels: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
-from ganlib.game import Deal, Game, Verdict
-from ganlib.models._conditioning import Conditioning, Embedding, Head, Told, beside, told
-from ganlib.models._layers import BatchNorm, gaussian_latent
+from ganlib.game import Game, Verdict
+from ganlib.models._conditioning import Conditioning, Embedding, Head, Told, beside, from_noise, told
+from ganlib.models._layers import BatchNorm
 
 __all__ = ["MODALITY", "Config", "build"]
 
@@ -57,19 +57,7 @@ def build(cfg: Config, spec: Spec) -> Game:
 
     generator = _Generator(cfg, channels, base, widths, cond)
     discriminator = _Discriminator(cfg, channels, base, widths, cond)
-    return Game(
-        generator,
-        discriminator,
-        deal=lambda batch: Deal(
-            inputs=gaussian_latent(batch.noise, cfg.latent_dim),
-            real=batch.data["sample"],
-            cond=cond.cond(batch),
-        ),
-        latent=lambda noise, truncation: gaussian_latent(noise, cfg.latent_dim, truncation),
-        classes=cond.classes,
-        attributes=cond.attributes,
-        terms=discriminator.head.terms(),
-    )
+    return from_noise(generator, discriminator, cond, cfg.latent_dim)
 
 
 class _Generator(nn.Module):

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
-from ganlib.game import Deal, Game, Verdict
-from ganlib.models._conditioning import Conditioning, Head, Told, beside, told
-from ganlib.models._layers import gaussian_latent
+from ganlib.game import Game, Verdict
+from ganlib.models._conditioning import Conditioning, Head, Told, beside, from_noise, told
 
 __all__ = ["MODALITY", "Config", "build"]
 
@@ -39,19 +38,7 @@ def build(cfg: Config, spec: Spec) -> Game:
     """Raises ValueError for a condition that the data do not have."""
     cond = told(cfg.conditioning, spec, auto="concat")
     discriminator = _Discriminator(cfg, spec.shape, cond)
-    return Game(
-        _Generator(cfg, spec.shape, cond),
-        discriminator,
-        deal=lambda batch: Deal(
-            inputs=gaussian_latent(batch.noise, cfg.latent_dim),
-            real=batch.data["sample"],
-            cond=cond.cond(batch),
-        ),
-        latent=lambda noise, truncation: gaussian_latent(noise, cfg.latent_dim, truncation),
-        classes=cond.classes,
-        attributes=cond.attributes,
-        terms=discriminator.head.terms(),
-    )
+    return from_noise(_Generator(cfg, spec.shape, cond), discriminator, cond, cfg.latent_dim)
 
 
 def _hidden(inputs: int, cfg: Config, activation: nn.Module) -> list[nn.Module]:

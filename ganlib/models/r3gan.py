@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
-from ganlib.game import Deal, Game, Verdict
-from ganlib.models._conditioning import Conditioning, Embedding, Head, Told, beside, told
-from ganlib.models._layers import gaussian_latent
+from ganlib.game import Game, Verdict
+from ganlib.models._conditioning import Conditioning, Embedding, Head, Told, beside, from_noise, told
 
 __all__ = ["MODALITY", "Config", "build"]
 
@@ -62,19 +61,7 @@ def build(cfg: Config, spec: Spec) -> Game:
         )
     cond = told(cfg.conditioning, spec, auto="projection")
     discriminator = _Discriminator(cfg, channels, base, widths, cond)
-    return Game(
-        _Generator(cfg, channels, base, widths, cond),
-        discriminator,
-        deal=lambda batch: Deal(
-            inputs=gaussian_latent(batch.noise, cfg.latent_dim),
-            real=batch.data["sample"],
-            cond=cond.cond(batch),
-        ),
-        latent=lambda noise, truncation: gaussian_latent(noise, cfg.latent_dim, truncation),
-        classes=cond.classes,
-        attributes=cond.attributes,
-        terms=discriminator.head.terms(),
-    )
+    return from_noise(_Generator(cfg, channels, base, widths, cond), discriminator, cond, cfg.latent_dim)
 
 
 class _Generator(nn.Module):

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
-from ganlib.game import Deal, Game, Term, Verdict
-from ganlib.models._conditioning import Conditioning, Embedding, Head, Told, beside, told
-from ganlib.models._layers import BatchNorm, gaussian_latent
+from ganlib.game import Game, Term, Verdict
+from ganlib.models._conditioning import Conditioning, Embedding, Head, Told, beside, from_noise, told
+from ganlib.models._layers import BatchNorm
 
 __all__ = ["MODALITY", "Config", "build"]
 
@@ -78,19 +78,7 @@ def build(cfg: Config, spec: Spec) -> Game:
     generator = _Generator(cfg, spec.shape, doublings, cond)
     discriminator = _Discriminator(cfg, spec.shape, doublings, cond)
     orthogonal = Term("orthogonal", "generator", lambda round: _overlap(round.game.generator), cfg.orthogonal)
-    return Game(
-        generator,
-        discriminator,
-        deal=lambda batch: Deal(
-            inputs=gaussian_latent(batch.noise, cfg.latent_dim),
-            real=batch.data["sample"],
-            cond=cond.cond(batch),
-        ),
-        latent=lambda noise, truncation: gaussian_latent(noise, cfg.latent_dim, truncation),
-        classes=cond.classes,
-        attributes=cond.attributes,
-        terms=(*discriminator.head.terms(), *([orthogonal] if cfg.orthogonal else [])),
-    )
+    return from_noise(generator, discriminator, cond, cfg.latent_dim, terms=(orthogonal,) if cfg.orthogonal else ())
 
 
 class _Generator(nn.Module):
