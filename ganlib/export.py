@@ -105,7 +105,8 @@ class Generator:
     def translate(self, given: Tensor, *, seed: int = 0, batch: int = 100) -> Tensor:
         """What the generator makes of images `[N, C, H, W]` in [−1, 1], the same size, as many channels as it makes.
 
-        Raises ValueError for images that are not like those it was trained on, or a generator that needs none.
+        What noise an image meets depends on the seed, its place and how many there are. Raises ValueError for
+        images that are not like those it was trained on, or a generator that needs none.
         """
         if not self.translates:
             raise ValueError("this generator makes samples of noise: it takes no images")

@@ -7,7 +7,6 @@ that no threshold depends on data, loss or network; `tests/bench/health.py` meas
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 from collections.abc import Callable, Mapping
@@ -208,16 +207,6 @@ class Monitor:
     def suspects(self) -> bool:
         """Whether something looked wrong in the last report, for fewer reports than an alarm takes."""
         return any(state["raised"] is None for state in self._wrong.values())
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and dicts."""
-        return copy.deepcopy({"recent": self._recent, "first": self._first, "best": self._best, "wrong": self._wrong})
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on as the monitor that gave `state`."""
-        state = copy.deepcopy(dict(state))
-        self._recent, self._first = state["recent"], state["first"]
-        self._best, self._wrong = state["best"], state["wrong"]
 
     def _symptoms(self) -> dict[str, Callable[[Mapping[str, float]], str]]:
         """Each says what is wrong with a row, with figures, or nothing."""

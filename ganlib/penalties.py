@@ -19,6 +19,7 @@ from ganlib.game import Round, Sample, each, leaves
 
 __all__ = [
     "DIFFERENTIATE",
+    "MOVE",
     "PENALTIES",
     "LeCam",
     "balanced_consistency",
@@ -149,6 +150,9 @@ PENALTIES: dict[str, Callable[[Round], Tensor] | type[nn.Module]] = {
     "lecam": LeCam,
 }
 """by the names of `params.yaml`; a class is to be called once, and its instance keeps running means"""
+
+MOVE = frozenset({"consistency", "balanced_consistency"})
+"""penalties that shift and flip images, and so would part them from what they are paired with"""
 
 DIFFERENTIATE = frozenset({"r1", "r2", "gradient_penalty", "dragan"})
 """those that take gradients with respect to samples"""

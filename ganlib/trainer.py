@@ -29,7 +29,6 @@ from ganlib.data._spec import Spec
 from ganlib.export import save_generator
 from ganlib.game import (
     Batch,
-    Deal,
     Game,
     Learner,
     Noise,
@@ -37,26 +36,20 @@ from ganlib.game import (
     Term,
     adversarial_step,
     each,
-    judge,
-    leaves,
     seed_of,
 )
 from ganlib.loader import Loader
 from ganlib.losses import LOSSES
 from ganlib.models._layers import BatchNorm
-from ganlib.penalties import DIFFERENTIATE, PENALTIES
-from ganlib.reference import Reference
+from ganlib.penalties import DIFFERENTIATE, MOVE, PENALTIES
 from ganlib.schedules import value
+from ganlib.watch import Watch
 
 __all__ = ["Plan", "Report", "average_weights", "build_game", "plan", "train"]
 
 Report = Callable[[dict[str, float], Path | None], None]
 """`(row, folder)`, called on every rank. `folder`, now and then and on rank 0 alone, holds `checkpoint.pt`,
 `generator/` (the average, exported) and `samples.png`; it is gone after the call."""
-
-PREVIEWS = 64
-JUDGED = 256
-"""of each split, at most: examples shown to the discriminator at each report"""
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,7 @@ def build_game(params: Params, spec: Spec) -> Game:
             f"{where}: penalties ({', '.join(twice)}) need a discriminator without BatchNorm, "
             "which mixes the examples of a batch; choose another norm for it, or no penalty"
         )
-    moving = [name for name in cfg.penalties if "consistency" in name] + (["augment"] if cfg.augment else [])
+    moving = sorted(MOVE & cfg.penalties.keys()) + (["augment"] if cfg.augment else [])
     if moving and spec.given:
         raise ConfigError(f"{where}: {', '.join(moving)} would tear given and generated images asunder; leave it out")
     if cfg.augment is not None:
@@ -168,7 +161,9 @@ def train(
         rows = slice(part * size, (part + 1) * size)
         return Batch(data, Noise(params.seed, "turn", turn, size=cfg.batch, rows=rows, device=device))
 
-    watch = _Watch(params, training, spec, Path(prepared), reference, place) if rank == 0 else None
+    watch = None
+    if rank == 0:
+        watch = Watch(params, training.game, training.average, spec, Path(prepared), reference, place)
     sums: dict[str, Tensor] = {}
     began, began_at = time.perf_counter(), state["step"]
     while state["step"] < timing.steps:
@@ -193,7 +188,9 @@ def train(
             **_means(sums, world),
             **training.settings(),
         }
-        trouble, doubt = _same_on_all_ranks(watch.look(row) if watch is not None else ("", False), world)
+        trouble, doubt = _same_on_all_ranks(
+            ("", False) if watch is None else watch.look(row, state["rows"], done), world
+        )
         due = not last and done % timing.checkpoint_every == 0 and not (doubt and healthy is not None)
         if trouble:
             if healthy is None:
@@ -271,7 +268,7 @@ class _Training:
         return {**{name: part.state_dict() for name, part in self.parts.items()}, **self.state}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Raises checkpoint.Damaged if parts are missing."""
+        """Go back to a snapshot, which stays as it is."""
         for name, part in self.parts.items():
             part.load_state_dict(copy.deepcopy(snapshot[name]))
         self.state.update({name: copy.deepcopy(snapshot[name]) for name in self.state})
@@ -390,147 +387,3 @@ def average_weights(average: nn.Module, module: nn.Module, decay: float) -> None
             mine.lerp_(theirs, 1 - decay)
         else:
             mine.copy_(theirs)
-
-
-def _joined(deals: list[Deal]) -> Deal:
-    """Deals one after the other."""
-
-    def together(samples: list[Any]) -> Sample:
-        if isinstance(samples[0], dict):
-            return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
-        return torch.cat(samples)
-
-    conds = [deal.cond for deal in deals if deal.cond is not None]
-    return Deal(
-        together([deal.inputs for deal in deals]),
-        together([deal.real for deal in deals]),
-        torch.cat(conds) if conds else None,
-    )
-
-
-def _small(images: Tensor) -> Tensor:
-    """Images of at most 32 pixels a side, which is enough to tell one from another."""
-    if images.dim() != 4 or max(images.shape[2:]) <= 32:
-        return images
-    height, width = (min(side, 32) for side in images.shape[2:])
-    return nn.functional.adaptive_avg_pool2d(images, (height, width))
-
-
-class _Watch:
-    """Looks at the averaged generator now and then: pictures of fixed deals, diversity, quality, health."""
-
-    def __init__(
-        self,
-        params: Params,
-        training: _Training,
-        spec: Spec,
-        prepared: Path,
-        reference: str | Path | None,
-        place: Callable[[Tensor], Tensor],
-    ):
-        self.params, self.training, self.spec, self.place = params, training, spec, place
-        self.reference = Reference.load(reference) if reference and params.train.quality_samples else None
-        self.fixed = self._deal(prepared, "test", PREVIEWS, "preview")
-        if spec.given:
-            stored = shards.read(prepared, "test", limit=PREVIEWS)["sample"]
-            given = spec.split(registry.load("data", spec.kind).decode(stored))[0]
-            self.given = given[torch.arange(PREVIEWS) % len(given)]
-        size = min(JUDGED, *spec.counts.values(), max(8, 2**27 // math.prod(spec.shape)))
-        self.known, self.held_out = (self._deal(prepared, split, size, split) for split in ("train", "test"))
-        shown = self.fixed
-        if self.reference is not None:
-            # of test examples where samples are made of examples: the answers to others have been seen
-            split = "test" if spec.given else "train"
-            shown = self.judged = self._deal(prepared, split, params.train.quality_samples, "quality", small=True)
-        reals = leaves(shown.real)[0]
-        self.varied = _small(reals[health.some(len(reals))])
-
-    def _deal(self, prepared: Path, split: str, size: int, purpose: str, small: bool = False) -> Deal:
-        """A deal of stored examples, as many as `size` if there are, in turns; they are stored in random order.
-
-        `small` keeps of the reals what little tells one from another.
-        """
-        data = shards.read(prepared, split, limit=size)
-        rows = torch.arange(size) % len(data["sample"])
-        if "label" in data:  # a picture is easier to read class by class
-            rows = rows[data["label"][rows].argsort(stable=True)]
-        decode = registry.load("data", self.spec.kind).decode
-        deals = []
-        for part in self._chunks(size):
-            some = {name: column[rows[part]] for name, column in data.items()}
-            noise = Noise(self.params.seed, purpose, size=size, rows=part)
-            deal = self.training.game.deal(Batch(some | {"sample": decode(some["sample"])}, noise, training=False))
-            deals.append(dataclasses.replace(deal, real=each(_small, deal.real)) if small else deal)
-        return _joined(deals)
-
-    def _chunks(self, size: int) -> list[slice]:
-        """Slices of `size` examples that any device holds, activations included."""
-        most = max(1, min(100, 2**22 // math.prod(self.spec.shape)))
-        return [slice(start, min(start + most, size)) for start in range(0, size, most)]
-
-    @torch.inference_mode()
-    def _play(self, deal: Deal) -> Tensor:
-        """What the average makes of a deal, on the CPU."""
-        average = self.training.average.eval()
-        made = []
-        for rows in self._chunks(len(leaves(deal.inputs)[0])):
-            inputs = each(lambda x, rows=rows: self.place(x[rows]), deal.inputs)  # type: ignore[misc]
-            cond = None if deal.cond is None else self.place(deal.cond[rows])
-            made.append(leaves(average(inputs, cond))[0].float().cpu())
-        return torch.cat(made)
-
-    @torch.inference_mode()
-    def _logits(self, deal: Deal, sample: Sample) -> Tensor:
-        """The discriminator's of a sample under the deal's condition."""
-        discriminator, step = self.training.game.discriminator.eval(), self.training.state["step"]
-        size, logits = len(leaves(sample)[0]), []
-        for rows in self._chunks(size):
-            part = each(lambda x, rows=rows: self.place(x[rows]), sample)  # type: ignore[misc]
-            cond = None if deal.cond is None else self.place(deal.cond[rows])
-            noise = Noise(self.params.seed, "judged", step, size=size, rows=rows, device=self.training.device)
-            logits.append(judge(self.training.game, part, cond, noise).logits.cpu())
-        discriminator.train()
-        return torch.cat(logits)
-
-    def look(self, row: dict[str, float]) -> tuple[str, bool]:
-        """Add what is measured to the row. Returns what has gone wrong for good, if anything has, and whether
-        something may have."""
-        cfg = self.params.train.health
-        try:
-            health.check(row, row["kimg"])
-        except health.Diverged as error:
-            return str(error), True
-        row |= self._measure()
-        monitor = health.Monitor(cfg)
-        for past in self.training.state["rows"]:
-            monitor.look(past)
-        alarms = monitor.look(row)
-        row["health/alarms"] = len(alarms)
-        return "; ".join(a.message for a in alarms) if cfg.policy != "warn" else "", monitor.suspects or bool(alarms)
-
-    def _measure(self) -> dict[str, float]:
-        """How varied fakes are beside the reals of their deal, how the discriminator takes reals that it was not
-        trained on, and quality where a reference is at hand."""
-        shown = self.fixed if self.reference is None else self.judged
-        fakes = self._play(shown)
-        some = health.some(len(fakes))
-        known, unknown = (self._logits(deal, deal.real) for deal in (self.known, self.held_out))
-        of_fakes = self._logits(self.held_out, self._play(self.held_out))
-        row = {
-            "diversity": health.diversity(_small(fakes[some]), self.varied),
-            "spacing": health.spacing(_small(fakes[some]), self.varied),
-            "sign/held_out": float(unknown.sign().mean()),
-            "overfitting": health.overfitting(known, unknown, of_fakes),
-        }
-        if self.reference is not None:
-            samples = {"sample": fakes}
-            if self.training.game.classes and shown.cond is not None:
-                samples["label"] = shown.cond
-            row |= self.reference.quality(samples)
-        return row
-
-    def picture(self, path: Path) -> None:
-        """Draw the fixed deal's fakes; between what was given and what is real, where something was given."""
-        preview, fakes = registry.load("data", self.spec.kind).preview, self._play(self.fixed)
-        shown = [self.given, fakes, leaves(self.fixed.real)[0]] if self.spec.given else fakes
-        preview(shown, columns=4 if self.spec.given else 8).save(path)

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import math
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils import parametrize
 
 from ganlib import ranks
 from ganlib.game import Noise
 
-__all__ = ["BatchNorm", "gaussian_latent"]
+__all__ = [
+    "BatchNorm",
+    "Fir",
+    "FromImage",
+    "MinibatchDeviation",
+    "ModulatedConv",
+    "activate",
+    "equalised",
+    "full_precision",
+    "gaussian_latent",
+    "normal_from",
+    "unit",
+]
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -88,3 +105,171 @@ def gaussian_latent(noise: Noise, dim: int, truncation: float | None = None) -> 
     uniform = noise.uniform(dim).double()
     z: Tensor = torch.special.ndtri(edge + uniform * (1 - 2 * edge)).float()
     return z
+
+
+# -- of StyleGAN2: equalised weights, FIR resampling, modulated convolutions. Karras et al. 2018, 2020 -------------
+
+
+def activate(x: Tensor) -> Tensor:
+    """Leaky ReLU of slope 0.2, in place. Its gain of √2 is in the layer before: see `equalised`."""
+    return F.leaky_relu(x, 0.2, inplace=True)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Each row `[N, D]` at a mean square of 1. Karras et al. 2018, section 4.2."""
+    return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+
+
+def full_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """No autocast inside, on the device of `x`."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+class _Scale(nn.Module):
+    def __init__(self, by: float):
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.by
+
+
+def equalised(
+    layer: Layer, *, gain: float = 1.0, fan_in: int | None = None, bias: float = 0.0, lr_multiplier: float = 1.0
+) -> Layer:
+    """Give a layer weights drawn from N(0, 1) and scaled to He's deviation, `gain`/√fan_in, whenever they are used.
+
+    Then Adam moves all layers at the same relative speed, times `lr_multiplier`. Karras et al. 2018, section 4.1.
+    The `gain` of the activation that follows may stand here, bias included: leaky ReLU(cx) = c leaky ReLU(x).
+    """
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    fan_in = fan_in or weight[0].numel()
+    nn.init.normal_(weight, std=1 / lr_multiplier)
+    parametrize.register_parametrization(layer, "weight", _Scale(gain * lr_multiplier / math.sqrt(fan_in)))
+    if isinstance(getattr(layer, "bias", None), Tensor):
+        nn.init.constant_(layer.bias, bias / lr_multiplier)  # type: ignore[arg-type]
+        if gain * lr_multiplier != 1.0:
+            parametrize.register_parametrization(layer, "bias", _Scale(gain * lr_multiplier))
+    return layer
+
+
+class Fir(nn.Module):
+    """The filter [1, 3, 3, 1] ⊗ [1, 3, 3, 1], of sum `gain`; zeros beyond the edges. Karras et al. 2019, section 2.
+
+    A depthwise convolution of 4x4: on a CPU faster than two of 4, than sums of slices and than interpolation.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, channels: int, gain: float = 1.0):
+        super().__init__()
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        kernel = (torch.outer(taps, taps) * gain).repeat(channels, 1, 1, 1)
+        self.register_buffer("kernel", kernel, persistent=False)
+
+    def blur(self, x: Tensor, padding: int) -> Tensor:
+        """`[N, C, H, W]` → `[N, C, H + 2·padding − 3, W + 2·padding − 3]`."""
+        return F.conv2d(x, self.kernel, padding=padding, groups=len(self.kernel))
+
+    def down(self, x: Tensor) -> Tensor:
+        """To half the size."""
+        return F.conv2d(x, self.kernel, stride=2, padding=1, groups=len(self.kernel))
+
+    def up(self, x: Tensor) -> Tensor:
+        """To double the size: zeros between the pixels, then the filter, of gain 4. Never in bfloat16: for images."""
+        with full_precision(x):
+            return F.conv_transpose2d(x, self.kernel, stride=2, padding=1, groups=len(self.kernel))
+
+
+class ModulatedConv(nn.Module):
+    """A convolution whose weights each example's w scales: Karras et al. 2020, eq. 1 to 3.
+
+    Not the weights are scaled, which would take a convolution an example, but what goes in and what comes out:
+    the same function, and the faster one for batches on a CPU. With `normal` false, as for images: a 1x1
+    convolution, neither demodulated nor given noise nor activated. `start` tells its noise from other layers'.
+    """
+
+    def __init__(self, w_dim: int, inner: int, outer: int, *, normal: bool = True, up: bool = False, start: int = 0):
+        super().__init__()
+        size = 3 if normal else 1
+        self.affine = equalised(nn.Linear(w_dim, inner), bias=1.0)
+        self.weight = nn.Parameter(torch.randn(outer, inner, size, size))
+        self.bias = nn.Parameter(torch.zeros(outer))
+        self.noise_strength = nn.Parameter(torch.zeros(())) if normal else None
+        self.fir = Fir(outer, gain=4.0) if up else None
+        self.scale, self.start = 1 / math.sqrt(inner * size**2), start
+
+    def forward(self, x: Tensor, w: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """Features `[N, I, H, W]`, styles w `[N, D]`, seeds of noise `[N]` → `[N, O, H, W]`, twice as high if `up`."""
+        with full_precision(x):
+            styles = self.affine(w) * self.scale
+            gains = None  # of the outputs
+            if self.noise_strength is not None:
+                gains = (styles.square() @ self.weight.square().sum((2, 3)).T + 1e-8).rsqrt() * math.sqrt(2)
+        x = x * styles.to(x)[:, :, None, None]
+        if self.fir is not None:  # a transposed convolution, then the filter: Karras et al. 2019, section 2
+            x = self.fir.blur(F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2), padding=1)
+        else:
+            x = F.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2)
+        bias = self.bias.to(x)[:, None, None]
+        if gains is None or self.noise_strength is None:
+            return x + bias
+        x = torch.addcmul(bias * math.sqrt(2), x, gains.to(x)[:, :, None, None])
+        if seeds is not None:
+            height, width = x.shape[2:]
+            noise = normal_from(seeds, self.start, height * width).view(-1, 1, height, width)
+            x.add_((noise.to(self.bias) * (self.noise_strength * math.sqrt(2))).to(x))
+        return activate(x)
+
+
+def normal_from(seeds: Tensor, start: int, count: int) -> Tensor:
+    """Standard normal `[N, count]`, a function of the int32 seeds `[N]`; ranges that do not overlap are independent.
+
+    A seed is 4 bytes an example, where its noise at 1024² is 11 MB, and no device's own generator is asked.
+    `count` is even: Box & Muller 1958, on bits mixed as by the finaliser of MurmurHash3 (Appleby 2011).
+    """
+    places = torch.arange(start, start + count, dtype=torch.int32, device=seeds.device)
+    radius, angle = _mix(_mix(places) ^ seeds[:, None]).chunk(2, 1)
+    r = ((radius >> 8 & 0xFFFFFF).float() + 0.5).mul_(2.0**-24).log_().mul_(-2.0).sqrt_()
+    turn = angle.float().mul_(math.pi / 2**31)
+    return torch.cat([r * turn.cos(), r * turn.sin()], 1)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """A bijection of int32 whose every output bit depends on every input bit."""
+    bits = (bits ^ (bits >> 16 & 0xFFFF)) * (0x85EBCA6B - 2**32)
+    bits = (bits ^ (bits >> 13 & 0x7FFFF)) * (0xC2B2AE35 - 2**32)
+    return bits ^ (bits >> 16 & 0xFFFF)
+
+
+class FromImage(nn.Module):
+    """A 1x1 convolution of images `[N, C, H, W]` to features, activated."""
+
+    def __init__(self, channels: int, outer: int):
+        super().__init__()
+        self.conv = equalised(nn.Conv2d(channels, outer, 1), gain=math.sqrt(2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return activate(self.conv(images))
+
+
+class MinibatchDeviation(nn.Module):
+    """Append one channel: how much examples of a group differ, on average. Karras et al. 2018, section 3.
+
+    Groups are of neighbouring rows: as many as `group`, or the next smaller number that divides the rows. So
+    ranks and microbatches agree with one batch wherever `group` divides each.
+    """
+
+    def __init__(self, group: int):
+        super().__init__()
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W]` → `[N, C + 1, H, W]`."""
+        group = next(g for g in range(self.group, 0, -1) if len(x) % g == 0)
+        with full_precision(x):
+            groups = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(0, (-1, group))
+            deviation = (groups.var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
+        plane = deviation.to(x).repeat_interleave(group)[:, None, None, None].expand(-1, 1, *x.shape[2:])
+        return torch.cat([x, plane], 1)

@@ -20,7 +20,7 @@ from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
 from ganlib.game import Batch, Deal, Game, Noise, Round, Term, Verdict
 from ganlib.models._conditioning import Conditioning, Embedding, Head, Told, beside, told
-from ganlib.models._stylegan_layers import (
+from ganlib.models._layers import (
     Fir,
     FromImage,
     MinibatchDeviation,

@@ -15,7 +15,7 @@ from zoo import batches, game_of, spec_of
 from ganlib import ranks
 from ganlib.game import Learner, Noise, Round, adversarial_step
 from ganlib.losses import LOSSES
-from ganlib.models import _stylegan_layers as layers
+from ganlib.models import _layers as layers
 from ganlib.models import stylegan2
 
 TAPS = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64

@@ -1,0 +1,170 @@
+"""What rank 0 sees of a training now and then: pictures, how varied and how good samples are, what has gone wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ganlib import health, registry, shards
+from ganlib.config import Params
+from ganlib.data._spec import Spec
+from ganlib.game import Batch, Deal, Game, Noise, Sample, each, judge, leaves
+from ganlib.reference import Reference
+
+__all__ = ["Watch"]
+
+PREVIEWS = 64
+JUDGED = 256
+"""of each split, at most: examples shown to the discriminator at each report"""
+
+
+class Watch:
+    """Looks at the averaged generator now and then: pictures of fixed deals, diversity, quality, health."""
+
+    def __init__(
+        self,
+        params: Params,
+        game: Game,
+        average: nn.Module,
+        spec: Spec,
+        prepared: Path,
+        reference: str | Path | None,
+        place: Callable[[Tensor], Tensor],
+    ):
+        self.params, self.game, self.average, self.spec, self.place = params, game, average, spec, place
+        self.reference = Reference.load(reference) if reference and params.train.quality_samples else None
+        self.fixed = self._deal(prepared, "test", PREVIEWS, "preview")
+        if spec.given:
+            stored = shards.read(prepared, "test", limit=PREVIEWS)["sample"]
+            given = spec.split(registry.load("data", spec.kind).decode(stored))[0]
+            self.given = given[torch.arange(PREVIEWS) % len(given)]
+        size = min(JUDGED, *spec.counts.values(), max(8, 2**27 // math.prod(spec.shape)))
+        self.known, self.held_out = (self._deal(prepared, split, size, split) for split in ("train", "test"))
+        shown = self.fixed
+        if self.reference is not None:
+            # of test examples where samples are made of examples: the answers to others have been seen
+            split = "test" if spec.given else "train"
+            shown = self.judged = self._deal(prepared, split, params.train.quality_samples, "quality", small=True)
+        reals = leaves(shown.real)[0]
+        self.varied = _small(reals[health.some(len(reals))])
+
+    def _deal(self, prepared: Path, split: str, size: int, purpose: str, small: bool = False) -> Deal:
+        """A deal of stored examples, as many as `size` if there are, in turns; they are stored in random order.
+
+        `small` keeps of the reals what little tells one from another.
+        """
+        data = shards.read(prepared, split, limit=size)
+        rows = torch.arange(size) % len(data["sample"])
+        if "label" in data:  # a picture is easier to read class by class
+            rows = rows[data["label"][rows].argsort(stable=True)]
+        decode = registry.load("data", self.spec.kind).decode
+        deals = []
+        for part in self._chunks(size):
+            some = {name: column[rows[part]] for name, column in data.items()}
+            noise = Noise(self.params.seed, purpose, size=size, rows=part)
+            deal = self.game.deal(Batch(some | {"sample": decode(some["sample"])}, noise, training=False))
+            deals.append(dataclasses.replace(deal, real=each(_small, deal.real)) if small else deal)
+        return _joined(deals)
+
+    def _chunks(self, size: int) -> list[slice]:
+        """Slices of `size` examples that any device holds, activations included."""
+        most = max(1, min(100, 2**22 // math.prod(self.spec.shape)))
+        return [slice(start, min(start + most, size)) for start in range(0, size, most)]
+
+    @torch.inference_mode()
+    def _play(self, deal: Deal) -> Tensor:
+        """What the average makes of a deal, on the CPU."""
+        average = self.average.eval()
+        made = []
+        for rows in self._chunks(len(leaves(deal.inputs)[0])):
+            inputs = each(lambda x, rows=rows: self.place(x[rows]), deal.inputs)  # type: ignore[misc]
+            cond = None if deal.cond is None else self.place(deal.cond[rows])
+            made.append(leaves(average(inputs, cond))[0].float().cpu())
+        return torch.cat(made)
+
+    @torch.inference_mode()
+    def _logits(self, deal: Deal, sample: Sample, step: int) -> Tensor:
+        """The discriminator's of a sample under the deal's condition."""
+        discriminator, size, logits = self.game.discriminator.eval(), len(leaves(sample)[0]), []
+        for rows in self._chunks(size):
+            part = each(lambda x, rows=rows: self.place(x[rows]), sample)  # type: ignore[misc]
+            cond = None if deal.cond is None else self.place(deal.cond[rows])
+            noise = Noise(self.params.seed, "judged", step, size=size, rows=rows, device=leaves(part)[0].device)
+            logits.append(judge(self.game, part, cond, noise).logits.cpu())
+        discriminator.train()
+        return torch.cat(logits)
+
+    def look(self, row: dict[str, float], past: list[dict[str, float]], step: int) -> tuple[str, bool]:
+        """Add what is measured at this step to the row, which follows those of the `past`.
+
+        Returns what has gone wrong for good, if anything has, and whether something may have.
+        """
+        cfg = self.params.train.health
+        try:
+            health.check(row, row["kimg"])
+        except health.Diverged as error:
+            return str(error), True
+        row |= self._measure(step)
+        monitor = health.Monitor(cfg)
+        for earlier in past:
+            monitor.look(earlier)
+        alarms = monitor.look(row)
+        row["health/alarms"] = len(alarms)
+        return "; ".join(a.message for a in alarms) if cfg.policy != "warn" else "", monitor.suspects or bool(alarms)
+
+    def _measure(self, step: int) -> dict[str, float]:
+        """How varied fakes are beside the reals of their deal, how the discriminator takes reals that it was not
+        trained on, and quality where a reference is at hand."""
+        shown = self.fixed if self.reference is None else self.judged
+        fakes = self._play(shown)
+        some = health.some(len(fakes))
+        known, unknown = (self._logits(deal, deal.real, step) for deal in (self.known, self.held_out))
+        of_fakes = self._logits(self.held_out, self._play(self.held_out), step)
+        row = {
+            "diversity": health.diversity(_small(fakes[some]), self.varied),
+            "spacing": health.spacing(_small(fakes[some]), self.varied),
+            "sign/held_out": float(unknown.sign().mean()),
+            "overfitting": health.overfitting(known, unknown, of_fakes),
+        }
+        if self.reference is not None:
+            samples = {"sample": fakes}
+            if self.game.classes and shown.cond is not None:
+                samples["label"] = shown.cond
+            row |= self.reference.quality(samples)
+        return row
+
+    def picture(self, path: Path) -> None:
+        """Draw the fixed deal's fakes; between what was given and what is real, where something was given."""
+        preview, fakes = registry.load("data", self.spec.kind).preview, self._play(self.fixed)
+        shown = [self.given, fakes, leaves(self.fixed.real)[0]] if self.spec.given else fakes
+        preview(shown, columns=4 if self.spec.given else 8).save(path)
+
+
+def _joined(deals: list[Deal]) -> Deal:
+    """Deals one after the other."""
+
+    def together(samples: list[Any]) -> Sample:
+        if isinstance(samples[0], dict):
+            return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
+        return torch.cat(samples)
+
+    conds = [deal.cond for deal in deals if deal.cond is not None]
+    return Deal(
+        together([deal.inputs for deal in deals]),
+        together([deal.real for deal in deals]),
+        torch.cat(conds) if conds else None,
+    )
+
+
+def _small(images: Tensor) -> Tensor:
+    """Images of at most 32 pixels a side, which is enough to tell one from another."""
+    if images.dim() != 4 or max(images.shape[2:]) <= 32:
+        return images
+    height, width = (min(side, 32) for side in images.shape[2:])
+    return nn.functional.adaptive_avg_pool2d(images, (height, width))
