@@ -54,7 +54,10 @@ class AugmentConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_kind(cls, data: Any) -> Any:
-        return {**_DEFAULTS.get(str(data.get("kind")), {}), **data} if isinstance(data, dict) else data
+        if not isinstance(data, dict):
+            return data
+        # an unknown kind is reported as such, without "missing" for what it would have settled
+        return {**_DEFAULTS.get(str(data.get("kind")), _DEFAULTS["ada"]), **data}
 
     @model_validator(mode="after")
     def _fits_the_kind(self) -> AugmentConfig:

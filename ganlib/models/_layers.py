@@ -187,25 +187,28 @@ class ModulatedConv(nn.Module):
 
     Not the weights are scaled, which would take a convolution an example, but what goes in and what comes out:
     the same function, and the faster one for batches on a CPU. With `normal` false, as for images: a 1x1
-    convolution, neither demodulated nor given noise nor activated. `start` tells its noise from other layers'.
+    convolution, neither demodulated nor given noise nor activated. `start` tells its noise from other layers';
+    None is for none.
     """
 
-    def __init__(self, w_dim: int, inner: int, outer: int, *, normal: bool = True, up: bool = False, start: int = 0):
+    def __init__(
+        self, w_dim: int, inner: int, outer: int, *, normal: bool = True, up: bool = False, start: int | None = None
+    ):
         super().__init__()
         size = 3 if normal else 1
         self.affine = equalised(nn.Linear(w_dim, inner), bias=1.0)
         self.weight = nn.Parameter(torch.randn(outer, inner, size, size))
         self.bias = nn.Parameter(torch.zeros(outer))
-        self.noise_strength = nn.Parameter(torch.zeros(())) if normal else None
+        self.noise_strength = None if start is None else nn.Parameter(torch.zeros(()))
         self.fir = Fir(outer, gain=4.0) if up else None
-        self.scale, self.start = 1 / math.sqrt(inner * size**2), start
+        self.scale, self.normal, self.start = 1 / math.sqrt(inner * size**2), normal, start
 
     def forward(self, x: Tensor, w: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Features `[N, I, H, W]`, styles w `[N, D]`, seeds of noise `[N]` → `[N, O, H, W]`, twice as high if `up`."""
         with full_precision(x):
             styles = self.affine(w) * self.scale
             gains = None  # of the outputs
-            if self.noise_strength is not None:
+            if self.normal:
                 gains = (styles.square() @ self.weight.square().sum((2, 3)).T + 1e-8).rsqrt() * math.sqrt(2)
         x = x * styles.to(x)[:, :, None, None]
         if self.fir is not None:  # a transposed convolution, then the filter: Karras et al. 2019, section 2
@@ -213,10 +216,10 @@ class ModulatedConv(nn.Module):
         else:
             x = F.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2)
         bias = self.bias.to(x)[:, None, None]
-        if gains is None or self.noise_strength is None:
+        if gains is None:
             return x + bias
         x = torch.addcmul(bias * math.sqrt(2), x, gains.to(x)[:, :, None, None])
-        if seeds is not None:
+        if seeds is not None and self.start is not None and self.noise_strength is not None:
             height, width = x.shape[2:]
             noise = normal_from(seeds, self.start, height * width).view(-1, 1, height, width)
             x.add_((noise.to(self.bias) * (self.noise_strength * math.sqrt(2))).to(x))

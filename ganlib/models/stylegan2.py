@@ -52,6 +52,8 @@ class Config(_Config):
     mapping_lr_multiplier: PositiveFloat = 0.01
     style_mixing: Share = 0.9
     """probability that an example has the styles of two z"""
+    noise: bool = True
+    """an image of noise into every layer, as strong as training makes it"""
     w_mean_decay: Share = 0.998
     """of the running mean of w that truncation draws to, at each step"""
     minibatch_group: NonNegativeInt = 4
@@ -201,11 +203,11 @@ class _Synthesis(nn.Module):
         self.ups, self.convs, self.to_image = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         start = 0  # of the layer's noise among all layers'
         for level, width in enumerate(widths):
-            area = (4 << level) ** 2
+            area = (4 << level) ** 2 if cfg.noise else 0
             if level:
-                self.ups.append(ModulatedConv(dim, widths[level - 1], width, up=True, start=start))
+                self.ups.append(ModulatedConv(dim, widths[level - 1], width, up=True, start=start if area else None))
                 start += area
-            self.convs.append(ModulatedConv(dim, width, width, start=start))
+            self.convs.append(ModulatedConv(dim, width, width, start=start if area else None))
             start += area
             self.to_image.append(ModulatedConv(dim, width, channels, normal=False))
         self.fir = Fir(channels, gain=4.0)

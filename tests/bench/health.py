@@ -6,6 +6,9 @@
 Twenty healthy runs (digits at 16x16 and MNIST, DCGAN and perceptrons, five losses) and 24 sabotaged ones, each some
 seconds on one thread. Rows are kept as JSON lines, a file a run, so that thresholds can be tried without training
 again. The shipped thresholds were chosen on the runs of `--seed 0` and are judged on those of `--seed 1000`.
+
+Not every sabotage does harm: some networks learn all the same. A run counts as harmed if its last Fréchet distance is
+more than twice that of the healthy run of the same data, family and loss.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from ganlib.game import each
 from pipelines.prepare import prepare
 
 ROOT = Path(__file__).parents[2]
+HARMED = 2.0  # times the distance of the healthy run
 FEW = 24  # different training examples of the data sets made of copies
 
 # what each healthy run plays, and what keeps it healthy
@@ -217,26 +221,42 @@ def tell(rows: Path, seed: int, without: tuple[str, ...] = ()) -> None:
         if head["end"]:
             alarms.append(health.Alarm("diverged", lines[-1]["kimg"] if lines else 0.0, 0.0, head["end"]))
         found.setdefault(head["sabotage"], []).append((head, alarms))
-    print("| | runs | with an alarm | first alarm, kimg (median, latest) | kinds of alarm |\n|---|---|---|---|---|")
+    well = {of(head): head["fd"] for head, _ in found.get("", [])}
+    for name, runs in found.items():
+        for head, _ in runs:
+            head["harmed"] = bool(name) and not head["fd"] <= HARMED * well.get(of(head), math.inf)
+    print("| | runs | with an alarm | harmed | of these with an alarm | first alarm, kimg (median, latest) | kinds |")
+    print("|---|---|---|---|---|---|---|")
     for sabotage in ["", *SABOTAGE]:
         runs = found.get(sabotage, [])
+        harmed = [alarms for head, alarms in runs if head["harmed"]]
         first = [min(alarm.kimg for alarm in alarms) for _, alarms in runs if alarms]
         when = f"{statistics.median(first):.0f}, {max(first):.0f}" if first else ""
         kinds = Counter(alarm.kind for _, alarms in runs for alarm in alarms)
         listed = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
-        print(f"| {sabotage or 'healthy'} | {len(runs)} | {len(first)} | {when} | {listed} |")
-    healthy = [bool(alarms) for _, alarms in found.get("", [])]
-    sabotaged = [bool(alarms) for name, runs in found.items() if name for _, alarms in runs]
+        counts = f"{len(runs)} | {len(first)} | {len(harmed)} | {sum(map(bool, harmed))}"
+        print(f"| {sabotage or 'healthy'} | {counts} | {when} | {listed} |")
+    sabotaged = [(head, alarms) for name, runs in found.items() if name for head, alarms in runs]
     print(
-        f"\nDetected {sum(sabotaged)} of {len(sabotaged)} ({statistics.mean(sabotaged or [0]):.0%}), "
-        f"false alarms in {sum(healthy)} of {len(healthy)} ({statistics.mean(healthy or [0]):.0%}).\n"
+        f"\nDetected {_share([alarms for _, alarms in sabotaged])} of the sabotaged, "
+        f"{_share([alarms for head, alarms in sabotaged if head['harmed']])} of the harmed; "
+        f"false alarms in {_share([alarms for _, alarms in found.get('', [])])} of the healthy.\n"
     )
     for sabotage, runs in found.items():
         for head, alarms in runs:
             if bool(sabotage) != bool(alarms):
                 said = alarms[0].message if alarms else "nothing seen"
                 where = f"{sabotage or 'healthy'}, {head['data']}, {head['family']}, {head['loss']}"
-                print(f"- {where}, FD {head['fd']:.1f} at last: {said}")
+                print(f"- {where}, FD {head['fd']:.1f} at last, {well.get(of(head), math.nan):.1f} healthy: {said}")
+
+
+def of(head: dict) -> tuple[str, ...]:
+    """What a sabotaged run has in common with its healthy twin."""
+    return head["data"], head["family"], head["loss"]
+
+
+def _share(found: list[list]) -> str:
+    return f"{sum(map(bool, found))} of {len(found)} ({statistics.mean(map(bool, found or [[]])):.0%})"
 
 
 def main():

@@ -1,11 +1,14 @@
-"""Our training step against a plain PyTorch DCGAN loop of the same networks: images/s, side by side.
+"""Every family's training step against a hand-written PyTorch loop of the same networks: images/s, side by side.
 
-    python tests/bench/step.py [--size 28] [--width 32] [--batch 64] [--threads 2]
+    python tests/bench/step.py [--families dcgan resnet ...] [--size 28] [--channels 1] [--batch 64] [--threads 2]
+    python tests/bench/step.py --families stylegan2 --profile
 
-Both train the same game (non-saturating, Adam) on the same data, without penalties, each in a process of its own, ours
-set up as `pipelines.launch.work` does. They take short turns, so that whatever else the machine does falls on both. The
-plain loop is that of the PyTorch tutorials: the discriminator on reals, then on fakes, then the generator through the
-discriminator. The full recipe, with its R1 penalty and moving average, is timed beside them.
+Each family takes its networks, loss and terms from `params.yaml`, told ten labels. The plain loop is that of PyTorch's
+tutorials (the discriminator on reals and on fakes, then the generator through the discriminator, Adam as it comes) and
+plays the same loss; ours is timed without terms, as the plain loop is, and as it is shipped: with its penalties, its
+own terms and the moving average. Each loop has a process of its own, ours set up as `pipelines.launch.work` does, and
+they take short turns, so that whatever else the machine does falls on all. Memory is the process's peak, beyond what it
+held before its first step. `--profile` says where the time of the shipped step goes.
 """
 
 from __future__ import annotations
@@ -13,30 +16,50 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import resource
 import statistics
 import time
+from collections import Counter
+from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
-from torch import nn
 
+from ganlib.config import load_params, parse_params
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Learner, Noise, Term, adversarial_step
+from ganlib.game import Batch, Learner, Noise, adversarial_step, judge
 from ganlib.losses import LOSSES
-from ganlib.models import dcgan
-from ganlib.penalties import PENALTIES
-from ganlib.trainer import average_weights
+from ganlib.trainer import average_weights, build_game
 from pipelines.launch import keep_memory
 
-PLAIN = "plain loop"
+ROOT = Path(__file__).parents[2]
+PLAIN, OURS, SHIPPED = "plain loop", "our step", "as shipped"
+FAMILIES = ("mlp", "dcgan", "resnet", "stylegan2", "r3gan", "pix2pix")
 
 
-def ours(game, batch_size, data, labels, *, full):
-    terms = (Term("r1", "discriminator", PENALTIES["r1"], 0.1, every=8),) if full else ()
-    game = dataclasses.replace(game, terms=terms)
+def game_of(family, args):
+    """The family's game as `params.yaml` has it, its loss, and data for one batch."""
+    params = parse_params(load_params(ROOT / "params.yaml").model_dump(mode="json") | {"model": family})
+    paired = family == "pix2pix"
+    size = max(64, args.size) if paired else args.size
+    shape = (args.channels * (2 if paired else 1), size, size)
+    classes = () if paired else tuple("0123456789")
+    spec = Spec("pair" if paired else "image", "image_pair" if paired else "image", shape, classes, {}, "")
+    spec = dataclasses.replace(spec, given=args.channels if paired else 0)
+    torch.manual_seed(0)
+    game = build_game(params, spec)
+    data = {"sample": torch.rand(args.batch, *shape) * 2 - 1}
+    if classes:
+        data["label"] = torch.arange(args.batch) % 10
+    return game, LOSSES[params.game.loss], data
+
+
+def ours(game, loss, data, *, shipped):
+    if not shipped:
+        game = dataclasses.replace(game, terms=())
     for module in (game.generator, game.discriminator):
         module.to(memory_format=torch.channels_last)
-    data = data.to(memory_format=torch.channels_last)
+    data["sample"] = data["sample"].to(memory_format=torch.channels_last)
     players = [
         Learner(m, torch.optim.Adam(m.parameters(), lr=2e-4, betas=(0.5, 0.99), fused=True), 2e-4)
         for m in (game.generator, game.discriminator)
@@ -44,88 +67,129 @@ def ours(game, batch_size, data, labels, *, full):
     average = copy.deepcopy(game.generator).requires_grad_(False)
 
     def step(i):
-        batch = Batch({"sample": data, "label": labels}, Noise(0, i, size=batch_size))
-        adversarial_step(game, LOSSES["non_saturating"], *players, [[batch]], step=i, kimg=0.0)
-        if full:
+        batch = Batch(data, Noise(0, i, size=len(data["sample"])))
+        adversarial_step(game, loss, *players, [[batch]], step=i, kimg=0.0)
+        if shipped:
             average_weights(average, game.generator, 0.999)
 
     return step
 
 
-def plain(game, batch_size, data, labels):
-    netG, netD = game.generator, game.discriminator
-    optimizerG = torch.optim.Adam(netG.parameters(), lr=2e-4, betas=(0.5, 0.99))
-    optimizerD = torch.optim.Adam(netD.parameters(), lr=2e-4, betas=(0.5, 0.99))
-    criterion = nn.BCEWithLogitsLoss()
-    ones, zeros = torch.ones(batch_size), torch.zeros(batch_size)
+def plain(game, loss, data):
+    to_g = torch.optim.Adam(game.generator.parameters(), lr=2e-4, betas=(0.5, 0.99))
+    to_d = torch.optim.Adam(game.discriminator.parameters(), lr=2e-4, betas=(0.5, 0.99))
 
     def step(i):
-        netD.zero_grad()
-        criterion(netD(data, labels).logits, ones).backward()
-        fake = netG(torch.randn(batch_size, 64), labels)
-        criterion(netD(fake.detach(), labels).logits, zeros).backward()
-        optimizerD.step()
-        netG.zero_grad()
-        criterion(netD(fake, labels).logits, ones).backward()
-        optimizerG.step()
+        noise = Noise(0, i, size=len(data["sample"]))
+        deal = game.deal(Batch(data, noise))
+
+        def logits(sample):
+            return judge(game, sample, deal.cond, noise).logits
+
+        to_d.zero_grad()
+        fake = game.generator(deal.inputs, deal.cond)
+        loss.discriminator(logits(deal.real), logits(fake.detach())).mean().backward()
+        to_d.step()
+        to_g.zero_grad()
+        loss.generator(logits(fake), logits(deal.real) if loss.paired else None).mean().backward()
+        to_g.step()
 
     return step
 
 
-def serve(name, args, turns, times):
-    """A process: at each turn, some steps of one loop; answers the seconds they took."""
+def peak():
+    """The most memory this process has held, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def serve(name, family, args, turns, answers):
+    """A process: at each turn, some steps of one loop; answers the seconds they took and the peak of memory, in MB."""
     torch.set_num_threads(args.threads)
-    shape = (args.channels, args.size, args.size)
-    spec = Spec("image", "image", shape, tuple("0123456789"), {}, "")
-    torch.manual_seed(0)
-    game = dcgan.build(dcgan.Config(width=args.width), spec)
-    data, labels = torch.rand(args.batch, *shape) * 2 - 1, torch.arange(args.batch) % 10
-    if name == PLAIN:
-        step = plain(game, args.batch, data, labels)
-    else:
+    if name != PLAIN:
         keep_memory()
-        step = ours(game, args.batch, data, labels, full="R1" in name)
+    game, loss, data = game_of(family, args)
+    step = plain(game, loss, data) if name == PLAIN else ours(game, loss, data, shipped=name == SHIPPED)
+    before = peak()
     while turns.get():
         start = time.perf_counter()
         for i in range(args.steps):
             step(i)
-        times.put(time.perf_counter() - start)
+        answers.put((time.perf_counter() - start, peak() - before))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=28)
-    parser.add_argument("--channels", type=int, default=1)
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=20)
-    args = parser.parse_args()
+def compare(family, args):
+    """A row of the table."""
     context = mp.get_context("spawn")
-    loops = {name: (context.Queue(), context.Queue()) for name in (PLAIN, "our step", "our step, R1 and average")}
+    loops = {name: (context.Queue(), context.Queue()) for name in (PLAIN, OURS, SHIPPED)}
     for name, queues in loops.items():
-        context.Process(target=serve, args=(name, args, *queues), daemon=True).start()
-    speeds = {name: [] for name in loops}
+        context.Process(target=serve, args=(name, family, args, *queues), daemon=True).start()
+    speeds, memory = {name: [] for name in loops}, {}
     for round in range(args.rounds + 1):
-        for name, (turns, times) in loops.items():
+        for name, (turns, answers) in loops.items():
             turns.put(True)
-            seconds = times.get()
+            seconds, memory[name] = answers.get()
             if round:  # the first warms up
                 speeds[name].append(args.steps * args.batch / seconds)
     for turns, _ in loops.values():
         turns.put(False)
-    base = speeds[PLAIN]
+    cells = [f"{statistics.median(speeds[PLAIN]):.0f} images/s, {memory[PLAIN]:.0f} MB"]
+    for name in (OURS, SHIPPED):
+        ratios = [a / b for a, b in zip(speeds[name], speeds[PLAIN], strict=True)]
+        spread = f"x{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        cells.append(f"{spread}, {memory[name]:.0f} MB")
+    print(f"| {family} | " + " | ".join(cells) + " |", flush=True)
+
+
+KINDS = {  # of operators, by a part of their names
+    "convolution": ("convolution", "conv2d", "conv_transpose"),
+    "matrix products": ("mm", "linear", "bmm"),
+    "normalisation": ("batch_norm", "instance_norm"),
+    "optimiser, average": ("_fused_adam", "lerp", "_foreach"),
+    "copies, layout": ("copy_", "clone", "contiguous", "cat", "fill_", "zero_"),
+}
+
+
+def profile(family, args):
+    """Where the time of the shipped step goes, by kind of operator, and the most expensive ones."""
+    torch.set_num_threads(args.threads)
+    keep_memory()
+    step = ours(*game_of(family, args), shipped=True)
+    step(0)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for i in range(16):  # a whole round of what is paid lazily
+            step(i)
+    spent, operators = Counter(), Counter()
+    for event in profiler.key_averages():
+        kind = next((k for k, names in KINDS.items() if any(n in event.key for n in names)), "everything else")
+        spent[kind] += event.self_cpu_time_total
+        operators[event.key] += event.self_cpu_time_total
+    total = sum(spent.values())
+    kinds = ", ".join(f"{kind} {amount / total:.0%}" for kind, amount in spent.most_common())
+    print(f"{family}: {kinds}")
+    print("  " + ", ".join(f"{name} {amount / total:.0%}" for name, amount in operators.most_common(8)), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES))
+    parser.add_argument("--size", type=int, default=28)
+    parser.add_argument("--channels", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--profile", action="store_true")
+    args = parser.parse_args()
+    if args.profile:
+        for family in args.families:
+            profile(family, args)
+        return
+    shape = f"{args.channels}x{args.size}x{args.size}, batch {args.batch}, {args.threads} threads"
     print(
-        f"{args.channels}x{args.size}x{args.size}, width {args.width}, batch {args.batch}, {args.threads} threads, "
-        f"median of {args.rounds} rounds"
+        f"{shape}, median of {args.rounds} rounds\n\n| | {PLAIN} | {OURS} | {SHIPPED} |\n|---|---|---|---|", flush=True
     )
-    for name, found in speeds.items():
-        ratios = [a / b for a, b in zip(found, base, strict=True)]
-        print(
-            f"{name:26} {statistics.median(found):7.0f} images/s   x{statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f} to {max(ratios):.2f})"
-        )
+    for family in args.families:
+        compare(family, args)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Two one-thread workers against one two-thread process, same global batch: images/s, side by side.
 
-    python tests/bench/workers.py [--kimg 12] [--rounds 3] [--model dcgan] [--width 64]
+    python tests/bench/workers.py [--kimg 12] [--rounds 3] [--model dcgan] [--width 64] [--batch 256]
 
 Trains the chosen model of `params.yaml` on `data/prepared` (run `dvc repro prepare` first), in turns.
 The clock starts after the first report, when all is warm.
@@ -22,7 +22,7 @@ from ganlib.trainer import train
 from pipelines.launch import keep_memory
 
 
-def rank_main(rank, world, threads, kimg, model, width, rendezvous, answers):
+def rank_main(rank, world, threads, kimg, model, width, batch, rendezvous, answers):
     keep_memory()
     torch.set_num_threads(threads)
     if world > 1:
@@ -32,6 +32,8 @@ def rank_main(rank, world, threads, kimg, model, width, rendezvous, answers):
     if width:
         params = override(params, {"network.width": width})
     budget = {"kimg": kimg, "report_kimg": kimg / 3, "checkpoint_kimg": kimg, "quality_samples": 0}
+    if batch:
+        budget["batch"] = batch
     params = params.model_copy(update={"train": params.train.model_copy(update=budget)})
     speeds = []
     train(params, lambda row, folder: speeds.append(row["images_per_second"]), prepared="data/prepared")
@@ -47,6 +49,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="dcgan")
     parser.add_argument("--width", type=int, help="of the network, instead of that of params.yaml")
+    parser.add_argument("--batch", type=int, help="of all workers together, instead of that of params.yaml")
     args = parser.parse_args()
     context = mp.get_context("spawn")
     found = {(1, 2): [], (2, 1): []}
@@ -54,7 +57,8 @@ def main():
         for (world, threads), speeds in found.items():
             answers = context.Queue()
             with tempfile.TemporaryDirectory() as scratch:
-                arguments = (world, threads, args.kimg, args.model, args.width, f"{scratch}/rendezvous", answers)
+                chosen = (args.kimg, args.model, args.width, args.batch)
+                arguments = (world, threads, *chosen, f"{scratch}/rendezvous", answers)
                 mp.spawn(rank_main, arguments, nprocs=world)
             speeds.append(answers.get())
     for (world, threads), speeds in found.items():

@@ -53,7 +53,8 @@ def game_of(family, spec=None, penalties=(), **network):
 
 def penalty(name):
     fn = PENALTIES[name]
-    return Term(name, "discriminator", fn() if isinstance(fn, type) else fn, slopes=name in DIFFERENTIATE)
+    # weighted little: a discriminator that is thrown far off in one step moves nobody
+    return Term(name, "discriminator", fn() if isinstance(fn, type) else fn, 0.1, slopes=name in DIFFERENTIATE)
 
 
 def batches(spec, n=8, parts=1, key=0):
