@@ -123,6 +123,7 @@ class ModelConfig(Config):
     loss: Annotated[str, _one_of(LOSSES)] = "non_saturating"
     penalties: dict[Annotated[str, _one_of(PENALTIES)], PenaltyConfig] = Field(default_factory=dict)
     augment: AugmentConfig | None = None
+    batch: PositiveInt = 64
     discriminator_steps: PositiveInt = 1
     top_k: Annotated[float, Field(gt=0.0, le=1.0)] | Schedule = 1.0
     warmup: WarmupConfig | None = None
@@ -148,7 +149,6 @@ class ReferenceConfig(Config):
 
 class TrainConfig(Config):
     kimg: PositiveFloat
-    batch: PositiveInt = 64
     accumulate: PositiveInt = 1
     report_kimg: PositiveFloat = 10.0
     checkpoint_kimg: PositiveFloat = 50.0

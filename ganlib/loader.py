@@ -45,8 +45,8 @@ class Loader:
         self.examples = self.spec.counts[split]
         if batch > self.examples:
             raise ConfigError(
-                f"train.batch: {batch} is more than the {self.examples} {split} examples of {directory}; "
-                "lower it or add data"
+                f"batch: {batch} is more than the {self.examples} {split} examples of {directory}; "
+                "lower the model's batch or add data"
             )
         self._decode = registry.load("data", self.spec.kind).decode
         self._groups = shards.row_groups(directory, split)

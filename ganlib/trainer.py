@@ -64,13 +64,13 @@ class Plan:
 
 def plan(params: Params, world: int) -> Plan:
     """Raises ConfigError for a batch that does not divide."""
-    cfg = params.train
-    if cfg.batch % (world * cfg.accumulate):
+    cfg, batch = params.train, params.game.batch
+    if batch % (world * cfg.accumulate):
         raise ConfigError(
-            f"train.batch: {cfg.batch} does not divide into {world} workers x {cfg.accumulate} microbatches "
-            f"(scale.num_workers, train.accumulate); a multiple of {world * cfg.accumulate} is wanted"
+            f"models.{params.model}.batch: {batch} does not divide into {world} workers x {cfg.accumulate} "
+            f"microbatches (scale.num_workers, train.accumulate); a multiple of {world * cfg.accumulate} is wanted"
         )
-    images = cfg.batch * params.game.discriminator_steps
+    images = batch * params.game.discriminator_steps
     report_every = max(1, round(cfg.report_kimg * 1000 / images))
     return Plan(
         steps=max(1, math.ceil(cfg.kimg * 1000 / images)),
@@ -151,15 +151,15 @@ def train(
     state = training.state
     healthy = copy.deepcopy(training.snapshot()) if cfg.health.policy == "rollback" else None
 
-    loader = Loader(Path(prepared), "train", batch=cfg.batch, seed=params.seed, memory_mb=cfg.memory_mb)
+    loader = Loader(Path(prepared), "train", batch=play.batch, seed=params.seed, memory_mb=cfg.memory_mb)
     microbatches = world * cfg.accumulate
 
     def batch(turn: int, part: int) -> Batch:
         """Part `part` of the global batch of a discriminator's turn."""
-        size = cfg.batch // microbatches
+        size = play.batch // microbatches
         data = {k: place(v) for k, v in loader.batch_at(turn, rank=part, world=microbatches).items()}
         rows = slice(part * size, (part + 1) * size)
-        return Batch(data, Noise(params.seed, "turn", turn, size=cfg.batch, rows=rows, device=device))
+        return Batch(data, Noise(params.seed, "turn", turn, size=play.batch, rows=rows, device=device))
 
     watch = None
     if rank == 0:

@@ -56,7 +56,7 @@ SABOTAGE = {
 }
 
 DATA = ("digits", "mnist")
-BUDGET = {"kimg": 48.0, "batch": 32, "report_kimg": 2.4, "checkpoint_kimg": 1000.0, "quality_samples": 256}
+BUDGET = {"kimg": 48.0, "report_kimg": 2.4, "checkpoint_kimg": 1000.0, "quality_samples": 256}
 WIDTH = {"dcgan": 16, "mlp": 256}
 
 
@@ -101,6 +101,7 @@ def params_of(case: Case) -> Params:
     return override(
         params,
         {
+            "batch": 32,
             "network.width": WIDTH[case.family],
             "generator.lr": 1e-3,
             "discriminator.lr": 1e-3,

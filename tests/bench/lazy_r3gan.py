@@ -34,7 +34,7 @@ def seconds_of_a_step(params, *, penalties, steps=7):
         Learner(m.to(memory_format=torch.channels_last), torch.optim.Adam(m.parameters(), fused=True), 2e-4)
         for m in (game.generator, game.discriminator)
     ]
-    size = params.train.batch
+    size = params.game.batch
     sample = torch.rand(size, *spec.shape).mul(2).sub(1).to(memory_format=torch.channels_last)
     data = {"sample": sample, "label": torch.arange(size) % max(len(spec.classes), 1)}
     taken = []
@@ -73,7 +73,7 @@ def main():
     print(f"a step: {plain * 1e3:.0f} ms plain, {full * 1e3:.0f} ms with penalties\n")
     print("| every | images/s of a CPU core | quality/fd, by seed |\n|---|---|---|", flush=True)
     for every in map(int, args.every.split(",")):
-        speed = params.train.batch / (plain + (full - plain) / every)
+        speed = params.game.batch / (plain + (full - plain) / every)
         found = [quality(params, every, seed, args.kimg) for seed in range(args.seeds)] if args.kimg else []
         print(f"| {every} | {speed:.0f} | {', '.join(f'{fd:.1f}' for fd in found)} |", flush=True)
 

@@ -29,11 +29,9 @@ def rank_main(rank, world, threads, kimg, model, width, batch, rendezvous, answe
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     params = load_params().model_copy(update={"model": model})
-    if width:
-        params = override(params, {"network.width": width})
+    params = override(params, {"network.width": width} if width else {})
+    params = override(params, {"batch": batch} if batch else {})
     budget = {"kimg": kimg, "report_kimg": kimg / 3, "checkpoint_kimg": kimg, "quality_samples": 0}
-    if batch:
-        budget["batch"] = batch
     params = params.model_copy(update={"train": params.train.model_copy(update=budget)})
     speeds = []
     train(params, lambda row, folder: speeds.append(row["images_per_second"]), prepared="data/prepared")

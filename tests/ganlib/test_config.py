@@ -93,9 +93,9 @@ def test_every_line_with_a_key_of_the_default_model_is_commented():
     ("raw", "expected"),
     [
         (changed("trian", {}), ["unknown key 'trian'", "did you mean 'train'"]),
-        (changed("train.bacth", 3), ["train: unknown key 'bacth'", "did you mean 'batch'"]),
-        (changed("train.batch", "many"), ["train.batch", "'many'", "integer"]),
-        (changed("train.batch", 0), ["train.batch", "greater than 0", "found 0"]),
+        (changed("models.dcgan.bacth", 3), ["models.dcgan: unknown key 'bacth'", "did you mean 'batch'"]),
+        (changed("models.dcgan.batch", "many"), ["models.dcgan.batch", "'many'", "integer"]),
+        (changed("models.dcgan.batch", 0), ["models.dcgan.batch", "greater than 0", "found 0"]),
         (changed("train.kimg", float("nan")), ["train.kimg", "finite"]),
         (changed("model", "dcgna"), ["model", "'dcgna'", "did you mean 'dcgan'", "mlp"]),
         (changed("data", "mnits"), ["data", "'mnits'", "did you mean 'mnist'"]),
@@ -125,7 +125,7 @@ def test_a_fault_is_said_in_one_line_that_helps(raw, expected):
 
 
 def test_several_faults_are_several_lines():
-    raw = changed("train.batch", 0)
+    raw = changed("train.accumulate", 0)
     raw["seed"] = -1
     with pytest.raises(ConfigError) as caught:
         parse_params(raw)

@@ -121,5 +121,5 @@ def test_samples_are_decoded(folder):
 
 
 def test_a_batch_larger_than_the_data_is_refused(folder):
-    with pytest.raises(ConfigError, match=r"train.batch: 501 is more than the \d+ train examples"):
+    with pytest.raises(ConfigError, match=r"batch: 501 is more than the \d+ train examples"):
         loader(folder, WHOLE, batch=501)

@@ -25,12 +25,14 @@ def small(params, pairs):
 
     def make(family="mlp", *, changes=(), **train_changes):
         of_family = pairs[0] if registry.load("models", family).MODALITY == "image_pair" else params
-        budget = {"kimg": 0.384, "batch": 32, "report_kimg": 0.128, "checkpoint_kimg": 0.128} | train_changes
+        budget = {"kimg": 0.384, "report_kimg": 0.128, "checkpoint_kimg": 0.128} | train_changes
         of_train = params.train.model_copy(update={"quality_samples": 0, **budget})
         chosen = of_family.model_copy(update={"model": family, "train": of_train})
         known = chosen.game.network.model_dump()
         tiny = {"width": 8, "discriminator_width": 8, "max_width": 32, "latent_dim": 20, "patch_levels": 2}
-        return override(chosen, {f"network.{k}": v for k, v in tiny.items() if k in known} | dict(changes))
+        return override(
+            chosen, {f"network.{k}": v for k, v in tiny.items() if k in known} | {"batch": 32} | dict(changes)
+        )
 
     return make
 
@@ -236,7 +238,7 @@ def test_accumulation_equals_one_batch(small, prepared, tmp_path):
 
 
 def test_a_batch_that_does_not_divide(params):
-    with pytest.raises(ConfigError, match=r"train\.batch: 64 does not divide into 3 workers.*multiple of 3"):
+    with pytest.raises(ConfigError, match=r"models\.dcgan\.batch: 64 does not divide into 3 workers.*multiple of 3"):
         plan(params, 3)
 
 

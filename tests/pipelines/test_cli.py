@@ -53,7 +53,7 @@ def test_params_check_prints_what_it_read_back_again(tmp_path, params):
     again = tmp_path / "again.yaml"
     again.write_text(done.stdout)
     assert ganlib("params", "check", "-f", again).stdout == done.stdout
-    assert YAML(typ="safe").load(done.stdout)["train"]["batch"] == params.train.batch
+    assert YAML(typ="safe").load(done.stdout)["train"]["kimg"] == params.train.kimg
 
 
 def test_params_check_names_the_fault(tmp_path):
