@@ -107,7 +107,7 @@ def plane(args):
     jobs = [(*job, args.steps) for job in itertools.product(MIXTURES, LOSSES, RECIPES, seeds)]
     with mp.get_context("spawn").Pool(args.jobs) as pool:
         found = pool.map(play_plane, jobs, chunksize=1)
-    print(f"{args.steps} steps of batch {BATCH}, {SAMPLES} samples; mean of {args.seeds} seed(s); ", end="")
+    print(f"{args.steps} steps of batch {BATCH}, {SAMPLES} samples; {args.seeds} seed(s): range of modes, else means")
     print(f"{statistics.median(seconds for *_, seconds, _ in found):.0f} s a run (median)")
     for mixture, make in MIXTURES.items():
         exact, sigma = make()
@@ -120,8 +120,9 @@ def plane(args):
             cells = []
             for recipe in RECIPES:
                 runs = [figures for *key, _, figures in found if key == [mixture, loss, recipe]]
-                modes, near, kl = (statistics.mean(column) for column in zip(*runs, strict=True))
-                cells.append(f"{modes:.1f} / {near:.0%} / {kl:.2f}")
+                modes, near, kl = zip(*runs, strict=True)
+                spread = f"{min(modes)}" if len(set(modes)) == 1 else f"{min(modes)} to {max(modes)}"
+                cells.append(f"{spread} / {statistics.mean(near):.0%} / {statistics.mean(kl):.2f}")
             print(f"| {loss} | {' | '.join(cells)} |")
 
 
