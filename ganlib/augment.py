@@ -15,7 +15,7 @@ import math
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from torch import Tensor
 
 from ganlib import ranks
@@ -45,7 +45,8 @@ class AugmentConfig(Config):
     """What is left out is as in the paper of the kind."""
 
     kind: Literal["diffaugment", "ada"]
-    operations: Annotated[tuple[str, ...], Field(min_length=1)]
+    operations: Annotated[dict[str, Probability], Field(min_length=1)]
+    """which, each with its share of the probability; a list of names: 1 for each"""
     probability: Probability | Schedule
     target: Probability | None
     adjust_kimg: PositiveFloat = 500.0
@@ -59,6 +60,15 @@ class AugmentConfig(Config):
         # an unknown kind is reported as such, without "missing" for what it would have settled
         return {**_DEFAULTS.get(str(data.get("kind")), _DEFAULTS["ada"]), **data}
 
+    @field_validator("operations", mode="before")
+    @classmethod
+    def _named_once(cls, names: Any) -> Any:
+        if not isinstance(names, list | tuple):
+            return names
+        if len(set(names)) < len(names):
+            raise ValueError(f"one is named twice in {', '.join(map(str, names))}")
+        return dict.fromkeys(names, 1.0)
+
     @model_validator(mode="after")
     def _fits_the_kind(self) -> AugmentConfig:
         known = OPERATIONS[self.kind]
@@ -67,8 +77,6 @@ class AugmentConfig(Config):
                 raise ValueError(
                     f"operations: {self.kind} has no {name!r}{nearest(name, known)}; has: {', '.join(known)}"
                 )
-        if len(set(self.operations)) < len(self.operations):
-            raise ValueError(f"operations: one is named twice in {', '.join(self.operations)}")
         if isinstance(self.probability, Schedule):
             if self.target is not None:
                 raise ValueError("probability: adapted to a target it cannot follow a schedule; set target to null")
@@ -161,14 +169,14 @@ class Augment:
 class _Draws:
     """What each example has drawn for each operation: 0, which changes nothing, where that is not done to it."""
 
-    def __init__(self, operations: tuple[str, ...], noise: Noise, p: float):
+    def __init__(self, operations: dict[str, float], noise: Noise, p: float):
         uniform = noise.uniform(len(operations), 5)
         self._gates, self._uniform = uniform[:, :, :2], uniform[:, :, 2:]
         self._normal = noise.normal(len(operations), 2)
         self._place = {name: k for k, name in enumerate(operations)}
-        self._p = p
-        # rotation comes twice, so that at least once has p: Karras et al. 2020a, appendix B
-        self._p_rotate = 1.0 - math.sqrt(1.0 - p)
+        self._p = {name: p * share for name, share in operations.items()}
+        if "rotate" in operations:  # it comes twice, so that at least once has p: Karras et al. 2020a, appendix B
+            self._p["rotate"] = 1.0 - math.sqrt(1.0 - self._p["rotate"])
 
     def any(self, operations: tuple[str, ...]) -> bool:
         """Whether one of these is ever done."""
@@ -176,8 +184,7 @@ class _Draws:
 
     def done(self, operation: str, time: int = 0) -> Tensor:
         """Whether it is done to each example, `[N, 1]`; rotation: the first or the second time."""
-        p = self._p_rotate if operation == "rotate" else self._p
-        return self._gates[:, self._place[operation], time, None] < p
+        return self._gates[:, self._place[operation], time, None] < self._p[operation]
 
     def uniform(self, operation: str, time: int = 0) -> Tensor:
         """Uniform on [−1, 1), `[N, 3]`."""

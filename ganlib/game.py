@@ -133,6 +133,8 @@ class Game:
     """`(player or averaged generator, kimg)`, called before each step: for networks that grow"""
     view: View | None = None
     """augmentation between samples and discriminator"""
+    group: int = 1
+    """how many neighbouring examples some layer or term takes together: a share of a batch holds whole groups"""
 
 
 @dataclass(frozen=True)
@@ -303,8 +305,8 @@ def adversarial_step(
                 main = loss.discriminator(of_real.logits, of_fake.logits).mean()
                 pay("discriminator", terms, round, main, share)
             share_of_turn = share / len(turns)
-            note("sign/real", of_real.logits.sign().mean(), share_of_turn)
-            note("sign/fake", of_fake.logits.sign().mean(), share_of_turn)
+            for name, signs in zip(("real", "fake"), loss.signs(of_real.logits, of_fake.logits), strict=True):
+                note(f"sign/{name}", signs.mean(), share_of_turn)
             note("logit/gap", of_real.logits.mean() - of_fake.logits.mean(), share_of_turn)
             made.append((deal, batch, fake if keep_graph else None))
         note("gradient/discriminator", discriminator.step(kimg), 1.0 / len(turns))

@@ -76,13 +76,16 @@ def gradient_penalty(round: Round) -> Tensor:
 def dragan(round: Round) -> Tensor:
     """(‖∇D(x + δ)‖ − 1)² near the reals. Kodali et al. 2017, algorithm 1; the weight is λ.
 
-    δ = ½ σ U(0, 1) for each number, as in the authors' code (the paper has N(0, c)), with σ the standard deviation
-    within the example, where theirs is that of the batch: so it is the same for any number of ranks.
+    δ = ½ α σ U(0, 1) for each number, α ~ U(0, 1) for each example, as in the authors' code (the paper has N(0, c)),
+    with σ the standard deviation within the example, where theirs is that of the batch: so it is the same for any
+    number of ranks.
     """
+    share = round.noise.uniform()
 
     def perturb(real: Tensor) -> Tensor:
-        deviation = real.detach().flatten(1).std(1, correction=0).view(-1, *[1] * (real.dim() - 1))
-        return (real.detach() + 0.5 * deviation * round.noise.uniform(*real.shape[1:])).requires_grad_()
+        reach = 0.5 * share * real.detach().flatten(1).std(1, correction=0)
+        apart = reach.view(-1, *[1] * (real.dim() - 1)) * round.noise.uniform(*real.shape[1:])
+        return (real.detach() + apart).requires_grad_()
 
     return _off_unit_slope(round, each(perturb, round.real))
 

@@ -100,6 +100,11 @@ def build_game(params: Params, spec: Spec) -> Game:
     moving = sorted(MOVE & cfg.penalties.keys()) + (["augment"] if cfg.augment else [])
     if moving and spec.given:
         raise ConfigError(f"{where}: {', '.join(moving)} would tear given and generated images asunder; leave it out")
+    if cfg.augment and (blurred := sorted(MOVE & cfg.penalties.keys())):
+        raise ConfigError(
+            f"{where}: {', '.join(blurred)} compare an image with the same image moved, and augment would change each "
+            "in its own way; choose one of them"
+        )
     if cfg.augment is not None:
         try:
             Augment(cfg.augment)(torch.zeros(1, *spec.shape), Noise(0, size=1), 0.0)
@@ -153,12 +158,18 @@ def train(
 
     loader = Loader(Path(prepared), "train", batch=play.batch, seed=params.seed, memory_mb=cfg.memory_mb)
     microbatches = world * cfg.accumulate
+    share, group = play.batch // microbatches, training.game.group
+    if microbatches > 1 and share % group:
+        raise ConfigError(
+            f"models.{params.model}.batch: {play.batch} leaves {share} examples to each of {microbatches} shares "
+            f"({world} workers x {cfg.accumulate} microbatches); the network takes {group} together, so a multiple of "
+            f"{microbatches * group} is wanted"
+        )
 
     def batch(turn: int, part: int) -> Batch:
         """Part `part` of the global batch of a discriminator's turn."""
-        size = play.batch // microbatches
         data = {k: place(v) for k, v in loader.batch_at(turn, rank=part, world=microbatches).items()}
-        rows = slice(part * size, (part + 1) * size)
+        rows = slice(part * share, (part + 1) * share)
         return Batch(data, Noise(params.seed, "turn", turn, size=play.batch, rows=rows, device=device))
 
     watch = None

@@ -15,6 +15,7 @@ from ganlib import health, registry, shards
 from ganlib.config import Params
 from ganlib.data._spec import Spec
 from ganlib.game import Batch, Deal, Game, Noise, Sample, each, judge, leaves
+from ganlib.losses import LOSSES
 from ganlib.reference import Reference
 
 __all__ = ["Watch"]
@@ -38,6 +39,7 @@ class Watch:
         place: Callable[[Tensor], Tensor],
     ):
         self.params, self.game, self.average, self.spec, self.place = params, game, average, spec, place
+        self.loss = LOSSES[params.game.loss]
         self.reference = Reference.load(reference) if reference and params.train.quality_samples else None
         self.fixed = self._deal(prepared, "test", PREVIEWS, "preview")
         if spec.given:
@@ -45,7 +47,10 @@ class Watch:
             given = spec.split(registry.load("data", spec.kind).decode(stored))[0]
             self.given = given[torch.arange(PREVIEWS) % len(given)]
         size = min(JUDGED, *spec.counts.values(), max(8, 2**27 // math.prod(spec.shape)))
-        self.known, self.held_out = (self._deal(prepared, split, size, split) for split in ("train", "test"))
+        size = math.ceil(size / game.group) * game.group
+        self.known, self.held_out = (
+            self._deal(prepared, split, size, split, by_class=False) for split in ("train", "test")
+        )
         shown = self.fixed
         if self.reference is not None:
             # of test examples where samples are made of examples: the answers to others have been seen
@@ -54,14 +59,17 @@ class Watch:
         reals = leaves(shown.real)[0]
         self.varied = _small(reals[health.some(len(reals))])
 
-    def _deal(self, prepared: Path, split: str, size: int, purpose: str, small: bool = False) -> Deal:
+    def _deal(
+        self, prepared: Path, split: str, size: int, purpose: str, *, small: bool = False, by_class: bool = True
+    ) -> Deal:
         """A deal of stored examples, as many as `size` if there are, in turns; they are stored in random order.
 
-        `small` keeps of the reals what little tells one from another.
+        `small` keeps of the reals what little tells one from another. A picture is easier to read `by_class`; to be
+        judged, examples stay as mixed as in training.
         """
         data = shards.read(prepared, split, limit=size)
         rows = torch.arange(size) % len(data["sample"])
-        if "label" in data:  # a picture is easier to read class by class
+        if by_class and "label" in data:
             rows = rows[data["label"][rows].argsort(stable=True)]
         decode = registry.load("data", self.spec.kind).decode
         deals = []
@@ -74,7 +82,8 @@ class Watch:
 
     def _chunks(self, size: int) -> list[slice]:
         """Slices of `size` examples that any device holds, activations included."""
-        most = max(1, min(100, 2**22 // math.prod(self.spec.shape)))
+        group = self.game.group
+        most = max(1, min(100, 2**22 // math.prod(self.spec.shape)) // group) * group
         return [slice(start, min(start + most, size)) for start in range(0, size, most)]
 
     @torch.inference_mode()
@@ -129,7 +138,7 @@ class Watch:
         row = {
             "diversity": health.diversity(_small(fakes[some]), self.varied),
             "spacing": health.spacing(_small(fakes[some]), self.varied),
-            "sign/held_out": float(unknown.sign().mean()),
+            "sign/held_out": float(self.loss.signs(unknown, of_fakes)[0].mean()),
             "overfitting": health.overfitting(known, unknown, of_fakes),
         }
         if self.reference is not None:

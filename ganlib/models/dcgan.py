@@ -89,6 +89,7 @@ class _Discriminator(nn.Module):
         super().__init__()
 
         def spectral(layer: nn.Module) -> nn.Module:
+            _initialise(layer)  # before: a parametrised weight is computed anew, whatever is written into it
             if cfg.discriminator_norm == "spectral":  # Miyato et al. 2018
                 return nn.utils.parametrizations.spectral_norm(layer)
             return layer
@@ -104,7 +105,6 @@ class _Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Flatten())
         features = widths[-1] * base[0] * base[1]
         self.head = Head(told, features, wrap=spectral, weight=cfg.conditioning_weight)
-        self.apply(_initialise)
 
     def forward(self, images: Tensor, cond: Tensor | None = None) -> Verdict:
         """Images `[N, C, H, W]` and condition → logits `[N]`, features `[N, D]`."""

@@ -66,7 +66,8 @@ def build(cfg: Config, spec: Spec) -> Game:
             "resnet makes images of 1 or 3 channels and 8 to 256 pixels a side, that whole halvings bring to a shorter "
             f"side of 4 to 7; found {height}x{width} with {channels} channels"
         )
-    heights = [height >> level for level in range(1, doublings)]  # which both players have
+    # which both players have
+    heights = [height >> n for n in range(1, doublings) if n == 1 or min(height, width) >> n >= cfg.discriminator_base]
     if strange := set(cfg.attention) - set(heights):
         raise ValueError(f"network.attention: {sorted(strange)} are not among the heights of feature maps, {heights}")
     if cfg.hierarchical and cfg.latent_dim % (doublings + 1):

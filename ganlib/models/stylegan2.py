@@ -54,8 +54,8 @@ class Config(_Config):
     """probability that an example has the styles of two z"""
     noise: bool = True
     """an image of noise into every layer, as strong as training makes it"""
-    w_mean_decay: Share = 0.998
-    """of the running mean of w that truncation draws to, at each step"""
+    w_mean_decay: Share = 0.995
+    """of the running mean of w that truncation draws to, at each pass in training"""
     minibatch_group: NonNegativeInt = 4
     """examples that the discriminator compares with one another; 0: none"""
     path_length_weight: NonNegativeFloat = 2.0
@@ -117,6 +117,7 @@ def build(cfg: Config, spec: Spec) -> Game:
         attributes=cond.attributes,
         terms=terms,
         progress=progress if cfg.progressive else None,
+        group=math.lcm(cfg.minibatch_group or 1, cfg.path_length_shrink if cfg.path_length_weight else 1),
     )
 
 
@@ -255,7 +256,7 @@ class _PathLength(nn.Module):
         generator, cond = round.game.generator, round.deal.cond
         assert isinstance(generator, _Generator)
         assert isinstance(round.deal.inputs, dict)
-        rows = slice(None, None, self.shrink)  # the same examples for any number of ranks
+        rows = slice(None, None, self.shrink)  # the same examples for any number of ranks: `Game.group`
         inputs = {name: x[rows] for name, x in round.deal.inputs.items()}
         ws = generator.styles(inputs, None if cond is None else cond[rows])
         images = generator.synthesis(ws, inputs["noise"])

@@ -147,7 +147,7 @@ def test_the_transform_is_the_papers_product_of_matrices():
     noise = Noise(3, size=n)
     gates, values = (x.double() for x in noise.uniform(len(names), 5).split([2, 3], 2))
     normal = noise.normal(len(names), 2).double()
-    linear, offset = augment._transform(augment._Draws(names, Noise(3, size=n), 1.0), height, width)
+    linear, offset = augment._transform(augment._Draws(dict.fromkeys(names, 1.0), Noise(3, size=n), 1.0), height, width)
     place = {name: k for k, name in enumerate(names)}
     assert (gates < 1.0).all()
     for i in range(n):
@@ -182,9 +182,18 @@ def test_the_transform_is_the_papers_product_of_matrices():
 
 
 def test_rotation_happens_at_least_once_with_probability_p():
-    done = augment._Draws(("rotate",), Noise(0, size=20_000), 0.3)
+    done = augment._Draws({"rotate": 1.0}, Noise(0, size=20_000), 0.3)
     once = done.done("rotate", 0) | done.done("rotate", 1)
     assert abs(once.double().mean() - 0.3) < 0.015
+
+
+def test_operations_have_their_shares_of_the_probability():
+    shares = {"flip": 1.0, "cutout": 0.5, "rotate": 0.5}
+    assert dict(AugmentConfig(kind="ada", operations=shares).operations) == shares
+    done = augment._Draws(shares, Noise(0, size=20_000), 0.6)
+    turned = done.done("rotate", 0) | done.done("rotate", 1)
+    found = [float(x.double().mean()) for x in (done.done("flip"), done.done("cutout"), turned)]
+    assert found == pytest.approx([0.6, 0.3, 0.3], abs=0.015)
 
 
 def test_diffaugment_shifts_zeros_in():
@@ -207,7 +216,7 @@ def test_cutout_is_a_rectangle_of_half_the_size(kind):
     assert (rows.sum(1).max(), columns.sum(1).max()) == (8, 12)
     assert rows.any(0).all()
     assert columns.any(0).all()
-    middle = augment._cut_out(images, augment._Draws(("cutout",), Fixed(200, u=0.5), 1.0))[0, 0] == 0.0
+    middle = augment._cut_out(images, augment._Draws({"cutout": 1.0}, Fixed(200, u=0.5), 1.0))[0, 0] == 0.0
     assert middle[4:12, 6:18].all()
     assert middle.sum() == 8 * 12
 
@@ -222,7 +231,7 @@ def test_ada_s_colours_are_the_papers_product_of_matrices():
     noise = Noise(5, size=n)
     values = 2.0 * noise.uniform(len(names), 5)[:, :, 2].double() - 1.0
     normal = noise.normal(len(names), 2)[:, :, 0].double()
-    seen = augment._recolour(images, augment._Draws(names, Noise(5, size=n), 1.0))
+    seen = augment._recolour(images, augment._Draws(dict.fromkeys(names, 1.0), Noise(5, size=n), 1.0))
     v = torch.ones(3, dtype=torch.float64) / math.sqrt(3.0)
     eye, grey = torch.eye(3, dtype=torch.float64), torch.outer(v, v)
     for i in range(n):
@@ -331,7 +340,7 @@ def test_defaults_are_the_papers():
     ada, diff = AugmentConfig(kind="ada"), AugmentConfig(kind="diffaugment")
     assert (ada.probability, ada.target, ada.adjust_kimg, ada.every) == (0.0, 0.6, 500.0, 4)
     assert set(ada.operations) == set(OPERATIONS["ada"]) - {"noise", "cutout"}
-    assert (diff.probability, diff.target, diff.operations) == (1.0, None, ("color", "translation", "cutout"))
+    assert (diff.probability, diff.target, [*diff.operations]) == (1.0, None, ["color", "translation", "cutout"])
 
 
 @pytest.mark.parametrize(

@@ -67,3 +67,27 @@ def test_only_the_non_saturating_loss_moves_a_beaten_generator():
     }
     assert slopes["minimax"].abs() < 1e-4
     assert slopes["non_saturating"].abs() > 0.99
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_signs_tell_a_discriminator_that_is_right_from_one_that_guesses(name):
+    """At what is optimal for each loss; where only differences count, wherever the logits lie."""
+    loss, logits = LOSSES[name], torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    shift = 7.0 if loss.boundary is None else loss.boundary
+    of_real, of_fake = loss.signs(logits[:2000] + shift, logits[2000:] + shift)
+    assert abs(float(of_real.mean())) < 0.1
+    assert abs(float(of_fake.mean())) < 0.1
+    of_real, of_fake = loss.signs(torch.rand(9) * 0.4 + shift + 0.1, torch.rand(9) * 0.4 + shift - 0.5)
+    assert of_real.eq(1).all()
+    assert of_fake.eq(-1).all()
+
+
+def test_boundaries_lie_where_the_best_discriminators_logit_changes_sides():
+    """Equal shares of reals and fakes: the logit that the discriminator's loss asks for."""
+    for name, loss in LOSSES.items():
+        logits = torch.linspace(-2, 2, 4001, dtype=torch.float64)
+        cost = loss.discriminator(logits, logits)
+        if loss.boundary is None:
+            assert float(cost.max() - cost.min()) < 1e-12, name
+        else:
+            assert float(cost[logits.sub(loss.boundary).abs().argmin()]) == pytest.approx(float(cost.min())), name

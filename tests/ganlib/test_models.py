@@ -111,6 +111,17 @@ def test_dcgan_norms(norm):
     assert game.discriminator(torch.rand(4, 1, 16, 16), torch.zeros(4, dtype=torch.long)).logits.isfinite().all()
 
 
+@pytest.mark.parametrize("norm", ["none", "batch", "spectral"])
+def test_dcgan_starts_small_under_any_norm(norm):
+    """From N(0, 0.02²), class embeddings too."""
+    module, spec = registry.load("models", "dcgan"), spec_of("dcgan", (1, 32, 32))
+    players = module.build(module.Config(width=32, discriminator_norm=norm), spec)
+    for player in (players.generator, players.discriminator):
+        for name, p in player.named_parameters():
+            if p.dim() > 1:
+                assert float(p.detach().std()) == pytest.approx(0.02, rel=0.25), name
+
+
 def test_dcgan_is_the_papers_shape():
     """Radford et al. 2016, figure 1: from 4x4x1024 by four deconvolutions to 64x64x3, at width 128."""
     module = registry.load("models", "dcgan")

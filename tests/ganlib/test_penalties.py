@@ -85,7 +85,9 @@ def test_dragan():
     discriminator = Quadratic()
     round = a_round(discriminator)
     deviation = round.real.var((1, 2, 3), correction=0, keepdim=True).sqrt()
-    near = round.real + 0.5 * deviation * Noise(0, size=N).uniform(*SHAPE).double()
+    noise = Noise(0, size=N)
+    share = noise.uniform().double().view(-1, 1, 1, 1)
+    near = round.real + 0.5 * share * deviation * noise.uniform(*SHAPE).double()
     expected = (slope(discriminator, near).norm(dim=1) - 1).square()
     torch.testing.assert_close(PENALTIES["dragan"](round), expected, rtol=1e-6, atol=1e-8)
 

@@ -14,6 +14,7 @@ from ganlib.config import ConfigError, override, parse_params
 from ganlib.health import Alarm, Diverged, Monitor, check, diversity
 from ganlib.shards import read_spec
 from ganlib.trainer import build_game, plan, train
+from ganlib.watch import Watch
 
 FAMILIES = registry.names("models")
 CONSISTENCY = {"consistency": {"weight": 10}}
@@ -381,10 +382,29 @@ def test_numbers_that_are_none_lead_back_too(small, prepared, tmp_path):
         train(of_health(wild, policy="rollback", max_rollbacks=2), Kept(tmp_path), prepared=prepared)
 
 
+def test_groups_are_not_torn_apart(small, prepared, tmp_path):
+    with pytest.raises(ConfigError, match=r"models\.stylegan2\.batch: 24 leaves 6 examples.*multiple of 16"):
+        train(small("stylegan2", changes={"batch": 24}, accumulate=4), Kept(tmp_path), prepared=prepared)
+
+
+def test_those_who_judge_see_examples_as_mixed_as_in_training(small, prepared):
+    params = small("stylegan2")
+    spec = read_spec(prepared)
+    wide = dataclasses.replace(spec, shape=(1, 16, 2**16))  # of which few are held at a time
+    watch = Watch(params, build_game(params, spec), torch.nn.Identity(), spec, prepared, None, lambda x: x)
+    labels = watch.known.cond
+    assert not torch.equal(labels, labels.sort().values)
+    assert torch.equal(watch.fixed.cond, watch.fixed.cond.sort().values)
+    watch.spec = wide
+    assert {part.stop - part.start for part in watch._chunks(64)} == {4}
+
+
 def test_what_suits_no_pairs_or_no_microbatches_is_refused(small, prepared):
     spec = read_spec(prepared)
     pairs = dataclasses.replace(spec, modality="image_pair", shape=(2, 32, 32), classes=(), given=1)
     with pytest.raises(ConfigError, match="consistency, augment would tear"):
         build_game(small("pix2pix", changes={"augment": {"kind": "diffaugment"}, "penalties": CONSISTENCY}), pairs)
+    with pytest.raises(ConfigError, match=r"consistency compare an image with the same image moved.*choose one"):
+        build_game(small("dcgan", changes={"augment": {"kind": "ada"}, "penalties": CONSISTENCY}), spec)
     with pytest.raises(ConfigError, match=r"top_k.*train\.accumulate"):
         build_game(small(changes={"top_k": 0.5}, accumulate=2), spec)
