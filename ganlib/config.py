@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
@@ -18,8 +20,11 @@ from pydantic import (
     PositiveInt,
     SerializeAsAny,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -65,12 +70,42 @@ def _one_of(table: Mapping[str, Any]) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
+def _name(pattern: str, allowed: str) -> AfterValidator:
+    def validate(name: str) -> str:
+        if not re.fullmatch(pattern, name):
+            raise ValueError(f"a name is made of {allowed}")
+        return name
+
+    return AfterValidator(validate)
+
+
+# DVC takes a dot in the name of a section for a section in a section.
+SectionName = Annotated[str, _name(r"[\w-]+", "letters, digits, _ and -")]
+ModelName = Annotated[str, _name(r"[\w-][\w.-]*", "letters, digits, _, - and, but for the first, dots")]
+
+
 class DatasetConfig(Config):
     source: Annotated[SerializeAsAny[Config], _registered("sources", "name")]
     sample: Annotated[SerializeAsAny[Config], _registered("data", "kind")]
     test_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     max_reject_share: Share = 0.01
     shard_mb: PositiveFloat = 64.0
+
+    @field_validator("sample", mode="before")
+    @classmethod
+    def _fed_by_the_source(cls, sample: Any, info: ValidationInfo) -> Any:
+        """Said before the sample is read, for a kind that does not suit has keys that do not suit either."""
+        kind = sample.get("kind") if isinstance(sample, Mapping) else getattr(sample, "kind", None)
+        if "source" in info.data and kind in registry.names("data"):  # else that is the fault to tell
+            source = info.data["source"].name
+            kinds = getattr(registry.load("sources", source), "KINDS", (kind,))
+            if kind not in kinds:
+                fault = PydanticCustomError(
+                    "kind", f"{kind!r} does not suit; source {source!r} feeds {', '.join(kinds)}"
+                )
+                details = InitErrorDetails(type=fault, loc=("kind",), input=sample)
+                raise ValidationError.from_exception_data("sample", [details])
+        return sample
 
 
 class PenaltyConfig(Config):
@@ -188,7 +223,7 @@ class GateConfig(Config):
 
 class TrackingConfig(Config):
     experiment: Annotated[str, Field(min_length=1)] = "ganlib"
-    registered_model: Annotated[str, Field(pattern=r"^[^/:@]+$")] | None = None
+    registered_model: ModelName | None = None
     uri: str | None = None
 
 
@@ -210,9 +245,9 @@ class Params(Config):
     data: str
     model: str
     preset: str = "none"
-    datasets: dict[str, DatasetConfig]
-    models: dict[str, ModelConfig]
-    presets: dict[str, dict[str, Any]] = Field(default={"none": {}})
+    datasets: dict[SectionName, DatasetConfig]
+    models: dict[SectionName, ModelConfig]
+    presets: dict[SectionName, dict[str, Any]] = Field(default={"none": {}})
     reference: ReferenceConfig = ReferenceConfig()
     tune: TuneConfig
     train: TrainConfig
@@ -321,7 +356,7 @@ def override(params: Params, changes: Mapping[str, Any]) -> Params:
 
 
 def _explain(where: str, fault: Any) -> str:
-    key = ".".join(str(part) for part in fault["loc"])
+    key = ".".join(str(part) for part in fault["loc"] if part != "[key]")  # pydantic's mark of a fault in a key
     message = fault["msg"].removeprefix("Value error, ")
     found = fault["input"]
     shown = "" if isinstance(found, Mapping | Config) or fault["type"] == "missing" else f" (found {found!r})"

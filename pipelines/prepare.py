@@ -26,6 +26,7 @@ from torch import Tensor
 from ganlib import registry, shards
 from ganlib.config import DatasetConfig
 from ganlib.data._spec import Spec
+from ganlib.reference import LEAST
 from ganlib.sources._source import Part, Source, SourceError
 from pipelines._stage import PREPARED, StageError, main, whole_folder
 
@@ -41,7 +42,6 @@ Row = tuple[bytes, int, bytes, str | None, tuple[float, ...], str, str]
 
 _LOOKED_AT, _LOOKED_AT_BYTES = 10_000, 64 * 2**20  # training data behind the card's statistics and picture
 _PICTURE = (1280, 1280)  # pixels, at most
-_LEAST = 2  # examples in each split
 
 
 def prepare(cfg: DatasetConfig, raw: Path, out: Path) -> None:
@@ -102,7 +102,7 @@ def encode_part(part: Part, *, kind: str, cfg: Any, labelled: bool, attributes: 
     for item in part():
         try:
             if item.payload is None:
-                raise ValueError("there is no readable sample in it")
+                raise ValueError(item.reason)
             if labelled and item.label is None:
                 raise ValueError("it has no label")
             if attributes and item.attributes is None:
@@ -199,10 +199,10 @@ class _Rejects:
 
 def _check(found: shards.Summary, classes: tuple[str, ...], cfg: DatasetConfig) -> None:
     counts = found.counts
-    if min(counts.values()) < _LEAST:
+    if min(counts.values()) < LEAST:
         raise StageError(
             f"too few data: of {sum(counts.values())} different examples {counts['train']} are for training "
-            f"and {counts['test']} for testing at test_share {cfg.test_share}; {_LEAST} of each are needed"
+            f"and {counts['test']} for testing at test_share {cfg.test_share}; {LEAST} of each are needed"
         )
     for label, name in enumerate(classes):
         if not found.classes["train"][label]:

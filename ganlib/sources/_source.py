@@ -1,4 +1,7 @@
-"""What every source gives: items in parts, each of which can be read by itself, in whatever process."""
+"""What every source gives: items in parts, each of which can be read by itself, in whatever process.
+
+A source's file may say in `KINDS` which kinds of data (`sample.kind`) its payloads suit; where it does not, any do.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,14 @@ class Item:
     id: str
     """says where it comes from; stands in the list of rejects"""
     payload: Any
-    """what the kind's `encode` takes: a path, bytes, an array; None where the source has a hole"""
+    """what the kind's `encode` takes: a path, bytes, an array; None where there is none, for the `reason`"""
     label: int | None = None
     split: Split | None = None
     """where the source itself says it; None: by the hash of the content"""
     attributes: tuple[float, ...] | None = None
     """as many as the source names, or None where they are unknown"""
+    reason: str = "there is no readable sample in it"
+    """why the payload is None, for the list of rejects"""
 
 
 Part = Callable[[], Iterable[Item]]

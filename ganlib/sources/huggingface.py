@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +12,9 @@ import numpy as np
 from ganlib._config import Config as _Base
 from ganlib.sources._source import Item, Source, SourceError, labels_of, ranges
 
-__all__ = ["Config", "load"]
+__all__ = ["KINDS", "Config", "load"]
 
+KINDS = ("image",)
 _PART = 1024
 
 
@@ -67,17 +68,33 @@ def load(cfg: Config, raw: Path) -> Source:
         else:
             known = labels_of(data.unique(cfg.label))
             names = tuple(str(value) for value in known)
-    parts = [partial(_items, data, start, stop, cfg, known) for start, stop in ranges(len(data), _PART)]
+    folders = _folders(raw)
+    parts = [partial(_items, data, start, stop, cfg, known, folders) for start, stop in ranges(len(data), _PART)]
     about = f"datasets {datasets.__version__}: {cfg.dataset or 'saved to disk'}, splits {', '.join(splits)}"
     return Source(about, len(data), parts, names)
 
 
-def _items(data: Any, start: int, stop: int, cfg: Config, known: dict[Any, int]) -> Iterator[Item]:
+def _folders(raw: Path) -> list[Path]:
+    """Where files that rows name may lie: the raw folder, first, and wherever `datasets` and its hub download to."""
+    from datasets import config
+    from huggingface_hub import constants  # type: ignore[import-not-found, unused-ignore]
+
+    caches = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH)
+    return [Path(folder).resolve() for folder in (raw, *caches, constants.HF_HUB_CACHE)]
+
+
+def _items(
+    data: Any, start: int, stop: int, cfg: Config, known: dict[Any, int], folders: Sequence[Path]
+) -> Iterator[Item]:
     for row in range(start, stop):
         cells = data[row]
-        payload = cells[cfg.image]
+        payload, reason = cells[cfg.image], Item.reason
         if isinstance(payload, dict):
-            payload = payload["bytes"] or (Path(payload["path"]) if payload["path"] else None)
+            path = payload.get("path")
+            payload = payload.get("bytes") or (path and (folders[0] / path).resolve()) or None
+            # Whoever made the data chose the path: it must not name any file of this machine.
+            if isinstance(payload, Path) and not any(payload.is_relative_to(folder) for folder in folders):
+                payload, reason = None, f"{path} lies outside the raw folder and the caches of Hugging Face"
         elif isinstance(payload, list):
             payload = np.asarray(payload)
-        yield Item(f"row {row}", payload, known.get(cells[cfg.label]) if cfg.label else None)
+        yield Item(f"row {row}", payload, known.get(cells[cfg.label]) if cfg.label else None, reason=reason)

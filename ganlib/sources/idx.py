@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from ganlib._config import Config as _Base
 from ganlib.sources._source import Item, Source, SourceError, files, labels_of
 
-__all__ = ["Config", "load"]
+__all__ = ["KINDS", "Config", "load"]
 
+KINDS = ("image",)
 _IMAGES, _LABELS = 0x0803, 0x0801  # unsigned bytes in three dimensions, in one
 
 

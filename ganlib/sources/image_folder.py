@@ -12,8 +12,9 @@ from typing import Literal
 from ganlib._config import Config as _Base
 from ganlib.sources._source import Item, Source, SourceError, files, ranges
 
-__all__ = ["Config", "load"]
+__all__ = ["KINDS", "Config", "load"]
 
+KINDS = ("image",)
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _PART = 256
 

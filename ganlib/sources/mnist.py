@@ -12,7 +12,9 @@ import numpy as np
 from ganlib._config import Config as _Base
 from ganlib.sources._source import Item, Source
 
-__all__ = ["Config", "load"]
+__all__ = ["KINDS", "Config", "load"]
+
+KINDS = ("image",)
 
 
 class Config(_Base):

@@ -15,8 +15,9 @@ from ganlib._config import Config as _Base
 from ganlib.data.pair import SideBySide
 from ganlib.sources._source import Item, Source, SourceError, Split, files, ranges
 
-__all__ = ["Config", "load"]
+__all__ = ["KINDS", "Config", "load"]
 
+KINDS = ("pair",)
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _PART = 256
 

@@ -16,8 +16,9 @@ from pydantic import model_validator
 from ganlib._config import Config as _Base
 from ganlib.sources._source import Item, Source, SourceError, files, labels_of
 
-__all__ = ["Config", "load"]
+__all__ = ["KINDS", "Config", "load"]
 
+KINDS = ("image",)
 _BATCH = 64
 
 

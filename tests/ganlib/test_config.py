@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 
 from ganlib import registry
 from ganlib.config import ConfigError, load_params, override, parse_params
+from ganlib.data._spec import Spec
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
@@ -55,6 +56,15 @@ def test_every_preset_suits_every_model_it_names(preset, model):
             assert resolved[key] == value
     if "penalties" in said:
         assert resolved["penalties"].keys() == said["penalties"].keys()
+
+
+@pytest.mark.parametrize(("preset", "model"), [case for case in PRESETS if case[0].startswith("wgan_gp")])
+def test_a_critic_with_gradient_penalty_has_no_norm(preset, model):
+    """Gulrajani et al. 2017, section 4."""
+    params = parse_params({**SHIPPED, "model": model, "preset": preset})
+    spec = Spec("image", "image", (3, 32, 32), ("a", "b"), {"train": 1, "test": 1}, "")
+    critic = registry.load("models", model).build(params.game.network, spec).discriminator
+    assert not [type(layer).__name__ for layer in critic.modules() if "Norm" in type(layer).__name__]
 
 
 def test_presets_are_laid_over_the_model():
@@ -108,6 +118,14 @@ def test_every_line_with_a_key_of_the_default_model_is_commented():
         (changed("models.dcgan.search.x", {}), ["models.dcgan.search.x", "exactly one"]),
         (changed("models.no_such_family", {"network": {}}), ["models.no_such_family.network", "'no_such_family'"]),
         (changed("datasets.mnist.source.name", "minst"), ["datasets.mnist.source", "'minst'", "did you mean 'mnist'"]),
+        (
+            changed("datasets.photos.sample.kind", "pair"),
+            ["datasets.photos.sample.kind: 'pair' does not suit; source 'image_folder' feeds image"],
+        ),
+        (
+            changed("datasets.pairs.sample.kind", "image"),
+            ["datasets.pairs.sample.kind: 'image' does not suit; source 'paired_folder' feeds pair"],
+        ),
         (changed("datasets.mnist.source", {}), ["datasets.mnist.source", "'name' is one of", "image_folder"]),
         (changed("datasets.mnist.sample.resolution", [28]), ["datasets.mnist.sample.resolution"]),
         (changed("train.kimg", None, drop=True), ["train.kimg", "required"]),
@@ -122,6 +140,30 @@ def test_a_fault_is_said_in_one_line_that_helps(raw, expected):
     for part in expected:
         assert part in message
     assert message.startswith("params.yaml: ")
+
+
+@pytest.mark.parametrize("name", ["o'brien", "a/b", "a:b", "../../../x", ".hidden", "a b", "v1.0", "a\n", ""])
+@pytest.mark.parametrize("section", ["datasets", "models", "presets"])
+def test_names_of_sections_are_names_of_folders_and_models(section, name):
+    raw = changed(section, {**SHIPPED[section], name: next(iter(SHIPPED[section].values()))})
+    with pytest.raises(ConfigError) as caught:
+        parse_params(raw)
+    said = f": a name is made of letters, digits, _ and - (found {name!r})"
+    assert any(line.endswith(said) for line in str(caught.value).splitlines())
+
+
+@pytest.mark.parametrize("name", ["o'brien", "a/b", "a:b", "../../../x", ".hidden", "a b", "m@1", ""])
+def test_names_of_registered_models(name):
+    with pytest.raises(ConfigError) as caught:
+        parse_params(changed("tracking.registered_model", name))
+    allowed = "letters, digits, _, - and, but for the first, dots"
+    assert str(caught.value) == f"params.yaml: tracking.registered_model: a name is made of {allowed} (found {name!r})"
+    assert parse_params(changed("tracking.registered_model", "gan-v1.0_é")).registered_model == "gan-v1.0_é"
+
+
+def test_a_source_that_names_no_kinds_feeds_any(monkeypatch):
+    monkeypatch.delattr(registry.load("sources", "image_folder"), "KINDS")
+    parse_params(changed("datasets.photos.sample", {"kind": "pair", "resolution": [8, 8]}))
 
 
 def test_several_faults_are_several_lines():

@@ -103,29 +103,29 @@ def test_prepared_from_folders_that_fix_the_split(tmp_path):
     from pipelines.prepare import prepare
 
     stored = {}
-    for split, n in (("train", 5), ("test", 3)):
+    for split, n in (("train", 10), ("test", 10)):
         for i in range(n):
-            photo, map_ = (RNG.integers(0, 256, (60, 80, c), np.uint8) for c in (3, 1))
+            photo, map_ = (RNG.integers(0, 256, (30, 40, c), np.uint8) for c in (3, 1))
             both = np.concatenate([photo, map_.repeat(3, 2)], 1)
             (tmp_path / "raw" / split).mkdir(parents=True, exist_ok=True)
             Image.fromarray(both).save(tmp_path / "raw" / split / f"{i}.png")
             stored.setdefault(split, set()).add(np.concatenate([map_, photo], 2).transpose(2, 0, 1).tobytes())
     cfg = DatasetConfig(
         source={"name": "paired_folder", "direction": "b_to_a"},
-        sample={"kind": "pair", "resolution": [60, 80], "channels": [1, 3]},
+        sample={"kind": "pair", "resolution": [30, 40], "channels": [1, 3]},
     )
     prepare(cfg, tmp_path / "raw", tmp_path / "out")
     spec = shards.read_spec(tmp_path / "out")
     assert (spec.modality, spec.shape, spec.given, spec.counts) == (
         "image_pair",
-        (4, 60, 80),
+        (4, 30, 40),
         1,
-        {"train": 5, "test": 3},
+        {"train": 10, "test": 10},
     )
     for split, expected in stored.items():
         assert {sample.numpy().tobytes() for sample in shards.read(tmp_path / "out", split)["sample"]} == expected
-    card = np.asarray(Image.open(tmp_path / "out" / "card.png")).reshape(62, 5, 162, 3)
-    for half, is_grey in ((card[1:-1, :, 1:81], True), (card[1:-1, :, 81:161], False)):
+    card = np.asarray(Image.open(tmp_path / "out" / "card.png")).reshape(32, 10, 82, 3)
+    for half, is_grey in ((card[1:-1, :, 1:41], True), (card[1:-1, :, 41:81], False)):
         assert (half.max(-1) == half.min(-1)).all() == is_grey
 
 

@@ -48,6 +48,7 @@ def test_every_source_has_a_closed_named_config(name):
     module = registry.load("sources", name)
     assert next(iter(module.Config.model_fields)) == "name"
     assert module.Config().name == name
+    assert set(getattr(module, "KINDS", ())) <= set(registry.names("data"))
     with pytest.raises(ValueError, match="unknown key"):
         module.Config(nmae=name)
 
@@ -323,6 +324,38 @@ class TestHuggingface:
                 load("huggingface", tmp_path / "saved", **wrong)
         with pytest.raises(SourceError, match=r"\A[^\n]+\Z"):
             load("huggingface", tmp_path / "nothing")
+
+    def test_rows_open_no_files_but_their_own(self, tmp_path):
+        raw, cache, elsewhere = (tmp_path / name for name in ("raw", "cache", "elsewhere"))
+        for folder in (raw, cache, elsewhere):
+            folder.mkdir()
+            (folder / "x.png").write_bytes(png(PIXELS[0]))
+        (raw / "link.png").symlink_to(elsewhere / "x.png")
+        own = ["x.png", str(raw / "x.png"), str(cache / "x.png")]
+        foreign = [str(elsewhere / "x.png"), "../elsewhere/x.png", "link.png"]
+        cells = [{"bytes": None, "path": path} for path in (*own, *foreign, None)]
+        cells.append({"bytes": png(PIXELS[1]), "path": str(elsewhere / "x.png")})  # which is not opened
+        module = registry.load("sources", "huggingface")
+        rows = [{"image": cell} for cell in cells]
+        found = list(module._items(rows, 0, len(rows), module.Config(label=None), {}, (raw, cache)))
+        assert [item.payload for item in found[:3]] == [raw / "x.png", raw / "x.png", cache / "x.png"]
+        for item, path in zip(found[3:6], foreign, strict=True):
+            assert item.payload is None
+            assert item.reason == f"{path} lies outside the raw folder and the caches of Hugging Face"
+        assert (found[6].payload, found[6].reason) == (None, "there is no readable sample in it")
+        assert found[7].payload == png(PIXELS[1])
+
+    def test_rows_may_name_files_of_the_raw_folder_and_the_caches(self, tmp_path):
+        datasets = pytest.importorskip("datasets")
+        module = registry.load("sources", "huggingface")
+        raw, *caches = module._folders(tmp_path)
+        assert raw == tmp_path.resolve()
+        assert datasets.config.HF_DATASETS_CACHE.resolve() in caches
+        rows = {"image": [{"bytes": None, "path": str(tmp_path / "x.png")}, {"bytes": None, "path": "/etc/hostname"}]}
+        (tmp_path / "x.png").write_bytes(png(PIXELS[0]))
+        table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
+        found = list(module._items(table, 0, 2, module.Config(label=None), {}, [raw, *caches]))
+        assert [item.payload for item in found] == [raw / "x.png", None]
 
 
 def test_parts_travel_to_other_processes(tmp_path):

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ganlib import shards
 from ganlib.config import DatasetConfig
+from ganlib.sources._source import Item
 from pipelines import prepare as stage
 from pipelines._stage import StageError
 
@@ -104,7 +105,11 @@ def test_one_class_is_no_label(tmp_path, capsys):
     [
         ([], "no such folder"),
         (["a.png"], "too few data: of 1 different examples"),
-        ([f"{i}.png" for i in range(4)], "too few data: of 4 different examples"),
+        (
+            [f"{i}.png" for i in range(10)],
+            r"too few data: of 10 different examples \d are for training and \d for testing at test_share 0.3; "
+            "10 of each are needed",
+        ),
         (["rare/0.png", *(f"b/{i}.png" for i in range(60))], "class 'rare' has no training example"),
     ],
 )
@@ -114,6 +119,13 @@ def test_too_little_is_one_clear_line(tmp_path, names, said):
         stage.prepare(config(), tmp_path / "raw", tmp_path / "out")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_source_may_say_why_there_is_no_sample():
+    items = [Item("a", None), Item("b", None, reason="b lies elsewhere")]
+    cfg = config().sample
+    (table,) = stage.encode_part(lambda: items, kind="image", cfg=cfg, labelled=False)
+    assert table["reason"].to_pylist() == ["there is no readable sample in it", "b lies elsewhere"]
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray Data warns of its own defaults
