@@ -51,17 +51,27 @@ def home() -> Path:
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `final` only when the block ends without an error; else it is gone."""
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """A folder to write into that becomes `final` only when the block ends without an error; else it is gone.
+
+    What `final` was before is kept until then; what a kill left is put right by the next use.
+    """
+    partial, old = (final.with_name(f".{final.name}.{part}") for part in ("partial", "old"))
+
+    def tidy() -> None:
+        if old.exists() and not final.exists():
+            old.rename(final)
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    tidy()
     partial.mkdir(parents=True)
     try:
         yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+        if final.exists():
+            final.rename(old)
+        partial.rename(final)
+    finally:
+        tidy()
 
 
 def main(stage: Callable[[Params], None]) -> None:

@@ -1,4 +1,4 @@
-"""What `ganlib doctor` looks at: whatever would otherwise stop a pipeline half-way."""
+"""What `ganlib doctor` looks at: whatever would otherwise stop a pipeline half-way. It changes nothing."""
 
 from __future__ import annotations
 
@@ -90,13 +90,15 @@ def _repository() -> Iterator[Finding]:
         yield Finding("ok", "DVC repository")
     else:
         yield Finding("fail", "not a DVC repository", "run `dvc init`")
-    git = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False)
-    if git.returncode:
+    try:
+        git = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):  # OSError: Git is not installed
         yield Finding("warn", "not a Git repository", "lineage will say 'none'; `git init` and commit")
-    elif not git.stdout:
+        return
+    if not git:
         yield Finding("ok", "Git: nothing untracked or changed")
     else:
-        lines = git.stdout.splitlines()
+        lines = git.splitlines()
         untracked = sum(line.startswith("??") for line in lines)
         what = f"Git: {untracked} untracked and {len(lines) - untracked} changed, such as {lines[0][3:]}"
         yield Finding("warn", what, "commit, so that lineage names what ran")
@@ -106,12 +108,15 @@ def _storage(params: Params) -> Iterator[Finding]:
     places = {str(home()), params.scale.storage or str(home())}
     for place in sorted(places):
         if "://" in place:
-            yield Finding("warn", f"storage {place}: not looked at", "see that every node can write there")
+            yield Finding(
+                "warn", f"storage {tracking.shown(place)}: not looked at", "see that every node can write there"
+            )
             continue
         try:
-            Path(place).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=place):
-                free = shutil.disk_usage(place).free / GIB
+            path = Path(place).absolute()
+            there = next(parent for parent in (path, *path.parents) if parent.exists())
+            with tempfile.TemporaryFile(dir=there):
+                free = shutil.disk_usage(there).free / GIB
         except OSError as error:
             yield Finding("fail", f"storage {place}: {error.strerror or error}", "choose a folder that can be written")
             continue
@@ -124,10 +129,10 @@ def _tracking(params: Params) -> Finding:
         uri = tracking.store_uri(params.tracking)
         if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
             return Finding("ok", f"tracking store {uri}: will be made")
-        tracking.open_store(params.tracking)
+        tracking.open_store(params.tracking, create=False)
     except StageError as error:
         return Finding("fail", str(error), "start it, or change MLFLOW_TRACKING_URI or tracking.uri")
-    return Finding("ok", f"tracking store {uri}")
+    return Finding("ok", f"tracking store {tracking.shown(uri)}")
 
 
 def _resources(params: Params) -> Finding:

@@ -217,7 +217,8 @@ def _log(store: tracking.Store, params: Params, generator: Generator, metrics: M
     with tracking.run(store, name, name, tags=tags) as run:
         tracking.log_params(run, tuned.model_dump(mode="json", include={"seed", "data", "model", "train"}))
         tracking.log_params(run, {"preset": params.preset, "game": tuned.game.model_dump(mode="json")})
-        tracking.log_json(run, tuned.model_dump(mode="json"), "params.json")
+        # without the store's address, which may hold a password
+        tracking.log_json(run, tuned.model_dump(mode="json", exclude={"tracking": {"uri"}}), "params.json")
         tracking.log_json(run, facts, "lineage.json")
         tracking.log_stats(run, _curves(TRAINED / "stats.jsonl"))
         tracking.log_metrics(run, _flat(metrics))

@@ -13,6 +13,7 @@ import os
 import re
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ __all__ = [
     "register_generator",
     "run",
     "set_alias",
+    "shown",
     "store_uri",
     "tag_version",
     "version_by_alias",
@@ -46,11 +48,13 @@ __all__ = [
 
 RUN_KEY = "ganlib.run_key"
 VERSION_KEY = "ganlib.key"
+ROLLBACKS = "health/rollbacks"
 SCHEMES = ("http", "https", "databricks", "sqlite", "postgresql", "mysql", "mssql")
 CHUNK = 1000  # metrics a request, MLflow's limit
 PARAM_CHUNK = 100
 PARAM_LENGTH = 6000
-AGAIN = "what was computed is kept, and logged when this is run again"
+CLIENTS = ("mlflow", "requests", "sqlalchemy")  # whose exceptions tell that the store failed
+AGAIN = "what was computed is kept; see to the store, then `dvc repro` goes on"
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,17 @@ class Store:
     uri: str
     client: Any
     experiment: str
-    """its ID"""
+    """its ID; empty if there is none and none was to be made"""
 
 
 @dataclass(frozen=True)
 class Run:
-    """An open run. `logged`: the steps of each metric that it has."""
+    """An open run. `logged`: the points of each metric that it has, as (step, rollbacks of training until then)."""
 
     store: Store
     id: str
     key: str
-    logged: dict[str, set[int]]
+    logged: dict[str, set[tuple[int, float]]]
 
 
 @dataclass(frozen=True)
@@ -91,16 +95,22 @@ def store_uri(config: TrackingConfig) -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or config.uri or "sqlite:///mlflow.db"
     scheme = uri.partition(":")[0].partition("+")[0]
     if scheme not in SCHEMES:
-        raise StageError(f"tracking.uri: {uri!r} is not a store of MLflow; known: {', '.join(SCHEMES)}")
+        raise StageError(f"tracking.uri: {shown(uri)!r} is not a store of MLflow; known: {', '.join(SCHEMES)}")
     if uri.startswith("sqlite:///"):
         return f"sqlite:///{home() / uri.removeprefix('sqlite:///')}"
     return uri
 
 
+def shown(text: str) -> str:
+    """A URI, or a text with URIs, without what may be secret: users, passwords and queries."""
+    # SQLAlchemy takes a password that holds "/", where urllib.parse would end the user's part
+    return re.sub(r"(?<=://)[^/\s]\S*(?=@)|(?<=[\w/]\?)\S+", "***", text)
+
+
 def open_store(config: TrackingConfig, *, create: bool = True) -> Store:
     """Connect, migrate and find the experiment, so that what is wrong is said before any work is done.
 
-    With `create=False` a SQLite file that is not there is an error, not a new store.
+    With `create=False` nothing is made: a SQLite file that is not there is an error, an experiment is not.
     Raises StageError, one line and within seconds, if the store does not answer.
     """
     uri = store_uri(config)
@@ -109,26 +119,29 @@ def open_store(config: TrackingConfig, *, create: bool = True) -> Store:
     _quiet()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     impatience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
     with _environment({key: value for key, value in impatience.items() if key not in os.environ}):
         try:
             client = MlflowClient(tracking_uri=uri)
             found = client.get_experiment_by_name(config.experiment)
-            if found is None:
+            if found is not None:
+                experiment = found.experiment_id
+            elif not create:
+                experiment = ""
+            else:
                 # A server knows where its artifacts go; a database does not, and MLflow would say "./mlruns".
                 place = None if uri.startswith(("http", "databricks")) else (home() / "mlartifacts").as_uri()
                 experiment = client.create_experiment(config.experiment, artifact_location=place)
-            else:
-                experiment = found.experiment_id
-        except (MlflowException, OSError, ImportError) as error:
-            raise StageError(f"tracking store {uri} does not answer: {_one_line(error)}") from error
+        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+            raise StageError(f"tracking store {shown(uri)} does not answer: {_one_line(error)}") from error
     # MLflow's own patience is minutes a call
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     if found is not None and found.lifecycle_stage != "active":
         raise StageError(
-            f"tracking.experiment: {config.experiment!r} was deleted from {uri}; "
+            f"tracking.experiment: {config.experiment!r} was deleted from {shown(uri)}; "
             f"choose another name or run `mlflow experiments restore -x {experiment}`"
         )
     return Store(uri, client, experiment)
@@ -143,58 +156,57 @@ def run(
     It ends as FINISHED, as KILLED on Ctrl-C, or as FAILED on any other error. A trial of a search has the
     search's run as `parent`. Raises StageError if the store stops to answer.
     """
-    from mlflow.exceptions import MlflowException
-
-    found = store.client.search_runs([store.experiment], f"tags.`{RUN_KEY}` = '{key}'", max_results=1)
-    if found:
-        run_id = found[0].info.run_id
-        store.client.update_run(run_id, status="RUNNING")
-        logged = {
-            name: {point.step for point in store.client.get_metric_history(run_id, name)}
-            for name in found[0].data.metrics
-        }
-        for tag, value in (tags or {}).items():
-            store.client.set_tag(run_id, tag, value)
-    else:
-        own = {RUN_KEY: key, **({"mlflow.parentRunId": parent.id} if parent else {})}
-        run_id = store.client.create_run(store.experiment, run_name=name, tags={**(tags or {}), **own}).info.run_id
-        logged = {}
+    with _answering(store):
+        found = store.client.search_runs([store.experiment], f"tags.`{RUN_KEY}` = '{key}'", max_results=1)
+        if found:
+            run_id = found[0].info.run_id
+            store.client.update_run(run_id, status="RUNNING")
+            logged = _logged(store, run_id, found[0].data.metrics)
+            for tag, value in (tags or {}).items():
+                store.client.set_tag(run_id, tag, value)
+        else:
+            own = {RUN_KEY: key, **({"mlflow.parentRunId": parent.id} if parent else {})}
+            run_id = store.client.create_run(store.experiment, run_name=name, tags={**(tags or {}), **own}).info.run_id
+            logged = {}
     status = "FAILED"
     try:
-        yield Run(store, run_id, key, logged)
+        with _answering(store):
+            yield Run(store, run_id, key, logged)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
-    except MlflowException as error:
-        raise StageError(f"tracking store {store.uri}: {_one_line(error)}; {AGAIN}") from error
     finally:
         try:
-            store.client.set_terminated(run_id, status)
-        except MlflowException as error:
+            with _answering(store):
+                store.client.set_terminated(run_id, status)
+        except StageError:
             if status == "FINISHED":
-                raise StageError(f"tracking store {store.uri}: {_one_line(error)}; {AGAIN}") from error
+                raise
 
 
 def log_stats(run: Run, rows: Iterable[Mapping[str, float]]) -> None:
     """Curves: rows of `{"kimg": ..., name: value, ...}`; MLflow's step is the number of real samples seen.
 
-    Points that the run has are left out: a kill, or a lost worker, has some rows come twice.
+    Points that the run has are left out: a kill, or a lost worker, has some rows come twice. After a rollback
+    (a row's `health/rollbacks` counts them) a step is logged again, and MLflow shows the later value.
     """
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
     points = [
-        Metric(name, float(value), now, step)
+        (Metric(name, float(value), now, step), times)
         for row in rows
-        for step in [round(row["kimg"] * 1000)]
+        for step, times in [(round(row["kimg"] * 1000), _rollbacks(row.get(ROLLBACKS, 0.0)))]
         for name, value in row.items()
-        if name != "kimg" and isinstance(value, int | float) and step not in run.logged.get(name, ())
+        if name != "kimg" and isinstance(value, int | float) and (step, times) not in run.logged.get(name, ())
     ]
     for start in range(0, len(points), CHUNK):
-        run.store.client.log_batch(run.id, metrics=points[start : start + CHUNK])
-        for point in points[start : start + CHUNK]:
-            run.logged.setdefault(point.key, set()).add(point.step)
+        part = points[start : start + CHUNK]
+        with _answering(run.store):  # here too, as training goes on and shows the line
+            run.store.client.log_batch(run.id, metrics=[point for point, _ in part])
+        for point, times in part:
+            run.logged.setdefault(point.key, set()).add((point.step, times))
 
 
 def log_metrics(run: Run, metrics: Mapping[str, float]) -> None:
@@ -239,7 +251,8 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def find_version(store: Store, model: str, key: str) -> Version | None:
     """The version registered under `key`, or None."""
-    found = store.client.search_model_versions(f"name = '{model}' and tags.`{VERSION_KEY}` = '{key}'")
+    with _answering(store):
+        found = store.client.search_model_versions(f"name = '{model}' and tags.`{VERSION_KEY}` = '{key}'")
     return _version(found[0]) if found else None
 
 
@@ -247,13 +260,14 @@ def version_by_alias(store: Store, model: str, alias: str) -> Version | None:
     """The version that `alias` points to, or None if there is no such alias or model."""
     from mlflow.exceptions import MlflowException
 
-    try:
-        return _version(store.client.get_model_version_by_alias(model, alias))
-    except MlflowException as error:
-        # the alias is missing, or the model is
-        if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
-            return None
-        raise
+    with _answering(store):
+        try:
+            return _version(store.client.get_model_version_by_alias(model, alias))
+        except MlflowException as error:
+            # the alias is missing, or the model is
+            if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+                raise
+    return None
 
 
 def version_by_uri(store: Store, uri: str) -> Version:
@@ -269,9 +283,9 @@ def version_by_uri(store: Store, uri: str) -> Version:
             version_by_alias(store, name, alias) if alias else _version(store.client.get_model_version(name, number))
         )
     except MlflowException as error:
-        raise StageError(f"{uri}: not in {store.uri}: {_one_line(error)}") from error
+        raise StageError(f"{uri}: not in {shown(store.uri)}: {_one_line(error)}") from error
     if found is None:
-        raise StageError(f"{uri}: not in {store.uri}: there is no such model, or it has no alias {alias!r}")
+        raise StageError(f"{uri}: not in {shown(store.uri)}: there is no such model, or it has no alias {alias!r}")
     return found
 
 
@@ -307,12 +321,14 @@ def register_generator(run: Run, folder: Path, model: str, key: str, tags: Mappi
 
 def tag_version(store: Store, version: Version, tags: Mapping[str, str]) -> None:
     """Set `tags` in their order, so that the last one says that all are set."""
-    for key, value in tags.items():
-        store.client.set_model_version_tag(version.model, str(version.number), key, value)
+    with _answering(store):
+        for key, value in tags.items():
+            store.client.set_model_version_tag(version.model, str(version.number), key, value)
 
 
 def set_alias(store: Store, version: Version, alias: str) -> None:
-    store.client.set_registered_model_alias(version.model, alias, str(version.number))
+    with _answering(store):
+        store.client.set_registered_model_alias(version.model, alias, str(version.number))
 
 
 def download(store: Store, version: Version | str, into: Path) -> Path:
@@ -330,12 +346,43 @@ def download(store: Store, version: Version | str, into: Path) -> Path:
                 artifact_uri=f"{uri}/artifacts/generator", dst_path=str(into), tracking_uri=store.uri
             )
     except (MlflowException, OSError) as error:
-        raise StageError(f"{uri}: not in {store.uri}: {_one_line(error)}") from error
+        raise StageError(f"{uri}: not in {shown(store.uri)}: {_one_line(error)}") from error
     return Path(found)
 
 
 def _version(found: Any) -> Version:
     return Version(found.name, int(found.version), dict(found.tags))
+
+
+def _logged(store: Store, run_id: str, names: Iterable[str]) -> dict[str, set[tuple[int, float]]]:
+    """`Run.logged` as the store has it: of the points at one step, those of a later course have the later time."""
+    found = {name: store.client.get_metric_history(run_id, name) for name in names}
+    rolled = defaultdict(list)
+    for point in found.get(ROLLBACKS, ()):
+        rolled[point.step].append(point)
+    return {
+        name: {
+            (one.step, _rollbacks(*(point.value for point in rolled[one.step] if point.timestamp <= one.timestamp)))
+            for one in points
+        }
+        for name, points in found.items()
+    }
+
+
+def _rollbacks(*values: float) -> float:
+    """The most of `values`; 0 where there is none, or none that is a number (a table has NaN for what a row lacks)."""
+    return max([0.0, *values])
+
+
+@contextmanager
+def _answering(store: Store) -> Iterator[None]:
+    """What the store's client raises in the block becomes a StageError: one line that names the store."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in CLIENTS:
+            raise
+        raise StageError(f"tracking store {shown(store.uri)}: {_one_line(error)}; {AGAIN}") from error
 
 
 def _probe_sqlite(path: Path, create: bool) -> None:
@@ -377,4 +424,4 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:250]
+    return shown(" ".join(str(error).split()))[:250]

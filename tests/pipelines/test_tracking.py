@@ -75,6 +75,8 @@ def test_reading_makes_no_store(project):
     with pytest.raises(StageError, match="no such file"):
         tracking.open_store(TrackingConfig(uri="sqlite:///none.db"), create=False)
     assert not (project / "none.db").exists()
+    store = tracking.open_store(TrackingConfig(experiment="none"), create=False)
+    assert store.client.get_experiment_by_name("none") is None
 
 
 def test_opening_keeps_what_the_user_set(project, monkeypatch):
@@ -97,13 +99,104 @@ def test_rows_that_come_twice_or_late_are_logged_once(store):
     assert sorted(history(run, "loss")) == [(1000, 1.0), (2000, 0.5), (3000, pytest.approx(1 / 3))]
 
 
-def test_a_store_that_stops_to_answer_is_one_line(store):
+def test_after_a_rollback_the_later_course_is_what_mlflow_shows(store):
+    def row(kimg, loss, rollbacks=0):
+        return {"kimg": float(kimg), "loss": loss, **({"health/rollbacks": rollbacks} if rollbacks else {})}
+
+    kept, abandoned = row(1, 1.0), [row(2, 9.0), row(3, 9.0)]
+    with pytest.raises(KeyboardInterrupt), tracking.run(store, "key", "name") as run:  # noqa: PT012
+        for one in (kept, *abandoned, row(2, 0.5, 1)):
+            tracking.log_stats(run, [one])
+        raise KeyboardInterrupt
+    final = [kept, row(2, 0.5, 1), row(3, 0.4, 1), row(4, 0.3, 1)]
+    for _ in range(2):
+        with tracking.run(store, "key", "name") as again:
+            tracking.log_stats(again, [row(2, 0.5, 1)])
+            tracking.log_stats(again, final)
+    points = sorted(store.client.get_metric_history(run.id, "loss"), key=lambda point: (point.step, point.timestamp))
+    assert [point.value for point in points] == [1.0, 9.0, 0.5, 9.0, 0.4, 0.3]
+    assert {point.step: point.value for point in points} == {1000 * row["kimg"]: row["loss"] for row in final}
+
+
+def test_a_value_that_a_table_lacks_is_no_rollback(store):
+    rows = [{"kimg": 1.0, "health/rollbacks": math.nan}, {"kimg": 2.0, "health/rollbacks": 1.0}]
+    for _ in range(2):
+        with tracking.run(store, "key", "name") as run:
+            tracking.log_stats(run, rows)
+    assert len(history(run, "health/rollbacks")) == 2
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("http://user:secret@host:5000/x", "http://***@host:5000/x"),
+        ("postgresql+psycopg2://user:se/cr@t@host/db", "postgresql+psycopg2://***@host/db"),
+        ("postgresql:///db?user=me&password=secret", "postgresql:///db?***"),
+        ("request to https://user:secret@host/api?a=b failed", "request to https://***@host/api?*** failed"),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
+        ("http://host:5000", "http://host:5000"),
+    ],
+)
+def test_what_is_shown_of_an_address(uri, expected):
+    assert tracking.shown(uri) == expected
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://user:secret@127.0.0.1:1", "mysql+none://user:secret@h/db", "x://user:secret@h"]
+)
+def test_no_password_in_errors(project, uri):
+    with pytest.raises(StageError, match=r"not answer|known") as error:
+        tracking.open_store(TrackingConfig(uri=uri))
+    assert "secret" not in str(error.value)
+
+
+def test_no_password_in_what_the_gate_gives_as_its_reason(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    lost = tracking.Store("http://user:secret@127.0.0.1:1", store.client, store.experiment)
+    for ask in (
+        lambda: tracking.download(lost, "models:/m/1", tmp_path),
+        lambda: tracking.version_by_uri(lost, "models:/m/1"),
+    ):
+        with pytest.raises(StageError, match=r"not in http://\*\*\*@127") as error:
+            ask()
+        assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "call"),
+    [
+        ("search_runs", lambda store, _: tracking.run(store, "key", "name").__enter__()),
+        ("search_model_versions", lambda store, _: tracking.find_version(store, "m", "key")),
+        ("get_model_version_by_alias", lambda store, _: tracking.version_by_alias(store, "m", "champion")),
+        ("set_model_version_tag", lambda store, version: tracking.tag_version(store, version, {"a": "b"})),
+        ("set_registered_model_alias", lambda store, version: tracking.set_alias(store, version, "champion")),
+        ("log_batch", lambda store, _: tracking.log_stats(tracking.Run(store, "", "", {}), [{"kimg": 1.0, "a": 1.0}])),
+    ],
+)
+def test_a_store_lost_on_the_way_is_one_line(store, monkeypatch, method, call):
     from mlflow.exceptions import MlflowException
 
-    refusal = pytest.raises(StageError, match=r"connection refused; what was computed is kept")
-    with refusal as caught, tracking.run(store, "key", "name"):
-        raise MlflowException("connection\nrefused")
-    assert "\n" not in str(caught.value)
+    def lost(*_, **__):
+        raise MlflowException("API request to http://user:secret@host\nfailed")
+
+    monkeypatch.setattr(store.client, method, lost)
+    with pytest.raises(
+        StageError, match=r"^tracking store sqlite:.*failed; what was computed is kept.*`dvc repro`"
+    ) as e:
+        call(store, tracking.Version("m", 1, {}))
+    assert "\n" not in str(e.value)
+    assert "secret" not in str(e.value)
+
+
+def test_a_store_that_stops_to_answer_is_one_line(store):
+    from mlflow.exceptions import MlflowException
+    from requests import HTTPError
+
+    for lost in (MlflowException("connection\nrefused"), HTTPError("connection\nrefused")):
+        refusal = pytest.raises(StageError, match=r"connection refused; what was computed is kept")
+        with refusal as caught, tracking.run(store, "key", "name"):
+            raise lost
+        assert "\n" not in str(caught.value)
 
 
 def test_killed_run_goes_on_without_doubled_points(store):

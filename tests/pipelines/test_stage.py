@@ -1,0 +1,53 @@
+"""What every stage shares: an output folder is the old one or the new one, whatever happens between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines._stage import whole_folder
+
+
+def write(final, content):
+    with whole_folder(final) as folder:
+        (folder / "file").write_text(content)
+
+
+@pytest.fixture
+def final(tmp_path):
+    write(tmp_path / "out", "old")
+    return tmp_path / "out"
+
+
+def test_the_new_folder_takes_the_place_of_the_old(final):
+    write(final, "new")
+    assert (final / "file").read_text() == "new"
+    assert [path.name for path in final.parent.iterdir()] == ["out"]
+
+
+def test_the_old_folder_stays_if_the_new_cannot_take_its_place(final, monkeypatch):
+    rename = Path.rename
+
+    def refusing(path, to):
+        if path.name == ".out.partial":
+            raise OSError("x")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", refusing)
+    with pytest.raises(OSError, match="x"):
+        write(final, "new")
+    assert (final / "file").read_text() == "old"
+    assert [path.name for path in final.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("placed", [False, True], ids=["before the new was there", "after"])
+def test_what_a_kill_between_the_renames_left_is_put_right(final, placed):
+    final.rename(final.with_name(".out.old"))
+    if placed:
+        final.mkdir()
+        (final / "file").write_text("new")
+    with pytest.raises(KeyboardInterrupt), whole_folder(final):
+        raise KeyboardInterrupt
+    assert (final / "file").read_text() == ("new" if placed else "old")
+    assert [path.name for path in final.parent.iterdir()] == ["out"]
