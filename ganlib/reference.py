@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -145,7 +146,7 @@ def build(
 ) -> dict[str, Any]:
     """Write the folder from the stored splits (`sample`, and `label` where labelled); returns `reference.json`.
 
-    Raises ConfigError for data that have no feature space here, or too few of them.
+    Raises ConfigError for data that have no feature space here, or too few of them, OSError if they cannot be written.
     """
     directory, device = Path(directory), _device()
     if spec.modality not in ("image", "image_pair"):
@@ -179,13 +180,13 @@ def build(
             split: torch.cat([extract(spec.split(decode(part))[1]) for part in stored["sample"].split(_DECODED)])
             for split, stored in splits.items()
         }
-        save_file(features, directory / "features" / f"{name}.safetensors")
+        _save(features, directory / "features" / f"{name}.safetensors")
         about["spaces"][name] = {"size": list(extract.size), "features": features["train"].shape[1]}
 
     if classifier is not None:
         weights = {key: value.cpu().contiguous() for key, value in classifier.state_dict().items()}
-        save_file(weights, directory / "classifier.safetensors")
-        save_file({split: stored["label"] for split, stored in splits.items()}, directory / "labels.safetensors")
+        _save(weights, directory / "classifier.safetensors")
+        _save({split: stored["label"] for split, stored in splits.items()}, directory / "labels.safetensors")
         with torch.inference_mode():
             predicted = classifier.cpu().classify(features["test"]).argmax(1)  # its space comes last
         right = predicted == test["label"]
@@ -205,6 +206,14 @@ def build(
             rows.writerows([spec.classes[a], spec.classes[b]] for a, b in pairs)
     (directory / "reference.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return about
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raises OSError, which safetensors does not on a full disk."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
 
 
 def _extractors(

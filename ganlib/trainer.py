@@ -45,7 +45,7 @@ from ganlib.penalties import DIFFERENTIATE, MOVE, PENALTIES
 from ganlib.schedules import value
 from ganlib.watch import Watch
 
-__all__ = ["Plan", "Report", "average_weights", "build_game", "plan", "train"]
+__all__ = ["Plan", "Report", "average_weights", "build_game", "check_groups", "plan", "train"]
 
 Report = Callable[[dict[str, float], Path | None], None]
 """`(row, folder)`, called on every rank. `folder`, now and then and on rank 0 alone, holds `checkpoint.pt`,
@@ -78,6 +78,18 @@ def plan(params: Params, world: int) -> Plan:
         report_every=report_every,
         checkpoint_every=report_every * max(1, round(cfg.checkpoint_kimg / cfg.report_kimg)),
     )
+
+
+def check_groups(params: Params, game: Game, world: int) -> None:
+    """Raises ConfigError where shares of a batch would tear examples apart that the game takes together."""
+    shares = world * params.train.accumulate
+    share = params.game.batch // shares
+    if shares > 1 and share % game.group:
+        raise ConfigError(
+            f"models.{params.model}.batch: {params.game.batch} leaves {share} examples to each of {world} workers x "
+            f"{params.train.accumulate} microbatches; the networks take {game.group} together, so a multiple of "
+            f"{shares * game.group} is wanted"
+        )
 
 
 def build_game(params: Params, spec: Spec) -> Game:
@@ -151,6 +163,7 @@ def train(
         return x.to(device, memory_format=layout if x.dim() == 4 else torch.preserve_format, non_blocking=True)
 
     training = _Training(params, spec, timing, world, device, layout)
+    check_groups(params, training.game, world)
     if resume is not None:
         training.restore(checkpoint.load(resume))
     state = training.state
@@ -158,13 +171,7 @@ def train(
 
     loader = Loader(Path(prepared), "train", batch=play.batch, seed=params.seed, memory_mb=cfg.memory_mb)
     microbatches = world * cfg.accumulate
-    share, group = play.batch // microbatches, training.game.group
-    if microbatches > 1 and share % group:
-        raise ConfigError(
-            f"models.{params.model}.batch: {play.batch} leaves {share} examples to each of {microbatches} shares "
-            f"({world} workers x {cfg.accumulate} microbatches); the network takes {group} together, so a multiple of "
-            f"{microbatches * group} is wanted"
-        )
+    share = play.batch // microbatches
 
     def batch(turn: int, part: int) -> Batch:
         """Part `part` of the global batch of a discriminator's turn."""

@@ -18,15 +18,15 @@ from typing import Any
 import torch
 
 import ganlib
-from ganlib.checkpoint import Damaged
+from ganlib.checkpoint import Damaged, load
 from ganlib.config import ConfigError, Params, parse_params
 from ganlib.evaluate import measurable
 from ganlib.health import Diverged
 from ganlib.reference import Reference
 from ganlib.registry import nearest
 from ganlib.shards import read_spec
-from ganlib.trainer import Report, build_game, plan, train
-from pipelines._stage import StageError, home
+from ganlib.trainer import Report, build_game, check_groups, plan, train
+from pipelines._stage import REFERENCE, StageError, home
 
 __all__ = ["Job", "cluster", "fingerprint", "fit", "keep_memory", "storage", "work"]
 
@@ -47,6 +47,7 @@ class Job:
         """Raises ConfigError for what cannot be trained, before any resource is asked for."""
         plan(params, world)
         game = build_game(params, read_spec(prepared))
+        check_groups(params, game, world)
         if (reference / "reference.json").is_file():
             _check_gate(params.gate.metric, measurable(Reference.load(reference, "cpu"), labelled=game.classes > 0))
         return cls(params.model_dump(mode="json"), str(prepared.resolve()), str(reference.resolve()))
@@ -81,15 +82,19 @@ def keep_memory() -> None:
         libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, at its upper bound
 
 
-def fingerprint(params: Params, prepared: Path, stage: str) -> str:
-    """A name for what determines the result of `stage` (tune or train): code, data, seed, model and budget.
+def fingerprint(params: Params, prepared: Path, stage: str, reference: Path = REFERENCE) -> str:
+    """A name for what determines the result of `stage` (tune or train).
 
+    That is: code, data, the reference that quality is measured against (if there is one), seed, model and budget.
     Ray resumes a run of the same name. So the same inputs go on where they stopped, and changed ones start clean.
     """
     digest = hashlib.sha256()
     for source in sorted(Path(ganlib.__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
     digest.update(read_spec(prepared).content_hash.encode())
+    for path in sorted(path for path in reference.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     determining = params.model_dump(mode="json", include={"seed", "model", "train", *({stage} - {"train"})})
     determining["game"] = params.game.model_dump(mode="json")
     digest.update(json.dumps(determining, sort_keys=True).encode())
@@ -97,8 +102,11 @@ def fingerprint(params: Params, prepared: Path, stage: str) -> str:
 
 
 def storage(params: Params) -> Path:
-    """Ray's folder, outside of what DVC deletes before a stage runs."""
-    return Path(params.scale.storage).resolve() if params.scale.storage else home() / ".ganlib" / "ray"
+    """Ray's folder, absolute, outside of what DVC deletes before a stage runs. Raises ConfigError for an address."""
+    folder = params.scale.storage or ".ganlib/ray"
+    if "://" in folder:
+        raise ConfigError(f"scale.storage: {folder!r} is an address; a folder that all nodes share is wanted")
+    return (home() / folder).resolve()
 
 
 @contextmanager
@@ -112,7 +120,9 @@ def cluster(params: Params) -> Iterator[dict[str, float]]:
     address = params.scale.ray_address or os.environ.get("RAY_ADDRESS")
     if address:
         _knock(address)
-    # Ray frees an early-stopped trial's workers through its dashboard, which listens on loopback only
+    # Ray frees an early-stopped trial's workers through its dashboard, which listens on loopback only. Ray's other
+    # servers listen on all interfaces, whatever address they are given; what keeps strangers out is Ray's token
+    # authentication, which is on for a cluster started here unless RAY_AUTH_MODE says otherwise.
     local: dict[str, Any] = {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
     try:
         ray.init(
@@ -139,13 +149,14 @@ def _knock(address: str) -> None:
             raise StageError(f"scale.ray_address: no Ray cluster at {address}: {error}") from error
 
 
-def check_resources(params: Params, workers: int, available: dict[str, float]) -> None:
-    """Raise StageError if the cluster can never hold the workers: Ray would wait for ever."""
+def check_resources(params: Params, key: str, available: dict[str, float]) -> None:
+    """Raise StageError if the cluster can never hold as many workers as `scale.KEY` says: Ray would wait for ever."""
+    workers = getattr(params.scale, key)
     for kind, each in (("CPU", params.scale.cpus_per_worker), ("GPU", params.scale.gpus_per_worker)):
         if workers * each > available.get(kind, 0):
             raise StageError(
-                f"scale: {workers} workers x {each:g} {kind} wanted, the cluster has "
-                f"{available.get(kind, 0):g}; lower scale.num_workers or scale.{kind.lower()}s_per_worker"
+                f"scale.{key}: {workers} workers x {each:g} {kind} wanted, the cluster has "
+                f"{available.get(kind, 0):g}; lower it or scale.{kind.lower()}s_per_worker"
             )
 
 
@@ -204,7 +215,7 @@ def fit(params: Params, prepared: Path, reference: Path, on_row: Callable[[dict[
     """
     scale = params.scale
     job = Job.of(params, prepared, reference, scale.num_workers)
-    folder, name = storage(params), fingerprint(params, prepared, "train")
+    folder, name = storage(params), fingerprint(params, prepared, "train", reference)
     live = folder / name / "live.jsonl"
     verdict = folder / name / "verdict.txt"
     _mend(live.parent)
@@ -212,7 +223,7 @@ def fit(params: Params, prepared: Path, reference: Path, on_row: Callable[[dict[
     live.write_text("")
     verdict.unlink(missing_ok=True)
     with cluster(params) as available:
-        check_resources(params, scale.num_workers, available)
+        check_resources(params, "num_workers", available)
         run = trainer(job, params, workers=scale.num_workers, name=name, folder=folder, callbacks=[_relay(live)])
         with _following(live, on_row):
             from ray.exceptions import RayError
@@ -243,14 +254,39 @@ def cause(error: Exception) -> str:
 
 
 def _mend(run: Path) -> None:
-    """Delete a run whose book of checkpoints was cut short by a kill, which Ray would stumble over."""
+    """Make Ray's book of checkpoints anew if a kill cut it short, which Ray would stumble over."""
     book = run / "checkpoint_manager_snapshot.json"
     if book.exists():
         try:
             json.loads(book.read_text())
         except ValueError:
-            print(f"{book}: cut short; training from the start")
-            shutil.rmtree(run)
+            _rewrite(book)
+
+
+def _rewrite(book: Path) -> None:
+    """List the checkpoints that are whole, the last of which Ray goes on from, and delete the others."""
+    from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState
+
+    found = []
+    for folder in sorted(book.parent.glob("checkpoint_*/")):  # named by the time they were made
+        try:
+            load(folder)
+            found.append({"checkpoint_dir_name": folder.name, "metrics": {}})
+        except Damaged:
+            shutil.rmtree(folder)
+    print(f"{book}: cut short; training from {found[-1]['checkpoint_dir_name'] if found else 'the start'}")
+    state = _CheckpointManagerState(
+        checkpoint_results=found,
+        checkpoint_report_indices=list(range(len(found))),
+        latest_checkpoint_result=found[-1] if found else None,
+        current_report_index=len(found),
+        pending_training_results=[],
+        pending_validation_specs=[],
+        validated_checkpoint_dir_names=[],
+        timed_out_validation_checkpoint_dir_names=[],
+        failed_validation_checkpoint_dir_names=[],
+    )
+    book.write_text(state.model_dump_json())
 
 
 def _relay(live: Path) -> Any:

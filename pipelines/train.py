@@ -77,7 +77,7 @@ class _News:
         except Exception as error:  # whatever the store's client raises: training must not stop for it
             self.reached = False
             self.console.print(
-                f"tracking store: {' '.join(str(error).split())[:200]}; training goes on, and logs at its end",
+                f"tracking: {' '.join(str(error).split())[:200]}; training goes on, and logs at its end",
                 style="yellow",
             )
 

@@ -41,11 +41,11 @@ def stage(params: Params) -> None:
     if params.tune.num_samples == 0 or not space:
         trials: list[dict[str, Any]] = []
     else:
-        for (
-            name,
-            dimension,
-        ) in space.items():  # fail on a key that the model lacks before any resource is asked for
-            override(params, {name: _examples(dimension)[0]})
+        # fail on a key that the model lacks, or on what `train` would refuse, before any resource is asked for
+        for name, dimension in space.items():
+            examples = _examples(dimension)
+            for example in examples if name == "batch" else examples[:1]:
+                Job.of(override(params, {name: example}), PREPARED, REFERENCE, params.scale.num_workers)
         trials = _search(_of_a_trial(params), space)
     sound = [t for t in trials if METRIC in t["row"] and not t["error"]]
     best = min(sound, key=lambda t: t["row"][METRIC], default=None)
@@ -106,7 +106,8 @@ def _search(params: Params, space: dict[str, Search]) -> list[dict[str, Any]]:
     name = fingerprint(params, PREPARED, "tune")
     folder = storage(params)
     with cluster(params) as available:
-        check_resources(params, scale.workers_per_trial, available)
+        check_resources(params, "workers_per_trial", available)
+        check_resources(params, "num_workers", available)  # of `train`, which would refuse only after the search
         nested = scale.workers_per_trial > 1
         cores = scale.workers_per_trial * scale.cpus_per_worker
         # a nested run's workers are Ray Train's to reserve; its driver only waits, but must reserve something

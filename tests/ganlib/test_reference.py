@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -141,3 +143,23 @@ def test_what_cannot_be_done_is_said(tmp_path: Path):
         build(tmp_path, dataclasses.replace(SPEC, modality="table"), few, few, CFG, seed=0)
     with pytest.raises(FileNotFoundError, match="run the stage `reference`"):
         Reference.load(tmp_path)
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path):
+    """A limit to the size of files fails as a full disk does, but cannot be lifted: hence a process of its own."""
+    script = f"""
+import resource, torch
+from ganlib.config import ReferenceConfig
+from ganlib.data._spec import Spec
+from ganlib.reference import build
+
+spec = Spec("image", "image", (1, 8, 8), (), {{"train": 10, "test": 10}}, "f" * 64)
+images = {{"sample": torch.zeros(10, 1, 8, 8, dtype=torch.uint8)}}
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    build({str(tmp_path)!r}, spec, images, images, ReferenceConfig(), seed=0)
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.startswith(f"{tmp_path}/features/efficientnet_lite0.safetensors: "), done.stderr

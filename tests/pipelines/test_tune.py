@@ -1,8 +1,13 @@
 """What the search tries, without starting Ray."""
 
+import contextlib
 import math
 
-from ganlib.config import Search, parse_params
+import pytest
+
+from ganlib.config import ConfigError, Search, parse_params
+from pipelines import tune
+from pipelines._stage import StageError
 from pipelines.tune import _plot, _space, _starting_points
 
 
@@ -41,3 +46,26 @@ def test_choices_are_drawn_in_their_order(tmp_path):
     trials = [{"changes": changes, "row": {"kimg": 1.0, "quality/fd": fd}} for changes, fd in rows]
     _plot(trials, {"l1": whole(10, 30, 100)}, tmp_path / "trials.png")
     assert (tmp_path / "trials.png").exists()
+
+
+def test_what_the_stage_train_would_refuse_is_refused_before_the_search(params, prepared, project, monkeypatch):
+    monkeypatch.setattr(tune, "PREPARED", prepared)
+    raw = params.model_dump(mode="json")
+    monkeypatch.setattr(tune, "_search", lambda *_: pytest.fail("searched"))
+    raw["scale"]["num_workers"] = 3
+    with pytest.raises(ConfigError, match=r"batch: \d+ does not divide into 3 workers .*scale\.num_workers"):
+        tune.stage(parse_params(raw))
+    raw["scale"]["num_workers"] = 2
+    raw["models"][params.model]["search"] = {"batch": {"choice": [32, 33]}}
+    with pytest.raises(ConfigError, match=r"batch: 33 does not divide into 2 workers"):
+        tune.stage(parse_params(raw))
+
+
+def test_more_workers_than_the_cluster_has_are_refused_before_the_search(params, monkeypatch):
+    params = params.model_copy(update={"scale": params.scale.model_copy(update={"num_workers": 2})})
+    monkeypatch.setattr(tune.Job, "of", lambda *_: None)
+    monkeypatch.setattr(tune.tracking, "open_store", lambda *_: None)
+    monkeypatch.setattr(tune, "fingerprint", lambda *_: "tune")
+    monkeypatch.setattr(tune, "cluster", lambda _: contextlib.nullcontext({"CPU": 1.0}))
+    with pytest.raises(StageError, match=r"scale\.num_workers: 2 workers x 1 CPU wanted, the cluster has 1"):
+        tune._search(params, params.game.search)

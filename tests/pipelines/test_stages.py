@@ -1,0 +1,83 @@
+"""`dvc.yaml` names what each stage depends on, and DVC believes it."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from ganlib import registry
+from ganlib.config import TrainConfig
+from pipelines.tune import _of_a_trial
+
+ROOT = Path(__file__).parents[2]
+STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+
+# Files that cannot change what a stage writes, and imports that do not use what can.
+WITHOUT_EFFECT = {
+    "ganlib/_config.py": "checks params.yaml, whose values are dependencies",
+    "ganlib/config.py": "the same",
+    "ganlib/registry.py": "finds a file by its name",
+    "pipelines/_stage.py": "paths, folders and errors",
+    "pipelines/tracking.py": "writes to the tracking store",
+    "pipelines/prepare.py -> ganlib/reference.py": "how few examples are too few",
+    "pipelines/launch.py -> ganlib/evaluate.py": "names of metrics, to refuse what is not one",
+    "pipelines/tune.py -> pipelines/train.py": "a file's name",
+    "pipelines/register.py -> pipelines/train.py": "a file's name",
+    "pipelines/register.py -> pipelines/launch.py": "a run's name",
+}
+TRAINING = {  # of no use but to learners
+    "ganlib/losses.py",
+    "ganlib/ranks.py",
+    "ganlib/schedules.py",
+    "ganlib/reference.py -> ganlib/health.py",
+}
+QUALITY = {  # of samples; the reference is of real data
+    f"ganlib/reference.py -> ganlib/metrics/{name}.py" for name in ("_types", "class_coverage", "fd", "label_accuracy")
+}
+OF_STAGE = {"reference": TRAINING | QUALITY, "evaluate": TRAINING, "register": TRAINING}
+
+
+@functools.cache
+def imports(file: str, model: str) -> set[str]:
+    """Project files that a file imports: by a statement, or from the registry; of the families, `model`."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        match node:
+            case ast.Import(names):
+                found += [alias.name for alias in names]
+            case ast.ImportFrom(str(module), names):
+                found += [module, *(f"{module}.{alias.name}" for alias in names)]
+            case ast.Call(ast.Attribute(ast.Name("registry"), "load"), [ast.Constant(kind), *_]):
+                found += [f"ganlib.{kind}.{name}" for name in ([model] if kind == "models" else registry.names(kind))]
+    files = {f"{module.replace('.', '/')}.py" for module in found}
+    return {name for name in files if (ROOT / name).is_file()}
+
+
+def closure(file: str, model: str, without: set[str]) -> set[str]:
+    """The file and all that it imports, directly or not."""
+    seen, left = set[str](), [file]
+    while left:
+        here = left.pop()
+        seen.add(here)
+        left += [f for f in imports(here, model) - seen if f not in without and f"{here} -> {f}" not in without]
+    return seen
+
+
+@pytest.mark.parametrize("model", registry.names("models"))
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_all_code_that_can_change_its_output(stage, model):
+    deps = {dep.replace("${model}", model) for dep in STAGES[stage]["deps"]}
+    needed = closure(f"pipelines/{stage}.py", model, {*WITHOUT_EFFECT, *OF_STAGE.get(stage, ())})
+    missing = {file for file in needed if file not in deps and str(Path(file).parent) not in deps}
+    assert not missing, f"{stage} lacks {sorted(missing)}"
+
+
+def test_the_search_depends_on_what_trials_obey(params):
+    trial = _of_a_trial(params).train
+    replaced = {"kimg", "report_kimg", "checkpoint_kimg", "quality_samples"}
+    assert all(getattr(trial, name) == getattr(params.tune, name.replace("checkpoint", "report")) for name in replaced)
+    assert {f"train.{name}" for name in TrainConfig.model_fields.keys() - replaced} <= set(STAGES["tune"]["params"])
