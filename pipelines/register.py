@@ -165,6 +165,7 @@ def _decide(
         try:
             rival = load_generator(tracking.download(store, champion, Path(scratch)))
         except (ValueError, StageError) as error:
+            tracking.version_by_alias(store, champion.model, CHAMPION)  # a store that is lost refuses nobody: it raises
             reason = f"the champion, version {number}, cannot be loaded, so the alias is yours to move: {error}"
             return Decision("refused", reason, gate.metric, own, number)
     differs = [

@@ -173,6 +173,24 @@ def test_champion_that_cannot_be_loaded_stays(stage, project):
     assert aliases() == (1, None)
 
 
+def test_a_store_lost_before_the_champion_is_fetched_refuses_nobody(stage, monkeypatch):
+    stage(weights=0)
+
+    def lost(*_):
+        raise StageError("tracking store: lost")
+
+    with monkeypatch.context() as during:
+
+        def lost_from_now_on(*_):
+            during.setattr(tracking, "version_by_alias", lost)
+            lost()
+
+        during.setattr(tracking, "download", lost_from_now_on)
+        with pytest.raises(StageError, match="tracking store: lost"):
+            stage(weights=1)
+    assert "gate.decision" not in versions()[2]
+
+
 @pytest.mark.parametrize("step", ["register_generator", "create_model_version", "tag_version", "set_alias", "done"])
 def test_killed_at_any_step_and_run_again(stage, monkeypatch, step):
     """The second version takes over from the first, though the stage dies once on the way."""
