@@ -109,12 +109,13 @@ def build_game(params: Params, spec: Spec) -> Game:
             f"{where}: penalties ({', '.join(twice)}) need a discriminator without BatchNorm, "
             "which mixes the examples of a batch; choose another norm for it, or no penalty"
         )
-    moving = sorted(MOVE & cfg.penalties.keys()) + (["augment"] if cfg.augment else [])
-    if moving and spec.given:
-        raise ConfigError(f"{where}: {', '.join(moving)} would tear given and generated images asunder; leave it out")
-    if cfg.augment and (blurred := sorted(MOVE & cfg.penalties.keys())):
+    moving = sorted(MOVE & cfg.penalties.keys())
+    if spec.given and (moving or cfg.augment):
+        torn = ", ".join([*moving, *(["augment"] if cfg.augment else [])])
+        raise ConfigError(f"{where}: {torn} would tear given and generated images asunder; leave it out")
+    if cfg.augment and moving:
         raise ConfigError(
-            f"{where}: {', '.join(blurred)} compare an image with the same image moved, and augment would change each "
+            f"{where}: {', '.join(moving)} compare an image with the same image moved, and augment would change each "
             "in its own way; choose one of them"
         )
     if cfg.augment is not None:

@@ -204,11 +204,12 @@ class _Synthesis(nn.Module):
         self.ups, self.convs, self.to_image = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         start = 0  # of the layer's noise among all layers'
         for level, width in enumerate(widths):
-            area = (4 << level) ** 2 if cfg.noise else 0
+            area = (4 << level) ** 2
             if level:
-                self.ups.append(ModulatedConv(dim, widths[level - 1], width, up=True, start=start if area else None))
+                noise = start if cfg.noise else None
+                self.ups.append(ModulatedConv(dim, widths[level - 1], width, up=True, start=noise))
                 start += area
-            self.convs.append(ModulatedConv(dim, width, width, start=start if area else None))
+            self.convs.append(ModulatedConv(dim, width, width, start=start if cfg.noise else None))
             start += area
             self.to_image.append(ModulatedConv(dim, width, channels, normal=False))
         self.fir = Fir(channels, gain=4.0)
