@@ -22,6 +22,7 @@ from ganlib.checkpoint import Damaged, load
 from ganlib.config import ConfigError, Params, parse_params
 from ganlib.evaluate import measurable
 from ganlib.health import Diverged
+from ganlib.ranks import RankLost
 from ganlib.reference import Reference
 from ganlib.registry import nearest
 from ganlib.shards import read_spec
@@ -247,7 +248,8 @@ def cause(error: Exception) -> str:
     failures = {
         rank: getattr(failure, "_base_exc", failure) for rank, failure in getattr(error, "worker_failures", {}).items()
     }
-    own = {rank: failure for rank, failure in failures.items() if "gloo" not in str(failure)} or failures
+    left = {rank for rank, f in failures.items() if isinstance(f, RankLost) or "gloo" in str(f)}
+    own = {rank: failure for rank, failure in failures.items() if rank not in left} or failures
     for rank, failure in own.items():
         return f"worker {rank}: {type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
     return str(error).strip().splitlines()[-1]

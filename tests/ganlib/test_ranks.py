@@ -1,0 +1,100 @@
+"""Sums over ranks: by shared memory on one machine, by Gloo elsewhere, with the same results."""
+
+import os
+import signal
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from ganlib import ranks
+
+
+def parts(rank, world):
+    """What each rank brings: many sizes, several types, a layout of its own."""
+    for step in range(40):
+        rng = torch.Generator().manual_seed(step)
+        size = (1, 3, 700, 40_000, 300_000)[step % 5]
+        shares = [torch.randn(size, generator=rng) for _ in range(world)]
+        yield shares[rank], torch.stack(shares).sum(0)
+    shares = [torch.arange(12.0, dtype=torch.float64).view(3, 4).T * (r + 1) for r in range(world)]
+    yield shares[rank], torch.stack(shares).sum(0)
+    yield torch.tensor(rank + 1), torch.tensor(world * (world + 1) // 2)
+    yield torch.tensor(0.5), torch.tensor(0.5 * world)
+
+
+def check(rank, world, shared):
+    for mine, expected in parts(rank, world):
+        kept = mine.clone()
+        found = ranks.total(mine)
+        assert torch.equal(mine, kept)
+        assert found.dtype == mine.dtype
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    tensors = [torch.full((2, 3), float(rank)), torch.full((4,), 2.0 * rank)]
+    ranks.average(tensors)
+    assert [t.unique().tolist() for t in tensors] == [[(world - 1) / 2], [world - 1.0]]
+    assert (ranks._memory(1) is not None) == shared
+
+
+def little_room(rank, world, _):
+    """Where there is too little shared memory for some sizes, these alone go by Gloo."""
+    real = os.posix_fallocate
+
+    def allocate(file, start, size):
+        if size > world * (ranks.LINE + 2 * ranks.LEAST):
+            raise OSError(28, "No space left on device")
+        real(file, start, size)
+
+    os.posix_fallocate = allocate
+    check(rank, world, True)
+    assert ranks._memory(ranks.LEAST + 1) is None
+
+
+def elsewhere(rank, world, _):
+    """A rank that cannot see what rank 0 made."""
+    if rank == 1:
+        ranks.mmap.mmap = lambda *_: (_ for _ in ()).throw(OSError("no such memory here"))
+    check(rank, world, False)
+
+
+def deserted(rank, world, _):
+    ranks.total(torch.zeros(1))
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(ranks.RankLost, match="rank 1 is gone"):
+        ranks.total(torch.zeros(1))
+    os._exit(0)  # the group cannot be left in good order
+
+
+def at_one_table(rank, world, _):
+    check(rank, world, True)
+
+
+def enter(rank, world, scratch, act):
+    dist.init_process_group("gloo", init_method=f"file://{scratch}/rendezvous", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    act(rank, world, scratch)
+    dist.destroy_process_group()
+
+
+def left():
+    return sorted(path.name for path in ranks.SHM.glob("ganlib-*"))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("act", [at_one_table, elsewhere, little_room], ids=lambda act: act.__name__)
+def test_all_ranks_get_the_sum(act, world, tmp_path):
+    before = left()
+    mp.spawn(enter, (world, str(tmp_path), act), nprocs=world)
+    assert left() == before
+
+
+def test_a_rank_that_died_is_noticed(tmp_path):
+    context = mp.get_context("spawn")
+    stays, dies = (context.Process(target=enter, args=(rank, 2, str(tmp_path), deserted)) for rank in (0, 1))
+    for process in (stays, dies):
+        process.start()
+    for process in (dies, stays):
+        process.join(60)
+    assert (stays.exitcode, dies.exitcode) == (0, -signal.SIGKILL)
