@@ -29,7 +29,7 @@ from ganlib.shards import read_spec
 from ganlib.trainer import Report, build_game, check_groups, plan, train
 from pipelines._stage import REFERENCE, StageError, home
 
-__all__ = ["Job", "cluster", "fingerprint", "fit", "keep_memory", "storage", "work"]
+__all__ = ["Job", "cluster", "fingerprint", "fit", "keep_memory", "play", "storage", "work"]
 
 # Ray asks for the workers' news this often; at its default of 2 s a report waits a second on average
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -161,8 +161,11 @@ def check_resources(params: Params, key: str, available: dict[str, float]) -> No
             )
 
 
-def trainer(job: Job, params: Params, *, workers: int, name: str, folder: Path, callbacks: list[Any]) -> Any:
-    """The Ray Train run of a job; `verdict.txt` in its folder tells of a run that cannot succeed."""
+def play(job: Job, params: Params, *, workers: int, name: str, folder: Path, callbacks: list[Any]) -> Any:
+    """Ray Train's result of a job, going on from where a run of the same name stopped.
+
+    Raises StageError for what no retry would mend, and Ray's own errors.
+    """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -170,9 +173,13 @@ def trainer(job: Job, params: Params, *, workers: int, name: str, folder: Path, 
     resources = {"CPU": float(scale.cpus_per_worker)}
     if scale.gpus_per_worker:
         resources["GPU"] = scale.gpus_per_worker
-    return TorchTrainer(
+    verdict = folder / name / "verdict.txt"
+    verdict.parent.mkdir(parents=True, exist_ok=True)
+    verdict.unlink(missing_ok=True)
+    _mend(verdict.parent)
+    result = TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "verdict": str(folder / name / "verdict.txt")},
+        train_loop_config={"job": job, "verdict": str(verdict)},
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=scale.gpus_per_worker > 0, resources_per_worker=resources
         ),
@@ -184,7 +191,10 @@ def trainer(job: Job, params: Params, *, workers: int, name: str, folder: Path, 
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=callbacks,
         ),
-    )
+    ).fit()
+    if verdict.exists():
+        raise StageError(verdict.read_text())
+    return result
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -218,26 +228,23 @@ def fit(params: Params, prepared: Path, reference: Path, on_row: Callable[[dict[
     job = Job.of(params, prepared, reference, scale.num_workers)
     folder, name = storage(params), fingerprint(params, prepared, "train", reference)
     live = folder / name / "live.jsonl"
-    verdict = folder / name / "verdict.txt"
-    _mend(live.parent)
     (live.parent / "samples").mkdir(parents=True, exist_ok=True)
     live.write_text("")
-    verdict.unlink(missing_ok=True)
+
     with cluster(params) as available:
         check_resources(params, "num_workers", available)
-        run = trainer(job, params, workers=scale.num_workers, name=name, folder=folder, callbacks=[_relay(live)])
         with _following(live, on_row):
             from ray.exceptions import RayError
             from ray.train import TrainingFailedError
 
             try:
-                result = run.fit()
+                result = play(
+                    job, params, workers=scale.num_workers, name=name, folder=folder, callbacks=[_relay(live)]
+                )
             except (TrainingFailedError, RayError) as error:
                 raise StageError(f"training failed: {cause(error)} (Ray's storage: {live.parent})") from error
             except SystemExit as error:  # Ray's answer to Ctrl-C
                 raise KeyboardInterrupt from error
-    if verdict.exists():
-        raise StageError(verdict.read_text())
     if result.checkpoint is None:
         raise StageError("training ended without a checkpoint")
     return Path(result.checkpoint.path)

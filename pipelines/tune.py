@@ -23,7 +23,7 @@ from ganlib.config import ConfigError, Params, Search, override, parse_params
 from ganlib.health import Diverged
 from pipelines import tracking
 from pipelines._stage import PREPARED, REFERENCE, TUNED, StageError, main, whole_folder
-from pipelines.launch import Job, check_resources, cluster, fingerprint, storage, trainer, work
+from pipelines.launch import Job, check_resources, cluster, fingerprint, play, storage, work
 from pipelines.train import BEST
 
 __all__ = ["stage"]
@@ -34,6 +34,7 @@ WORST = 1e9  # what ASHA and Optuna are told of a trial that diverged; finite, s
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the table below says it
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would end an interrupted search as if complete
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")  # how often the search's state is saved, for a kill
 
 
 def stage(params: Params) -> None:
@@ -144,6 +145,8 @@ def _search(params: Params, space: dict[str, Search]) -> list[dict[str, Any]]:
                     storage_path=str(folder),
                     verbose=0,
                     callbacks=[_progress()],
+                    sync_config=tune.SyncConfig(sync_period=1),  # seconds; a killed search knows its trials by these
+                    checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
                     failure_config=tune.FailureConfig(max_failures=scale.max_failures),
                 ),
             )
@@ -187,12 +190,12 @@ def _trial(changes: dict[str, Any], job: Job, storage: str) -> None:
     from ray import tune
 
     try:
-        _play(changes, job, storage)
+        _play_trial(changes, job, storage)
     except (Diverged, ConfigError, StageError) as error:
         tune.report({METRIC: WORST, "error": str(error)})
 
 
-def _play(changes: dict[str, Any], job: Job, storage: str) -> None:
+def _play_trial(changes: dict[str, Any], job: Job, storage: str) -> None:
     from ray import tune
 
     params = override(parse_params(job.params), changes)
@@ -209,15 +212,14 @@ def _play(changes: dict[str, Any], job: Job, storage: str) -> None:
     # what frees an early-stopped run's workers looks for its cluster, and gives up if there are two on the machine
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
-    name = f"train-{tune.get_context().get_trial_id()}"
-    folder = Path(storage) / tune.get_context().get_experiment_name()
-    verdict = folder / name / "verdict.txt"
-    verdict.parent.mkdir(parents=True, exist_ok=True)
-    verdict.unlink(missing_ok=True)
-    workers = params.scale.workers_per_trial
-    trainer(job, params, workers=workers, name=name, folder=folder, callbacks=[TuneReportCallback()]).fit()
-    if verdict.exists():
-        raise StageError(verdict.read_text())
+    play(
+        job,
+        params,
+        workers=params.scale.workers_per_trial,
+        name=f"train-{tune.get_context().get_trial_id()}",
+        folder=Path(storage) / tune.get_context().get_experiment_name(),
+        callbacks=[TuneReportCallback()],
+    )
 
 
 def _report_to_tune(row: dict[str, float], folder: Path | None) -> None:

@@ -32,14 +32,14 @@ def project(checkout):
     project.env["PYTHONPATH"] = str(project.folder)
     project.edit(SHORT)
     project.run(sys.executable, "-m", "pipelines.prepare")
+    project.run(sys.executable, "-m", "pipelines.reference")
     (project.folder / "outputs/tune").mkdir(parents=True)
-    (project.folder / "outputs/tune/best_params.yaml").write_text("{}\n")
     return project
 
 
-def start(project) -> subprocess.Popen[str]:
+def start(project, stage: str = "pipelines.train") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.train"],
+        [sys.executable, "-m", stage],
         cwd=project.folder,
         env=project.env,
         stdout=subprocess.PIPE,
@@ -54,14 +54,19 @@ def reports(output: str) -> list[float]:
     return [float(line.split()[0]) for line in output.splitlines() if " kimg " in line and " images/s " in line]
 
 
-def read_until(process, count) -> str:
-    """What is printed until so many reports have come."""
+def looks(output: str) -> list[float]:
+    """kimg of each line that a search printed of its trials."""
+    return [float(line.split()[1]) for line in output.splitlines() if " kimg  quality/fd " in line]
+
+
+def read_until(process, count, found=reports) -> list[float]:
+    """What is reported until so many reports have come."""
     output = ""
-    while len(reports(output)) < count:
+    while len(found(output)) < count:
         line = process.stdout.readline()
         assert line, f"it ended early:\n{output}"
         output += line
-    return output
+    return found(output)
 
 
 def weights(project) -> bytes:
@@ -71,6 +76,7 @@ def weights(project) -> bytes:
 def forget(project) -> None:
     for leftover in ("outputs/train", ".ganlib"):
         shutil.rmtree(project.folder / leftover, ignore_errors=True)
+    (project.folder / "outputs/tune/best_params.yaml").write_text("{}\n")
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +115,25 @@ def test_a_killed_run_goes_on(project, undisturbed):
     assert weights(project) == undisturbed
     rows = (project.folder / "outputs/train/stats.jsonl").read_text().splitlines()
     assert len(rows) == 6
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_trials_of_a_killed_search_go_on(workers, project):
+    forget(project)
+    file = project.folder / "params.yaml"
+    before = file.read_bytes()
+    project.edit({"tune.num_samples": 1, "tune.kimg": 8, "tune.report_kimg": 0.5, "tune.grace_kimg": 8})
+    project.edit({"tune.quality_samples": 64, "scale.workers_per_trial": workers})
+    try:
+        process = start(project, "pipelines.tune")
+        last = read_until(process, 8, looks)[-1]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        output = project.run(sys.executable, "-m", "pipelines.tune")
+    finally:
+        file.write_bytes(before)
+    assert looks(output)[0] > last - 2, "it began anew"
+    assert looks(output)[-1] == pytest.approx(8, abs=0.1)
 
 
 def test_divergence_is_one_line_and_nothing_is_left_half_done(project):
