@@ -313,9 +313,10 @@ def register_generator(run: Run, folder: Path, model: str, key: str, tags: Mappi
             ).model_id
     if not client.search_registered_models(f"name = '{model}'", max_results=1):
         client.create_registered_model(model)
-    made = client.create_model_version(
-        model, f"models:/{model_id}", run.id, model_id=model_id, tags={**tags, VERSION_KEY: key}
-    )
+    with _environment({"MLFLOW_TRACKING_URI": run.store.uri}):  # a SQL store asks another client for the model
+        made = client.create_model_version(
+            model, f"models:/{model_id}", run.id, model_id=model_id, tags={**tags, VERSION_KEY: key}
+        )
     return _version(made)
 
 

@@ -209,6 +209,15 @@ def test_params_edited_by_hand_stay_as_they_are(first, second, outputs):
     assert decision["version"] == 2  # the same weights, under another gate
 
 
+def test_an_experiment_in_a_folder_of_its_own_registers_where_the_others_do(first, second):
+    """As queued ones do; DVC runs it below .dvc/tmp/exps."""
+    project, _ = first
+    before = read(project.folder / "outputs/register/decision.json")["version"]
+    output = project.run("dvc", "exp", "run", "--temp", "-S", "train.kimg=2")
+    assert ran(output) == STAGES[3:]
+    assert f"ganlib-digits version {before + 1}:" in output
+
+
 TOY = '''
 """A generator of one layer against a discriminator of one: the least there is."""
 
