@@ -158,6 +158,7 @@ class ModelConfig(Config):
     loss: Annotated[str, _one_of(LOSSES)] = "non_saturating"
     penalties: dict[Annotated[str, _one_of(PENALTIES)], PenaltyConfig] = Field(default_factory=dict)
     augment: AugmentConfig | None = None
+    mirror: bool = False
     batch: PositiveInt = 64
     discriminator_steps: PositiveInt = 1
     top_k: Annotated[float, Field(gt=0.0, le=1.0)] | Schedule = 1.0

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ganlib import registry, shards
 from ganlib.config import ConfigError
+from ganlib.game import Noise
 
 __all__ = ["Loader"]
 
@@ -37,10 +38,13 @@ class Loader:
     """Reads a split of a prepared folder.
 
     `memory_mb` bounds the samples held by this process; where the data do not fit it takes part in the order
-    of batches. Raises ConfigError if `batch` exceeds the split.
+    of batches. With `mirror`, every other sample, by chance, has left and right exchanged; where one is a pair of
+    images, both. Raises ConfigError if `batch` exceeds the split.
     """
 
-    def __init__(self, directory: str | Path, split: str, *, batch: int, seed: int, memory_mb: float) -> None:
+    def __init__(
+        self, directory: str | Path, split: str, *, batch: int, seed: int, memory_mb: float, mirror: bool = False
+    ) -> None:
         self.spec = shards.read_spec(directory)
         self.examples = self.spec.counts[split]
         if batch > self.examples:
@@ -50,7 +54,7 @@ class Loader:
             )
         self._decode = registry.load("data", self.spec.kind).decode
         self._groups = shards.row_groups(directory, split)
-        self._batch, self._seed = batch, seed
+        self._batch, self._seed, self._mirror = batch, seed, mirror
         budget = memory_mb * 1e6 / (math.prod(self.spec.shape) + 8)
         if self.examples <= budget:
             self._per_window = len(self._groups)
@@ -69,6 +73,7 @@ class Loader:
         if self._batch % world:
             raise ValueError(f"a batch of {self._batch} does not divide by {world} workers")
         share = self._batch // world
+        noise = Noise(self._seed, "mirror", step, size=self._batch, rows=slice(rank * share, (rank + 1) * share))
         position = step * self._batch + rank * share
         parts = []
         while share:
@@ -81,7 +86,10 @@ class Loader:
             position += len(rows)
             share -= len(rows)
         batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return {**batch, "sample": self._decode(batch["sample"])}
+        sample = self._decode(batch["sample"])
+        if self._mirror:
+            sample = torch.where(noise.uniform(1, 1, 1) < 0.5, sample.flip(-1), sample)
+        return {**batch, "sample": sample}
 
     def _epoch(self, epoch: int) -> _Epoch:
         """The windows of an epoch; those of this and the next are kept."""

@@ -103,6 +103,8 @@ def build_game(params: Params, spec: Spec) -> Game:
         game: Game = family.build(cfg.network, spec)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
+    if cfg.mirror and len(spec.shape) != 3:
+        raise ConfigError(f"{where}: mirror is for images, these are {spec.modality}; set it to false")
     twice = sorted(DIFFERENTIATE & cfg.penalties.keys())
     if twice and any(isinstance(layer, BatchNorm) for layer in game.discriminator.modules()):
         raise ConfigError(
@@ -170,7 +172,9 @@ def train(
     state = training.state
     healthy = copy.deepcopy(training.snapshot()) if cfg.health.policy == "rollback" else None
 
-    loader = Loader(Path(prepared), "train", batch=play.batch, seed=params.seed, memory_mb=cfg.memory_mb)
+    loader = Loader(
+        Path(prepared), "train", batch=play.batch, seed=params.seed, memory_mb=cfg.memory_mb, mirror=play.mirror
+    )
     microbatches = world * cfg.accumulate
     share = play.batch // microbatches
 

@@ -38,7 +38,6 @@ class Config(_Config):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     l1_weight: NonNegativeFloat = 100.0
     jitter: bool = True
-    mirror: bool = True
 
 
 def build(cfg: Config, spec: Spec) -> Game:
@@ -65,8 +64,8 @@ def build(cfg: Config, spec: Spec) -> Game:
 
     def deal(batch: Batch) -> Deal:
         pairs = batch.data["sample"]
-        if batch.training:
-            pairs = _jitter(pairs, batch.noise, cfg.jitter, cfg.mirror)
+        if batch.training and cfg.jitter:
+            pairs = _jitter(pairs, batch.noise)
         source, target = spec.split(pairs)
         inputs = {"source": source}
         if cfg.dropout:
@@ -94,20 +93,17 @@ def _mask(noise: Noise, shape: tuple[int, ...], rate: float) -> Tensor:
     return (noise.uniform(*shape) >= rate).float() / (1 - rate)
 
 
-def _jitter(images: Tensor, noise: Noise, jitter: bool, mirror: bool) -> Tensor:
-    """Enlarge by 286/256 and cut the old size out at random, mirror one in two: appendix 6.2, aligned over channels."""
+def _jitter(images: Tensor, noise: Noise) -> Tensor:
+    """Enlarge by 286/256 and cut the old size out at random: appendix 6.2, aligned over channels."""
     _, _, height, width = images.shape
-    uniform = noise.uniform(3)
-    if jitter:
-        larger = (round(height * 286 / 256), round(width * 286 / 256))
-        images = F.interpolate(images, larger, mode="bilinear", align_corners=False)
+    uniform = noise.uniform(2)
+    larger = (round(height * 286 / 256), round(width * 286 / 256))
+    images = F.interpolate(images, larger, mode="bilinear", align_corners=False)
     top, left = (
         (uniform[:, axis, None] * (images.shape[2 + axis] - side + 1)).long()
         for axis, side in ((0, height), (1, width))
     )
     rows, columns = (torch.arange(side, device=images.device).expand(len(images), -1) for side in (height, width))
-    if mirror:
-        columns = torch.where(uniform[:, 2, None] < 0.5, columns.flip(1), columns)
     every = torch.arange(len(images), device=images.device)[:, None, None]
     # indexed examples, rows and columns come first, then the channels
     return images[every, :, (top + rows)[:, :, None], (left + columns)[:, None, :]].permute(0, 3, 1, 2)

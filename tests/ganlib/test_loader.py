@@ -43,8 +43,8 @@ def numbers(batch):
     return found.tolist()
 
 
-def loader(folder, memory_mb, *, batch=10, seed=0):
-    return Loader(folder, "train", batch=batch, seed=seed, memory_mb=memory_mb)
+def loader(folder, memory_mb, *, batch=10, seed=0, mirror=False):
+    return Loader(folder, "train", batch=batch, seed=seed, memory_mb=memory_mb, mirror=mirror)
 
 
 @pytest.mark.parametrize("memory_mb", [WHOLE, WINDOWED, 1e-6])
@@ -123,3 +123,17 @@ def test_samples_are_decoded(folder):
 def test_a_batch_larger_than_the_data_is_refused(folder):
     with pytest.raises(ConfigError, match=r"batch: 501 is more than the \d+ train examples"):
         loader(folder, WHOLE, batch=501)
+
+
+def test_every_other_sample_is_mirrored_the_same_ones_for_any_number_of_ranks(folder):
+    as_they_are, mirrored = (loader(folder, WHOLE, batch=64, mirror=mirror) for mirror in (False, True))
+    turned = []
+    for step in range(4):
+        plain, batch = (data.batch_at(step)["sample"] for data in (as_they_are, mirrored))
+        same, flipped = ((batch == x).flatten(1).all(1) for x in (plain, plain.flip(3)))
+        assert (same | flipped).all()
+        turned += flipped.tolist()
+        shares = [mirrored.batch_at(step, rank=rank, world=4)["sample"] for rank in range(4)]
+        assert torch.equal(torch.cat(shares), batch)
+    assert 96 < sum(turned) < 160  # of 256, in the mean half: five deviations are 40
+    assert turned[:64] != turned[64:128]

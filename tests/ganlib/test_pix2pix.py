@@ -161,35 +161,26 @@ def test_jitter_moves_both_halves_alike():
     assert not torch.equal(deal.real, half)
 
 
-def test_jitter_is_a_cut_of_the_enlarged_image_perhaps_mirrored():
+def test_jitter_is_a_cut_of_the_enlarged_image():
     height, width = 32, 48
     rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
     image = torch.stack([rows[:, None].expand(height, width), columns.expand(height, width)])
     larger = F.interpolate(image[None], (36, 54), mode="bilinear", align_corners=False)[0]
     game = build((2, height, width), 1, patch_levels=2)
     deal = game.deal(batch(image.expand(64, -1, -1, -1).contiguous()))
-    where = {
-        (top, left, mirrored): window.flip(2) if mirrored else window
-        for top in range(5)
-        for left in range(7)
-        for mirrored in (False, True)
-        for window in [larger[:, top : top + height, left : left + width]]
-    }
+    where = {(top, left): larger[:, top : top + height, left : left + width] for top in range(5) for left in range(7)}
     cuts = torch.cat([deal.cond, deal.real], 1)
     found = [next(place for place, window in where.items() if torch.equal(cut, window)) for cut in cuts]
-    assert [set(axis) for axis in zip(*found, strict=True)] == [set(range(5)), set(range(7)), {False, True}]
-    assert len(set(found)) > 30  # of 70, in 64 draws: the three are drawn independently
+    assert [set(axis) for axis in zip(*found, strict=True)] == [set(range(5)), set(range(7))]
+    assert len(set(found)) > 22  # of 35, in 64 draws: the two are drawn independently
 
 
 def test_no_jitter_to_look_at_but_dropout():
     data = pairs(4, 6, 32, 32)
-    for game, training in ((build(), False), (build(jitter=False, mirror=False), True)):
+    for game, training in ((build(), False), (build(jitter=False), True)):
         deal = game.deal(batch(data, training=training))
         assert torch.equal(torch.cat([deal.cond, deal.real], 1), data)
         assert sorted(deal.inputs) == ["drop0", "drop1", "drop2", "source"]
-    mirrored = build(jitter=False).deal(batch(data)).real
-    flips = [torch.equal(x, y.flip(2)) for x, y in zip(mirrored, data[:, 3:], strict=True)]
-    assert [torch.equal(x, y) for x, y in zip(mirrored, data[:, 3:], strict=True)] == [not flip for flip in flips]
 
 
 def test_dropout_is_dealt():
