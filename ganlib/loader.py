@@ -73,8 +73,8 @@ class Loader:
         if self._batch % world:
             raise ValueError(f"a batch of {self._batch} does not divide by {world} workers")
         share = self._batch // world
-        noise = Noise(self._seed, "mirror", step, size=self._batch, rows=slice(rank * share, (rank + 1) * share))
-        position = step * self._batch + rank * share
+        mine = slice(rank * share, (rank + 1) * share)
+        position = step * self._batch + mine.start
         parts = []
         while share:
             epoch, offset = divmod(position, self.examples)
@@ -88,6 +88,7 @@ class Loader:
         batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         sample = self._decode(batch["sample"])
         if self._mirror:
+            noise = Noise(self._seed, "mirror", step, size=self._batch, rows=mine)
             sample = torch.where(noise.uniform(1, 1, 1) < 0.5, sample.flip(-1), sample)
         return {**batch, "sample": sample}
 

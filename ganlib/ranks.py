@@ -6,7 +6,7 @@ Ranks that share a machine's memory sum through it, without Gloo: see `_Memory`.
 from __future__ import annotations
 
 import contextlib
-import math
+import fcntl
 import mmap
 import os
 import platform
@@ -14,8 +14,7 @@ import tempfile
 import time
 import weakref
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import torch.distributed as dist
@@ -24,11 +23,13 @@ from torch import Tensor
 
 __all__ = ["RankLost", "average", "gather", "total", "world"]
 
-SHM = Path("/dev/shm")
+SHM = "/dev/shm"
+PLACE = 2**20
+"""bytes of shared memory in which a rank lays down what it brings, piece by piece"""
 LINE = 64
 """bytes of a cache line; ranks that wrote to the same one would hold each other up"""
-LEAST = 2**20
-"""bytes of each rank in shared memory, where it asks for less"""
+SMALL = 2**17
+"""elements of all ranks; below, Gloo's all-reduce spends its time in waiting, not in sending"""
 HURRY = 0.02
 """seconds that a rank asks without a pause whether the others have come; meetings in a step are over long before"""
 PATIENCE = 30 * 60.0
@@ -53,11 +54,20 @@ def gather(x: Tensor) -> Tensor:
 
 
 def total(x: Tensor) -> Tensor:
-    """Σ over ranks of `x`, any shape, the same bits on all. Raises RankLost (by Gloo: RuntimeError) if one is gone."""
+    """Σ over ranks of `x`, any shape, the same bits on all. Raises RankLost (by Gloo: RuntimeError) if one is gone.
+
+    Without shared memory small CPU tensors are exchanged all to all and summed here, which takes Gloo a fraction of the
+    time of its all-reduce (`tests/bench/all_reduce.py`).
+    """
     if x.device.type == "cpu":
-        memory = _memory(x.numel() * x.element_size())
+        memory = _memory()
         if memory is not None:
             return memory.total(x)
+        if x.numel() * world() < SMALL:
+            flat = x.flatten()
+            everyones = flat.new_empty(world() * flat.numel())
+            dist.all_to_all_single(everyones, flat.repeat(world()))
+            return everyones.view(world(), -1).sum(0, dtype=x.dtype).view(x.shape)
     summed = x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(summed)
     return summed
@@ -77,85 +87,89 @@ class _Memory:
     A meeting by Gloo puts threads to sleep and wakes them, which can take longer than a small step's work
     (`tests/bench/all_reduce.py`). Here a rank asks again and again, giving way to whoever else wants its core.
     There are two sets of places, used in turn: whoever has come to meeting k + 1 has read all of meeting k, so its
-    places are free for k + 2.
+    places are free for k + 2. As for torch's collectives, all ranks must bring the same sizes in the same order.
     """
 
+    file: BinaryIO
+    """of which each rank holds a byte locked for as long as it lives"""
     heads: memoryview
-    """for each rank, a line apart: the number of its last meeting and its process"""
+    """the number of each rank's last meeting, a line apart"""
     places: Tensor
-    """bytes, `[2, world, capacity]`"""
+    """bytes, `[2, world, PLACE]`"""
     rank: int
     meetings: int = 0
 
     def total(self, x: Tensor) -> Tensor:
-        parts = self.places[self.meetings % 2, :, : x.numel() * x.element_size()].view(x.dtype)
-        parts[self.rank].copy_(x.flatten())
-        self.meet()
-        return parts.sum(0, dtype=x.dtype).view(x.shape)
+        flat, size = x.flatten(), PLACE // x.element_size()
+        summed = torch.empty_like(flat)
+        for piece, into in zip(flat.split(size), summed.split(size), strict=True):
+            parts = self.places[self.meetings % 2, :, : piece.numel() * piece.element_size()].view(x.dtype)
+            parts[self.rank].copy_(piece)
+            self.meet()
+            into.copy_(parts.sum(0, dtype=x.dtype))
+        return summed.view(x.shape)
 
     def meet(self) -> None:
         """Wait for all. x86 keeps the order of stores: who sees the number sees what was laid down before it."""
-        line = LINE // self.heads.itemsize
         self.meetings += 1
-        self.heads[self.rank * line] = self.meetings
+        self.heads[self.rank * LINE // 8] = self.meetings
         began = looked = time.monotonic()
         for other in range(self.places.shape[1]):
-            while self.heads[other * line] < self.meetings:
+            while self.heads[other * LINE // 8] < self.meetings:
                 os.sched_yield()
                 now = time.monotonic()
                 if now - began > HURRY:
                     time.sleep(HURRY / 100)
                 if now - looked > 1.0:
                     looked = now
-                    if not Path(f"/proc/{self.heads[other * line + 1]}").exists():
+                    if not self._lives(other) and self.heads[other * LINE // 8] < self.meetings:
                         raise RankLost(f"rank {other} is gone")
                 if now - began > PATIENCE:
                     raise RankLost(f"rank {other} has not come for {PATIENCE / 60:.0f} minutes")
 
+    def _lives(self, other: int) -> bool:
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, other)
+        except OSError:
+            return True
+        fcntl.lockf(self.file, fcntl.LOCK_UN, 1, other)
+        return False
 
-_memories: weakref.WeakKeyDictionary[Any, tuple[_Memory | None, float]] = weakref.WeakKeyDictionary()
-"""of a process group: its memory, and from which size on it can have none, in bytes"""
+
+_memories: weakref.WeakKeyDictionary[Any, _Memory | None] = weakref.WeakKeyDictionary()
+"""of a process group; None where its ranks cannot share memory"""
 
 
-def _memory(size: int) -> _Memory | None:
-    """What all ranks share, with room for `size` bytes of each; None where they cannot share as much.
-
-    Ranks must ask for the same sizes in the same order, as for torch's collectives.
-    """
+def _memory() -> _Memory | None:
     group = dist.group.WORLD
-    memory, refused = _memories.get(group, (None, math.inf))
-    if size >= refused:
-        return None
-    if memory is None or size > memory.places.shape[2]:
-        larger = _open(max(LEAST, 1 << (size - 1).bit_length()))
-        if larger is None:
-            _memories[group] = memory, size if memory is not None else 0
-            return None
-        memory = larger
-        _memories[group] = memory, refused
-    return memory
+    if group not in _memories:
+        _memories[group] = _open(dist.get_rank(), dist.get_world_size())
+    return _memories[group]
 
 
-def _open(capacity: int) -> _Memory | None:
+def _open(rank: int, world: int) -> _Memory | None:
     """Fresh memory; None on all ranks if one cannot have it: on another machine, or where `/dev/shm` is full."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    with contextlib.ExitStack() as stack:
-        name = [""]
+    made, name = None, [""]
+    try:
         if rank == 0 and platform.machine() == "x86_64":
             with contextlib.suppress(OSError):
-                file = stack.enter_context(tempfile.NamedTemporaryFile(dir=SHM, prefix="ganlib-"))
+                made = tempfile.NamedTemporaryFile(dir=SHM, prefix="ganlib-", delete=False)  # noqa: SIM115 - it stays open
                 # all of it now, since writing to memory that a full file system cannot give is a signal, not an error
-                os.posix_fallocate(file.fileno(), 0, world * (LINE + 2 * capacity))
-                name = [file.name]
+                os.posix_fallocate(made.fileno(), 0, world * (LINE + 2 * PLACE))
+                name = [made.name]
         dist.broadcast_object_list(name)
         memory = None
         with contextlib.suppress(OSError):
-            with open(name[0], "r+b") as found:
-                shared = mmap.mmap(found.fileno(), 0)
+            # rank 0 must not open it again: a process that closes a file loses its locks on it, whoever holds it open
+            file: BinaryIO = made if made and name[0] else open(name[0], "r+b")  # type: ignore[assignment]  # noqa: SIM115
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
+            shared = mmap.mmap(file.fileno(), 0)
             heads = memoryview(shared)[: world * LINE].cast("q")
-            heads[rank * (LINE // heads.itemsize) + 1] = os.getpid()
-            places = torch.frombuffer(shared, dtype=torch.uint8, offset=world * LINE).view(2, world, capacity)
-            memory = _Memory(heads, places, rank)
+            places = torch.frombuffer(shared, dtype=torch.uint8, offset=world * LINE).view(2, world, PLACE)
+            memory = _Memory(file, heads, places, rank)
         all_have = torch.tensor(int(memory is not None))
         dist.all_reduce(all_have, dist.ReduceOp.MIN)
-        return memory if all_have else None
+    finally:
+        if made is not None:
+            os.unlink(made.name)
+    return memory if all_have else None

@@ -304,16 +304,16 @@ def register_generator(run: Run, folder: Path, model: str, key: str, tags: Mappi
     found = client.search_logged_models([run.store.experiment], f"tags.`{VERSION_KEY}` = '{key}'")
     # (a search by status finds nothing in a SQL store)
     ready = [logged.model_id for logged in found if logged.status == LoggedModelStatus.READY]
-    if ready:
-        model_id = ready[0]
-    else:
-        with _environment({"MLFLOW_TRACKING_URI": run.store.uri}), mlflow.start_run(run_id=run.id):
-            model_id = mlflow.pyfunc.log_model(
-                name="generator", tags={VERSION_KEY: key}, **pyfunc.logged(folder)
-            ).model_id
-    if not client.search_registered_models(f"name = '{model}'", max_results=1):
-        client.create_registered_model(model)
-    with _environment({"MLFLOW_TRACKING_URI": run.store.uri}):  # a SQL store asks another client for the model
+    with _environment({"MLFLOW_TRACKING_URI": run.store.uri}):  # for clients that MLflow makes on the way
+        if ready:
+            model_id = ready[0]
+        else:
+            with mlflow.start_run(run_id=run.id):
+                model_id = mlflow.pyfunc.log_model(
+                    name="generator", tags={VERSION_KEY: key}, **pyfunc.logged(folder)
+                ).model_id
+        if not client.search_registered_models(f"name = '{model}'", max_results=1):
+            client.create_registered_model(model)
         made = client.create_model_version(
             model, f"models:/{model_id}", run.id, model_id=model_id, tags={**tags, VERSION_KEY: key}
         )
