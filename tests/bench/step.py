@@ -2,13 +2,15 @@
 
     python tests/bench/step.py [--families dcgan resnet ...] [--size 28] [--channels 1] [--batch 64] [--threads 2]
     python tests/bench/step.py --families stylegan2 --profile
+    python tests/bench/step.py --families stylegan2 --preset stylegan2_ffhq --size 1024 --channels 3 --batch 1 --first 3
 
 Each family takes its networks, loss and terms from `params.yaml`, told ten labels. The plain loop is that of PyTorch's
 tutorials (the discriminator on reals and on fakes, then the generator through the discriminator, Adam as it comes) and
 plays the same loss; ours is timed without terms, as the plain loop is, and as it is shipped: with its penalties, its
 own terms and the moving average. Each loop has a process of its own, ours set up as `pipelines.launch.work` does, and
 they take short turns, so that whatever else the machine does falls on all. Memory is the process's peak, beyond what it
-held before its first step. `--profile` says where the time of the shipped step goes.
+held before its first step. `--profile` says where the time of the shipped step goes. `--first` takes so many steps of
+it, nobody told labels, and says what each took; all that is paid lazily is due at the first.
 """
 
 from __future__ import annotations
@@ -39,11 +41,13 @@ FAMILIES = ("mlp", "dcgan", "resnet", "stylegan2", "r3gan", "pix2pix")
 
 def game_of(family, args):
     """The family's game as `params.yaml` has it, its loss, and data for one batch."""
-    params = parse_params(load_params(ROOT / "params.yaml").model_dump(mode="json") | {"model": family})
+    params = parse_params(
+        load_params(ROOT / "params.yaml").model_dump(mode="json") | {"model": family, "preset": args.preset}
+    )
     paired = family == "pix2pix"
     size = max(64, args.size) if paired else args.size
     shape = (args.channels * (2 if paired else 1), size, size)
-    classes = () if paired else tuple("0123456789")
+    classes = () if paired or args.first else tuple("0123456789")
     spec = Spec("pair" if paired else "image", "image_pair" if paired else "image", shape, classes, {}, "")
     spec = dataclasses.replace(spec, given=args.channels if paired else 0)
     torch.manual_seed(0)
@@ -169,6 +173,20 @@ def profile(family, args):
     print("  " + ", ".join(f"{name} {amount / total:.0%}" for name, amount in operators.most_common(8)), flush=True)
 
 
+def first(family, args):
+    """What each of the first steps took."""
+    torch.set_num_threads(args.threads)
+    keep_memory()
+    game, loss, data = game_of(family, args)
+    sizes = (sum(p.numel() for p in m.parameters()) / 1e6 for m in (game.generator, game.discriminator))
+    print("{}: generator {:.2f} M, discriminator {:.2f} M parameters".format(family, *sizes), flush=True)
+    step = ours(game, loss, data, shipped=True)
+    for i in range(args.first):
+        start = time.process_time()
+        step(i)
+        print(f"step {i}: {time.process_time() - start:.1f} CPU-s, peak {peak() / 1024:.1f} GiB so far", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--families", nargs="+", default=list(FAMILIES))
@@ -179,7 +197,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--preset", default="none")
+    parser.add_argument("--first", type=int, default=0, metavar="STEPS")
     args = parser.parse_args()
+    if args.first:
+        for family in args.families:
+            first(family, args)
+        return
     if args.profile:
         for family in args.families:
             profile(family, args)
