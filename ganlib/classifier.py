@@ -11,20 +11,24 @@ from torch import Tensor, nn
 
 from ganlib.config import ClassifierConfig
 
-__all__ = ["Classifier", "fit"]
+__all__ = ["Classifier", "fit", "shrunk"]
 
 # Few enough that a thousand samples give a well-conditioned covariance.
 _FEATURES = 64
 
+_SIDE = 64  # pixels, at most: as much as the other networks look at
+
 
 class Classifier(nn.Module):
-    """Halves the image until its shorter side is below 8 pixels, then two linear layers. Images: 8 px or more."""
+    """Shrinks the image to 64 px a side, if it is larger, and halves it until its shorter side is below 8; then two
+    linear layers. Images: 8 px or more."""
 
     def __init__(self, shape: tuple[int, ...], classes: int, width: int) -> None:
         """`shape` is (channels, height, width) of the images; `width` the channels before the first halving."""
         super().__init__()
         stages: list[nn.Module] = []
-        inputs, outputs, side = shape[0], width, min(shape[1:])
+        self.size = _at_most(shape[1:])
+        inputs, outputs, side = shape[0], width, min(self.size)
         while side >= 8:
             for source in (inputs, outputs):
                 stages += [
@@ -40,7 +44,7 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The penultimate layer, `[N, 64]`, of images in [-1, 1]."""
-        return F.relu(self.neck(self.trunk(images.contiguous(memory_format=torch.channels_last))))
+        return F.relu(self.neck(self.trunk(shrunk(images).contiguous(memory_format=torch.channels_last))))
 
     def logits(self, images: Tensor) -> Tensor:
         """`[N, K]` of images `[N, C, H, W]` in [-1, 1]."""
@@ -50,6 +54,19 @@ class Classifier(nn.Module):
         """`[N, K]` logits of features `[N, 64]`."""
         logits: Tensor = self.head(features)
         return logits
+
+
+def shrunk(images: Tensor) -> Tensor:
+    """Images `[N, C, H, W]`, floats or uint8, as a classifier looks at them: at most 64 px a side."""
+    size = _at_most(images.shape[2:])
+    if images.shape[2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def _at_most(size: tuple[int, ...]) -> tuple[int, int]:
+    height, width = size
+    return min(height, _SIDE), min(width, _SIDE)
 
 
 def fit(

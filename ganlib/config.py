@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,9 +19,11 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -143,6 +145,15 @@ class Search(Config):
             raise ValueError("choice needs at least one value")
         return self
 
+    @model_serializer(mode="wrap")
+    def _what_is_given(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialise(self).items() if value is not None}
+
+    @property
+    def examples(self) -> tuple[Any, ...]:
+        """Its bounds, or all its values."""
+        return self.uniform or self.loguniform or self.randint or self.choice or ()
+
 
 class WarmupConfig(Config):
     """A phase in which the discriminator alone learns."""
@@ -168,6 +179,20 @@ class ModelConfig(Config):
     generator: PlayerConfig = PlayerConfig()
     discriminator: PlayerConfig = PlayerConfig()
     search: dict[str, Search] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _can_be_searched(self) -> ModelConfig:
+        for dotted, dimension in self.search.items():
+            section = self.model_dump(mode="json", exclude={"search"})
+            *_, leaf = dotted.split(".")
+            try:
+                _parent(section, dotted)[leaf] = dimension.examples[0]
+                ModelConfig.model_validate(section)
+            except ValidationError as error:
+                raise ValueError(next(_explain(f"search.{dotted}", error))) from error
+            except ValueError as error:
+                raise ValueError(f"search.{dotted}: {error}") from error
+        return self
 
 
 class ClassifierConfig(Config):
@@ -281,6 +306,9 @@ class Params(Config):
                     f"known: {', '.join(known)}"
                 )
         self.game  # noqa: B018 - the preset has to suit the model
+        for preset in self.presets:
+            for model in self._models_of(preset):
+                self._laid_over(preset, model)
         return self
 
     @property
@@ -293,20 +321,38 @@ class Params(Config):
 
         What a preset says of networks and players is added key by key; all else it says replaces what was there.
         """
-        preset = dict(self.presets[self.preset])
-        suits = preset.pop("models", [self.model])
+        suits = self._models_of(self.preset)
         if self.model not in suits:
             raise ValueError(f"preset: {self.preset!r} is for {', '.join(suits)}; model is {self.model!r}")
-        if not preset:
-            return self.models[self.model]
-        section = self.models[self.model].model_dump(mode="json")
-        for key, new in preset.items():
+        return self._laid_over(self.preset, self.model)
+
+    def _models_of(self, preset: str) -> list[str]:
+        """The models that a preset names, or all if it names none."""
+        suits = self.presets[preset].get("models", list(self.models))
+        if not isinstance(suits, list):
+            raise ValueError(f"presets.{preset}.models: a list is wanted, found {suits!r}")
+        for model in map(str, suits):
+            if model not in self.models:
+                raise ValueError(
+                    f"presets.{preset}.models: {model!r} is not a section of `models`"
+                    f"{registry.nearest(model, self.models)}; known: {', '.join(self.models)}"
+                )
+        return suits
+
+    def _laid_over(self, preset: str, model: str) -> ModelConfig:
+        said = {key: new for key, new in self.presets[preset].items() if key != "models"}
+        if not said:
+            return self.models[model]
+        section = self.models[model].model_dump(mode="json")
+        for key, new in said.items():
             merged = key in ("network", "generator", "discriminator") and isinstance(new, Mapping)
             section[key] = {**section[key], **new} if merged else new
+        if "search" not in said:  # what was replaced may have taken with it what was to be searched
+            section["search"] = {key: found for key, found in section["search"].items() if _has_parent(section, key)}
         try:
             return ModelConfig.model_validate(section)
         except ValidationError as error:
-            raise ValueError(_explain(f"presets.{self.preset} on models.{self.model}", error.errors()[0])) from error
+            raise ValueError(next(_explain(f"presets.{preset} on models.{model}", error))) from error
 
     @property
     def registered_model(self) -> str:
@@ -329,7 +375,7 @@ def parse_params(raw: Any, where: str = "params.yaml") -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(where, fault) for fault in error.errors())) from error
+        raise ConfigError("\n".join(_explain(where, error))) from error
 
 
 def override(params: Params, changes: Mapping[str, Any]) -> Params:
@@ -341,24 +387,51 @@ def override(params: Params, changes: Mapping[str, Any]) -> Params:
     raw = params.model_dump(mode="json")
     raw["models"][params.model] = params.game.model_dump(mode="json")
     raw["preset"], raw["presets"] = "none", {"none": {}}
+    section = raw["models"][params.model]
     for dotted, new in changes.items():
-        *parents, leaf = dotted.split(".")
-        node = raw["models"][params.model]
-        for depth, parent in enumerate(parents):
-            if not isinstance(node.get(parent), dict):
-                where = ".".join([*parents[: depth + 1]])
-                raise ConfigError(
-                    f"models.{params.model}.{dotted}: there is no section '{where}'"
-                    f"{registry.nearest(parent, node)}; known: {', '.join(node)}"
-                )
-            node = node[parent]
-        node[leaf] = new
+        *_, leaf = dotted.split(".")
+        try:
+            _parent(section, dotted)[leaf] = new
+        except ValueError as error:
+            raise ConfigError(f"models.{params.model}.{dotted}: {error}") from error
     return parse_params(raw, where=f"models.{params.model} with {dict(changes)}")
 
 
-def _explain(where: str, fault: Any) -> str:
-    key = ".".join(str(part) for part in fault["loc"] if part != "[key]")  # pydantic's mark of a fault in a key
-    message = fault["msg"].removeprefix("Value error, ")
-    found = fault["input"]
-    shown = "" if isinstance(found, Mapping | Config) or fault["type"] == "missing" else f" (found {found!r})"
-    return f"{where}: {key + ': ' if key else ''}{message}{shown}"
+def _parent(section: dict[str, Any], dotted: str) -> dict[str, Any]:
+    """The section in which a dotted key stands. Raises ValueError if there is none."""
+    *parents, _ = dotted.split(".")
+    for depth, parent in enumerate(parents):
+        if not isinstance(section.get(parent), dict):
+            where = ".".join(parents[: depth + 1])
+            raise ValueError(
+                f"there is no section '{where}'{registry.nearest(parent, section)}; known: {', '.join(section)}"
+            )
+        section = section[parent]
+    return section
+
+
+def _has_parent(section: dict[str, Any], dotted: str) -> bool:
+    try:
+        _parent(section, dotted)
+    except ValueError:
+        return False
+    return True
+
+
+# pydantic's marks in a path: of a fault in a key, and of what was tried where a number or a schedule may stand
+_NUMBER = ("float", "constrained-float")
+_MARKS = ("[key]", *_NUMBER, Schedule.__name__)
+
+
+def _explain(where: str, error: ValidationError) -> Iterator[str]:
+    """A line for each fault. What is no number is a schedule if it is a mapping, else it should have been a number."""
+    for fault in error.errors():
+        found = fault["input"]
+        if isinstance(found, Mapping) and fault["type"] == "float_type" and fault["loc"][-1] in _NUMBER:
+            continue
+        if fault["type"] == "model_type" and fault["ctx"]["class_name"] == Schedule.__name__:
+            continue
+        key = ".".join(str(part) for part in fault["loc"] if part not in _MARKS)
+        message = fault["msg"].removeprefix("Value error, ")
+        shown = "" if isinstance(found, Mapping | Config) or fault["type"] == "missing" else f" (found {found!r})"
+        yield f"{where}: {key + ': ' if key else ''}{message}{shown}"

@@ -6,29 +6,74 @@ compares images with what they should be, under `"samples"`. No metric's name ap
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, stdev
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ganlib import registry, shards
 from ganlib.config import ConfigError, EvaluateConfig
+from ganlib.data._spec import Spec
 from ganlib.export import Generator
+from ganlib.game import Batch, Noise
 from ganlib.metrics._neighbours import nearest
 from ganlib.metrics._types import Examples
 from ganlib.reference import Reference
 
-__all__ = ["Comparison", "Metrics", "compare", "draw", "evaluate", "measurable"]
+__all__ = [
+    "SAMPLES",
+    "Comparison",
+    "Metrics",
+    "Samples",
+    "Scored",
+    "Seen",
+    "compare",
+    "draw",
+    "evaluate",
+    "look",
+    "measurable",
+]
 
 SAMPLES = "samples"
+
+Samples = Mapping[str, Any]
+"""`sample` `[N, ...]` in [-1, 1]; where there are such, `label`, or `given` and `target`. Tensors, or `shards.Rows`"""
 
 Metrics = dict[str, dict[str, dict[str, float]]]
 """`{space or "samples": {metric: {"value", "low", "high", "floor", "copy"}}}`; the floor where there is one, and what
 copies of the given images score where there are such"""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Images that were compared with their targets: each one's score `[N]` by each metric, which is their mean."""
+
+    scores: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.scores.values())))
+
+    def take(self, rows: Tensor) -> Scored:
+        return Scored({name: of[rows] for name, of in self.scores.items()})
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """A metric of what is already scored."""
+
+    name: str
+    DIRECTION: str
+
+    def compute(self, real: Scored, fake: Scored) -> float:
+        return float(fake.scores[self.name].mean())
+
+
+Seen = dict[str, Examples | Scored]
+"""Examples as each section sees them."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +91,44 @@ class Comparison:
     high: float
 
 
-def draw(generator: Generator, prepared: str | Path, n: int, *, seed: int, batch: int) -> dict[str, Tensor]:
+def draw(generator: Generator, prepared: str | Path, n: int, *, seed: int, batch: int) -> Samples:
     """`n` samples to be judged: made of noise, or of the first test examples in `prepared`, of which there may be
-    fewer; these also have `given` and `target`."""
-    if not generator.translates:
-        return generator.sample(n, seed=seed, batch=batch)
-    spec = generator.spec
-    stored = shards.read(prepared, "test", limit=n)["sample"]
-    given, target = spec.split(registry.load("data", spec.kind).decode(stored))
-    return {"sample": generator.translate(given, seed=seed, batch=batch), "given": given, "target": target}
+    fewer; these also have `given` and `target`. Images are made when they are looked at, at most `batch` at a time."""
+    size = _at_a_time(generator.spec, batch)
+    if generator.translates:
+        return _translated(generator, shards.stored(prepared, "test", limit=n)["sample"], seed, size)
+    told = {"label": generator._labels(n, None), "attributes": generator._attributes(n, None)}
+    conditions = {name: cond for name, cond in told.items() if cond is not None}
+
+    def sample(rows: slice) -> Tensor:
+        assert generator.game.latent is not None
+        inputs = generator.game.latent(Noise(seed, "sample", size=n, rows=rows), None)
+        return generator._play(inputs, next((cond[rows] for cond in conditions.values()), None), size)
+
+    return {"sample": _rows(n, size, sample), **conditions}
+
+
+def _translated(generator: Generator, stored: shards.Rows, seed: int, size: int) -> Samples:
+    spec, n = generator.spec, len(stored)
+
+    def sample(rows: slice) -> Tensor:
+        noise = Noise(seed, "sample", size=n, rows=rows)
+        deal = generator.game.deal(Batch({"sample": pairs[rows]}, noise, training=False))
+        return generator._play(deal.inputs, deal.cond, size)
+
+    pairs = _rows(n, size, lambda rows: registry.load("data", spec.kind).decode(stored[rows]))
+    given, target = (_rows(n, size, lambda rows, half=half: spec.split(pairs[rows])[half]) for half in (0, 1))  # type: ignore[misc]
+    return {"sample": _rows(n, size, sample), "given": given, "target": target}
+
+
+def _rows(n: int, size: int, make: Callable[[slice], Tensor]) -> shards.Rows:
+    """`n` rows, made `size` at a time."""
+    parts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+    return shards.Rows([part.stop for part in parts], lambda i: make(parts[i]))
+
+
+def _at_a_time(spec: Spec, batch: int) -> int:
+    return min(batch, shards.few(spec.shape))
 
 
 def measurable(reference: Reference, *, labelled: bool) -> list[str]:
@@ -69,9 +143,11 @@ def measurable(reference: Reference, *, labelled: bool) -> list[str]:
     return [f"{name}.{metric}" for name, seen in sections.items() for metric in _measurable(name, spec.modality, seen)]
 
 
-def evaluate(samples: Mapping[str, Tensor], reference: Reference, cfg: EvaluateConfig, seed: int) -> Metrics:
-    """Measure `sample` `[N, ...]` in [-1, 1] against the first N of test: by itself, by the `label` that was asked
-    for, by the `target` that it should be.
+def evaluate(
+    samples: Samples, reference: Reference, cfg: EvaluateConfig, seed: int, seen: Seen | None = None
+) -> Metrics:
+    """Measure samples, of which `look` may have `seen` all, against the first N of test: by themselves, by the `label`
+    that was asked for, by the `target` that they should be.
 
     `floor` is the score of the first N training examples in the fakes' place, `copy` that of `given`. Raises
     ValueError if there are fewer.
@@ -79,13 +155,15 @@ def evaluate(samples: Mapping[str, Tensor], reference: Reference, cfg: EvaluateC
     n = len(samples["sample"])
     if n > reference.size:
         raise ValueError(f"{n} samples, but the floor can be had for {reference.size} training examples only")
-    reals = _reals(reference, samples, reference.spaces)
-    floors = _of_split(reference, "train", n, reference.spaces)
-    fakes = _of_samples(reference, samples, reference.spaces)
-    copies = _of_samples(reference, _copied(samples), reference.spaces) if "given" in samples else {}
+    fakes = seen or look(samples, reference, cfg.batch)
+    reals, floors = (_of_split(reference, split, n, reference.spaces) for split in ("test", "train"))
+    copies: Seen = {}
+    if "given" in samples:
+        pairs = _parts({name: samples[name] for name in ("target", "given")}, _at_a_time(reference.spec, cfg.batch))
+        copies = _see_parts(reference, map(_copied, pairs), reference.spaces)
     found: Metrics = {}
-    for section, real in reals.items():
-        fake = fakes[section]
+    for section, fake in fakes.items():
+        real = reals.get(section, fake)  # what is compared with its target needs nothing else
         for name, metric in _measurable(section, reference.spec.modality, real, fake).items():
             value = metric.compute(real, fake)
             reach = _reach([metric.compute(r, f) for r, f in _halves(cfg, seed, real, fake)], cfg)
@@ -97,17 +175,24 @@ def evaluate(samples: Mapping[str, Tensor], reference: Reference, cfg: EvaluateC
     return found
 
 
-def _copied(samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def look(samples: Samples, reference: Reference, batch: int, spaces: Iterable[str] | None = None) -> Seen:
+    """What metrics need to know of samples, of which few are held at a time: their features in all `spaces`, their
+    classes as the classifier sees them, or how near they are to their targets."""
+    parts = _parts(samples, _at_a_time(reference.spec, batch))
+    return _see_parts(reference, parts, reference.spaces if spaces is None else spaces)
+
+
+def _copied(pairs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The given images in the fakes' place, grey where the target is and as often as it has channels."""
-    given, channels = samples["given"], samples["target"].shape[1]
+    given, channels = pairs["given"], pairs["target"].shape[1]
     if given.shape[1] != channels:
         given = given.mean(1, keepdim=True).expand(-1, channels, -1, -1)
-    return {"sample": given, "target": samples["target"]}
+    return {"sample": given, "target": pairs["target"]}
 
 
 def compare(
-    challenger: Mapping[str, Tensor],
-    champion: Mapping[str, Tensor],
+    challenger: Samples,
+    champion: Samples,
     reference: Reference,
     metric: str,
     cfg: EvaluateConfig,
@@ -129,8 +214,10 @@ def compare(
             f"metric {metric!r}: no section {section!r}; known: {', '.join([*reference.spaces, SAMPLES])}"
         )
     spaces = [space for space in reference.spaces if space == ("classifier" if section == SAMPLES else section)]
-    real = _reals(reference, challenger, spaces).get(section, Examples())
-    one, other = (_of_samples(reference, made, spaces).get(section, Examples()) for made in (challenger, champion))
+    if section != SAMPLES:  # of which the rest would be measured in vain
+        challenger, champion = ({"sample": made["sample"]} for made in (challenger, champion))
+    one, other = (look(made, reference, cfg.batch, spaces).get(section, Examples()) for made in (challenger, champion))
+    real = _of_split(reference, "test", n, spaces).get(section, one)
     known = _measurable(section, reference.spec.modality, real, one, other)
     if name not in known:
         raise ConfigError(f"metric {metric!r} cannot be measured here; {section} has: {', '.join(known) or 'none'}")
@@ -141,7 +228,7 @@ def compare(
     return Comparison(metric, direction, first, second, gap, gap - reach, gap + reach)
 
 
-def _halves(cfg: EvaluateConfig, seed: int, real: Examples, *fakes: Examples) -> Iterator[tuple[Examples, ...]]:
+def _halves(cfg: EvaluateConfig, seed: int, real: Any, *fakes: Any) -> Iterator[tuple[Any, ...]]:
     """Random halves of the reals and of the fakes, of which all sets are cut alike."""
     rng = torch.Generator().manual_seed(seed)
     for _ in range(cfg.resamples):
@@ -160,33 +247,52 @@ def _reach(values: list[float], cfg: EvaluateConfig) -> float:
     return NormalDist().inv_cdf((1 + cfg.confidence) / 2) * stdev(values)
 
 
-def _measurable(section: str, modality: str, *sides: Examples) -> dict[str, ModuleType]:
+def _measurable(section: str, modality: str, *sides: Examples | Scored) -> dict[str, Any]:
     """Metrics whose needs all sides meet, by the name they go by in this section."""
+    scored = [side for side in sides if isinstance(side, Scored)]
+    if len(scored) == len(sides):
+        return {name: _Mean(name, registry.load("metrics", name).DIRECTION) for name in scored[0].scores}
     modules = {name: registry.load("metrics", name) for name in registry.names("metrics")}
     return {
         getattr(module, "ALIASES", {}).get(section, name): module
         for name, module in modules.items()
-        if module.MODALITY in ("any", modality) and all(side.has(module.NEEDS) for side in sides)
+        if module.MODALITY in ("any", modality)
+        and all(isinstance(side, Examples) and side.has(module.NEEDS) for side in sides)
     }
 
 
-def _of_samples(reference: Reference, samples: Mapping[str, Tensor], spaces: Iterable[str]) -> dict[str, Examples]:
-    features = {name: reference.spaces[name].extract(samples["sample"]) for name in spaces}
-    seen = _see(reference, features, samples.get("label"), neighbour=1)
-    if "target" in samples:
-        seen[SAMPLES] = Examples(image=samples["sample"], target=samples["target"])
+def _parts(samples: Samples, size: int) -> Iterator[dict[str, Tensor]]:
+    for start in range(0, len(next(iter(samples.values()))), size):
+        yield {name: column[start : start + size] for name, column in samples.items()}
+
+
+def _see_parts(reference: Reference, parts: Iterable[Mapping[str, Tensor]], spaces: Iterable[str]) -> Seen:
+    features: dict[str, list[Tensor]] = {name: [] for name in spaces}
+    labels, scores = [], []
+    for part in parts:
+        for name, found in features.items():
+            found.append(reference.spaces[name].extract(part["sample"]))
+        if "label" in part:
+            labels.append(part["label"])
+        if "target" in part:
+            scores.append(_scores(reference.spec.modality, part["sample"], part["target"]))
+    whole = {name: torch.cat(found) for name, found in features.items()}
+    seen = _see(reference, whole, torch.cat(labels) if labels else None, neighbour=1)
+    if scores:
+        seen[SAMPLES] = Scored({name: torch.cat([of[name] for of in scores]) for name in scores[0]})
     return seen
 
 
-def _reals(reference: Reference, samples: Mapping[str, Tensor], spaces: Iterable[str]) -> dict[str, Examples]:
-    """What samples are compared with: as many test examples, or those whose given part they were made of."""
-    seen = _of_split(reference, "test", len(samples["sample"]), spaces)
-    if "target" in samples:
-        seen[SAMPLES] = Examples(image=samples["target"], target=samples["target"])
-    return seen
+def _scores(modality: str, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """What each image scores, `[N]`, by the metrics that compare it with its target; all are means over images."""
+    pairs = [Examples(image=x, target=y) for x, y in zip(images.split(1), targets.split(1), strict=True)]
+    return {
+        name: torch.tensor([metric.compute(pair, pair) for pair in pairs], dtype=torch.float64)
+        for name, metric in _measurable(SAMPLES, modality, pairs[0]).items()
+    }
 
 
-def _of_split(reference: Reference, split: str, n: int, spaces: Iterable[str]) -> dict[str, Examples]:
+def _of_split(reference: Reference, split: str, n: int, spaces: Iterable[str]) -> Seen:
     """The first `n` of a split, or all if there are fewer; their stored order is random."""
     features = {name: getattr(reference.spaces[name], split)[:n] for name in spaces}
     labels = reference.labels[split][:n] if reference.labels else None
@@ -194,11 +300,9 @@ def _of_split(reference: Reference, split: str, n: int, spaces: Iterable[str]) -
     return _see(reference, features, labels, neighbour=2 if split == "train" else 1)
 
 
-def _see(
-    reference: Reference, features: dict[str, Tensor], label: Tensor | None, neighbour: int
-) -> dict[str, Examples]:
+def _see(reference: Reference, features: dict[str, Tensor], label: Tensor | None, neighbour: int) -> Seen:
     """The same examples as each section sees them."""
-    seen = {
+    seen: Seen = {
         name: Examples(features=of, nearest=nearest(of, reference.spaces[name].train, neighbour)[0][:, -1])
         for name, of in features.items()
     }

@@ -111,6 +111,8 @@ class HealthConfig(Config):
     policy: Literal["warn", "stop", "rollback"] = "warn"
     patience: PositiveInt = 3
     warmup_kimg: NonNegativeFloat = 25.0
+    sure: bool = False
+    """only what a slow start cannot look like, for runs that have too few reports to be patient"""
     lr_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     max_rollbacks: NonNegativeInt = 3
 
@@ -156,6 +158,8 @@ _LOW = {  # variety, below which a run past its warm-up should not be; shares of
     "spacing/features": 0.05,
     "quality/class_coverage": 0.35,
 }
+_SURE = ("exploding", "discriminator lost", "collapse")  # kinds that one report is enough for, collapse if it is below
+_NEXT_TO_NONE = {name: low / 2 for name, low in _LOW.items() if name != "quality/class_coverage"}
 
 
 class Monitor:
@@ -210,7 +214,7 @@ class Monitor:
 
     def _symptoms(self) -> dict[str, Callable[[Mapping[str, float]], str]]:
         """Each says what is wrong with a row, with figures, or nothing."""
-        return {
+        symptoms: dict[str, Callable[[Mapping[str, float]], str]] = {
             "exploding": self._exploding,
             "discriminator won": self._won,
             "discriminator lost": self._lost,
@@ -219,6 +223,7 @@ class Monitor:
             "collapse": self._collapse,
             "worsening": self._worsening,
         }
+        return {kind: symptoms[kind] for kind in _SURE} if self._cfg.sure else symptoms
 
     def _remember(self, row: Mapping[str, float]) -> None:
         warm = row["kimg"] > self._cfg.warmup_kimg
@@ -278,7 +283,7 @@ class Monitor:
     def _collapse(self, row: Mapping[str, float]) -> str:
         """Far less variety than there has been, or little and no more coming."""
         seen = []
-        for name, low in _LOW.items():
+        for name, low in (_NEXT_TO_NONE if self._cfg.sure else _LOW).items():
             if name not in row:
                 continue
             amount, best, past = row[name], self._best.get(name, 0.0), self._recent.get(name, [])

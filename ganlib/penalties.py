@@ -2,8 +2,9 @@
 
 R1 and R2 reuse the logits of the turn, so they cost one extra backward; the others judge points of their own. Those in
 `DIFFERENTIATE` penalise a slope with respect to the samples, before augmentation, and take each example's logit
-to depend on that example alone, so a discriminator that mixes examples (BatchNorm) is refused with them. Where there is
-a logit for every patch, slopes are those of their mean.
+to depend on that example alone, so a discriminator with BatchNorm is refused with them. StyleGAN2's is not, though its
+minibatch deviation mixes examples too: the slopes then have a part of each example's neighbours in its group, as in the
+paper. Where there is a logit for every patch, slopes are those of their mean.
 """
 
 from __future__ import annotations

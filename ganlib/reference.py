@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ganlib import health, registry
-from ganlib.classifier import Classifier, fit
+from ganlib import health, registry, shards
+from ganlib.classifier import Classifier, fit, shrunk
 from ganlib.config import ConfigError, ReferenceConfig
 from ganlib.data._spec import Spec
 from ganlib.features import Extractor, efficientnet_lite0, inception
@@ -32,8 +32,6 @@ __all__ = ["Reference", "Space", "build"]
 
 LEAST = 10
 """examples in each split, below which a distribution has no neighbours and no covariance to speak of"""
-
-_DECODED = 4096  # examples decoded at a time
 
 
 @dataclass(frozen=True)
@@ -103,17 +101,21 @@ class Reference:
             head = self.classifier.head
             return self.classifier.classify(features.to(head.weight.device)).argmax(1).cpu()
 
-    def quality(self, samples: Mapping[str, Tensor]) -> dict[str, float]:
-        """How good and how varied `sample` (and `label`, if asked for) are, in under a second a thousand.
+    @property
+    def space(self) -> Space:
+        """In which `quality` is judged."""
+        return self.spaces["classifier" if self.classifier else "efficientnet_lite0"]
 
-        For use while training: against the training set, in the space `classifier` where there is one.
-        `quality/fd` is infinite if a sample is not a number.
+    def quality(self, features: Tensor, label: Tensor | None = None) -> dict[str, float]:
+        """How good and how varied samples are, of which the features `[N, D]` in `space` are given, and the classes
+        `[N]` that were asked for, if any.
+
+        For use while training: against the training set. `quality/fd` is infinite if a sample is not a number.
         """
-        space = self.spaces["classifier" if self.classifier else "efficientnet_lite0"]
-        features = space.extract(samples["sample"])
         finite = bool(torch.isfinite(features).all())
         if not finite:
             return {"quality/fd": math.inf}
+        space = self.space
         reals = space.train[: len(features)]
         some = health.some(len(reals))
         found = {
@@ -126,26 +128,28 @@ class Reference:
             real = Examples(predicted=self.predict(space.train))
             fake = Examples(predicted=self.predict(features))
             found["quality/class_coverage"] = class_coverage.compute(real, fake)
-            if "label" in samples:
-                asked = Examples(predicted=fake.predicted, label=samples["label"])
+            if label is not None:
+                asked = Examples(predicted=fake.predicted, label=label)
                 found["quality/label_accuracy"] = label_accuracy.compute(real, asked)
         return found
 
     @functools.cached_property
     def _train(self) -> fd.Gaussian:
-        return fd.gaussian(self.spaces["classifier" if self.classifier else "efficientnet_lite0"].train)
+        return fd.gaussian(self.space.train)
 
 
 def build(
     directory: str | Path,
     spec: Spec,
-    train: Mapping[str, Tensor],
-    test: Mapping[str, Tensor],
+    train: Mapping[str, Any],
+    test: Mapping[str, Any],
     cfg: ReferenceConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """Write the folder from the stored splits (`sample`, and `label` where labelled); returns `reference.json`.
+    """Write the folder from the stored splits; returns `reference.json`.
 
+    A split has `sample`, uint8 `[N, *shape]`, a tensor or `shards.Rows`, and `label`, int64 `[N]`, where labelled.
+    Samples are read once and never held, but for the classifier, and for it no larger than it looks at them.
     Raises ConfigError for data that have no feature space here, or too few of them, OSError if they cannot be written.
     """
     directory, device = Path(directory), _device()
@@ -159,12 +163,25 @@ def build(
     decode = registry.load("data", spec.kind).decode
     splits = {"train": train, "test": test}
 
+    extractors = {name: make() for name, make in _extractors(spec, cfg.inception, None, device).items()}
+    parts: dict[str, dict[str, list[Tensor]]] = {name: {"train": [], "test": []} for name in extractors}
+    small: dict[str, list[Tensor]] = {"train": [], "test": []}
+    for split, stored in splits.items():
+        for part in stored["sample"].split(shards.few(spec.shape)):
+            images = spec.split(decode(part))[1]
+            for name, extract in extractors.items():
+                parts[name][split].append(extract(images))
+            if spec.classes:
+                small[split].append(shrunk(part))
+
     classifier = None
     if spec.classes:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             classifier = Classifier(spec.shape, len(spec.classes), cfg.classifier.width).to(device)
-        fit(classifier, train["sample"], train["label"], decode, cfg.classifier, seed)
+        fit(classifier, torch.cat(small["train"]), train["label"], decode, cfg.classifier, seed)
+        extract = extractors["classifier"] = _of_classifier(classifier, device)
+        parts["classifier"] = {split: [extract(decode(part)) for part in small[split]] for split in splits}
 
     about: dict[str, Any] = {
         "spec": json.loads(spec.to_json()),
@@ -174,12 +191,8 @@ def build(
         "classifier": None,
     }
     (directory / "features").mkdir(parents=True)
-    for name, make in _extractors(spec, cfg.inception, classifier, device).items():
-        extract = make()
-        features = {
-            split: torch.cat([extract(spec.split(decode(part))[1]) for part in stored["sample"].split(_DECODED)])
-            for split, stored in splits.items()
-        }
+    for name, extract in extractors.items():
+        features = {split: torch.cat(found) for split, found in parts[name].items()}
         _save(features, directory / "features" / f"{name}.safetensors")
         about["spaces"][name] = {"size": list(extract.size), "features": features["train"].shape[1]}
 
@@ -224,9 +237,12 @@ def _extractors(
     if inception_file is not None:
         made["inception"] = lambda: inception(inception_file, device)
     if classifier is not None:
-        size = (spec.shape[1], spec.shape[2])
-        made["classifier"] = lambda: Extractor("classifier", size, classifier.features, device)
+        made["classifier"] = lambda: _of_classifier(classifier, device)
     return made
+
+
+def _of_classifier(classifier: Classifier, device: str) -> Extractor:
+    return Extractor("classifier", classifier.size, classifier.features, device)
 
 
 def _when_needed(make: Callable[[], Extractor]) -> Callable[[Tensor], Tensor]:

@@ -11,12 +11,14 @@ Small samples are fixed-shape tensors, large ones lossless PNG. The schema's met
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +36,15 @@ from ganlib.data._spec import Spec
 __all__ = [
     "SPLITS",
     "Group",
+    "Rows",
     "Summary",
+    "few",
     "pack",
     "read",
     "read_groups",
     "read_spec",
     "row_groups",
+    "stored",
     "table",
     "write",
 ]
@@ -329,19 +334,59 @@ def row_groups(directory: str | Path, split: str) -> list[Group]:
 def read(directory: str | Path, split: str, limit: int | None = None) -> dict[str, Tensor]:
     """The first `limit` rows as stored: `sample`, uint8 `[N, *shape]`; `label`, int64 `[N]`, if labelled;
     `attributes`, float32 `[N, A]`, if there are any."""
-    chosen: list[Group] = []
-    for group in row_groups(directory, split):
-        if limit is not None and sum(g.rows for g in chosen) >= limit:
-            break
-        chosen.append(group)
-    return {name: column[:limit] for name, column in read_groups(read_spec(directory), chosen).items()}
+    groups = _first(row_groups(directory, split), limit)
+    return {name: column[:limit] for name, column in read_groups(read_spec(directory), groups).items()}
 
 
-def read_groups(spec: Spec, groups: Iterable[Group]) -> dict[str, Tensor]:
-    """Row groups as `read` gives them, one after the other."""
+def stored(directory: str | Path, split: str, limit: int | None = None, *, keep: int = 1) -> dict[str, Any]:
+    """As `read`, but `sample` is `Rows`: a row group is read when a row of it is wanted, the last `keep` are kept."""
+    spec, groups = read_spec(directory), _first(row_groups(directory, split), limit)
+    ends = [end if limit is None else min(end, limit) for end in accumulate(group.rows for group in groups)]
+    sample = Rows(ends, lambda i: read_groups(spec, [groups[i]])["sample"], keep=keep)
+    told = read_groups(spec, groups, samples=False) if spec.classes or spec.attributes else {}
+    return {"sample": sample, **{name: column[:limit] for name, column in told.items()}}
+
+
+class Rows:
+    """A column `[N, ...]` in parts, each of which is made when one of its rows is wanted; the last `keep` are kept.
+
+    Slices and rows `[K]` of it, in any order, are tensors, as of a tensor.
+    """
+
+    def __init__(self, ends: list[int], make: Callable[[int], Tensor], *, keep: int = 1) -> None:
+        """`ends` of the parts, rising to N; `make(i)` is the i-th part."""
+        self._ends, self._make = torch.tensor(ends), functools.lru_cache(keep)(make)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        rows = torch.arange(len(self))[rows]
+        of = torch.bucketize(rows, self._ends, right=True)
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), self._ends])
+        made = torch.cat([self._make(i)[rows[of == i] - starts[i]] for i in of.unique().tolist()])
+        return made[of.argsort(stable=True).argsort()]
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+
+def few(shape: tuple[int, ...]) -> int:
+    """How many examples of a shape to hold as floats at a time: 64 MiB of them."""
+    return max(1, min(4096, 2**24 // math.prod(shape)))
+
+
+def _first(groups: list[Group], rows: int | None) -> list[Group]:
+    """The groups that the first `rows` are in."""
+    starts = accumulate((group.rows for group in groups), initial=0)
+    return [group for group, start in zip(groups, starts, strict=False) if rows is None or start < rows]
+
+
+def read_groups(spec: Spec, groups: Iterable[Group], *, samples: bool = True) -> dict[str, Tensor]:
+    """Row groups as `read` gives them, one after the other; without `samples`, what else is known of them."""
     groups = list(groups)
     total = sum(group.rows for group in groups)
-    columns = {"sample": torch.empty((total, *spec.shape), dtype=torch.uint8)}
+    columns = {"sample": torch.empty((total, *spec.shape), dtype=torch.uint8)} if samples else {}
     if spec.classes:
         columns["label"] = torch.empty(total, dtype=torch.int64)
     if spec.attributes:
@@ -349,7 +394,8 @@ def read_groups(spec: Spec, groups: Iterable[Group]) -> dict[str, Tensor]:
     start = 0
     for group, rows in _tables(groups, list(columns)):
         end = start + group.rows
-        columns["sample"].numpy()[start:end] = _samples(rows["sample"].combine_chunks(), spec.shape)
+        if samples:
+            columns["sample"].numpy()[start:end] = _samples(rows["sample"].combine_chunks(), spec.shape)
         if spec.classes:
             columns["label"].numpy()[start:end] = rows["label"].to_numpy()
         if spec.attributes:

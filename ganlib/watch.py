@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ __all__ = ["Watch"]
 PREVIEWS = 64
 JUDGED = 256
 """of each split, at most: examples shown to the discriminator at each report"""
+_KEPT = 128  # row groups, of 2 MiB, that hold a few examples of each class
 
 
 class Watch:
@@ -41,7 +42,7 @@ class Watch:
         self.params, self.game, self.average, self.spec, self.place = params, game, average, spec, place
         self.loss = LOSSES[params.game.loss]
         self.reference = Reference.load(reference) if reference and params.train.quality_samples else None
-        self.fixed = self._deal(prepared, "test", PREVIEWS, "preview")
+        self.fixed = self._deal(prepared, "test", PREVIEWS, "preview", small=not spec.given)
         if spec.given:
             stored = shards.read(prepared, "test", limit=PREVIEWS)["sample"]
             given = spec.split(registry.load("data", spec.kind).decode(stored))[0]
@@ -51,34 +52,39 @@ class Watch:
         self.known, self.held_out = (
             self._deal(prepared, split, size, split, by_class=False) for split in ("train", "test")
         )
-        shown = self.fixed
+        self.judged: Callable[[], Iterator[Deal]] = lambda: iter([self.fixed])
         if self.reference is not None:
             # of test examples where samples are made of examples: the answers to others have been seen
             split = "test" if spec.given else "train"
-            shown = self.judged = self._deal(prepared, split, params.train.quality_samples, "quality", small=True)
-        reals = leaves(shown.real)[0]
-        self.varied = _small(reals[health.some(len(reals))])
+            self.judged = lambda: self._deals(prepared, split, params.train.quality_samples, "quality", small=True)
+            if not spec.given:  # noise is held, but given images would be too many
+                deals = list(self.judged())
+                self.judged = lambda: iter(deals)
+        reals = torch.cat([_small(leaves(deal.real)[0]) for deal in self.judged()])
+        self.varied = reals[health.some(len(reals))]
 
-    def _deal(
+    def _deal(self, prepared: Path, split: str, size: int, purpose: str, **how: bool) -> Deal:
+        return _joined(list(self._deals(prepared, split, size, purpose, **how)))
+
+    def _deals(
         self, prepared: Path, split: str, size: int, purpose: str, *, small: bool = False, by_class: bool = True
-    ) -> Deal:
-        """A deal of stored examples, as many as `size` if there are, in turns; they are stored in random order.
+    ) -> Iterator[Deal]:
+        """A deal of stored examples, few at a time; as many as `size` if there are, in turns; they are stored in
+        random order.
 
         `small` keeps of the reals what little tells one from another. A picture is easier to read `by_class`; to be
         judged, examples stay as mixed as in training.
         """
-        data = shards.read(prepared, split, limit=size)
+        data = shards.stored(prepared, split, limit=size, keep=_KEPT)
         rows = torch.arange(size) % len(data["sample"])
         if by_class and "label" in data:
             rows = rows[data["label"][rows].argsort(stable=True)]
         decode = registry.load("data", self.spec.kind).decode
-        deals = []
         for part in self._chunks(size):
             some = {name: column[rows[part]] for name, column in data.items()}
             noise = Noise(self.params.seed, purpose, size=size, rows=part)
             deal = self.game.deal(Batch(some | {"sample": decode(some["sample"])}, noise, training=False))
-            deals.append(dataclasses.replace(deal, real=each(_small, deal.real)) if small else deal)
-        return _joined(deals)
+            yield dataclasses.replace(deal, real=each(_small, deal.real)) if small else deal
 
     def _chunks(self, size: int) -> list[slice]:
         """Slices of `size` examples that any device holds, activations included."""
@@ -130,22 +136,26 @@ class Watch:
     def _measure(self, step: int) -> dict[str, float]:
         """How varied fakes are beside the reals of their deal, how the discriminator takes reals that it was not
         trained on, and quality where a reference is at hand."""
-        shown = self.fixed if self.reference is None else self.judged
-        fakes = self._play(shown)
-        some = health.some(len(fakes))
+        small, features, labels = [], [], []
+        for deal in self.judged():
+            fakes = self._play(deal)
+            small.append(_small(fakes))
+            if self.reference is not None:
+                features.append(self.reference.space.extract(fakes))
+            if self.game.classes and deal.cond is not None:
+                labels.append(deal.cond)
+        pictures = torch.cat(small)
+        varied = pictures[health.some(len(pictures))]
         known, unknown = (self._logits(deal, deal.real, step) for deal in (self.known, self.held_out))
         of_fakes = self._logits(self.held_out, self._play(self.held_out), step)
         row = {
-            "diversity": health.diversity(_small(fakes[some]), self.varied),
-            "spacing": health.spacing(_small(fakes[some]), self.varied),
+            "diversity": health.diversity(varied, self.varied),
+            "spacing": health.spacing(varied, self.varied),
             "sign/held_out": float(self.loss.signs(unknown, of_fakes)[0].mean()),
             "overfitting": health.overfitting(known, unknown, of_fakes),
         }
         if self.reference is not None:
-            samples = {"sample": fakes}
-            if self.game.classes and shown.cond is not None:
-                samples["label"] = shown.cond
-            row |= self.reference.quality(samples)
+            row |= self.reference.quality(torch.cat(features), torch.cat(labels) if labels else None)
         return row
 
     def picture(self, path: Path) -> None:

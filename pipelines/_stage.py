@@ -81,4 +81,5 @@ def main(stage: Callable[[Params], None]) -> None:
     except (ConfigError, StageError, OSError) as error:
         sys.exit(f"ganlib: {error}")
     except KeyboardInterrupt:
+        print("ganlib: interrupted; the same command goes on from what is kept", file=sys.stderr)
         sys.exit(130)

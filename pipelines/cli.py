@@ -53,14 +53,22 @@ def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
 def check_params(
     file: Annotated[Path, typer.Option("--file", "-f", help="the file to check")] = Path("params.yaml"),
 ) -> None:
-    """Print the resolved configuration as YAML, or what is wrong with it."""
+    """Print what a run would use, as YAML, or what is wrong with it."""
     import sys
 
     from ruamel.yaml import YAML
 
     from ganlib.config import load_params
 
-    YAML(typ="safe", pure=True).dump(load_params(file).model_dump(mode="json"), sys.stdout)
+    params = load_params(file)
+    chosen = {
+        "datasets": {params.data: params.dataset.model_dump(mode="json")},
+        "models": {params.model: params.game.model_dump(mode="json")},
+        "presets": {params.preset: {}},  # it is laid over the model above
+    }
+    yaml: Any = YAML(typ="safe", pure=True)
+    yaml.sort_base_mapping_type_on_output, yaml.width = False, 120
+    yaml.dump(params.model_dump(mode="json") | chosen, sys.stdout)
 
 
 @app.command()

@@ -18,9 +18,10 @@ from torch import Tensor
 from ganlib import registry, shards
 from ganlib.config import EvaluateConfig, Params
 from ganlib.data._spec import Spec
-from ganlib.evaluate import Metrics, draw, evaluate
+from ganlib.evaluate import SAMPLES, Metrics, Samples, draw, evaluate, look
 from ganlib.export import Generator, load_generator
 from ganlib.metrics._neighbours import nearest
+from ganlib.metrics._types import Examples
 from ganlib.reference import Reference
 from pipelines._stage import EVALUATED, PREPARED, REFERENCE, TRAINED, StageError, main, whole_folder
 
@@ -43,7 +44,8 @@ def stage(params: Params) -> None:
     n = len(samples["sample"])
     if n < cfg.num_samples:
         print(f"{n} samples, not {cfg.num_samples}: there are no more real examples to judge them by")
-    metrics = evaluate(samples, reference, cfg, params.seed)
+    seen = look(samples, reference, cfg.batch)
+    metrics = evaluate(samples, reference, cfg, params.seed, seen)
     with whole_folder(EVALUATED) as folder:
         _write(folder / "metrics.json", metrics)
         _write(folder / "about.json", _about(reference, generator, n, cfg, params.seed))
@@ -53,9 +55,9 @@ def stage(params: Params) -> None:
             preview(shown, COLUMNS // 2).save(folder / "samples.png")
         else:
             preview(_by_class(samples, spec), COLUMNS).save(folder / "samples.png")
-        preview(_beside_nearest(samples["sample"], reference, spec), COLUMNS).save(folder / "neighbours.png")
-        if reference.classifier is not None:
-            _write_classes(folder / "classes.csv", samples, reference)
+        preview(_beside_nearest(samples["sample"][:COLUMNS], reference, spec), COLUMNS).save(folder / "neighbours.png")
+        if isinstance(by_class := seen.get(SAMPLES), Examples):
+            _write_classes(folder / "classes.csv", by_class, reference)
     _tell(metrics, n, cfg)
 
 
@@ -79,38 +81,39 @@ def _about(reference: Reference, generator: Generator, n: int, cfg: EvaluateConf
     }
 
 
-def _by_class(samples: dict[str, Tensor], spec: Spec) -> Tensor:
+def _by_class(samples: Samples, spec: Spec) -> Tensor:
     """A row of samples for each of the first classes, or the first samples."""
     if "label" not in samples:
-        return samples["sample"][: COLUMNS * COLUMNS]
-    rows = [samples["sample"][samples["label"] == label][:COLUMNS] for label in range(min(ROWS, len(spec.classes)))]
+        first: Tensor = samples["sample"][: COLUMNS * COLUMNS]
+        return first
+    of = [(samples["label"] == label).nonzero()[:COLUMNS, 0] for label in range(min(ROWS, len(spec.classes)))]
+    rows = samples["sample"][torch.cat(of)].split([len(row) for row in of])
     return torch.cat([torch.cat([row, row.new_full((COLUMNS - len(row), *row.shape[1:]), -1.0)]) for row in rows])
 
 
 def _beside_nearest(fakes: Tensor, reference: Reference, spec: Spec) -> Tensor:
     """Rows of one fake and the training examples nearest to it, nearest first."""
     space = next(iter(reference.spaces.values()))
-    stored = shards.read(PREPARED, "train", limit=len(space.train))["sample"]
-    fakes = fakes[:COLUMNS]
+    stored = shards.stored(PREPARED, "train", limit=len(space.train))["sample"]
     _, rows = nearest(space.extract(fakes), space.train, COLUMNS - 1)
     near = spec.split(registry.load("data", spec.kind).decode(stored[rows.flatten()]))[1].unflatten(0, rows.shape)
     return torch.cat([fakes[:, None], near], dim=1).flatten(0, 1)
 
 
-def _write_classes(path: Path, samples: dict[str, Tensor], reference: Reference) -> None:
+def _write_classes(path: Path, fakes: Examples, reference: Reference) -> None:
     """For each class: its share of the test examples and of the fakes, as the classifier sees them, and how many of
     the fakes that were asked to be of it are."""
     classes = reference.spec.classes
     real = reference.predict(reference.spaces["classifier"].test)
-    fake = reference.predict(reference.spaces["classifier"].extract(samples["sample"]))
-    right = samples["label"] == fake if "label" in samples else None
+    right = fakes.label == fakes.predicted if len(fakes.label) else None
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["class", "real_share", "fake_share", *([] if right is None else ["label_accuracy"])])
         for label, name in enumerate(classes):
-            row: list[object] = [name, *(round(float((seen == label).double().mean()), 4) for seen in (real, fake))]
+            shares = ((predicted == label).double().mean() for predicted in (real, fakes.predicted))
+            row: list[object] = [name, *(round(float(share), 4) for share in shares)]
             if right is not None:
-                asked = right[samples["label"] == label]
+                asked = right[fakes.label == label]
                 row.append(round(float(asked.double().mean()), 4) if len(asked) else "")
             rows.writerow(row)
 

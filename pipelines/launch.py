@@ -29,7 +29,7 @@ from ganlib.shards import read_spec
 from ganlib.trainer import Report, build_game, check_groups, plan, train
 from pipelines._stage import REFERENCE, StageError, home
 
-__all__ = ["Job", "cluster", "fingerprint", "fit", "keep_memory", "play", "storage", "work"]
+__all__ = ["Job", "cluster", "fingerprint", "fit", "keep_memory", "run_workers", "storage", "work"]
 
 # Ray asks for the workers' news this often; at its default of 2 s a report waits a second on average
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -47,7 +47,13 @@ class Job:
     def of(cls, params: Params, prepared: Path, reference: Path, world: int) -> Job:
         """Raises ConfigError for what cannot be trained, before any resource is asked for."""
         plan(params, world)
-        game = build_game(params, read_spec(prepared))
+        spec, batch = read_spec(prepared), params.game.batch
+        if batch > (examples := spec.counts["train"]):
+            raise ConfigError(
+                f"models.{params.model}.batch: {batch} is more than the {examples} train examples of {prepared}; "
+                "lower the model's batch or add data"
+            )
+        game = build_game(params, spec)
         check_groups(params, game, world)
         if (reference / "reference.json").is_file():
             _check_gate(params.gate.metric, measurable(Reference.load(reference, "cpu"), labelled=game.classes > 0))
@@ -161,7 +167,7 @@ def check_resources(params: Params, key: str, available: dict[str, float]) -> No
             )
 
 
-def play(job: Job, params: Params, *, workers: int, name: str, folder: Path, callbacks: list[Any]) -> Any:
+def run_workers(job: Job, params: Params, *, workers: int, name: str, folder: Path, callbacks: list[Any]) -> Any:
     """Ray Train's result of a job, going on from where a run of the same name stopped.
 
     Raises StageError for what no retry would mend, and Ray's own errors.
@@ -238,7 +244,7 @@ def fit(params: Params, prepared: Path, reference: Path, on_row: Callable[[dict[
             from ray.train import TrainingFailedError
 
             try:
-                result = play(
+                result = run_workers(
                     job, params, workers=scale.num_workers, name=name, folder=folder, callbacks=[_relay(live)]
                 )
             except (TrainingFailedError, RayError) as error:

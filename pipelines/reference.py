@@ -15,7 +15,7 @@ __all__ = ["stage"]
 def stage(params: Params) -> None:
     """Write `data/reference`, from which no later stage needs to compute features of real data again."""
     cfg, began = params.reference, time.perf_counter()
-    train, test = (shards.read(PREPARED, split, limit=cfg.max_samples) for split in ("train", "test"))
+    train, test = (shards.stored(PREPARED, split, limit=cfg.max_samples) for split in ("train", "test"))
     with whole_folder(REFERENCE) as folder:
         about = reference.build(folder, shards.read_spec(PREPARED), train, test, cfg, params.seed)
     _tell(about, time.perf_counter() - began)

@@ -87,6 +87,20 @@ def test_the_search_stops_bad_trials_early(outputs):
     assert set(chosen) == {"generator.lr", "discriminator.lr", "network.width"}
 
 
+SEARCH = """
+import json, mlflow
+client = mlflow.MlflowClient("sqlite:///mlflow.db")
+runs = client.search_runs([client.get_experiment_by_name("ganlib").experiment_id], "tags.stage = 'tune'")
+print(json.dumps({run.info.run_id: run.data.tags.get("mlflow.parentRunId") for run in runs}))
+"""
+
+
+def test_the_search_is_a_run_and_its_trials_are_runs_below_it(first):
+    parents = json.loads(first[0].run("python", "-c", SEARCH).splitlines()[-1])
+    (search,) = (run for run, parent in parents.items() if parent is None)
+    assert [parent for parent in parents.values() if parent] == [search] * SHORT["tune.num_samples"]
+
+
 def test_training_used_what_the_search_found(outputs):
     chosen = YAML(typ="safe").load(outputs / "tune/best_params.yaml")
     assert read(outputs / "train/generator/generator.json")["network"]["width"] == chosen["network.width"]

@@ -2,7 +2,7 @@
 
 Conditional where the data are labelled: the generator is given a class embedding beside z (Mirza & Osindero
 2014), the discriminator judges by projection unless told otherwise. The paper's discriminator has BatchNorm; the
-default here has none, so that gradient penalties apply: `tests/bench/` has what that changes.
+default here has none, so that gradient penalties apply.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def main():
             start = time.time()
             with launch.cluster(params):
                 connected = time.time()
-                launch.play(None, params, workers=2, name=f"r{i}", folder=Path(scratch), callbacks=[])
+                launch.run_workers(None, params, workers=2, name=f"r{i}", folder=Path(scratch), callbacks=[])
                 ended = time.time()
             down = time.time()
             began, over = json.loads(Path(scratch, f"r{i}", "times.json").read_text())

@@ -1,6 +1,7 @@
 """`params.yaml`: what is shipped is valid, and what is wrong is said in a line that helps."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -92,11 +93,35 @@ def test_presets_that_do_not_suit_are_refused(raw, message):
         parse_params({**SHIPPED, **raw})
 
 
-def test_every_line_with_a_key_of_the_default_model_is_commented():
-    """A list, a flow mapping or a repeated optimizer block may stand without."""
-    text = (ROOT / "params.yaml").read_text()
-    for section in ("seed", "preset", "num_samples", "kimg", "batch", "metric", "num_workers", "latent_dim", "loss"):
-        assert any(line.strip().startswith(f"{section}:") and "#" in line for line in text.splitlines()), section
+def test_a_penalty_that_a_preset_replaces_is_not_searched():
+    own = {"penalties.r1.weight": {"uniform": [1, 2]}, "batch": {"choice": [8]}}
+    raw = changed("models.dcgan.search", own)
+    assert parse_params(raw).game.search.keys() == own.keys()
+    assert parse_params({**raw, "preset": "wgan_gp"}).game.search.keys() == {"batch"}
+
+
+def test_every_key_is_commented_where_it_first_stands():
+    """On its line, or before, in the comment of another, as the keys of a schedule are."""
+    lines = (ROOT / "params.yaml").read_text().splitlines()
+    comments = [line.partition("#")[2] for line in lines]
+
+    def leaves(section, line=None):
+        for key, value in section.items():
+            at = section.lc.key(key)[0] if line is None else line
+            if isinstance(value, dict):  # what is in braces belongs to the line of the key before them
+                yield from leaves(value, at if value.fa.flow_style() else None)
+            else:
+                yield key, at
+
+    first = {}
+    for key, at in leaves(YAML().load("\n".join(lines))):
+        first.setdefault(key, at)
+    silent = [
+        f"line {at + 1}: {key}"
+        for key, at in first.items()
+        if not comments[at] and not re.search(rf"\b{key}[:,]", "\n".join(comments[:at]))
+    ]
+    assert silent == []
 
 
 @pytest.mark.parametrize(
@@ -113,7 +138,32 @@ def test_every_line_with_a_key_of_the_default_model_is_commented():
         (changed("models.dcgan.network.width", -1), ["models.dcgan.network.width", "greater than 0", "found -1"]),
         (changed("models.dcgan.loss", "hinged"), ["models.dcgan.loss", "'hinged'", "did you mean 'hinge'"]),
         (changed("models.dcgan.penalties.r9", {"weight": 1}), ["models.dcgan.penalties.r9", "'r9'", "r1"]),
-        (changed("models.dcgan.generator.lr", -1e-3), ["models.dcgan.generator.lr", "-0.001"]),
+        (changed("models.dcgan.generator.lr", -1e-3), ["models.dcgan.generator.lr: ", "greater than 0 (found -0.001)"]),
+        (changed("models.dcgan.generator.lr", "fast"), ["models.dcgan.generator.lr: ", "a valid number", "'fast'"]),
+        (changed("models.dcgan.top_k", {"start": 1, "end": 1}), ["models.dcgan.top_k.to_kimg: Field required"]),
+        (changed("models.dcgan.top_k", {"strat": 1}), ["models.dcgan.top_k: unknown key 'strat'", "'start'"]),
+        (
+            changed("presets.biggan.network.widht", 3),
+            ["presets.biggan on models.resnet: network: unknown key 'widht'", "did you mean 'width'"],
+        ),
+        (
+            changed("presets.lsgan.generator.lr", 0),
+            ["presets.lsgan on models.mlp: generator.lr: ", "greater than 0 (found 0)"],
+        ),
+        (changed("presets.lsgan.models", ["mlp", "dcgna"]), ["presets.lsgan.models: 'dcgna'", "did you mean 'dcgan'"]),
+        (changed("presets.lsgan.models", "mlp"), ["presets.lsgan.models: a list is wanted, found 'mlp'"]),
+        (
+            changed("models.mlp.search", {"generater.lr": {"choice": [1]}}),
+            ["models.mlp: search.generater.lr: there is no section 'generater'", "did you mean 'generator'"],
+        ),
+        (
+            changed("models.mlp.search", {"network.widht": {"choice": [1]}}),
+            ["models.mlp: search.network.widht: network: unknown key 'widht'", "did you mean 'width'"],
+        ),
+        (
+            changed("models.mlp.search", {"network.width": {"uniform": [0.5, 9]}}),
+            ["models.mlp: search.network.width: network.width: ", "integer", "found 0.5"],
+        ),
         (changed("models.dcgan.search.x", {"uniform": [1, 0]}), ["models.dcgan.search.x", "lower bound"]),
         (changed("models.dcgan.search.x", {}), ["models.dcgan.search.x", "exactly one"]),
         (changed("models.no_such_family", {"network": {}}), ["models.no_such_family.network", "'no_such_family'"]),
@@ -140,6 +190,7 @@ def test_a_fault_is_said_in_one_line_that_helps(raw, expected):
     for part in expected:
         assert part in message
     assert message.startswith("params.yaml: ")
+    assert len(message.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["o'brien", "a/b", "a:b", "../../../x", ".hidden", "a b", "v1.0", "a\n", ""])

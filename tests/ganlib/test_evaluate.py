@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ganlib import registry
+from ganlib import registry, shards
 from ganlib.classifier import Classifier
 from ganlib.config import ConfigError, EvaluateConfig
 from ganlib.data._spec import Spec
-from ganlib.evaluate import compare, evaluate
+from ganlib.data.image import decode
+from ganlib.evaluate import compare, draw, evaluate
+from ganlib.export import Generator
+from ganlib.metrics._types import Examples
 from ganlib.reference import Reference, Space
+from ganlib.shards import Rows
 
 CFG = EvaluateConfig(num_samples=150, resamples=40)
 SPEC = Spec("image", "image", (1, 8, 8), ("a", "b", "c"), {"train": 300, "test": 150}, "f" * 64)
@@ -172,3 +178,75 @@ def test_translations_are_measured_against_their_targets_and_against_copying(ref
     better, worse = ({"sample": target + given / k, "target": target, "given": given} for k in (10, 5))
     figures = compare(better, worse, plain, "samples.psnr", CFG, 0)
     assert figures.low > 0
+
+
+def parted(samples: dict[str, Tensor], size: int, made: list[int]) -> dict[str, Tensor | Rows]:
+    """The same samples, made `size` at a time."""
+    n = len(samples["sample"])
+    parts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+    def rows(name: str) -> Rows:
+        def make(i: int) -> Tensor:
+            part = samples[name][parts[i]]
+            made.append(len(part))
+            return part
+
+        return Rows([part.stop for part in parts], make)
+
+    return {name: column if name == "label" else rows(name) for name, column in samples.items()}
+
+
+def test_samples_are_made_once_and_few_at_a_time(reference: Reference):
+    whole, numbers = made(reference), []
+    cfg = CFG.model_copy(update={"batch": 40})
+    found = evaluate(parted(whole, 40, numbers), reference, cfg, seed=0)
+    assert numbers == [40, 40, 40, 30]
+    expected = evaluate(whole, reference, CFG, seed=0)
+    for section, named in expected.items():
+        for name, figures in named.items():
+            assert found[section][name] == pytest.approx(figures, rel=1e-3, abs=1e-4), name
+
+
+def test_pairs_are_made_once_and_few_at_a_time(reference: Reference):
+    plain = dataclasses.replace(reference, classifier=None, labels={}, spaces={"pixels": reference.spaces["pixels"]})
+    target, given = images(100, 2), images(100, 5)
+    whole, numbers = {"sample": (target + given / 10).clamp(-1, 1), "target": target, "given": given}, []
+    found = evaluate(parted(whole, 40, numbers), plain, CFG.model_copy(update={"batch": 40}), 0)["samples"]
+    assert max(numbers) == 40
+    all_at_once = Examples(image=whole["sample"], target=target)
+    for name, figures in found.items():
+        metric = registry.load("metrics", name)
+        assert figures["value"] == pytest.approx(metric.compute(all_at_once, all_at_once), rel=1e-5)
+        assert figures["copy"] == pytest.approx(
+            metric.compute(all_at_once, Examples(image=given, target=target)), rel=1e-5
+        )
+
+
+def test_what_is_drawn_is_what_the_generator_samples(tmp_path: Path):
+    def generator(family: str, spec: Spec) -> Generator:
+        module = registry.load("models", family)
+        torch.manual_seed(0)
+        game = module.build(module.Config(width=4), spec)
+        return Generator(game, spec, {}, torch.device("cpu"))
+
+    noise = generator("mlp", SPEC)
+    noise.game.generator.eval()
+    drawn, sampled = draw(noise, tmp_path, 23, seed=5, batch=7), noise.sample(23, seed=5)
+    assert drawn["label"].equal(sampled["label"])
+    torch.testing.assert_close(drawn["sample"][:], sampled["sample"])
+
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 2, 32, 32), dtype=np.uint8)
+    packed = [shards.pack(pair) for pair in pixels]
+
+    def describe(found: shards.Summary) -> Spec:
+        return Spec("pair", "image_pair", (2, 32, 32), (), found.counts, found.content_hash, given=1)
+
+    rows = shards.table([p[0] for p in packed], [p[1] for p in packed], [0] * 30)
+    shards.write(tmp_path, [rows], describe, test_share=0.5, shard_mb=64.0)
+    of_pairs = generator("pix2pix", shards.read_spec(tmp_path))
+    of_pairs.game.generator.eval()
+    given, target = of_pairs.spec.split(decode(shards.read(tmp_path, "test", limit=9)["sample"]))
+    drawn = draw(of_pairs, tmp_path, 9, seed=5, batch=4)
+    assert drawn["given"][:].equal(given)
+    assert drawn["target"][:].equal(target)
+    torch.testing.assert_close(drawn["sample"][:], of_pairs.translate(given, seed=5), rtol=1e-4, atol=1e-4)

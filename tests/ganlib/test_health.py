@@ -159,6 +159,21 @@ def test_what_noise_was_like_is_no_measure():
     assert any(run(Monitor(HealthConfig(patience=1, warmup_kimg=0.0)), course))
 
 
+@pytest.mark.parametrize("name", TROUBLE)
+def test_one_report_is_enough_for_what_is_sure(name):
+    change, kind, _ = TROUBLE[name]
+    found = run(Monitor(HealthConfig(patience=1, warmup_kimg=20.0, sure=True)), rows({}, {}, {}, change))
+    sure = kind in ("exploding", "discriminator lost", "collapse") and name != "classes"
+    assert [[alarm.kind for alarm in alarms] for alarms in found] == [[], [], [], [kind] if sure else []]
+
+
+def test_a_slow_start_is_not_taken_for_what_is_sure():
+    slow = {"diversity": 0.16, "diversity/features": 0.2, "rank/features": 0.17, "spacing": 0.06}
+    slow |= {"quality/class_coverage": 0.1, "sign/real": 1.0, "sign/fake": -1.0, "overfitting": 0.6}
+    assert any(run(Monitor(HealthConfig(patience=1, warmup_kimg=0.0)), rows(*[slow] * 4)))
+    assert not any(run(Monitor(HealthConfig(patience=1, warmup_kimg=0.0, sure=True)), rows(*[slow] * 4)))
+
+
 def test_overfitting_by_signs_where_there_is_nothing_better():
     without = {name: amount for name, amount in HEALTHY.items() if name != "overfitting"}
 

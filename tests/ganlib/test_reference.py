@@ -8,11 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from ganlib import shards
 from ganlib.config import ClassifierConfig, ConfigError, ReferenceConfig
 from ganlib.data._spec import Spec
 from ganlib.data.image import decode
@@ -36,6 +38,10 @@ def stored(split: str) -> dict[str, Tensor]:
 def decoded(split: str) -> dict[str, Tensor]:
     columns = stored(split)
     return {**columns, "sample": decode(columns["sample"])}
+
+
+def quality(reference: Reference, samples: dict[str, Tensor]) -> dict[str, float]:
+    return reference.quality(reference.space.extract(samples["sample"]), samples.get("label"))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +91,7 @@ def test_quality_orders_real_noised_and_noise(reference: Reference):
     real = decoded("test")
     noise = torch.randn(real["sample"].shape, generator=torch.Generator().manual_seed(0))
     found = [
-        reference.quality({**real, "sample": (real["sample"] + amount * noise).clamp(-1, 1)}) for amount in (0, 1, 9)
+        quality(reference, {**real, "sample": (real["sample"] + amount * noise).clamp(-1, 1)}) for amount in (0, 1, 9)
     ]
     distances = [row["quality/fd"] for row in found]
     assert distances == sorted(distances)
@@ -97,7 +103,7 @@ def test_quality_orders_real_noised_and_noise(reference: Reference):
 
 
 def test_quality_without_labels_asked_for(reference: Reference):
-    assert set(reference.quality({"sample": decoded("test")["sample"]})) == {
+    assert set(quality(reference, {"sample": decoded("test")["sample"]})) == {
         "quality/fd",
         "quality/class_coverage",
         *VARIETY,
@@ -106,14 +112,14 @@ def test_quality_without_labels_asked_for(reference: Reference):
 
 def test_quality_of_what_is_not_a_number_is_infinite(reference: Reference):
     bad = torch.full((20, 1, 8, 8), math.nan)
-    assert reference.quality({"sample": bad})["quality/fd"] == math.inf
+    assert quality(reference, {"sample": bad})["quality/fd"] == math.inf
 
 
 def test_quality_is_cheap(reference: Reference):
     samples = {"sample": torch.rand(1000, 1, 28, 28) * 2 - 1}
-    reference.quality({"sample": samples["sample"][:20, :, :8, :8]})
+    quality(reference, {"sample": samples["sample"][:20, :, :8, :8]})
     began = time.process_time()
-    reference.quality({"sample": samples["sample"][:, :, :8, :8]})
+    quality(reference, {"sample": samples["sample"][:, :, :8, :8]})
     assert time.process_time() - began < 2.0
 
 
@@ -124,9 +130,58 @@ def test_unlabelled_data_have_no_classifier(tmp_path: Path):
     reference = Reference.load(tmp_path, device="cpu")
     assert reference.classifier is None
     assert list(reference.spaces) == ["efficientnet_lite0"]
-    assert set(reference.quality({"sample": decode(test["sample"])})) == {"quality/fd", *VARIETY}
+    assert set(quality(reference, {"sample": decode(test["sample"])})) == {"quality/fd", *VARIETY}
     with pytest.raises(ValueError, match="no classifier"):
         reference.predict(reference.spaces["efficientnet_lite0"].test)
+
+
+def test_large_images_are_read_once_and_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """… and what is found is what is found of all at once."""
+    rng = np.random.default_rng(0)
+    coarse = torch.tensor(rng.integers(0, 256, (90, 3, 8, 8), dtype=np.uint8))
+    images = torch.nn.functional.interpolate(coarse, (160, 200), mode="bilinear").numpy()
+    packed = [shards.pack(image) for image in images]
+    rows = shards.table([p[0] for p in packed], [p[1] for p in packed], [i % 3 for i in range(90)])
+
+    def describe(found: shards.Summary) -> Spec:
+        return Spec("image", "image", (3, 160, 200), tuple("abc"), found.counts, found.content_hash)
+
+    prepared = tmp_path / "prepared"
+    prepared.mkdir()
+    shards.write(prepared, [rows], describe, test_share=0.3, shard_mb=64.0)
+    spec, wholes, reads = shards.read_spec(prepared), [], []
+    for split in shards.SPLITS:
+        wholes.append(shards.read(prepared, split))
+    read, taken, asked = shards.read_groups, shards.Rows.__getitem__, []
+
+    def counted(rows: shards.Rows, which: slice | Tensor) -> Tensor:
+        found = taken(rows, which)
+        asked.append(len(found))
+        return found
+
+    def recorded(spec: Spec, groups: list[shards.Group], *, samples: bool = True) -> dict[str, Tensor]:
+        if samples:
+            reads.append(sum(group.rows for group in groups))
+        return read(spec, groups, samples=samples)
+
+    monkeypatch.setattr(shards, "read_groups", recorded)
+    monkeypatch.setattr(shards.Rows, "__getitem__", counted)
+    cfg = ReferenceConfig(classifier=ClassifierConfig(width=4, epochs=1))
+    build(tmp_path / "whole", spec, *wholes, cfg, seed=0)
+    monkeypatch.setattr(shards, "few", lambda shape: 17)
+    build(tmp_path / "parts", spec, *(shards.stored(prepared, split) for split in shards.SPLITS), cfg, seed=0)
+    assert sum(reads) == sum(asked) == 90
+    assert max(asked) == 17
+    assert max(reads) <= 2 * 2**20 // (3 * 160 * 200)
+    whole, parts = (Reference.load(tmp_path / name, "cpu") for name in ("whole", "parts"))
+    assert whole.labels["train"].equal(parts.labels["train"])
+    for name, space in whole.spaces.items():
+        torch.testing.assert_close(parts.spaces[name].train, space.train, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(parts.spaces[name].test, space.test, rtol=1e-3, atol=1e-3)
+    assert parts.about["spaces"]["classifier"]["size"] == [64, 64]
+    image = decode(wholes[1]["sample"])
+    spread = parts.spaces["classifier"].test.std()
+    assert (parts.spaces["classifier"].extract(image) - parts.spaces["classifier"].test).abs().max() < 0.05 * spread
 
 
 def test_other_data_are_noticed(reference: Reference):

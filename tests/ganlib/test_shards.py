@@ -126,6 +126,30 @@ def test_shards_and_row_groups(tmp_path, data, monkeypatch):
         assert torch.equal(column[:70], shards.read(tmp_path / "a", "train", limit=70)[name])
 
 
+def test_rows_are_read_when_they_are_wanted_a_group_at_a_time_and_once(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(shards, "_GROUP_BYTES", 60 * 16)
+    write(tmp_path / "a", *data)
+    whole = shards.read(tmp_path / "a", "train", limit=70)
+    reads = []
+    read = shards.read_groups
+
+    def recorded(spec, groups, **how):
+        if how.get("samples", True):
+            reads.append([(group.index, group.rows) for group in groups])
+        return read(spec, groups, **how)
+
+    monkeypatch.setattr(shards, "read_groups", recorded)
+    columns = shards.stored(tmp_path / "a", "train", limit=70)
+    assert torch.equal(columns["label"], whole["label"])
+    assert len(columns["sample"]) == 70
+    assert not reads
+    assert torch.equal(torch.cat(list(columns["sample"].split(7))), whole["sample"])
+    assert reads == [[(i, 16)] for i in range(5)]
+    some = torch.tensor([69, 0, 33, 0, 64, 1])
+    assert torch.equal(columns["sample"][some], whole["sample"][some])
+    assert [group for (group,) in reads[5:]] == [(0, 16), (2, 16), (4, 16)]
+
+
 def test_the_content_hash_sees_labels_and_the_split(tmp_path, data):
     samples, labels = data
     hashes = set()

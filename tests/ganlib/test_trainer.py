@@ -1,6 +1,7 @@
 """Training: exact resume, ranks that equal one process, and refusals before any work."""
 
 import dataclasses
+import math
 import shutil
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from ganlib import checkpoint, registry
-from ganlib.config import ConfigError, override, parse_params
+from ganlib.config import ConfigError, ModelConfig, override, parse_params
+from ganlib.game import Batch, Noise
 from ganlib.health import Alarm, Diverged, Monitor, check, diversity
+from ganlib.loader import Loader
 from ganlib.shards import read_spec
-from ganlib.trainer import build_game, plan, train
+from ganlib.trainer import _Training, build_game, plan, train
 from ganlib.watch import Watch
 
 FAMILIES = registry.names("models")
@@ -144,30 +147,60 @@ def _rank(rank, world, params, prepared, out, resume=None):
         ("dcgan", {"conditioning": "reacgan"}),
         ("dcgan", {"penalties": {"lecam": {"weight": 1.0}, "consistency": {"weight": 10.0}}}),
         ("dcgan", {"augment": {"kind": "diffaugment"}, "top_k": 0.4}),
+        (
+            "dcgan",
+            {
+                "loss": "wasserstein",
+                "penalties": {"gradient_penalty": {"weight": 10.0}, "dragan": {"weight": 1.0}},
+                "discriminator_steps": 2,
+            },
+        ),
+        (
+            "dcgan",
+            {
+                "loss": "least_squares",
+                "conditioning": "auxiliary",
+                "penalties": {"balanced_consistency": {"weight": 10.0}},
+            },
+        ),
+        (
+            "stylegan2",
+            {
+                "loss": "minimax",
+                "path_length_weight": 2.0,
+                "noise": True,
+                # rank 0's mean sign is below the target, that of both above
+                "augment": {"kind": "ada", "probability": 0.5, "target": 0.0, "adjust_kimg": 1, "every": 1},
+            },
+        ),
     ],
     ids=str,
 )
 def test_two_ranks_equal_one_process(family, changes, small, data_of, tmp_path):
-    """One step of plain descent moves weights by the gradients: these agree to 1e-5, BatchNorm included."""
+    """After one step that hardly moves a weight, gradients agree to 1e-5, and so does all that is kept beside them:
+    statistics of BatchNorm, running means, how often ADA saw the discriminator be right."""
     prepared = data_of(family)
-    overrides = {k if k in ("penalties", "augment", "top_k") else f"network.{k}": v for k, v in changes.items()}
-    params = small(family, changes=overrides, kimg=0.032, report_kimg=0.032)
-    gradients = {}
-    for world in (1, 2):
-        out = tmp_path / str(world)
-        out.mkdir()
-        mp.spawn(_rank, (world, params.model_dump(mode="json"), prepared, str(out)), nprocs=world)
-        (folder,) = (p for p in out.iterdir() if p.is_dir())
-        state = checkpoint.load(folder)
+    overrides = {k if k in ModelConfig.model_fields else f"network.{k}": v for k, v in changes.items()}
+    # Adam's first move is as long for a gradient of 1e-9 as for one of 1, either way
+    still = {"generator.lr": 1e-6, "discriminator.lr": 1e-6}
+    params = small(family, changes=overrides | still, kimg=0.032, report_kimg=0.032)
+    alone = Kept(tmp_path / "one")
+    train(params, alone, prepared=prepared)
+    out = tmp_path / "two"
+    out.mkdir()
+    mp.spawn(_rank, (2, params.model_dump(mode="json"), prepared, str(out)), nprocs=2)
+    (folder,) = (p for p in out.iterdir() if p.is_dir())
+    one, two = (without_clock(checkpoint.load(f)) for f in (alone.folders[-1], folder))
+    assert one["step"] == 1
+    assert two.pop("rows")[0] == pytest.approx(one.pop("rows")[0], rel=1e-4, abs=1e-5)
+    for player in ("generator", "discriminator"):
+        optimizers = [state.pop(f"{player}_optimizer") for state in (one, two)]
+        beta1 = optimizers[0]["param_groups"][0]["betas"][0]
         # after one step from nothing, Adam's first moment is (1 − β1) x gradient
-        gradients[world] = [
-            entry["exp_avg"] / (1 - state[f"{player}_optimizer"]["param_groups"][0]["betas"][0])
-            for player in ("generator", "discriminator")
-            for entry in state[f"{player}_optimizer"]["state"].values()
-        ]
-    assert any(g.abs().max() > 1e-3 for g in gradients[1])
-    for one, two in zip(gradients[1], gradients[2], strict=True):
-        torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-5)
+        gradients = [[m["exp_avg"] / (1 - beta1) for m in o["state"].values()] for o in optimizers]
+        largest = max(float(g.abs().max()) for g in gradients[0])
+        torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=min(1e-5, 1e-3 * largest))
+    torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-5)
 
 
 def test_a_checkpoint_of_one_process_goes_on_in_two(small, prepared, tmp_path):
@@ -280,6 +313,83 @@ def test_damaged_checkpoints_are_named(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+# -- what params say of a step --------------------------------------------------------------------------------------
+
+
+def stepping(params, prepared):
+    """All that learns, and what plays its next step and returns the statistics."""
+    spec = read_spec(prepared)
+    training = _Training(params, spec, plan(params, 1), 1, torch.device("cpu"), torch.contiguous_format)
+    loader = Loader(prepared, "train", batch=params.game.batch, seed=0, memory_mb=64)
+
+    def step():
+        first = training.state["step"] * params.game.discriminator_steps
+        turns = range(first, first + params.game.discriminator_steps)
+        dealt = [[Batch(loader.batch_at(turn, rank=0, world=1), Noise(turn, size=params.game.batch))] for turn in turns]
+        return training.step(dealt)
+
+    return training, step
+
+
+def numbers(module):
+    """What a module has learnt or counted, as it is now."""
+    return {name: x.clone() for name, x in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("player", ["generator", "discriminator"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_a_player_moves_by_the_optimiser_of_params(optimizer, player, small, prepared):
+    """The first step by hand: Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2, lines 6 and 12."""
+    lr, beta1, beta2, decay, most = 0.02, 0.3, 0.7, 0.1, 1e-2
+    said = {"optimizer": optimizer, "lr": lr, "betas": [beta1, beta2], "weight_decay": decay, "clip_norm": most}
+    training, step = stepping(small(changes={f"{player}.{key}": x for key, x in said.items()}), prepared)
+    learner = getattr(training, player)
+    before = [p.detach().clone() for p in learner.parameters]
+    assert step()[f"gradient/{player}"] > 2 * most
+    clipped = []
+    for start, p in zip(before, learner.parameters, strict=True):
+        g, square = (learner.optimizer.state[p][name] for name in ("exp_avg", "exp_avg_sq"))
+        g = g / (1 - beta1)
+        torch.testing.assert_close(square, (1 - beta2) * g.square(), rtol=1e-5, atol=1e-12)
+        shrunk = start * (1 - lr * decay) if optimizer == "adamw" else start
+        torch.testing.assert_close(p.detach(), shrunk - lr * g / (g.abs() + 1e-8), rtol=1e-5, atol=1e-6)
+        clipped.append(g if optimizer == "adamw" else g - decay * start)
+    assert float(torch.nn.utils.get_total_norm(clipped)) == pytest.approx(most, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "halflives"),
+    [
+        ({"ema_halflife_kimg": 0.1}, [0.1, 0.1, 0.1, 0.1]),
+        ({"ema_halflife_kimg": 0}, [0, 0, 0, 0]),
+        (
+            {"ema_halflife_kimg": {"kind": "linear", "start": 0.02, "end": 0.12, "to_kimg": 0.064}},
+            [0.02, 0.07, 0.12, 0.12],
+        ),
+        ({"ema_halflife_kimg": 0.04, "ema_rampup": 0.5}, [0, 0.016, 0.032, 0.04]),
+        (
+            {"ema_halflife_kimg": 0.05, "ema_rampup": 0.5, "discriminator_steps": 2},
+            [0, 0.032, 0.05, 0.05],
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_exported_is_the_average_of_known_half_lives(changes, halflives, small, prepared):
+    """Σ sₖ wₖ over the generators after k steps, running statistics included, with sₖ = (1 − dₖ) Π dⱼ over j > k and
+    d = 2^(−images of a step / half-life); `halflives` are in kimg, one a step."""
+    training, step = stepping(small("dcgan", changes=changes), prepared)
+    kimg = 0.032 * changes.get("discriminator_steps", 1)
+    decays = [0.5 ** (kimg / h) if h else 0.0 for h in halflives]
+    shares = [math.prod(decays), *[(1 - d) * math.prod(decays[k + 1 :]) for k, d in enumerate(decays)]]
+    generators = [numbers(training.game.generator)]
+    for _ in halflives:
+        step()
+        generators.append(numbers(training.game.generator))
+    for name, found in training.average.state_dict().items():
+        wanted = sum(share * g[name].double() for share, g in zip(shares, generators, strict=True))
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
 # -- phases, augmentation and health -------------------------------------------------------------------------------
 
 
@@ -288,6 +398,25 @@ def test_the_generator_waits_until_the_discriminator_is_ahead(small, prepared, t
     train(small(changes={"warmup": {"accuracy": 0.99, "max_kimg": 0.2}}), kept, prepared=prepared)
     assert "loss/generator" not in kept.rows[0]
     assert "loss/generator" in kept.rows[2]  # at the latest from 0.2 kimg on
+
+
+def test_the_generator_starts_as_soon_as_the_discriminator_is_accurate(small, prepared):
+    """Digits against what an untrained network makes, with nothing to hold the discriminator back: soon won."""
+    wanted, eager = 0.7, {"discriminator.lr": 1e-2, "penalties": {}}
+    training, step = stepping(small(changes=eager | {"warmup": {"accuracy": wanted, "max_kimg": 100}}), prepared)
+    players = training.game.generator, training.average
+    first, accuracy = numbers(training.game.generator), 0.0
+    while accuracy < wanted:
+        stats = step()
+        assert "loss/generator" not in stats
+        assert all(equal(numbers(player), first) for player in players)
+        accuracy += ((2 + float(stats["sign/real"] - stats["sign/fake"])) / 4 - accuracy) / 10
+        assert training.state["accuracy"] == pytest.approx(accuracy)
+        assert training.kimg < 1
+    for _ in range(4):  # from then on, though it should take all for real
+        assert "loss/generator" in step()
+        torch.nn.init.constant_(training.game.discriminator.head.logit.bias, 1e3)
+    assert not any(equal(numbers(player), first) for player in players)
 
 
 FADE = {"network.progressive": True, "network.stage_kimg": 0.1, "network.fade_kimg": 0.3}
@@ -305,17 +434,19 @@ def test_a_resume_in_the_middle_of_a_fade_is_exact(small, prepared, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("family", "changes"),
     [
-        {"warmup": {"accuracy": 0.9, "max_kimg": 0.3}},
-        {"augment": {"kind": "ada", "probability": 0.5, "adjust_kimg": 1, "every": 1}},
-        {"penalties": {"lecam": {"weight": 0.3}}},
-        {"top_k": 0.5, "ema_rampup": 0.05},
+        ("dcgan", {"warmup": {"accuracy": 0.9, "max_kimg": 0.3}}),
+        ("dcgan", {"augment": {"kind": "ada", "probability": 0.5, "adjust_kimg": 1, "every": 1}}),
+        ("dcgan", {"penalties": {"lecam": {"weight": 0.3}}}),
+        ("dcgan", {"top_k": 0.5, "ema_rampup": 0.05}),
+        ("dcgan", {"discriminator_steps": 2, "penalties": {"gradient_penalty": {"weight": 1.0, "every": 3}}}),
+        ("stylegan2", {"network.path_length_weight": 2.0, "network.noise": True}),
     ],
     ids=str,
 )
-def test_what_keeps_a_state_resumes_exactly(changes, small, prepared, tmp_path):
-    params = small("dcgan", changes=changes)
+def test_what_keeps_a_state_resumes_exactly(family, changes, small, prepared, tmp_path):
+    params = small(family, changes=changes)
     whole, first, second = (Kept(tmp_path / name) for name in ("whole", "first", "second"))
     train(params, whole, prepared=prepared)
     first.stop_after = 2

@@ -56,6 +56,27 @@ def test_params_check_prints_what_it_read_back_again(tmp_path, params):
     assert YAML(typ="safe").load(done.stdout)["train"]["kimg"] == params.train.kimg
 
 
+def test_params_check_prints_what_a_run_would_use(tmp_path):
+    text = (ROOT / "params.yaml").read_text().replace("preset: none", "preset: wgan_gp")
+    (tmp_path / "params.yaml").write_text(text)
+    printed = ganlib("params", "check", "-f", tmp_path / "params.yaml").stdout
+    shown = YAML(typ="safe").load(printed)
+    assert (shown["preset"], list(shown["datasets"]), list(shown["models"])) == ("wgan_gp", ["mnist"], ["dcgan"])
+    game = shown["models"]["dcgan"]
+    assert game["loss"] == "wasserstein"
+    assert game["generator"] == {
+        "optimizer": "adam",
+        "lr": 1e-4,
+        "betas": [0, 0.9],
+        "weight_decay": 0,
+        "clip_norm": None,
+    }
+    assert game["search"]["network.width"] == {"choice": [24, 32]}
+    again = tmp_path / "again.yaml"
+    again.write_text(printed)
+    assert ganlib("params", "check", "-f", again).stdout == printed
+
+
 def test_params_check_names_the_fault(tmp_path):
     wrong = tmp_path / "params.yaml"
     wrong.write_text((ROOT / "params.yaml").read_text().replace("min_coverage", "min_coverge"))

@@ -5,14 +5,25 @@ import socket
 import pytest
 
 from ganlib.checkpoint import save
-from ganlib.config import ConfigError
+from ganlib.config import ConfigError, override
 from ganlib.ranks import RankLost
+from ganlib.shards import read_spec
 from pipelines._stage import StageError, whole_folder
-from pipelines.launch import _knock, _mend, cause, check_resources, fingerprint, storage
+from pipelines.launch import Job, _knock, _mend, cause, check_resources, fingerprint, storage
 
 
 def scaled(params, **scale):
     return params.model_copy(update={"scale": params.scale.model_copy(update=scale)})
+
+
+def test_a_batch_beyond_the_data_is_refused(params, prepared, tmp_path):
+    train = read_spec(prepared).counts["train"]
+    Job.of(override(params, {"batch": train}), prepared, tmp_path, 1)
+    message = (
+        rf"^models\.dcgan\.batch: {train + 1} is more than the {train} train examples of .*; lower the model's batch"
+    )
+    with pytest.raises(ConfigError, match=message):
+        Job.of(override(params, {"batch": train + 1}), prepared, tmp_path, 1)
 
 
 def test_another_reference_is_another_run(params, prepared, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 import signal
@@ -81,6 +82,7 @@ def forget(project) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(project) -> bytes:
+    forget(project)
     output = project.run(sys.executable, "-m", "pipelines.train")
     assert len(reports(output)) == 6
     return weights(project)
@@ -117,6 +119,21 @@ def test_a_killed_run_goes_on(project, undisturbed):
     assert len(rows) == 6
 
 
+def test_an_interrupted_run_goes_on(project, undisturbed):
+    forget(project)
+    process = start(project)
+    read_until(process, 3)
+    os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    (line,) = [line for line in said.splitlines() if not reports(line)]
+    assert line.startswith("ganlib: interrupted")
+    assert [p.name for p in Path(project.folder / "outputs").iterdir() if "train" in p.name] == []
+    output = project.run(sys.executable, "-m", "pipelines.train")
+    assert all(kimg > 1.5 for kimg in reports(output)), "it began anew"
+    assert weights(project) == undisturbed
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_trials_of_a_killed_search_go_on(workers, project):
     forget(project)
@@ -132,8 +149,32 @@ def test_the_trials_of_a_killed_search_go_on(workers, project):
         output = project.run(sys.executable, "-m", "pipelines.tune")
     finally:
         file.write_bytes(before)
-    assert looks(output)[0] > last - 2, "it began anew"
-    assert looks(output)[-1] == pytest.approx(8, abs=0.1)
+    # there may be nothing left to look at: Ray's workers train on for a moment when their driver is gone
+    assert all(kimg > last - 2 for kimg in looks(output)), "it began anew"
+    with (project.folder / "outputs/tune/trials.csv").open() as table:
+        (trial,) = csv.DictReader(table)
+    assert float(trial["kimg"]) == pytest.approx(8, abs=0.1)
+
+
+@pytest.mark.timeout(400)  # a trial that waits for the cores of one that was stopped does so for ever
+def test_a_stopped_trial_gives_back_its_workers(project):
+    """Trials that each drive a Ray Train run of two workers, which hold both cores until Tune has them stopped."""
+    forget(project)
+    file = project.folder / "params.yaml"
+    before = file.read_bytes()
+    # the first trial is the model as it stands, at the upper bound: the others learn more slowly
+    project.edit({"models.dcgan.search": {"generator.lr": {"loguniform": [1e-6, 1e-3]}}, "tune.num_samples": 3})
+    project.edit({"tune.kimg": 8, "tune.report_kimg": 2, "tune.grace_kimg": 4, "tune.reduction_factor": 4})
+    project.edit({"tune.quality_samples": 64, "scale.workers_per_trial": 2})
+    try:
+        project.run(sys.executable, "-m", "pipelines.tune")
+    finally:
+        file.write_bytes(before)
+    with (project.folder / "outputs/tune/trials.csv").open() as table:
+        trials = list(csv.DictReader(table))
+    assert [trial["error"] for trial in trials] == [""] * 3
+    ended = sorted(float(trial["kimg"]) for trial in trials)
+    assert ended == pytest.approx([4, 4, 8], abs=0.1)
 
 
 def test_divergence_is_one_line_and_nothing_is_left_half_done(project):

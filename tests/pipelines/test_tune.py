@@ -6,9 +6,10 @@ import math
 import pytest
 
 from ganlib.config import ConfigError, Search, parse_params
+from ganlib.health import Monitor
 from pipelines import tune
 from pipelines._stage import StageError
-from pipelines.tune import _plot, _space, _starting_points
+from pipelines.tune import _domain, _of_a_trial, _plot, _space, _starting_points
 
 
 def with_preset(params, **preset):
@@ -41,6 +42,47 @@ def whole(*values):
     return Search(choice=values)
 
 
+@pytest.mark.parametrize(
+    ("dimension", "low", "middle", "high"),
+    [({"uniform": (0.1, 0.3)}, 0.1, 0.2, 0.3), ({"loguniform": (1e-4, 1e-2)}, 1e-4, 1e-3, 1e-2)],
+)
+def test_numbers_are_drawn_from_between_the_bounds(dimension, low, middle, high):
+    values = _domain(Search(**dimension)).sample(size=400, random_state=0)
+    assert low <= min(values) <= max(values) <= high
+    assert sum(value < middle for value in values) == pytest.approx(200, abs=40), "they lean to one side"
+
+
+@pytest.mark.parametrize("dimension", [{"randint": (2, 5)}, {"choice": (2, 3, 4)}])
+def test_whole_numbers_and_choices_are_all_drawn(dimension):
+    assert set(_domain(Search(**dimension)).sample(size=100, random_state=0)) == {2, 3, 4}
+
+
+# a trial of the shipped search that reached a distance of 5.7, and one that shows a single picture
+HEALTHY = {
+    "diversity": [0.48, 0.94, 1.00, 1.02],
+    "rank/features": [0.59, 1.08, 1.11, 1.08],
+    "spacing": [0.23, 0.85, 1.04, 1.02],
+    "quality/class_coverage": [0.1, 1.0, 1.0, 1.0],
+    "quality/fd": [428.0, 13.0, 11.7, 5.7],
+    "logit/gap": [3.5, 1.2, 0.5, 1.1],
+}
+COLLAPSED = HEALTHY | {"diversity": [0.48, 0.02, 0.0, 0.0], "spacing": [0.23, 0.0, 0.0, 0.0]}
+
+
+@pytest.mark.parametrize(("course", "stopped"), [(HEALTHY, []), (COLLAPSED, [30.0, 40.0])])
+def test_a_trial_that_has_collapsed_ends_before_its_last_report(params, course, stopped):
+    budget = _of_a_trial(params).train
+    assert (budget.health.policy, budget.report_kimg, budget.kimg) == ("stop", 10.0, 40.0)
+    monitor = Monitor(budget.health)
+    reports = [{"kimg": 10.0 * (i + 1), **{name: course[name][i] for name in course}} for i in range(4)]
+    assert [report["kimg"] for report in reports if monitor.look(report)] == stopped
+
+
+def test_a_longer_trial_is_the_more_patient(params):
+    long = params.model_copy(update={"tune": params.tune.model_copy(update={"kimg": 200.0})})
+    assert (_of_a_trial(params).train.health.patience, _of_a_trial(long).train.health.patience) == (1, 3)
+
+
 def test_choices_are_drawn_in_their_order(tmp_path):
     rows = [({"l1": 100.0}, 2.0), ({"l1": 10}, 1.0), ({"l1": 100}, math.e)]
     trials = [{"changes": changes, "row": {"kimg": 1.0, "quality/fd": fd}} for changes, fd in rows]
@@ -68,4 +110,28 @@ def test_more_workers_than_the_cluster_has_are_refused_before_the_search(params,
     monkeypatch.setattr(tune, "fingerprint", lambda *_: "tune")
     monkeypatch.setattr(tune, "cluster", lambda _: contextlib.nullcontext({"CPU": 1.0}))
     with pytest.raises(StageError, match=r"scale\.num_workers: 2 workers x 1 CPU wanted, the cluster has 1"):
+        tune._search(params, params.game.search)
+
+
+@pytest.mark.parametrize(("workers", "wanted", "at_once"), [(1, 0, 4), (1, 3, 3), (1, 9, 4), (2, 0, 2), (2, 1, 1)])
+def test_trials_at_once_are_those_wanted_that_the_cluster_holds(
+    params, prepared, project, monkeypatch, workers, wanted, at_once
+):
+    from ray import tune as ray_tune
+
+    class Asked(Exception):
+        pass
+
+    class Tuner:
+        can_restore = staticmethod(lambda path: False)
+
+        def __init__(self, trainable, *, tune_config, **_):
+            raise Asked(tune_config.max_concurrent_trials)
+
+    monkeypatch.setattr(tune, "PREPARED", prepared)
+    monkeypatch.setattr(tune, "cluster", lambda _: contextlib.nullcontext({"CPU": 4.0}))
+    monkeypatch.setattr(ray_tune, "Tuner", Tuner)
+    scale = {"workers_per_trial": workers, "max_concurrent_trials": wanted}
+    params = params.model_copy(update={"scale": params.scale.model_copy(update=scale)})
+    with pytest.raises(Asked, match=f"^{at_once}$"):
         tune._search(params, params.game.search)
