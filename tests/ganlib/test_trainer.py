@@ -539,3 +539,15 @@ def test_what_suits_no_pairs_or_no_microbatches_is_refused(small, prepared):
         build_game(small("dcgan", changes={"augment": {"kind": "ada"}, "penalties": CONSISTENCY}), spec)
     with pytest.raises(ConfigError, match=r"top_k.*train\.accumulate"):
         build_game(small(changes={"top_k": 0.5}, accumulate=2), spec)
+
+
+def test_mirrored_data_train_other_weights(small, prepared, tmp_path):
+    ends = []
+    for mirror in (False, True):
+        kept = Kept(tmp_path / str(mirror))
+        train(small("dcgan", changes={"mirror": mirror}), kept, prepared=prepared)
+        ends.append(checkpoint.load(kept.folders[-1])["generator"])
+    assert not equal(*ends)
+    flat = dataclasses.replace(read_spec(prepared), shape=(64,))
+    with pytest.raises(ConfigError, match="mirror is for images"):
+        build_game(small(changes={"mirror": True}), flat)
