@@ -19,7 +19,6 @@ from ganlib import registry, shards
 from ganlib.config import ConfigError, EvaluateConfig
 from ganlib.data._spec import Spec
 from ganlib.export import Generator
-from ganlib.game import Batch, Noise
 from ganlib.metrics._neighbours import nearest
 from ganlib.metrics._types import Examples
 from ganlib.reference import Reference
@@ -94,31 +93,16 @@ class Comparison:
 def draw(generator: Generator, prepared: str | Path, n: int, *, seed: int, batch: int) -> Samples:
     """`n` samples to be judged: made of noise, or of the first test examples in `prepared`, of which there may be
     fewer; these also have `given` and `target`. Images are made when they are looked at, at most `batch` at a time."""
-    size = _at_a_time(generator.spec, batch)
-    if generator.translates:
-        return _translated(generator, shards.stored(prepared, "test", limit=n)["sample"], seed, size)
-    told = {"label": generator._labels(n, None), "attributes": generator._attributes(n, None)}
-    conditions = {name: cond for name, cond in told.items() if cond is not None}
-
-    def sample(rows: slice) -> Tensor:
-        assert generator.game.latent is not None
-        inputs = generator.game.latent(Noise(seed, "sample", size=n, rows=rows), None)
-        return generator._play(inputs, next((cond[rows] for cond in conditions.values()), None), size)
-
-    return {"sample": _rows(n, size, sample), **conditions}
-
-
-def _translated(generator: Generator, stored: shards.Rows, seed: int, size: int) -> Samples:
-    spec, n = generator.spec, len(stored)
-
-    def sample(rows: slice) -> Tensor:
-        noise = Noise(seed, "sample", size=n, rows=rows)
-        deal = generator.game.deal(Batch({"sample": pairs[rows]}, noise, training=False))
-        return generator._play(deal.inputs, deal.cond, size)
-
-    pairs = _rows(n, size, lambda rows: registry.load("data", spec.kind).decode(stored[rows]))
-    given, target = (_rows(n, size, lambda rows, half=half: spec.split(pairs[rows])[half]) for half in (0, 1))  # type: ignore[misc]
-    return {"sample": _rows(n, size, sample), "given": given, "target": target}
+    spec, size = generator.spec, _at_a_time(generator.spec, batch)
+    if not generator.translates:
+        made = _rows(n, size, lambda rows: generator.sample(n, seed=seed, batch=size, rows=rows)["sample"])
+        return {"sample": made, **generator.conditions(n)}
+    stored = shards.stored(prepared, "test", limit=n)["sample"]
+    n, decode = len(stored), registry.load("data", spec.kind).decode
+    given = _rows(n, size, lambda rows: spec.split(decode(stored[rows]))[0])
+    target = _rows(n, size, lambda rows: spec.split(decode(stored[rows]))[1])
+    made = _rows(n, size, lambda rows: generator.translate(given[rows], seed=seed, batch=size, rows=rows, of=n))
+    return {"sample": made, "given": given, "target": target}
 
 
 def _rows(n: int, size: int, make: Callable[[slice], Tensor]) -> shards.Rows:

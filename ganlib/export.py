@@ -83,9 +83,10 @@ class Generator:
         attributes: Tensor | None = None,
         truncation: float | None = None,
         batch: int = 100,
+        rows: slice = slice(None),
     ) -> dict[str, Tensor]:
-        """`n` samples under `"sample"`, float in [−1, 1], `[n, *spec.shape]`; if conditional, `"label"` int64 `[n]` or
-        `"attributes"` `[n, A]`.
+        """`n` samples, or these `rows` of them, under `"sample"`, float in [−1, 1], `[n, *spec.shape]`; if
+        conditional, `"label"` int64 `[n]` or `"attributes"` `[n, A]`.
 
         A function of (seed, n, condition, truncation), to rounding whatever `batch` is. Without `label` the classes
         take turns; without `attributes`, `[A]` or `[n, A]`, those of real examples do. Raises ValueError for a
@@ -97,15 +98,24 @@ class Generator:
             raise ValueError(f"truncation: a number above 0 is wanted, found {truncation}")
         if self.game.latent is None:
             raise ValueError("this generator translates: it needs images to start from")
-        told = {"label": self._labels(n, label), "attributes": self._attributes(n, attributes)}
-        conditions = {name: cond for name, cond in told.items() if cond is not None}
-        inputs = self.game.latent(Noise(seed, "sample", size=n), truncation)
-        return {"sample": self._play(inputs, next(iter(conditions.values()), None), batch), **conditions}
+        told = {name: cond[rows] for name, cond in self.conditions(n, label, attributes).items()}
+        inputs = self.game.latent(Noise(seed, "sample", size=n, rows=rows), truncation)
+        return {"sample": self._play(inputs, next(iter(told.values()), None), batch), **told}
 
-    def translate(self, given: Tensor, *, seed: int = 0, batch: int = 100) -> Tensor:
+    def conditions(
+        self, n: int, label: int | Tensor | None = None, attributes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """What `n` samples are told, as `sample` has it. Raises ValueError as it does."""
+        told = {"label": self._labels(n, label), "attributes": self._attributes(n, attributes)}
+        return {name: cond for name, cond in told.items() if cond is not None}
+
+    def translate(
+        self, given: Tensor, *, seed: int = 0, batch: int = 100, rows: slice | None = None, of: int | None = None
+    ) -> Tensor:
         """What the generator makes of images `[N, C, H, W]` in [−1, 1], the same size, as many channels as it makes.
 
-        What noise an image meets depends on the seed, its place and how many there are. Raises ValueError for
+        What noise an image meets depends on the seed, its place and how many there are: where these are only some, they
+        are the `rows` `of` so many. Raises ValueError for
         images that are not like those it was trained on, or a generator that needs none.
         """
         if not self.translates:
@@ -116,7 +126,7 @@ class Generator:
         made = given.new_zeros(len(given), self.spec.shape[0] - self.spec.given, *self.spec.shape[1:])
         if not len(given):
             return made
-        noise = Noise(seed, "sample", size=len(given))
+        noise = Noise(seed, "sample", size=of or len(given), rows=rows)
         deal = self.game.deal(Batch({"sample": torch.cat([given, made], 1)}, noise, training=False))
         return self._play(deal.inputs, deal.cond, batch)
 

@@ -150,18 +150,15 @@ def _memory() -> _Memory | None:
 def _open(rank: int, world: int) -> _Memory | None:
     """Fresh memory; None on all ranks if one cannot have it: on another machine, or where `/dev/shm` is full."""
     made, name = None, [""]
+    if rank == 0 and platform.machine() == "x86_64":
+        with contextlib.suppress(OSError):
+            made, name[0] = _allocate(world * (LINE + 2 * PLACE))
     try:
-        if rank == 0 and platform.machine() == "x86_64":
-            with contextlib.suppress(OSError):
-                made = tempfile.NamedTemporaryFile(dir=SHM, prefix="ganlib-", delete=False)  # noqa: SIM115 - it stays open
-                # all of it now, since writing to memory that a full file system cannot give is a signal, not an error
-                os.posix_fallocate(made.fileno(), 0, world * (LINE + 2 * PLACE))
-                name = [made.name]
         dist.broadcast_object_list(name)
         memory = None
         with contextlib.suppress(OSError):
             # rank 0 must not open it again: a process that closes a file loses its locks on it, whoever holds it open
-            file: BinaryIO = made if made and name[0] else open(name[0], "r+b")  # type: ignore[assignment]  # noqa: SIM115
+            file = made or os.fdopen(os.open(name[0], os.O_RDWR), "r+b")
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
             shared = mmap.mmap(file.fileno(), 0)
             heads = memoryview(shared)[: world * LINE].cast("q")
@@ -171,5 +168,18 @@ def _open(rank: int, world: int) -> _Memory | None:
         dist.all_reduce(all_have, dist.ReduceOp.MIN)
     finally:
         if made is not None:
-            os.unlink(made.name)
+            os.unlink(name[0])
     return memory if all_have else None
+
+
+def _allocate(size: int) -> tuple[BinaryIO, str]:
+    """A file of zeros and its name. Raises OSError unless there is room for all of it now: writing later to memory that
+    a full file system cannot give is a signal, not an error."""
+    handle, name = tempfile.mkstemp(dir=SHM, prefix="ganlib-")
+    try:
+        os.posix_fallocate(handle, 0, size)
+    except OSError:
+        os.close(handle)
+        os.unlink(name)
+        raise
+    return os.fdopen(handle, "r+b"), name

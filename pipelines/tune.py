@@ -86,7 +86,7 @@ def _of_a_trial(params: Params) -> Params:
     # warm-up stays what it is, as learning takes no less where the budget is small; a budget below it leaves divergence
     # alone to look for. Of 20 healthy runs of `tests/bench/health.py`, seen every 10 kimg to 40, this stops none; all
     # that `train` looks for would stop 3, and a warm-up in proportion to the budget 9. It sees 14 of 24 sabotaged ones.
-    patience = max(1, min(health.patience, _reports(params) // 3))
+    patience = max(1, min(health.patience, round(cfg.kimg / cfg.report_kimg) // 3))
     changes = {
         "health": health.model_copy(update={"policy": "stop", "sure": True, "patience": patience}),
         "kimg": cfg.kimg,
@@ -95,10 +95,6 @@ def _of_a_trial(params: Params) -> Params:
         "quality_samples": cfg.quality_samples,
     }
     return params.model_copy(update={"train": params.train.model_copy(update=changes)})
-
-
-def _reports(params: Params) -> int:
-    return max(1, round(params.tune.kimg / params.tune.report_kimg))
 
 
 def _search(params: Params, space: dict[str, Search]) -> list[dict[str, Any]]:
