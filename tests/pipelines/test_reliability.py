@@ -39,8 +39,9 @@ def project(checkout):
 
 
 def start(project, stage: str = "pipelines.train") -> subprocess.Popen[str]:
+    """The stage as a person starts it: a script's background jobs, and all that they start, are deaf to Ctrl-C."""
     return subprocess.Popen(
-        [sys.executable, "-m", stage],
+        ["env", "--default-signal=INT", sys.executable, "-m", stage],
         cwd=project.folder,
         env=project.env,
         stdout=subprocess.PIPE,
