@@ -180,10 +180,15 @@ class Head(nn.Module):
 
 
 def from_noise(
-    generator: nn.Module, discriminator: nn.Module, told: Told, latent_dim: int, terms: tuple[Term, ...] = ()
+    generator: nn.Module,
+    discriminator: nn.Module,
+    told: Told,
+    latent_dim: int,
+    terms: tuple[Term, ...] = (),
+    group: int = 0,
 ) -> Game:
     """The game of families whose generator is given Gaussian noise `[N, latent_dim]` and the condition, and whose
-    discriminator ends in a `head`; with the head's terms and others."""
+    discriminator ends in a `head`; with the head's terms and others. Its `MinibatchDeviation` has the `group`."""
     head = discriminator.head
     assert isinstance(head, Head)
     return Game(
@@ -198,6 +203,7 @@ def from_noise(
         classes=told.classes,
         attributes=told.attributes,
         terms=(*head.terms(), *terms),
+        group=group or 1,
     )
 
 

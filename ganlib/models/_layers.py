@@ -261,18 +261,21 @@ class MinibatchDeviation(nn.Module):
     """Append one channel: how much examples of a group differ, on average. Karras et al. 2018, section 3.
 
     Groups are of neighbouring rows: as many as `group`, or the next smaller number that divides the rows. So
-    ranks and microbatches agree with one batch wherever `group` divides each.
+    ranks and microbatches agree with one batch wherever `group` divides each. 0: nothing is appended.
     """
 
     def __init__(self, group: int):
         super().__init__()
-        self.group = group
+        self.group, self.channels = group, 1 if group else 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[N, C, H, W]` → `[N, C + 1, H, W]`."""
+        """`[N, C, ...]` → `[N, C + 1, ...]`."""
+        if not self.group:
+            return x
         group = next(g for g in range(self.group, 0, -1) if len(x) % g == 0)
         with full_precision(x):
             groups = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(0, (-1, group))
-            deviation = (groups.var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
-        plane = deviation.to(x).repeat_interleave(group)[:, None, None, None].expand(-1, 1, *x.shape[2:])
+            variance = (groups - groups.mean(1, keepdim=True)).square().mean(1)  # torch's var: four times as long
+            deviation = (variance + 1e-8).sqrt().flatten(1).mean(1)
+        plane = deviation.to(x).repeat_interleave(group).view(-1, *[1] * (x.dim() - 1)).expand(-1, 1, *x.shape[2:])
         return torch.cat([x, plane], 1)

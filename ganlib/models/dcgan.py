@@ -10,14 +10,14 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
 from ganlib.game import Game, Verdict
 from ganlib.models._conditioning import Conditioning, Embedding, Head, Told, beside, from_noise, told
-from ganlib.models._layers import BatchNorm
+from ganlib.models._layers import BatchNorm, MinibatchDeviation
 
 __all__ = ["MODALITY", "Config", "build"]
 
@@ -33,6 +33,7 @@ class Config(_Config):
     conditioning_weight: NonNegativeFloat = 1.0
     generator_norm: Literal["batch", "none"] = "batch"
     discriminator_norm: Literal["none", "batch", "spectral"] = "none"
+    minibatch_group: NonNegativeInt = 0
 
 
 def build(cfg: Config, spec: Spec) -> Game:
@@ -57,7 +58,7 @@ def build(cfg: Config, spec: Spec) -> Game:
 
     generator = _Generator(cfg, channels, base, widths, cond)
     discriminator = _Discriminator(cfg, channels, base, widths, cond)
-    return from_noise(generator, discriminator, cond, cfg.latent_dim)
+    return from_noise(generator, discriminator, cond, cfg.latent_dim, group=cfg.minibatch_group)
 
 
 class _Generator(nn.Module):
@@ -96,8 +97,12 @@ class _Discriminator(nn.Module):
 
         layers: list[nn.Module] = []
         self.told = told
+        compare = MinibatchDeviation(cfg.minibatch_group)
         for level, (inner, outer) in enumerate(zip([channels + told.planes, *widths], widths, strict=False)):
             normal = cfg.discriminator_norm == "batch" and level > 0  # none on the first: Radford et al., section 3
+            if level == len(widths) - 1:  # late, but a nonlinearity is still to come
+                layers.append(compare)
+                inner += compare.channels
             layers.append(spectral(nn.Conv2d(inner, outer, 4, stride=2, padding=1, bias=not normal)))
             if normal:
                 layers.append(BatchNorm(outer))

@@ -20,14 +20,14 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
 from ganlib.game import Game, Term, Verdict
 from ganlib.models._conditioning import Conditioning, Embedding, Head, Told, beside, from_noise, told
-from ganlib.models._layers import BatchNorm
+from ganlib.models._layers import BatchNorm, MinibatchDeviation
 
 __all__ = ["MODALITY", "Config", "build"]
 
@@ -48,6 +48,7 @@ class Config(_Config):
     attention: tuple[PositiveInt, ...] = ()
     generator_spectral: bool = False
     discriminator_spectral: bool = True
+    minibatch_group: NonNegativeInt = 0
     orthogonal: NonNegativeFloat = 0.0
     init: Literal["orthogonal", "xavier"] = "orthogonal"
     embedding_dim: PositiveInt = 128
@@ -79,7 +80,8 @@ def build(cfg: Config, spec: Spec) -> Game:
     generator = _Generator(cfg, spec.shape, doublings, cond)
     discriminator = _Discriminator(cfg, spec.shape, doublings, cond)
     orthogonal = Term("orthogonal", "generator", lambda round: _overlap(round.game.generator), cfg.orthogonal)
-    return from_noise(generator, discriminator, cond, cfg.latent_dim, terms=(orthogonal,) if cfg.orthogonal else ())
+    terms = (orthogonal,) if cfg.orthogonal else ()
+    return from_noise(generator, discriminator, cond, cfg.latent_dim, terms, cfg.minibatch_group)
 
 
 class _Generator(nn.Module):
@@ -132,7 +134,11 @@ class _Discriminator(nn.Module):
         limit = max(cfg.max_width * base // cfg.width, 1)  # max_width is the generator's: in proportion
         layers: list[nn.Module] = []
         inner = channels + told.planes
+        compare = MinibatchDeviation(cfg.minibatch_group)
         for level in range(doublings + 1):
+            if level == doublings:
+                layers.append(compare)
+                inner += compare.channels
             outer = min(base << level, limit)
             halve = level < doublings and (level == 0 or min(height, width) // 2 >= cfg.discriminator_base)
             layers.append(_DiscriminatorBlock(inner, outer, wrap, first=level == 0, halve=halve))

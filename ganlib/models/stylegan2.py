@@ -292,9 +292,8 @@ class _Discriminator(nn.Module):
         )
         self.blocks = nn.ModuleList(_Block(outer, inner) for inner, outer in itertools.pairwise(widths))
         width = widths[0]
-        self.compare = MinibatchDeviation(cfg.minibatch_group) if cfg.minibatch_group else nn.Identity()
-        compared = width + (1 if cfg.minibatch_group else 0)
-        self.conv = equalised(nn.Conv2d(compared, width, 3, padding=1), gain=math.sqrt(2))
+        self.compare = MinibatchDeviation(cfg.minibatch_group)
+        self.conv = equalised(nn.Conv2d(width + self.compare.channels, width, 3, padding=1), gain=math.sqrt(2))
         self.linear = equalised(nn.Linear(width * 16, width), gain=math.sqrt(2))
         # a label's embedding is multiplied with features: its fan-in, too, is their number
         self.head = Head(told, width, wrap=lambda x: equalised(x, fan_in=width), weight=cfg.conditioning_weight)

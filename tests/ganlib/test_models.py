@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from zoo import CLASSES, CONDITIONED, FAMILIES, FROM_NOISE, builds, config, game_of, play, spec_of
+from zoo import CLASSES, CONDITIONED, FAMILIES, FROM_NOISE, batches, builds, config, game_of, play, spec_of
 
 from ganlib import registry
 from ganlib.game import Noise, each, leaves
 
+COMPARE = [f for f in FROM_NOISE if "minibatch_group" in registry.load("models", f).Config.model_fields]
 SHAPES = [(1, 8, 8), (3, 16, 16), (1, 28, 28), (3, 32, 32), (3, 32, 64), (1, 48, 16), (3, 64, 64), (3, 128, 128)]
 
 
@@ -95,6 +96,20 @@ def test_players_draw_nothing_themselves(family):
         game.generator.eval()
         ends.append(game.generator(each(lambda x: x.clone(), deal.inputs), deal.cond))
     assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("group", [2, 0])
+@pytest.mark.parametrize("family", COMPARE)
+def test_an_example_is_judged_beside_those_of_its_group(family, group):
+    game = game_of(family, minibatch_group=group)
+    game.discriminator.eval()  # where spectral norm does not move
+    (batch,) = batches(spec_of(family), n=4)
+    deal = game.deal(batch)
+    before = game.discriminator(deal.real, deal.cond).logits
+    moved = torch.cat([deal.real[:1], -deal.real[1:2], deal.real[2:]])
+    unequal = game.discriminator(moved, deal.cond).logits != before
+    assert unequal.tolist() == [bool(group), True, False, False]
+    assert game.group % max(group, 1) == 0
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (1, 30, 30), (1, 256, 256), (1, 8, 64)], ids=str)

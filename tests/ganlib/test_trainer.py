@@ -144,7 +144,8 @@ def _rank(rank, world, params, prepared, out, resume=None):
     [
         *[(family, {}) for family in FAMILIES],
         ("dcgan", {"discriminator_norm": "batch", "penalties": {}}),
-        ("dcgan", {"conditioning": "reacgan"}),
+        ("dcgan", {"conditioning": "reacgan", "minibatch_group": 4}),
+        ("resnet", {"minibatch_group": 4}),
         ("dcgan", {"penalties": {"lecam": {"weight": 1.0}, "consistency": {"weight": 10.0}}}),
         ("dcgan", {"augment": {"kind": "diffaugment"}, "top_k": 0.4}),
         (
