@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 __all__ = ["RankLost", "average", "gather", "total", "world"]
 
@@ -46,11 +46,27 @@ def world() -> int:
 
 
 def gather(x: Tensor) -> Tensor:
-    """Every rank's `x`, `[N, ...]`, one after the other, `[world · N, ...]`; differentiable."""
+    """Every rank's `x`, `[N, ...]`, one after the other, `[world · N, ...]`; differentiable, once."""
     if world() == 1:
         return x
-    everyones: Tensor = torch.cat(dist.nn.functional.all_gather(x.contiguous()))
+    everyones: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
     return everyones
+
+
+class _Gather(torch.autograd.Function):
+    """A sum of what each rank has in its own place; its gradient there is the sum of what all ranks ask of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        places = x.new_zeros(world(), *x.shape)
+        places[dist.get_rank()] = x
+        return total(places).flatten(0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        places: Tensor = total(gradient).unflatten(0, (world(), -1))
+        return places[dist.get_rank()]
 
 
 def total(x: Tensor) -> Tensor:

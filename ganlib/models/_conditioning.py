@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -172,7 +171,7 @@ class Head(nn.Module):
         assert cond is not None
         seen = F.normalize(self.projector(features), dim=1)
         classes = F.normalize(self.embedding(cond), dim=1)
-        everyone, labels = ranks.gather(seen), _gather(cond)
+        everyone, labels = ranks.gather(seen), ranks.gather(cond)
         to_class = ((seen * classes).sum(1) - _POSITIVE_MARGIN).clamp(max=0.0) / _TEMPERATURE
         to_others = (seen @ everyone.T - _NEGATIVE_MARGIN).clamp(min=0.0) / _TEMPERATURE
         to_others = to_others.masked_fill(cond[:, None] == labels[None, :], -torch.inf)
@@ -205,11 +204,3 @@ def from_noise(
         terms=(*head.terms(), *terms),
         group=group or 1,
     )
-
-
-def _gather(labels: Tensor) -> Tensor:
-    if ranks.world() == 1:
-        return labels
-    everyones = [torch.empty_like(labels) for _ in range(ranks.world())]
-    dist.all_gather(everyones, labels.contiguous())
-    return torch.cat(everyones)

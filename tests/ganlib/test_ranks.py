@@ -36,6 +36,12 @@ def check(rank, world, shared):
         assert torch.equal(mine, kept)
         assert found.dtype == mine.dtype
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    mine, asked = torch.full((2, 3), rank + 1.0, requires_grad=True), torch.arange(world * 6.0).view(-1, 3)
+    found = ranks.gather(mine)
+    assert found.unique(dim=0).tolist() == [[r + 1.0] * 3 for r in range(world)]
+    (found * asked * (rank + 1)).sum().backward()
+    assert torch.equal(mine.grad, asked.view(world, 2, 3)[rank] * world * (world + 1) / 2)
+    assert ranks.gather(torch.tensor([rank])).tolist() == list(range(world))
     tensors = [torch.full((2, 3), float(rank)), torch.full((4,), 2.0 * rank)]
     ranks.average(tensors)
     assert [t.unique().tolist() for t in tensors] == [[(world - 1) / 2], [world - 1.0]]
