@@ -1,12 +1,12 @@
 """Every metric on every feature space, each with an interval and with what real data would score.
 
-A metric is measured wherever the fields it needs are known: in each feature space, or, if it reads classes or
-compares images with what they should be, under `"samples"`. No metric's name appears here.
+A metric is measured wherever the columns it needs are known: in each feature space, or, if it reads classes or what
+images scored beside their targets, under `"samples"`. No metric's name appears here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, stdev
@@ -28,7 +28,6 @@ __all__ = [
     "Comparison",
     "Metrics",
     "Samples",
-    "Scored",
     "Seen",
     "compare",
     "draw",
@@ -47,31 +46,7 @@ Metrics = dict[str, dict[str, dict[str, float]]]
 copies of the given images score where there are such"""
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Images that were compared with their targets: each one's score `[N]` by each metric, which is their mean."""
-
-    scores: dict[str, Tensor]
-
-    def __len__(self) -> int:
-        return len(next(iter(self.scores.values())))
-
-    def take(self, rows: Tensor) -> Scored:
-        return Scored({name: of[rows] for name, of in self.scores.items()})
-
-
-@dataclass(frozen=True)
-class _Mean:
-    """A metric of what is already scored."""
-
-    name: str
-    DIRECTION: str
-
-    def compute(self, real: Scored, fake: Scored) -> float:
-        return float(fake.scores[self.name].mean())
-
-
-Seen = dict[str, Examples | Scored]
+Seen = dict[str, Examples]
 """Examples as each section sees them."""
 
 
@@ -101,7 +76,7 @@ def draw(generator: Generator, prepared: str | Path, n: int, *, seed: int, batch
     n, decode = len(stored), registry.load("data", spec.kind).decode
     given = _rows(n, size, lambda rows: spec.split(decode(stored[rows]))[0])
     target = _rows(n, size, lambda rows: spec.split(decode(stored[rows]))[1])
-    made = _rows(n, size, lambda rows: generator.translate(given[rows], seed=seed, batch=size, rows=rows, of=n))
+    made = _rows(n, size, lambda rows: generator.translate(given[rows], seed=seed, batch=size, first=rows.start))
     return {"sample": made, "given": given, "target": target}
 
 
@@ -118,13 +93,13 @@ def _at_a_time(spec: Spec, batch: int) -> int:
 def measurable(reference: Reference, *, labelled: bool) -> list[str]:
     """Every `section.metric` that `evaluate` will find in samples that are yet to be made; those of a generator
     that is told a class are `labelled`."""
-    spec, known = reference.spec, torch.zeros(1)
-    sections = {space: Examples(features=known, nearest=known) for space in reference.spaces}
-    if spec.given:
-        sections[SAMPLES] = Examples(image=known, target=known)
+    modality = reference.spec.modality
+    sections = {space: ["features", "nearest"] for space in reference.spaces}
+    if reference.spec.given:
+        sections[SAMPLES] = list(_scoring(modality))
     elif reference.classifier is not None:
-        sections[SAMPLES] = Examples(predicted=known, label=known if labelled else Examples().label)
-    return [f"{name}.{metric}" for name, seen in sections.items() for metric in _measurable(name, spec.modality, seen)]
+        sections[SAMPLES] = ["predicted", "label"] if labelled else ["predicted"]
+    return [f"{name}.{metric}" for name, known in sections.items() for metric in _measurable(name, modality, known)]
 
 
 def evaluate(
@@ -136,19 +111,19 @@ def evaluate(
     `floor` is the score of the first N training examples in the fakes' place, `copy` that of `given`. Raises
     ValueError if there are fewer.
     """
-    n = len(samples["sample"])
+    spec, n = reference.spec, len(samples["sample"])
     if n > reference.size:
         raise ValueError(f"{n} samples, but the floor can be had for {reference.size} training examples only")
     fakes = seen or look(samples, reference, cfg.batch)
     reals, floors = (_of_split(reference, split, n, reference.spaces) for split in ("test", "train"))
     copies: Seen = {}
     if "given" in samples:
-        pairs = _parts({name: samples[name] for name in ("target", "given")}, _at_a_time(reference.spec, cfg.batch))
-        copies = _see_parts(reference, map(_copied, pairs), reference.spaces)
+        copied = _rows(n, _at_a_time(spec, cfg.batch), lambda rows: _as_made(samples["given"][rows], spec))
+        copies = look({"sample": copied, "target": samples["target"]}, reference, cfg.batch)
     found: Metrics = {}
     for section, fake in fakes.items():
         real = reals.get(section, fake)  # what is compared with its target needs nothing else
-        for name, metric in _measurable(section, reference.spec.modality, real, fake).items():
+        for name, metric in _measurable(section, spec.modality, real, fake).items():
             value = metric.compute(real, fake)
             reach = _reach([metric.compute(r, f) for r, f in _halves(cfg, seed, real, fake)], cfg)
             figures = {"value": value, "low": value - reach, "high": value + reach}
@@ -162,16 +137,30 @@ def evaluate(
 def look(samples: Samples, reference: Reference, batch: int, spaces: Iterable[str] | None = None) -> Seen:
     """What metrics need to know of samples, of which few are held at a time: their features in all `spaces`, their
     classes as the classifier sees them, or how near they are to their targets."""
-    parts = _parts(samples, _at_a_time(reference.spec, batch))
-    return _see_parts(reference, parts, reference.spaces if spaces is None else spaces)
+    size, scoring = _at_a_time(reference.spec, batch), _scoring(reference.spec.modality)
+    features: dict[str, list[Tensor]] = {space: [] for space in (reference.spaces if spaces is None else spaces)}
+    scores: dict[str, list[Tensor]] = {name: [] for name in scoring}
+    for start in range(0, len(samples["sample"]), size):
+        rows = slice(start, start + size)
+        images = samples["sample"][rows]
+        for space, found in features.items():
+            found.append(reference.spaces[space].extract(images))
+        if "target" in samples:
+            # one by one: how many are looked at together then does not matter, not even to rounding
+            pairs = list(zip(images.split(1), samples["target"][rows].split(1), strict=True))
+            for name, found in scores.items():
+                found += [scoring[name].score(*pair) for pair in pairs]
+    whole = {space: torch.cat(found) for space, found in features.items()}
+    seen = _see(reference, whole, samples.get("label"), neighbour=1)
+    if "target" in samples:
+        seen[SAMPLES] = {name: torch.cat(found) for name, found in scores.items()}
+    return seen
 
 
-def _copied(pairs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The given images in the fakes' place, grey where the target is and as often as it has channels."""
-    given, channels = pairs["given"], pairs["target"].shape[1]
-    if given.shape[1] != channels:
-        given = given.mean(1, keepdim=True).expand(-1, channels, -1, -1)
-    return {"sample": given, "target": pairs["target"]}
+def _as_made(given: Tensor, spec: Spec) -> Tensor:
+    """Given images in the fakes' place, grey where the target is and as often as it has channels."""
+    channels = spec.shape[0] - spec.given
+    return given if given.shape[1] == channels else given.mean(1, keepdim=True).expand(-1, channels, -1, -1)
 
 
 def compare(
@@ -200,7 +189,7 @@ def compare(
     spaces = [space for space in reference.spaces if space == ("classifier" if section == SAMPLES else section)]
     if section != SAMPLES:  # of which the rest would be measured in vain
         challenger, champion = ({"sample": made["sample"]} for made in (challenger, champion))
-    one, other = (look(made, reference, cfg.batch, spaces).get(section, Examples()) for made in (challenger, champion))
+    one, other = (look(made, reference, cfg.batch, spaces).get(section, {}) for made in (challenger, champion))
     real = _of_split(reference, "test", n, spaces).get(section, one)
     known = _measurable(section, reference.spec.modality, real, one, other)
     if name not in known:
@@ -212,12 +201,14 @@ def compare(
     return Comparison(metric, direction, first, second, gap, gap - reach, gap + reach)
 
 
-def _halves(cfg: EvaluateConfig, seed: int, real: Any, *fakes: Any) -> Iterator[tuple[Any, ...]]:
+def _halves(cfg: EvaluateConfig, seed: int, real: Examples, *fakes: Examples) -> Iterator[tuple[Examples, ...]]:
     """Random halves of the reals and of the fakes, of which all sets are cut alike."""
     rng = torch.Generator().manual_seed(seed)
+    sizes = [len(next(iter(whole.values()))) for whole in (real, fakes[0])]
     for _ in range(cfg.resamples):
-        of_real, of_fake = (torch.randperm(len(whole), generator=rng)[: len(whole) // 2] for whole in (real, fakes[0]))
-        yield real.take(of_real), *(fake.take(of_fake) for fake in fakes)
+        of_real, of_fake = (torch.randperm(n, generator=rng)[: n // 2] for n in sizes)
+        cuts = [(real, of_real), *((fake, of_fake) for fake in fakes)]
+        yield tuple({name: column[rows] for name, column in whole.items()} for whole, rows in cuts)
 
 
 def _reach(values: list[float], cfg: EvaluateConfig) -> float:
@@ -231,49 +222,23 @@ def _reach(values: list[float], cfg: EvaluateConfig) -> float:
     return NormalDist().inv_cdf((1 + cfg.confidence) / 2) * stdev(values)
 
 
-def _measurable(section: str, modality: str, *sides: Examples | Scored) -> dict[str, Any]:
-    """Metrics whose needs all sides meet, by the name they go by in this section."""
-    scored = [side for side in sides if isinstance(side, Scored)]
-    if len(scored) == len(sides):
-        return {name: _Mean(name, registry.load("metrics", name).DIRECTION) for name in scored[0].scores}
+def _measurable(section: str, modality: str, *sides: Collection[str]) -> dict[str, Any]:
+    """Metrics whose needs are columns of all sides, by the name they go by in this section."""
+    return {
+        getattr(metric, "ALIASES", {}).get(section, name): metric
+        for name, metric in _metrics(modality).items()
+        if all(need in side for need in metric.NEEDS for side in sides)
+    }
+
+
+def _scoring(modality: str) -> dict[str, Any]:
+    """Metrics that score each image beside its target."""
+    return {name: metric for name, metric in _metrics(modality).items() if hasattr(metric, "score")}
+
+
+def _metrics(modality: str) -> dict[str, Any]:
     modules = {name: registry.load("metrics", name) for name in registry.names("metrics")}
-    return {
-        getattr(module, "ALIASES", {}).get(section, name): module
-        for name, module in modules.items()
-        if module.MODALITY in ("any", modality)
-        and all(isinstance(side, Examples) and side.has(module.NEEDS) for side in sides)
-    }
-
-
-def _parts(samples: Samples, size: int) -> Iterator[dict[str, Tensor]]:
-    for start in range(0, len(next(iter(samples.values()))), size):
-        yield {name: column[start : start + size] for name, column in samples.items()}
-
-
-def _see_parts(reference: Reference, parts: Iterable[Mapping[str, Tensor]], spaces: Iterable[str]) -> Seen:
-    features: dict[str, list[Tensor]] = {name: [] for name in spaces}
-    labels, scores = [], []
-    for part in parts:
-        for name, found in features.items():
-            found.append(reference.spaces[name].extract(part["sample"]))
-        if "label" in part:
-            labels.append(part["label"])
-        if "target" in part:
-            scores.append(_scores(reference.spec.modality, part["sample"], part["target"]))
-    whole = {name: torch.cat(found) for name, found in features.items()}
-    seen = _see(reference, whole, torch.cat(labels) if labels else None, neighbour=1)
-    if scores:
-        seen[SAMPLES] = Scored({name: torch.cat([of[name] for of in scores]) for name in scores[0]})
-    return seen
-
-
-def _scores(modality: str, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """What each image scores, `[N]`, by the metrics that compare it with its target; all are means over images."""
-    pairs = [Examples(image=x, target=y) for x, y in zip(images.split(1), targets.split(1), strict=True)]
-    return {
-        name: torch.tensor([metric.compute(pair, pair) for pair in pairs], dtype=torch.float64)
-        for name, metric in _measurable(SAMPLES, modality, pairs[0]).items()
-    }
+    return {name: metric for name, metric in modules.items() if metric.MODALITY in ("any", modality)}
 
 
 def _of_split(reference: Reference, split: str, n: int, spaces: Iterable[str]) -> Seen:
@@ -287,10 +252,10 @@ def _of_split(reference: Reference, split: str, n: int, spaces: Iterable[str]) -
 def _see(reference: Reference, features: dict[str, Tensor], label: Tensor | None, neighbour: int) -> Seen:
     """The same examples as each section sees them."""
     seen: Seen = {
-        name: Examples(features=of, nearest=nearest(of, reference.spaces[name].train, neighbour)[0][:, -1])
+        name: {"features": of, "nearest": nearest(of, reference.spaces[name].train, neighbour)[0][:, -1]}
         for name, of in features.items()
     }
     if "classifier" in features:
-        predicted = reference.predict(features["classifier"])
-        seen[SAMPLES] = Examples(predicted=predicted) if label is None else Examples(label=label, predicted=predicted)
+        predicted = {"predicted": reference.predict(features["classifier"])}
+        seen[SAMPLES] = predicted if label is None else {**predicted, "label": label}
     return seen

@@ -109,14 +109,12 @@ class Generator:
         told = {"label": self._labels(n, label), "attributes": self._attributes(n, attributes)}
         return {name: cond for name, cond in told.items() if cond is not None}
 
-    def translate(
-        self, given: Tensor, *, seed: int = 0, batch: int = 100, rows: slice | None = None, of: int | None = None
-    ) -> Tensor:
+    def translate(self, given: Tensor, *, seed: int = 0, batch: int = 100, first: int = 0) -> Tensor:
         """What the generator makes of images `[N, C, H, W]` in [−1, 1], the same size, as many channels as it makes.
 
-        What noise an image meets depends on the seed, its place and how many there are: where these are only some, they
-        are the `rows` `of` so many. Raises ValueError for
-        images that are not like those it was trained on, or a generator that needs none.
+        What noise an image meets depends on the seed and its place alone, which is `first` for the first: so no more is
+        drawn than is wanted, for layers that may be wide. Raises ValueError for images that are not like those it was
+        trained on, or a generator that needs none.
         """
         if not self.translates:
             raise ValueError("this generator makes samples of noise: it takes no images")
@@ -126,9 +124,11 @@ class Generator:
         made = given.new_zeros(len(given), self.spec.shape[0] - self.spec.given, *self.spec.shape[1:])
         if not len(given):
             return made
-        noise = Noise(seed, "sample", size=of or len(given), rows=rows)
-        deal = self.game.deal(Batch({"sample": torch.cat([given, made], 1)}, noise, training=False))
-        return self._play(deal.inputs, deal.cond, batch)
+        deals = [
+            self.game.deal(Batch({"sample": pair}, Noise(seed, "sample", place, size=1), training=False))
+            for place, pair in enumerate(torch.cat([given, made], 1).split(1), first)
+        ]
+        return self._play(_joined([deal.inputs for deal in deals]), _joined([deal.cond for deal in deals]), batch)
 
     @torch.inference_mode()
     def _play(self, inputs: Sample, cond: Tensor | None, batch: int) -> Tensor:
@@ -165,6 +165,13 @@ class Generator:
         if int(labels.min()) < 0 or int(labels.max()) >= classes:
             raise ValueError(f"label: 0 to {classes - 1} is wanted, found {label}")
         return labels
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Samples, or conditions, as one."""
+    if isinstance(parts[0], dict):
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return None if parts[0] is None else torch.cat(parts)
 
 
 def load_generator(directory: str | Path, device: str | torch.device = "cpu") -> Generator:

@@ -26,7 +26,6 @@ from ganlib.config import ConfigError, ReferenceConfig
 from ganlib.data._spec import Spec
 from ganlib.features import Extractor, efficientnet_lite0, inception
 from ganlib.metrics import class_coverage, fd, label_accuracy
-from ganlib.metrics._types import Examples
 
 __all__ = ["Reference", "Space", "build"]
 
@@ -125,12 +124,11 @@ class Reference:
             "rank/features": health.effective_rank(features) / health.effective_rank(reals),
         }
         if self.classifier is not None:
-            real = Examples(predicted=self.predict(space.train))
-            fake = Examples(predicted=self.predict(features))
+            real = {"predicted": self.predict(space.train)}
+            fake = {"predicted": self.predict(features)}
             found["quality/class_coverage"] = class_coverage.compute(real, fake)
             if label is not None:
-                asked = Examples(predicted=fake.predicted, label=label)
-                found["quality/label_accuracy"] = label_accuracy.compute(real, asked)
+                found["quality/label_accuracy"] = label_accuracy.compute(real, {**fake, "label": label})
         return found
 
     @functools.cached_property

@@ -56,8 +56,8 @@ def stage(params: Params) -> None:
         else:
             preview(_by_class(samples, spec), COLUMNS).save(folder / "samples.png")
         preview(_beside_nearest(samples["sample"][:COLUMNS], reference, spec), COLUMNS).save(folder / "neighbours.png")
-        if isinstance(by_class := seen.get(SAMPLES), Examples):
-            _write_classes(folder / "classes.csv", by_class, reference)
+        if reference.classifier is not None:
+            _write_classes(folder / "classes.csv", seen[SAMPLES], reference)
     _tell(metrics, n, cfg)
 
 
@@ -105,15 +105,15 @@ def _write_classes(path: Path, fakes: Examples, reference: Reference) -> None:
     the fakes that were asked to be of it are."""
     classes = reference.spec.classes
     real = reference.predict(reference.spaces["classifier"].test)
-    right = fakes.label == fakes.predicted if len(fakes.label) else None
+    right = fakes["label"] == fakes["predicted"] if "label" in fakes else None
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["class", "real_share", "fake_share", *([] if right is None else ["label_accuracy"])])
         for label, name in enumerate(classes):
-            shares = ((predicted == label).double().mean() for predicted in (real, fakes.predicted))
+            shares = ((predicted == label).double().mean() for predicted in (real, fakes["predicted"]))
             row: list[object] = [name, *(round(float(share), 4) for share in shares)]
             if right is not None:
-                asked = right[fakes.label == label]
+                asked = right[fakes["label"] == label]
                 row.append(round(float(asked.double().mean()), 4) if len(asked) else "")
             rows.writerow(row)
 

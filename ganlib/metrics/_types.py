@@ -1,40 +1,21 @@
-"""What a metric is given: a set of examples, seen through one feature space or through the classifier."""
+"""What a metric is given: a set of examples, seen through one feature space, by the classifier or beside targets."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 __all__ = ["Examples"]
 
-_UNKNOWN = torch.empty(0)
+Examples = Mapping[str, Tensor]
+"""Columns that hold a row for each example, of which a metric names those it reads in `NEEDS`:
 
+- `features` `[N, D]`, and `nearest` `[N]`: the distance to the nearest training example (other than itself);
+- `label` int64 `[N]`: the class asked of the generator, or the true class;
+- `predicted` int64 `[N]`: the class the in-domain classifier sees;
+- by the name of each metric with a `score(image, target)`: what that is of each image, float64 `[N]`.
 
-@dataclass(frozen=True)
-class Examples:
-    """A field is empty where it is not known. A metric names those it reads in `NEEDS`."""
-
-    features: Tensor = _UNKNOWN
-    """`[N, D]`"""
-    nearest: Tensor = _UNKNOWN
-    """`[N]`, distance to the nearest training example (other than itself)"""
-    label: Tensor = _UNKNOWN
-    """`[N]`, int64: the class asked of the generator, or the true class"""
-    predicted: Tensor = _UNKNOWN
-    """`[N]`, int64: the class the in-domain classifier sees"""
-    image: Tensor = _UNKNOWN
-    """`[N, C, H, W]` in [-1, 1]: what was generated of a given example"""
-    target: Tensor = _UNKNOWN
-    """`[N, C, H, W]` in [-1, 1]: what should have been"""
-
-    def __len__(self) -> int:
-        return max(len(field) for field in vars(self).values())
-
-    def take(self, rows: Tensor) -> Examples:
-        """The examples at `rows`."""
-        return Examples(**{name: field[rows] if len(field) else field for name, field in vars(self).items()})
-
-    def has(self, needs: tuple[str, ...]) -> bool:
-        return all(len(getattr(self, need)) for need in needs)
+Such a metric compares generated images with what they should have been, both `[N, C, H, W]` in [-1, 1], and is the
+mean of its scores. So no images need to be kept.
+"""

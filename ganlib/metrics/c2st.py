@@ -23,8 +23,8 @@ NEEDS = ("features",)
 
 
 def compute(real: Examples, fake: Examples) -> float:
-    features = np.concatenate([real.features.numpy(), fake.features.numpy()])
-    is_fake = np.repeat([0, 1], [len(real.features), len(fake.features)])
+    features = np.concatenate([real["features"].numpy(), fake["features"].numpy()])
+    is_fake = np.repeat([0, 1], [len(real["features"]), len(fake["features"])])
     # Far more features than the examples can fit: the strong ridge is what lets it generalise (and end soon).
     model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=1000, class_weight="balanced"))
     return float(balanced_accuracy_score(is_fake, cross_val_predict(model, features, is_fake, cv=2)))

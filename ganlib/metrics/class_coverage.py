@@ -17,10 +17,10 @@ NEEDS = ("predicted",)
 
 
 def compute(real: Examples, fake: Examples) -> float:
-    classes = int(max(real.predicted.max(), fake.predicted.max())) + 1
+    classes = int(max(real["predicted"].max(), fake["predicted"].max())) + 1
     of_real, of_fake = (
         torch.bincount(predicted, minlength=classes).double() / len(predicted)
-        for predicted in (real.predicted, fake.predicted)
+        for predicted in (real["predicted"], fake["predicted"])
     )
     wanted = of_real > 0
     return float((of_fake >= of_real / 5)[wanted].double().mean())

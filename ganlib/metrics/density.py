@@ -16,4 +16,4 @@ NEEDS = ("features",)
 
 
 def compute(real: Examples, fake: Examples) -> float:
-    return float(inside(fake.features, distinct(real.features), k=5).sum(1).double().mean()) / 5
+    return float(inside(fake["features"], distinct(real["features"]), k=5).sum(1).double().mean()) / 5

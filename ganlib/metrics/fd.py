@@ -47,4 +47,4 @@ def distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def compute(real: Examples, fake: Examples) -> float:
-    return distance(gaussian(real.features), gaussian(fake.features))
+    return distance(gaussian(real["features"]), gaussian(fake["features"]))

@@ -26,6 +26,6 @@ def _mean_off_diagonal(gram: Tensor) -> Tensor:
 
 
 def compute(real: Examples, fake: Examples) -> float:
-    x, y = real.features, fake.features
+    x, y = real["features"], fake["features"]
     within = _mean_off_diagonal(_kernel(x, x)) + _mean_off_diagonal(_kernel(y, y))
     return float(within - 2 * _kernel(x, y).mean())

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "MODALITY", "NEEDS", "compute"]
+__all__ = ["DIRECTION", "MODALITY", "NEEDS", "compute", "score"]
 
 MODALITY = "any"
 DIRECTION = "lower"
-NEEDS = ("image", "target")
+NEEDS = ("l1",)
+
+
+def score(image: Tensor, target: Tensor) -> Tensor:
+    return (image - target).double().abs().flatten(1).mean(1)
 
 
 def compute(real: Examples, fake: Examples) -> float:
-    return float((fake.image - fake.target).double().abs().mean())
+    return float(fake["l1"].mean())

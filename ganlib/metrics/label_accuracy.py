@@ -15,4 +15,4 @@ NEEDS = ("label", "predicted")
 
 
 def compute(real: Examples, fake: Examples) -> float:
-    return float((fake.label == fake.predicted).double().mean())
+    return float((fake["label"] == fake["predicted"]).double().mean())

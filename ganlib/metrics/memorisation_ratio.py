@@ -16,4 +16,4 @@ NEEDS = ("nearest",)
 
 
 def compute(real: Examples, fake: Examples) -> float:
-    return float(fake.nearest.median() / real.nearest.median().clamp_min(1e-12))
+    return float(fake["nearest"].median() / real["nearest"].median().clamp_min(1e-12))

@@ -16,4 +16,4 @@ NEEDS = ("features",)
 
 
 def compute(real: Examples, fake: Examples) -> float:
-    return float(inside(fake.features, distinct(real.features), k=3).any(1).double().mean())
+    return float(inside(fake["features"], distinct(real["features"]), k=3).any(1).double().mean())

@@ -8,33 +8,31 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "MODALITY", "NEEDS", "compute"]
+__all__ = ["DIRECTION", "MODALITY", "NEEDS", "compute", "score"]
 
 MODALITY = "any"
 DIRECTION = "higher"
-NEEDS = ("image", "target")
+NEEDS = ("ssim",)
 
 _RANGE = 2.0
 _C1, _C2 = (0.01 * _RANGE) ** 2, (0.03 * _RANGE) ** 2
 
 
-def compute(real: Examples, fake: Examples) -> float:
-    pairs = zip(fake.image.split(16), fake.target.split(16), strict=True)
-    return float(torch.cat([_similarity(x.float(), y.float()) for x, y in pairs]).double().mean())
-
-
-def _similarity(x: Tensor, y: Tensor) -> Tensor:
-    """`[N]`, of images `[N, C, H, W]`."""
+def score(image: Tensor, target: Tensor) -> Tensor:
+    x, y = image.float(), target.float()
     mean_x, mean_y, xx, yy, xy = (_local_mean(of) for of in (x, y, x * x, y * y, x * y))
     covariance = xy - mean_x * mean_y
     variances = xx - mean_x.square() + yy - mean_y.square()
     luminance = (2 * mean_x * mean_y + _C1) / (mean_x.square() + mean_y.square() + _C1)
-    return (luminance * (2 * covariance + _C2) / (variances + _C2)).mean((1, 2, 3))
+    return (luminance * (2 * covariance + _C2) / (variances + _C2)).mean((1, 2, 3)).double()
+
+
+def compute(real: Examples, fake: Examples) -> float:
+    return float(fake["ssim"].mean())
 
 
 def _local_mean(x: Tensor) -> Tensor:

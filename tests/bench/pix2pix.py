@@ -27,7 +27,6 @@ from ganlib.features import efficientnet_lite0
 from ganlib.game import Batch, Learner, Noise, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.metrics import fd, kid, l1, psnr, ssim
-from ganlib.metrics._types import Examples
 from ganlib.models import pix2pix
 
 SIZE, STRIDE = 64, 16
@@ -35,7 +34,9 @@ WORLD = (2700, 1350)  # pixels; the photograph has twice as many, but few detail
 LATITUDES = (75, -60)  # north of them ice and stretched pixels, south of them Antarctica
 HELD_OUT = ((-120, -106), (-75, -61), (20, 34), (80, 94), (120, 134))  # longitudes; each has its like elsewhere
 LAND = 0.5  # of a tile, at least
-METRICS = {"FD": fd, "KID": kid, "PSNR": psnr, "SSIM": ssim, "L1": l1}
+OF_ALL = {"FD": fd, "KID": kid}
+OF_EACH = {"PSNR": psnr, "SSIM": ssim, "L1": l1}
+METRICS = [*OF_ALL, *OF_EACH]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -123,11 +124,13 @@ def main():
     held_out = pair.decode(test_tiles)
     source, target = spec.split(held_out)
     extract = efficientnet_lite0(DEVICE)
-    truth = Examples(features=extract(target), image=target, target=target)
+    truth = {"features": extract(target)}
 
     def judge(images):
-        made = Examples(features=extract(images), image=images, target=target)
-        return {name: metric.compute(truth, made) for name, metric in METRICS.items()}
+        made, pairs = {"features": extract(images)}, list(zip(images.split(16), target.split(16), strict=True))
+        found = {name: metric.compute(truth, made) for name, metric in OF_ALL.items()}
+        scores = {name: torch.cat([metric.score(*some) for some in pairs]) for name, metric in OF_EACH.items()}
+        return found | {name: float(of.mean()) for name, of in scores.items()}
 
     elsewhere = pair.decode(train_tiles[: len(test_tiles)])[:, spec.given :]
     rows = {"floor": [judge(elsewhere)], "copy": [judge(source)], "U-Net by L1": [], "pix2pix": []}

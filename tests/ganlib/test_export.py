@@ -66,6 +66,10 @@ def test_a_translator_wants_images(family, tmp_path):
     made = generator.translate(given, seed=1)
     assert made.shape == (5, spec.shape[0] - spec.given, *spec.shape[1:])
     torch.testing.assert_close(generator.translate(given, seed=1, batch=2), made)
+    torch.testing.assert_close(generator.translate(given[2:4], seed=1, first=2), made[2:4])
+    again = generator.translate(given[:1].repeat(2, 1, 1, 1), seed=1)
+    torch.testing.assert_close(again[0], made[0])
+    assert not torch.equal(again[1], again[0])
     assert not torch.equal(generator.translate(-given, seed=1), made)
     with pytest.raises(ValueError, match="needs images to start from"):
         generator.sample(1)

@@ -29,7 +29,6 @@ from ganlib.metrics import (
     ssim,
 )
 from ganlib.metrics._neighbours import nearest
-from ganlib.metrics._types import Examples
 
 
 def normal(n: int, d: int, seed: int = 0, mean: float = 0.0, scale: float = 1.0) -> Tensor:
@@ -44,8 +43,8 @@ def exactly(n: int, mean: Tensor, deviations: Tensor, seed: int) -> Tensor:
     return x * deviations + mean
 
 
-def both(a: Tensor, b: Tensor) -> tuple[Examples, Examples]:
-    return Examples(features=a), Examples(features=b)
+def both(a: Tensor, b: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    return {"features": a}, {"features": b}
 
 
 # -- Fréchet distance ----------------------------------------------------------------------------------------
@@ -149,19 +148,19 @@ def blurred(x: Tensor, seed: int = 9) -> Tensor:
 @pytest.mark.parametrize("shape", [(1, 32, 32), (3, 40, 24), (3, 11, 16)], ids=str)
 def test_psnr_ssim_and_l1_agree_with_torchmetrics(shape: tuple[int, ...]):
     true = images(70, *shape)
-    fake = Examples(image=blurred(true), target=true)
-    theirs = peak_signal_noise_ratio(fake.image, true, (-1.0, 1.0), reduction="elementwise_mean", dim=(1, 2, 3))
-    assert psnr.compute(Examples(), fake) == pytest.approx(float(theirs), rel=1e-5)
-    _, everywhere = structural_similarity_index_measure(fake.image, true, data_range=2.0, return_full_image=True)
+    fake = blurred(true)
+    theirs = peak_signal_noise_ratio(fake, true, (-1.0, 1.0), reduction="none", dim=(1, 2, 3))
+    torch.testing.assert_close(psnr.score(fake, true), theirs.double(), rtol=1e-5, atol=0.0)
+    _, everywhere = structural_similarity_index_measure(fake, true, data_range=2.0, return_full_image=True)
     inside = everywhere[:, :, 5:-5, 5:-5]  # theirs goes on into a reflected margin; Wang et al.'s code does not
-    assert ssim.compute(Examples(), fake) == pytest.approx(float(inside.mean()), abs=2e-5)
-    assert l1.compute(Examples(), fake) == pytest.approx(float((fake.image - true).abs().mean()), rel=1e-5)
+    torch.testing.assert_close(ssim.score(fake, true), inside.mean((1, 2, 3)).double(), rtol=0.0, atol=5e-5)
+    torch.testing.assert_close(l1.score(fake, true), (fake - true).abs().mean((1, 2, 3)).double(), rtol=1e-5, atol=0.0)
 
 
 def test_ssim_of_constants_is_its_luminance():
     grey = torch.full((2, 3, 16, 16), 0.5)
     expected = (2 * 0.5 * 0.25 + 0.02**2) / (0.5**2 + 0.25**2 + 0.02**2)
-    assert ssim.compute(Examples(), Examples(image=grey / 2, target=grey)) == pytest.approx(expected, rel=1e-4)
+    assert ssim.score(grey / 2, grey).tolist() == pytest.approx([expected] * 2, rel=1e-4)
 
 
 def test_ssim_of_one_window_by_hand():
@@ -174,15 +173,15 @@ def test_ssim_of_one_window_by_hand():
     covariance = (weights * (x - mean_x) * (y - mean_y)).sum()
     expected = (2 * mean_x * mean_y + 0.0004) * (2 * covariance + 0.0036)
     expected /= (mean_x**2 + mean_y**2 + 0.0004) * (variance_x + variance_y + 0.0036)
-    assert ssim.compute(Examples(), Examples(image=x, target=y)) == pytest.approx(float(expected), rel=1e-4)
+    assert float(ssim.score(x, y)) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_an_exact_copy_has_finite_psnr():
     x = images(3, 3, 16, 16)
-    same, near = (Examples(image=image, target=x) for image in (x, x + 2e-4))
-    assert psnr.compute(Examples(), same) == psnr.compute(Examples(), near) == pytest.approx(58.92, abs=0.01)
-    assert psnr.compute(Examples(), Examples(image=x + 0.02, target=x)) == pytest.approx(40.0, abs=1e-3)
-    assert ssim.compute(Examples(), same) == pytest.approx(1.0, abs=1e-5)
+    for near in (x, x + 2e-4):
+        assert psnr.score(near, x).tolist() == pytest.approx([58.92] * 3, abs=0.01)
+    assert psnr.score(x + 0.02, x).tolist() == pytest.approx([40.0] * 3, abs=1e-3)
+    assert ssim.score(x, x).tolist() == pytest.approx([1.0] * 3, abs=1e-5)
 
 
 # -- convention ----------------------------------------------------------------------------------------------
@@ -219,57 +218,53 @@ def test_c2st_is_a_half_whatever_the_sizes_are():
 
 def test_copies_of_the_training_set_are_seen():
     train, test, fake = normal(800, 8, 1), normal(200, 8, 2), normal(200, 8, 3)
-    real = Examples(nearest=nearest(test, train, 1)[0][:, 0])
     copied = train[:200] + normal(200, 8, 4, scale=1e-2)
-    assert memorisation_ratio.compute(real, Examples(nearest=nearest(copied, train, 1)[0][:, 0])) < 0.1
-    assert memorisation_ratio.compute(real, Examples(nearest=nearest(fake, train, 1)[0][:, 0])) == pytest.approx(
-        1.0, abs=0.1
-    )
+    real, near, far = ({"nearest": nearest(of, train, 1)[0][:, 0]} for of in (test, copied, fake))
+    assert memorisation_ratio.compute(real, near) < 0.1
+    assert memorisation_ratio.compute(real, far) == pytest.approx(1.0, abs=0.1)
 
 
 def test_classes_that_were_dropped_are_counted():
-    real = Examples(predicted=torch.arange(10).repeat(100))
-    seven = Examples(predicted=torch.arange(7).repeat(100))
-    rare = Examples(predicted=torch.cat([torch.arange(9).repeat(100), torch.full((10,), 9)]))  # 1% where 10% are due
+    real = {"predicted": torch.arange(10).repeat(100)}
+    seven = {"predicted": torch.arange(7).repeat(100)}
+    rare = {"predicted": torch.cat([torch.arange(9).repeat(100), torch.full((10,), 9)])}  # 1% where 10% are due
     assert class_coverage.compute(real, real) == 1.0
     assert class_coverage.compute(real, seven) == pytest.approx(0.7)
     assert class_coverage.compute(real, rare) == pytest.approx(0.9)
 
 
 def test_label_accuracy_is_a_share():
-    fake = Examples(label=torch.tensor([0, 1, 2, 3]), predicted=torch.tensor([0, 1, 2, 0]))
-    assert label_accuracy.compute(Examples(), fake) == 0.75
+    fake = {"label": torch.tensor([0, 1, 2, 3]), "predicted": torch.tensor([0, 1, 2, 0])}
+    assert label_accuracy.compute({}, fake) == 0.75
 
 
 # -- contract ------------------------------------------------------------------------------------------------
 
 CLASSES = torch.arange(4).repeat(50)
 TRUE = images(200, 3, 16, 16)
-REAL = Examples(
-    features=normal(200, 8, 1),
-    nearest=torch.ones(200),
-    label=CLASSES,
-    predicted=CLASSES,
-    image=TRUE,
-    target=TRUE,
-)
-CLEAN = Examples(
-    features=normal(200, 8, 2),
-    nearest=torch.ones(200),
-    label=CLASSES,
-    predicted=CLASSES,
-    image=blurred(TRUE),
-    target=TRUE,
-)
+SCORED = {name: m for name in registry.names("metrics") if hasattr(m := registry.load("metrics", name), "score")}
+REAL = {
+    "features": normal(200, 8, 1),
+    "nearest": torch.ones(200),
+    "label": CLASSES,
+    "predicted": CLASSES,
+    **{name: metric.score(TRUE, TRUE) for name, metric in SCORED.items()},
+}
+CLEAN = {
+    "features": normal(200, 8, 2),
+    "nearest": torch.ones(200),
+    "label": CLASSES,
+    "predicted": CLASSES,
+    **{name: metric.score(blurred(TRUE), TRUE) for name, metric in SCORED.items()},
+}
 # Worse in every respect: far off, of few kinds, close to the training set, of the wrong class, of another example.
-WORSE = Examples(
-    features=(normal(4, 8, 3, mean=4.0)).repeat(50, 1) + normal(200, 8, 4, scale=0.1),
-    nearest=torch.full((200,), 0.1),
-    label=CLASSES,
-    predicted=torch.zeros(200, dtype=torch.int64),
-    image=TRUE.flip(0),
-    target=TRUE,
-)
+WORSE = {
+    "features": (normal(4, 8, 3, mean=4.0)).repeat(50, 1) + normal(200, 8, 4, scale=0.1),
+    "nearest": torch.full((200,), 0.1),
+    "label": CLASSES,
+    "predicted": torch.zeros(200, dtype=torch.int64),
+    **{name: metric.score(TRUE.flip(0), TRUE) for name, metric in SCORED.items()},
+}
 
 
 @pytest.mark.parametrize("name", registry.names("metrics"))
@@ -277,22 +272,20 @@ def test_every_metric_keeps_the_contract(name: str):
     metric = registry.load("metrics", name)
     assert metric.MODALITY in ("any", "image")
     assert metric.DIRECTION in ("lower", "higher")
-    assert REAL.has(metric.NEEDS)
     assert (metric.__doc__ or "").split("\n")[0].endswith((".", ". "))
-    clean, worse = metric.compute(REAL, CLEAN), metric.compute(REAL, WORSE)
-    assert isinstance(clean, float)
-    assert metric.compute(REAL, CLEAN) == clean, "a metric is a pure function"
-    assert worse > clean if metric.DIRECTION == "lower" else worse < clean
-    rows = torch.arange(5)  # the least that evaluate hands out
-    assert np.isfinite(metric.compute(REAL.take(rows), CLEAN.take(rows)))
+    real, clean, worse = ({need: side[need] for need in metric.NEEDS} for side in (REAL, CLEAN, WORSE))
+    value = metric.compute(real, clean)
+    assert isinstance(value, float)
+    assert metric.compute(real, clean) == value, "a metric is a pure function"
+    assert metric.compute(real, worse) > value if metric.DIRECTION == "lower" else metric.compute(real, worse) < value
+    few = ({need: of[:5] for need, of in side.items()} for side in (real, clean))  # the least that evaluate hands out
+    assert np.isfinite(metric.compute(*few))
 
 
-def test_examples_know_what_they_have():
-    some = Examples(features=torch.eye(3))
-    assert len(some) == 3
-    assert some.has(("features",))
-    assert not some.has(("features", "label"))
-    assert some.take(torch.tensor([2])).features.tolist() == [[0.0, 0.0, 1.0]]
-    pair = Examples(image=TRUE[:3], target=TRUE[3:6])
-    assert len(pair) == 3
-    assert torch.equal(pair.take(torch.tensor([1])).target, TRUE[4:5])
+@pytest.mark.parametrize("name", SCORED)
+def test_a_metric_that_scores_images_is_the_mean_of_its_own_scores(name: str):
+    metric, fake = SCORED[name], blurred(TRUE)
+    scores = metric.score(fake, TRUE)
+    assert (scores.shape, scores.dtype) == ((200,), torch.float64)
+    torch.testing.assert_close(metric.score(fake[7:9], TRUE[7:9]), scores[7:9], rtol=1e-6, atol=1e-6)
+    assert metric.compute({}, {name: scores}) == float(scores.mean())
