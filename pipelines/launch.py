@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -243,6 +244,7 @@ def fit(params: Params, prepared: Path, reference: Path, on_row: Callable[[dict[
             from ray.exceptions import RayError
             from ray.train import TrainingFailedError
 
+            ctrl_c = signal.getsignal(signal.SIGINT)
             try:
                 result = run_workers(
                     job, params, workers=scale.num_workers, name=name, folder=folder, callbacks=[_relay(live)]
@@ -251,6 +253,8 @@ def fit(params: Params, prepared: Path, reference: Path, on_row: Callable[[dict[
                 raise StageError(f"training failed: {cause(error)} (Ray's storage: {live.parent})") from error
             except SystemExit as error:  # Ray's answer to Ctrl-C
                 raise KeyboardInterrupt from error
+            finally:  # Ray leaves its own, which would start Ray anew to abort what is over
+                signal.signal(signal.SIGINT, ctrl_c)
     if result.checkpoint is None:
         raise StageError("training ended without a checkpoint")
     return Path(result.checkpoint.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,9 @@ class Checkout:
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory):
-    """`checkout(name)` makes a Checkout."""
+    """`checkout(name)` makes a Checkout; with `ready=True` its commands find this Python, and ganlib in the copy."""
 
-    def make(name: str) -> Checkout:
+    def make(name: str, ready: bool = False) -> Checkout:
         folder = tmp_path_factory.mktemp(name)
         # what git tracks, and what it would if all were added
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -110,6 +111,10 @@ def checkout(tmp_path_factory):
                 shutil.copy(ROOT / file, folder / file)
         elsewhere = ("PYTHONPATH", "DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "VIRTUAL_ENV")
         copy = Checkout(folder, {key: value for key, value in os.environ.items() if key not in elsewhere})
+        if ready:
+            # Ray's workers import ganlib from here, not from where it is installed
+            copy.env["PYTHONPATH"] = str(folder)
+            copy.env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), copy.env["PATH"]])
         copy.run("git", "init", "--quiet")
         copy.run("git", "config", "user.name", "tests")
         copy.run("git", "config", "user.email", "tests@localhost")

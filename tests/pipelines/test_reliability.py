@@ -13,15 +13,20 @@ from pathlib import Path
 
 import psutil
 import pytest
+from test_pipeline import ran
 
 pytestmark = pytest.mark.pipeline
 
 SHORT = {
     "data": "digits",
-    "train.kimg": 6,
+    "models.dcgan.batch": 64,
+    "train.kimg": 12,
     "train.report_kimg": 1,
     "train.checkpoint_kimg": 1,
     "train.quality_samples": 0,
+    "tune.num_samples": 0,
+    "evaluate.num_samples": 100,
+    "evaluate.resamples": 10,
     "scale.num_workers": 2,
 }
 
@@ -29,19 +34,17 @@ SHORT = {
 @pytest.fixture(scope="module")
 def project(checkout):
     """A copy of the project, ready for the stage `train`."""
-    project = checkout("reliability")
-    project.env["PYTHONPATH"] = str(project.folder)
+    project = checkout("reliability", ready=True)
     project.edit(SHORT)
-    project.run(sys.executable, "-m", "pipelines.prepare")
-    project.run(sys.executable, "-m", "pipelines.reference")
-    (project.folder / "outputs/tune").mkdir(parents=True)
+    project.run("dvc", "repro", "tune")
     return project
 
 
-def start(project, stage: str = "pipelines.train") -> subprocess.Popen[str]:
-    """The stage as a person starts it: a script's background jobs, and all that they start, are deaf to Ctrl-C."""
+def start(project, *command: str) -> subprocess.Popen[str]:
+    """The command, or else the stage `train`, as a person starts it: a script's background jobs, and all that they
+    start, are deaf to Ctrl-C."""
     return subprocess.Popen(
-        ["env", "--default-signal=INT", sys.executable, "-m", stage],
+        ["env", "--default-signal=INT", *(command or (sys.executable, "-m", "pipelines.train"))],
         cwd=project.folder,
         env=project.env,
         stdout=subprocess.PIPE,
@@ -85,7 +88,7 @@ def forget(project) -> None:
 def undisturbed(project) -> bytes:
     forget(project)
     output = project.run(sys.executable, "-m", "pipelines.train")
-    assert len(reports(output)) == 6
+    assert len(reports(output)) == 12
     return weights(project)
 
 
@@ -101,7 +104,7 @@ def test_a_killed_worker_is_replaced(project, undisturbed):
     workers[1].kill()
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    assert reports(output)[-1] == pytest.approx(6, abs=0.1)
+    assert reports(output)[-1] == pytest.approx(12, abs=0.1)
     assert weights(project) == undisturbed
 
 
@@ -117,7 +120,15 @@ def test_a_killed_run_goes_on(project, undisturbed):
     assert all(kimg > 1.5 for kimg in reports(output)), "it began anew"
     assert weights(project) == undisturbed
     rows = (project.folder / "outputs/train/stats.jsonl").read_text().splitlines()
-    assert len(rows) == 6
+    assert len(rows) == 12
+
+
+AND_THEN = """
+import runpy, signal
+before = signal.getsignal(signal.SIGINT)
+runpy.run_module("pipelines.train", run_name="__main__")
+assert signal.getsignal(signal.SIGINT) == before, "Ray's handler is left, which starts Ray anew to abort what is over"
+"""
 
 
 def test_an_interrupted_run_goes_on(project, undisturbed):
@@ -130,9 +141,31 @@ def test_an_interrupted_run_goes_on(project, undisturbed):
     (line,) = [line for line in said.splitlines() if not reports(line)]
     assert line.startswith("ganlib: interrupted")
     assert [p.name for p in Path(project.folder / "outputs").iterdir() if "train" in p.name] == []
-    output = project.run(sys.executable, "-m", "pipelines.train")
+    output = project.run(sys.executable, "-c", AND_THEN)
     assert all(kimg > 1.5 for kimg in reports(output)), "it began anew"
     assert weights(project) == undisturbed
+
+
+def test_a_pipeline_goes_on(project, undisturbed):
+    """After Ctrl-C, then a kill of DVC and all that it started, `dvc repro` needs no help."""
+    forget(project)
+    process = start(project, "dvc", "repro")
+    read_until(process, 2)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode > 0, said
+    assert "ganlib: interrupted" in said
+    process = start(project, "dvc", "repro")
+    (last,) = read_until(process, 1)
+    assert last > 2.5, "it began anew"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (project.folder / "outputs/train").exists()
+    output = project.run("dvc", "repro")
+    assert ran(output) == ["train", "evaluate", "register"]
+    assert all(kimg > last - 2 for kimg in reports(output)), "it began anew"
+    assert weights(project) == undisturbed
+    assert "up to date" in project.run("dvc", "status")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -143,7 +176,7 @@ def test_the_trials_of_a_killed_search_go_on(workers, project):
     project.edit({"tune.num_samples": 1, "tune.kimg": 8, "tune.report_kimg": 0.5, "tune.grace_kimg": 8})
     project.edit({"tune.quality_samples": 64, "scale.workers_per_trial": workers})
     try:
-        process = start(project, "pipelines.tune")
+        process = start(project, sys.executable, "-m", "pipelines.tune")
         last = read_until(process, 8, looks)[-1]
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
