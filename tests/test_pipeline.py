@@ -223,7 +223,7 @@ def test_an_experiment_in_a_folder_of_its_own_registers_where_the_others_do(firs
     project, _ = first
     before = read(project.folder / "outputs/register/decision.json")["version"]
     output = project.run("dvc", "exp", "run", "--temp", "-S", "train.kimg=2")
-    assert ran(output)[-3:] == STAGES[3:], output
+    assert ran(output) == STAGES[3:]
     assert f"ganlib-digits version {before + 1}:" in output
 
 
