@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from torch import Tensor
 
-from ganlib import ranks
+from ganlib import distributed
 from ganlib._config import Config
 from ganlib.game import Noise
 from ganlib.registry import nearest
@@ -142,7 +142,7 @@ class Augment:
             return
         # each turn, so that what is saved is the same whichever rank saves it
         self._signs = self._signs.to(self._fresh.device)
-        self._signs += ranks.total(self._fresh) if ranks.world() > 1 else self._fresh
+        self._signs += distributed.all_reduce(self._fresh) if distributed.world_size() > 1 else self._fresh
         self._fresh.zero_()
         self._calls += 1
         self._images += images

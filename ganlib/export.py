@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ganlib import registry
 from ganlib._config import Config
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Game, Noise, Sample, each, leaves
+from ganlib.game import Batch, Game, Noise, Sample, map_tensors, tensors_of
 
 __all__ = ["Generator", "load_generator", "save_generator"]
 
@@ -133,11 +133,11 @@ class Generator:
     @torch.inference_mode()
     def _play(self, inputs: Sample, cond: Tensor | None, batch: int) -> Tensor:
         made = []
-        for start in range(0, len(leaves(inputs)[0]), batch):
+        for start in range(0, len(tensors_of(inputs)[0]), batch):
             rows = slice(start, start + batch)
-            part = each(lambda x, rows=rows: x[rows].to(self.device), inputs)  # type: ignore[misc]
+            part = map_tensors(lambda x, rows=rows: x[rows].to(self.device), inputs)  # type: ignore[misc]
             told = None if cond is None else cond[rows].to(self.device)
-            made.append(leaves(self.game.generator(part, told))[0].float().cpu())
+            made.append(tensors_of(self.game.generator(part, told))[0].float().cpu())
         return torch.cat(made)
 
     def _attributes(self, n: int, asked: Tensor | None) -> Tensor | None:

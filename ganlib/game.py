@@ -16,13 +16,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ganlib import ranks
+from ganlib import distributed
 from ganlib.losses import Loss
 from ganlib.schedules import Schedule, value
 
 __all__ = [
     "Batch",
     "Deal",
+    "DiscriminatorOutput",
     "Game",
     "Learner",
     "Noise",
@@ -30,11 +31,10 @@ __all__ = [
     "Round",
     "Sample",
     "Term",
-    "Verdict",
     "adversarial_step",
-    "each",
-    "judge",
-    "leaves",
+    "discriminate",
+    "map_tensors",
+    "tensors_of",
 ]
 
 Sample = Tensor | dict[str, Tensor]
@@ -44,7 +44,7 @@ View = Callable[[Sample, "Noise"], Sample]
 """what the discriminator sees in a sample's place; must be twice differentiable"""
 
 
-class Verdict(NamedTuple):
+class DiscriminatorOutput(NamedTuple):
     """What a discriminator makes of a sample; one that has no more to say than logits may return these alone."""
 
     logits: Tensor
@@ -53,19 +53,19 @@ class Verdict(NamedTuple):
     """`[N, D]`, what a term such as classification or feature matching looks at"""
 
 
-def each(fn: Callable[[Tensor], Tensor], sample: Sample) -> Sample:
+def map_tensors(fn: Callable[[Tensor], Tensor], sample: Sample) -> Sample:
     """`fn` of every tensor of a sample."""
     return {name: fn(part) for name, part in sample.items()} if isinstance(sample, dict) else fn(sample)
 
 
-def leaves(sample: Sample) -> list[Tensor]:
+def tensors_of(sample: Sample) -> list[Tensor]:
     """The tensors of a sample."""
     return list(sample.values()) if isinstance(sample, dict) else [sample]
 
 
 def _cut(sample: Sample, needs_gradient: bool) -> Sample:
     """The sample cut from its graph; with gradients of its own where penalties ask for them."""
-    return each(lambda x: x.detach().requires_grad_(needs_gradient), sample)
+    return map_tensors(lambda x: x.detach().requires_grad_(needs_gradient), sample)
 
 
 def seed_of(*key: int | str) -> int:
@@ -117,7 +117,8 @@ class Deal:
 
 @dataclass(frozen=True)
 class Game:
-    """Players are modules: `generator(inputs, cond) -> sample`, `discriminator(sample, cond) -> logits or Verdict`."""
+    """Players are modules: `generator(inputs, cond) -> sample`, `discriminator(sample, cond) -> logits or
+    DiscriminatorOutput`."""
 
     generator: nn.Module
     discriminator: nn.Module
@@ -153,22 +154,22 @@ class Round:
     """None unless the discriminator returns them (and in a generator's turn, unless the loss compares with reals)"""
     fake_features: Tensor | None = None
 
-    def discriminate(self, sample: Sample) -> Verdict:
+    def discriminate(self, sample: Sample) -> DiscriminatorOutput:
         """The verdict on another sample, seen in the same way under the same condition."""
-        return judge(self.game, sample, self.deal.cond, self.noise)
+        return discriminate(self.game, sample, self.deal.cond, self.noise)
 
 
-def judge(
+def discriminate(
     game: Game,
     sample: Sample,
     cond: Tensor | None,
     noise: Noise,
-    discriminator: Callable[..., Tensor | Verdict] | None = None,
-) -> Verdict:
+    discriminator: Callable[..., Tensor | DiscriminatorOutput] | None = None,
+) -> DiscriminatorOutput:
     """The discriminator's verdict on a sample as it sees it; `discriminator` is its compiled form, if wanted."""
     seen = sample if game.view is None else game.view(sample, noise)
     verdict = (game.discriminator if discriminator is None else discriminator)(seen, cond)
-    return verdict if isinstance(verdict, Verdict) else Verdict(verdict)
+    return verdict if isinstance(verdict, DiscriminatorOutput) else DiscriminatorOutput(verdict)
 
 
 @dataclass(frozen=True)
@@ -289,8 +290,8 @@ def adversarial_step(
                 with torch.set_grad_enabled(keep_graph):
                     fake = generate(deal.inputs, deal.cond)
                 real, shown = _cut(deal.real, slopes), _cut(fake, slopes)
-                of_real = judge(game, real, deal.cond, batch.noise, sharp)
-                of_fake = judge(game, shown, deal.cond, batch.noise, sharp)
+                of_real = discriminate(game, real, deal.cond, batch.noise, sharp)
+                of_fake = discriminate(game, shown, deal.cond, batch.noise, sharp)
                 round = Round(
                     game,
                     deal,
@@ -319,11 +320,11 @@ def adversarial_step(
         for deal, batch, kept in made:
             with autocast():
                 fake = generate(deal.inputs, deal.cond) if kept is None else kept
-                seen: Verdict | None = None
+                seen: DiscriminatorOutput | None = None
                 if loss.paired:
                     with torch.no_grad():
-                        seen = judge(game, deal.real, deal.cond, batch.noise, quick)
-                of_fake = judge(game, fake, deal.cond, batch.noise, quick)
+                        seen = discriminate(game, deal.real, deal.cond, batch.noise, quick)
+                of_fake = discriminate(game, fake, deal.cond, batch.noise, quick)
                 round = Round(
                     game,
                     deal,
@@ -345,7 +346,7 @@ def adversarial_step(
 def _of_best(costs: Tensor, logits: Tensor, share: float) -> Tensor:
     """Mean cost of the share of fakes, of all ranks, with the highest logits. Sinha et al. 2020, algorithm 1."""
     likes = logits.detach().flatten(1).mean(1) if logits.dim() > 1 else logits.detach()
-    everyones = ranks.gather(likes)
+    everyones = distributed.all_gather(likes)
     kept = max(1, math.ceil(share * len(everyones)))
     least = everyones.topk(kept).values[-1]
     chosen = (likes >= least).to(costs).view(-1, *[1] * (costs.dim() - 1))

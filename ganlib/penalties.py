@@ -14,9 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ganlib import ranks
+from ganlib import distributed
 from ganlib.augment import Augment, AugmentConfig
-from ganlib.game import Round, Sample, each, leaves
+from ganlib.game import Round, Sample, map_tensors, tensors_of
 
 __all__ = [
     "DIFFERENTIATE",
@@ -39,7 +39,7 @@ def _of_each(values: Tensor) -> Tensor:
 
 def _squared_gradient(logits: Tensor, sample: Sample) -> Tensor:
     """‖∂D/∂x‖² for each example, `[N]`, differentiable once more."""
-    gradients = torch.autograd.grad(_of_each(logits).sum(), leaves(sample), create_graph=True)
+    gradients = torch.autograd.grad(_of_each(logits).sum(), tensors_of(sample), create_graph=True)
     return torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
 
 
@@ -70,7 +70,7 @@ def gradient_penalty(round: Round) -> Tensor:
     if isinstance(round.real, dict) and isinstance(round.fake, dict):
         between: Sample = {name: mix(part, round.fake[name]) for name, part in round.real.items()}
     else:
-        between = mix(leaves(round.real)[0], leaves(round.fake)[0])
+        between = mix(tensors_of(round.real)[0], tensors_of(round.fake)[0])
     return _off_unit_slope(round, between)
 
 
@@ -88,7 +88,7 @@ def dragan(round: Round) -> Tensor:
         apart = reach.view(-1, *[1] * (real.dim() - 1)) * round.noise.uniform(*real.shape[1:])
         return (real.detach() + apart).requires_grad_()
 
-    return _off_unit_slope(round, each(perturb, round.real))
+    return _off_unit_slope(round, map_tensors(perturb, round.real))
 
 
 _flip_and_shift = Augment(
@@ -98,11 +98,11 @@ _flip_and_shift = Augment(
 
 def _inconsistency(round: Round, sample: Sample, logits: Tensor) -> Tensor:
     """‖D(x) − D(T(x))‖², `[N]`; T flips every other image and shifts it by up to ⅛, mirrored at the edges."""
-    if any(part.dim() != 4 for part in leaves(sample)):
+    if any(part.dim() != 4 for part in tensors_of(sample)):
         raise ValueError("consistency flips and shifts, and so needs images, [N, C, H, W]")
     if round.deal.cond is not None and round.deal.cond.dim() == 4:
         raise ValueError("consistency moves images, and would move them away from the image they are paired with")
-    moved = each(lambda images: _flip_and_shift(images.detach(), round.noise, 0.0), sample)
+    moved = map_tensors(lambda images: _flip_and_shift(images.detach(), round.noise, 0.0), sample)
     return _of_each((logits - round.discriminate(moved).logits).square())
 
 
@@ -136,8 +136,8 @@ class LeCam(nn.Module):
         assert round.real_logits is not None, "a discriminator's turn has judged the reals"
         real, fake = round.real_logits, round.fake_logits
         now = torch.stack([real.detach().mean(), fake.detach().mean()]).to(self.means)
-        if ranks.world() > 1:
-            ranks.average([now])
+        if distributed.world_size() > 1:
+            distributed.average_gradients([now])
         of_real, of_fake = means = torch.where(self.started, self.means, now)
         self.means.copy_(now.lerp(means, self.decay))
         self.started.fill_(True)

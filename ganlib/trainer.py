@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ganlib import checkpoint, health, ranks, registry, shards
+from ganlib import checkpoint, distributed, health, registry, shards
 from ganlib.augment import Augment
 from ganlib.config import ConfigError, Params, PlayerConfig
 from ganlib.data._spec import Spec
@@ -35,7 +35,7 @@ from ganlib.game import (
     Sample,
     Term,
     adversarial_step,
-    each,
+    map_tensors,
     seed_of,
 )
 from ganlib.loader import Loader
@@ -45,7 +45,7 @@ from ganlib.penalties import DIFFERENTIATE, MOVE, PENALTIES
 from ganlib.schedules import value
 from ganlib.watch import Watch
 
-__all__ = ["Plan", "Report", "average_weights", "build_game", "check_groups", "plan", "train"]
+__all__ = ["Plan", "Report", "build_game", "check_groups", "plan", "train", "update_ema"]
 
 Report = Callable[[dict[str, float], Path | None], None]
 """`(row, folder)`, called on every rank. `folder`, now and then and on rank 0 alone, holds `checkpoint.pt`,
@@ -335,7 +335,7 @@ class _Training:
         halflife = value(play.ema_halflife_kimg, kimg)
         if play.ema_rampup is not None:  # Karras et al. 2020a: no longer than a share of the training so far
             halflife = min(halflife, kimg * play.ema_rampup)
-        average_weights(self.average, self.game.generator, 0.5 ** (images / max(halflife * 1000, 1e-9)))
+        update_ema(self.average, self.game.generator, 0.5 ** (images / max(halflife * 1000, 1e-9)))
         if self.game.progress is not None:
             self.game.progress(self.average, kimg)
         self.state["step"] += 1
@@ -344,7 +344,7 @@ class _Training:
     def _view(self, sample: Sample, noise: Noise) -> Sample:
         assert self.augment is not None
         augment, kimg = self.augment, self.kimg
-        return each(lambda images: augment(images, noise, kimg), sample)
+        return map_tensors(lambda images: augment(images, noise, kimg), sample)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if not self.params.train.amp:
@@ -362,8 +362,8 @@ class _Training:
             self.state["accuracy"] = 1.0
             return
         right = (2 + stats["sign/real"] - stats["sign/fake"]) / 4
-        if ranks.world() > 1:
-            right = ranks.total(right) / ranks.world()
+        if distributed.world_size() > 1:
+            right = distributed.all_reduce(right) / distributed.world_size()
         self.state["accuracy"] += (float(right) - self.state["accuracy"]) / 10
 
 
@@ -388,7 +388,7 @@ def _learner(module: nn.Module, cfg: PlayerConfig, world: int, compile: bool) ->
         cfg.lr,
         beta2=cfg.betas[1],
         clip_norm=cfg.clip_norm,
-        average_gradients=ranks.average if world > 1 else None,
+        average_gradients=distributed.average_gradients if world > 1 else None,
         compiled=torch.compile(module) if compile else None,
     )
 
@@ -397,12 +397,12 @@ def _means(sums: dict[str, Tensor], world: int) -> dict[str, float]:
     """Means over ranks and over the steps that had the statistic; `sums` holds (sum, count) of each."""
     flat = torch.stack(list(sums.values()))
     if world > 1:
-        flat = ranks.total(flat)
+        flat = distributed.all_reduce(flat)
     return dict(zip(sums, (flat[:, 0] / flat[:, 1]).tolist(), strict=True))
 
 
 @torch.no_grad()
-def average_weights(average: nn.Module, module: nn.Module, decay: float) -> None:
+def update_ema(average: nn.Module, module: nn.Module, decay: float) -> None:
     """average ← decay·average + (1 − decay)·module, running statistics of norms included."""
     torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
     for mine, theirs in zip(average.buffers(), module.buffers(), strict=True):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ganlib import health, registry, shards
 from ganlib.config import Params
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Deal, Game, Noise, Sample, each, judge, leaves
+from ganlib.game import Batch, Deal, Game, Noise, Sample, discriminate, map_tensors, tensors_of
 from ganlib.losses import LOSSES
 from ganlib.reference import Reference
 
@@ -60,7 +60,7 @@ class Watch:
             if not spec.given:  # noise is held, but given images would be too many
                 deals = list(self.judged())
                 self.judged = lambda: iter(deals)
-        reals = torch.cat([_small(leaves(deal.real)[0]) for deal in self.judged()])
+        reals = torch.cat([_small(tensors_of(deal.real)[0]) for deal in self.judged()])
         self.varied = reals[health.some(len(reals))]
 
     def _deal(self, prepared: Path, split: str, size: int, purpose: str, **how: bool) -> Deal:
@@ -84,7 +84,7 @@ class Watch:
             some = {name: column[rows[part]] for name, column in data.items()}
             noise = Noise(self.params.seed, purpose, size=size, rows=part)
             deal = self.game.deal(Batch(some | {"sample": decode(some["sample"])}, noise, training=False))
-            yield dataclasses.replace(deal, real=each(_small, deal.real)) if small else deal
+            yield dataclasses.replace(deal, real=map_tensors(_small, deal.real)) if small else deal
 
     def _chunks(self, size: int) -> list[slice]:
         """Slices of `size` examples that any device holds, activations included."""
@@ -97,21 +97,21 @@ class Watch:
         """What the average makes of a deal, on the CPU."""
         average = self.average.eval()
         made = []
-        for rows in self._chunks(len(leaves(deal.inputs)[0])):
-            inputs = each(lambda x, rows=rows: self.place(x[rows]), deal.inputs)  # type: ignore[misc]
+        for rows in self._chunks(len(tensors_of(deal.inputs)[0])):
+            inputs = map_tensors(lambda x, rows=rows: self.place(x[rows]), deal.inputs)  # type: ignore[misc]
             cond = None if deal.cond is None else self.place(deal.cond[rows])
-            made.append(leaves(average(inputs, cond))[0].float().cpu())
+            made.append(tensors_of(average(inputs, cond))[0].float().cpu())
         return torch.cat(made)
 
     @torch.inference_mode()
     def _logits(self, deal: Deal, sample: Sample, step: int) -> Tensor:
         """The discriminator's of a sample under the deal's condition."""
-        discriminator, size, logits = self.game.discriminator.eval(), len(leaves(sample)[0]), []
+        discriminator, size, logits = self.game.discriminator.eval(), len(tensors_of(sample)[0]), []
         for rows in self._chunks(size):
-            part = each(lambda x, rows=rows: self.place(x[rows]), sample)  # type: ignore[misc]
+            part = map_tensors(lambda x, rows=rows: self.place(x[rows]), sample)  # type: ignore[misc]
             cond = None if deal.cond is None else self.place(deal.cond[rows])
-            noise = Noise(self.params.seed, "judged", step, size=size, rows=rows, device=leaves(part)[0].device)
-            logits.append(judge(self.game, part, cond, noise).logits.cpu())
+            noise = Noise(self.params.seed, "judged", step, size=size, rows=rows, device=tensors_of(part)[0].device)
+            logits.append(discriminate(self.game, part, cond, noise).logits.cpu())
         discriminator.train()
         return torch.cat(logits)
 
@@ -161,7 +161,7 @@ class Watch:
     def picture(self, path: Path) -> None:
         """Draw the fixed deal's fakes; between what was given and what is real, where something was given."""
         preview, fakes = registry.load("data", self.spec.kind).preview, self._play(self.fixed)
-        shown = [self.given, fakes, leaves(self.fixed.real)[0]] if self.spec.given else fakes
+        shown = [self.given, fakes, tensors_of(self.fixed.real)[0]] if self.spec.given else fakes
         preview(shown, columns=4 if self.spec.given else 8).save(path)
 
 

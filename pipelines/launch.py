@@ -21,16 +21,16 @@ import torch
 import ganlib
 from ganlib.checkpoint import Damaged, load
 from ganlib.config import ConfigError, Params, parse_params
+from ganlib.distributed import WorkerLost
 from ganlib.evaluate import measurable
 from ganlib.health import Diverged
-from ganlib.ranks import RankLost
 from ganlib.reference import Reference
 from ganlib.registry import nearest
 from ganlib.shards import read_spec
 from ganlib.trainer import Report, build_game, check_groups, plan, train
 from pipelines._stage import REFERENCE, StageError, home
 
-__all__ = ["Job", "cluster", "fingerprint", "fit", "keep_memory", "run_workers", "storage", "work"]
+__all__ = ["Job", "cluster", "fingerprint", "fit", "keep_freed_memory", "run_workers", "storage", "work"]
 
 # Ray asks for the workers' news this often; at its default of 2 s a report waits a second on average
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -73,12 +73,12 @@ def _check_gate(metric: str, known: list[str]) -> None:
 def work(job: Job, report: Report, resume: str | Path | None = None) -> None:
     """Train on this process's share of the job, with as many threads as it has cores."""
     params = parse_params(job.params)
-    keep_memory()
+    keep_freed_memory()
     torch.set_num_threads(params.scale.cpus_per_worker)
     train(params, report, prepared=job.prepared, reference=job.reference, resume=resume)
 
 
-def keep_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep freed memory instead of giving it back to the kernel after every layer.
 
     A step frees and takes the same large buffers again and again; the page faults this costs are a fifth of a
@@ -265,7 +265,7 @@ def cause(error: Exception) -> str:
     failures = {
         rank: getattr(failure, "_base_exc", failure) for rank, failure in getattr(error, "worker_failures", {}).items()
     }
-    left = {rank for rank, f in failures.items() if isinstance(f, RankLost) or "gloo" in str(f)}
+    left = {rank for rank, f in failures.items() if isinstance(f, WorkerLost) or "gloo" in str(f)}
     own = {rank: failure for rank, failure in failures.items() if rank not in left} or failures
     for rank, failure in own.items():
         return f"worker {rank}: {type(failure).__name__}: {' '.join(str(failure).split())[:300]}"

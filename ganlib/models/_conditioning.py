@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ganlib import ranks
+from ganlib import distributed
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Deal, Game, Round, Term, Verdict
+from ganlib.game import Batch, Deal, DiscriminatorOutput, Game, Round, Term
 from ganlib.models._layers import gaussian_latent
 
-__all__ = ["Conditioning", "Embedding", "Head", "Told", "beside", "from_noise", "told"]
+__all__ = ["Condition", "Conditioning", "Embedding", "Head", "concat_condition", "condition_of", "noise_game"]
 
 Conditioning = Literal["auto", "none", "concat", "projection", "auxiliary", "reacgan"]
 
@@ -34,7 +34,7 @@ _PROJECTED = 64
 
 
 @dataclass(frozen=True)
-class Told:
+class Condition:
     """What the players of one game are told of each example."""
 
     mode: Conditioning
@@ -43,12 +43,12 @@ class Told:
 
     @property
     def size(self) -> int:
-        """Numbers in one-hot labels or attributes; 0 where nothing is told."""
+        """Numbers in one-hot labels or attributes; 0 where the model is unconditional."""
         return self.classes or self.attributes
 
     @property
     def planes(self) -> int:
-        """Inputs that `beside` adds."""
+        """Inputs that `concat_condition` adds."""
         return self.size if self.mode == "concat" else 0
 
     def cond(self, batch: Batch) -> Tensor | None:
@@ -58,44 +58,51 @@ class Told:
         return batch.data["attributes"] if self.attributes else None
 
 
-def told(mode: Conditioning, spec: Spec, *, auto: Conditioning) -> Told:
+def condition_of(mode: Conditioning, spec: Spec, *, auto: Conditioning) -> Condition:
     """Raises ValueError for a condition that the data do not have, or one that cannot be told in this way."""
     if mode == "none" or (mode == "auto" and not spec.classes and not spec.attributes):
-        return Told("none", 0, 0)
+        return Condition("none", 0, 0)
     mode = auto if mode == "auto" else mode
     if not spec.classes and not spec.attributes:
         raise ValueError(f"network.conditioning is {mode}, but the data have no labels; use auto or none")
     if mode == "reacgan" and not spec.classes:
         raise ValueError("network.conditioning: reacgan needs class labels, these data have attributes; use projection")
-    return Told(mode, len(spec.classes), 0 if spec.classes else len(spec.attributes))
+    return Condition(mode, len(spec.classes), 0 if spec.classes else len(spec.attributes))
 
 
 class Embedding(nn.Module):
     """Labels `[N]` or attributes `[N, A]` → `[N, dim]`."""
 
-    def __init__(self, told: Told, dim: int):
+    def __init__(self, condition: Condition, dim: int):
         super().__init__()
-        self.table: nn.Module = nn.Embedding(told.classes, dim) if told.classes else nn.Linear(told.attributes, dim)
+        self.table: nn.Module = (
+            nn.Embedding(condition.classes, dim) if condition.classes else nn.Linear(condition.attributes, dim)
+        )
 
     def forward(self, cond: Tensor) -> Tensor:
         embedded: Tensor = self.table(cond)
         return embedded
 
 
-def beside(x: Tensor, cond: Tensor | None, told: Told) -> Tensor:
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Labels `[N]` → bool `[N, classes]`. Unlike torch's own it reads no label on the CPU."""
+    return labels[:, None] == torch.arange(classes, device=labels.device)
+
+
+def concat_condition(x: Tensor, cond: Tensor | None, condition: Condition) -> Tensor:
     """The condition, one-hot where it is a class, beside `[N, D]` or as constant planes beside `[N, C, H, W]`.
 
     `x` itself unless the mode is `concat`.
     """
-    if told.mode != "concat" or cond is None or not told.size:
+    if condition.mode != "concat" or cond is None or not condition.size:
         return x
-    said = F.one_hot(cond, told.classes).to(x) if told.classes else cond.to(x)
-    planes = said.view(*said.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
+    numbers = one_hot(cond, condition.classes).to(x) if condition.classes else cond.to(x)
+    planes = numbers.view(*numbers.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
     return torch.cat([x, planes], 1)
 
 
 class Head(nn.Module):
-    """The end of a discriminator: features `[N, D]` and condition → Verdict.
+    """The end of a discriminator: features `[N, D]` and condition → DiscriminatorOutput.
 
     `wrap` is applied to every layer that holds weights (spectral norm). `weight` is that of the extra losses in
     `terms()`, which the family adds to its game.
@@ -103,36 +110,36 @@ class Head(nn.Module):
 
     def __init__(
         self,
-        told: Told,
+        condition: Condition,
         features: int,
         *,
         wrap: Callable[[nn.Module], nn.Module] = lambda layer: layer,
         weight: float = 1.0,
     ):
         super().__init__()
-        self.told, self.weight = told, weight
+        self.condition, self.weight = condition, weight
         self.logit = wrap(nn.Linear(features, 1))
         self.embedding = self.names = self.projector = None
-        if told.mode == "projection":
-            self.embedding = Embedding(told, features)
+        if condition.mode == "projection":
+            self.embedding = Embedding(condition, features)
             self.embedding.table = wrap(self.embedding.table)
-        elif told.mode == "auxiliary":
-            self.names = wrap(nn.Linear(features, told.size))
-        elif told.mode == "reacgan":
+        elif condition.mode == "auxiliary":
+            self.names = wrap(nn.Linear(features, condition.size))
+        elif condition.mode == "reacgan":
             self.projector = wrap(nn.Linear(features, _PROJECTED))
-            self.embedding = Embedding(told, _PROJECTED)
+            self.embedding = Embedding(condition, _PROJECTED)
 
-    def forward(self, features: Tensor, cond: Tensor | None) -> Verdict:
+    def forward(self, features: Tensor, cond: Tensor | None) -> DiscriminatorOutput:
         logits = self.logit(features).squeeze(1)
-        if self.told.mode == "projection" and self.embedding is not None and cond is not None:
+        if self.condition.mode == "projection" and self.embedding is not None and cond is not None:
             logits = logits + (self.embedding(cond) * features).sum(1)  # Miyato & Koyama 2018, eq. 4
-        return Verdict(logits, features)
+        return DiscriminatorOutput(logits, features)
 
     def terms(self) -> tuple[Term, ...]:
         """Both players' extra losses; none for `concat` and `projection`."""
-        if self.told.mode == "auxiliary":
+        if self.condition.mode == "auxiliary":
             name, of_real, of_fake = "auxiliary", self._misnamed, self._misnamed
-        elif self.told.mode == "reacgan":
+        elif self.condition.mode == "reacgan":
             name, of_real, of_fake = "reacgan", self._contrast, None
         else:
             return ()
@@ -155,7 +162,7 @@ class Head(nn.Module):
         assert features is not None
         assert cond is not None
         named = self.names(features)
-        if self.told.classes:
+        if self.condition.classes:
             return F.cross_entropy(named, cond, reduction="none")
         squares: Tensor = (named - cond).square()
         return squares.mean(1)
@@ -171,17 +178,17 @@ class Head(nn.Module):
         assert cond is not None
         seen = F.normalize(self.projector(features), dim=1)
         classes = F.normalize(self.embedding(cond), dim=1)
-        everyone, labels = ranks.gather(seen), ranks.gather(cond)
+        everyone, labels = distributed.all_gather(seen), distributed.all_gather(cond)
         to_class = ((seen * classes).sum(1) - _POSITIVE_MARGIN).clamp(max=0.0) / _TEMPERATURE
         to_others = (seen @ everyone.T - _NEGATIVE_MARGIN).clamp(min=0.0) / _TEMPERATURE
         to_others = to_others.masked_fill(cond[:, None] == labels[None, :], -torch.inf)
         return torch.logsumexp(torch.cat([to_class[:, None], to_others], 1), 1) - to_class
 
 
-def from_noise(
+def noise_game(
     generator: nn.Module,
     discriminator: nn.Module,
-    told: Told,
+    condition: Condition,
     latent_dim: int,
     terms: tuple[Term, ...] = (),
     group: int = 0,
@@ -196,11 +203,11 @@ def from_noise(
         deal=lambda batch: Deal(
             inputs=gaussian_latent(batch.noise, latent_dim),
             real=batch.data["sample"],
-            cond=told.cond(batch),
+            cond=condition.cond(batch),
         ),
         latent=lambda noise, truncation: gaussian_latent(noise, latent_dim, truncation),
-        classes=told.classes,
-        attributes=told.attributes,
+        classes=condition.classes,
+        attributes=condition.attributes,
         terms=(*head.terms(), *terms),
         group=group or 1,
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
-from ganlib import ranks
+from ganlib import distributed
 from ganlib.game import Noise
 
 __all__ = [
@@ -68,7 +68,9 @@ class _BatchNorm(torch.autograd.Function):
         else:
             variance, mean = torch.var_mean(x, axes, correction=0)
         if dist.is_initialized() and dist.get_world_size() > 1:  # equal shares of the batch
-            moments = ranks.total(torch.stack([mean, variance + mean.square()]).double()) / dist.get_world_size()
+            moments = (
+                distributed.all_reduce(torch.stack([mean, variance + mean.square()]).double()) / dist.get_world_size()
+            )
             mean, variance = moments[0].to(x), (moments[1] - moments[0].square()).clamp_min(0.0).to(x)
         ctx.save_for_backward(x, weight, mean, variance)
         ctx.eps, ctx.count = eps, x.numel() / x.shape[1]
@@ -85,7 +87,7 @@ class _BatchNorm(torch.autograd.Function):
         )
         means = torch.stack([by_bias, by_weight]) / ctx.count
         if dist.is_initialized() and dist.get_world_size() > 1:
-            means = ranks.total(means) / dist.get_world_size()
+            means = distributed.all_reduce(means) / dist.get_world_size()
         inverse = (variance + ctx.eps).rsqrt()
         shape = [1, -1, *[1] * (x.dim() - 2)]
         slope = -weight * inverse * inverse * means[1]

@@ -15,8 +15,16 @@ from torch import Tensor, nn
 
 from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
-from ganlib.game import Game, Verdict
-from ganlib.models._conditioning import Conditioning, Embedding, Head, Told, beside, from_noise, told
+from ganlib.game import DiscriminatorOutput, Game
+from ganlib.models._conditioning import (
+    Condition,
+    Conditioning,
+    Embedding,
+    Head,
+    concat_condition,
+    condition_of,
+    noise_game,
+)
 from ganlib.models._layers import BatchNorm, MinibatchDeviation
 
 __all__ = ["MODALITY", "Config", "build"]
@@ -45,7 +53,7 @@ def build(cfg: Config, spec: Spec) -> Game:
         raise ValueError(
             f"dcgan makes images of 8 to 128 pixels a side, each a multiple of 4, at most 4:1; found {height}x{width}"
         )
-    cond = told(cfg.conditioning, spec, auto="projection")
+    condition = condition_of(cfg.conditioning, spec, auto="projection")
 
     # halve while both sides stay whole and at least 4
     levels = 1
@@ -56,18 +64,18 @@ def build(cfg: Config, spec: Spec) -> Game:
     base = (height >> levels, width >> levels)
     widths = [min(cfg.width << level, cfg.max_width) for level in range(levels)]  # outermost first
 
-    generator = _Generator(cfg, channels, base, widths, cond)
-    discriminator = _Discriminator(cfg, channels, base, widths, cond)
-    return from_noise(generator, discriminator, cond, cfg.latent_dim, group=cfg.minibatch_group)
+    generator = _Generator(cfg, channels, base, widths, condition)
+    discriminator = _Discriminator(cfg, channels, base, widths, condition)
+    return noise_game(generator, discriminator, condition, cfg.latent_dim, group=cfg.minibatch_group)
 
 
 class _Generator(nn.Module):
-    def __init__(self, cfg: Config, channels: int, base: tuple[int, int], widths: list[int], told: Told):
+    def __init__(self, cfg: Config, channels: int, base: tuple[int, int], widths: list[int], condition: Condition):
         super().__init__()
         normal = cfg.generator_norm == "batch"
-        self.embedding = Embedding(told, cfg.latent_dim) if told.size else None
+        self.embedding = Embedding(condition, cfg.latent_dim) if condition.size else None
         self.base = (widths[-1], *base)
-        self.first = nn.Linear(cfg.latent_dim * (2 if told.size else 1), widths[-1] * base[0] * base[1])
+        self.first = nn.Linear(cfg.latent_dim * (2 if condition.size else 1), widths[-1] * base[0] * base[1])
         layers: list[nn.Module] = [BatchNorm(widths[-1])] if normal else []
         layers.append(nn.ReLU(inplace=True))
         for inner, outer in zip(widths[:0:-1], widths[-2::-1], strict=True):
@@ -86,7 +94,7 @@ class _Generator(nn.Module):
 
 
 class _Discriminator(nn.Module):
-    def __init__(self, cfg: Config, channels: int, base: tuple[int, int], widths: list[int], told: Told):
+    def __init__(self, cfg: Config, channels: int, base: tuple[int, int], widths: list[int], condition: Condition):
         super().__init__()
 
         def spectral(layer: nn.Module) -> nn.Module:
@@ -96,9 +104,9 @@ class _Discriminator(nn.Module):
             return layer
 
         layers: list[nn.Module] = []
-        self.told = told
+        self.condition = condition
         compare = MinibatchDeviation(cfg.minibatch_group)
-        for level, (inner, outer) in enumerate(zip([channels + told.planes, *widths], widths, strict=False)):
+        for level, (inner, outer) in enumerate(zip([channels + condition.planes, *widths], widths, strict=False)):
             normal = cfg.discriminator_norm == "batch" and level > 0  # none on the first: Radford et al., section 3
             if level == len(widths) - 1:  # late, but a nonlinearity is still to come
                 layers.append(compare)
@@ -109,12 +117,12 @@ class _Discriminator(nn.Module):
             layers.append(nn.LeakyReLU(0.2, inplace=True))
         self.layers = nn.Sequential(*layers, nn.Flatten())
         features = widths[-1] * base[0] * base[1]
-        self.head = Head(told, features, wrap=spectral, weight=cfg.conditioning_weight)
+        self.head = Head(condition, features, wrap=spectral, weight=cfg.conditioning_weight)
 
-    def forward(self, images: Tensor, cond: Tensor | None = None) -> Verdict:
+    def forward(self, images: Tensor, cond: Tensor | None = None) -> DiscriminatorOutput:
         """Images `[N, C, H, W]` and condition → logits `[N]`, features `[N, D]`."""
-        verdict: Verdict = self.head(self.layers(beside(images, cond, self.told)), cond)
-        return verdict
+        output: DiscriminatorOutput = self.head(self.layers(concat_condition(images, cond, self.condition)), cond)
+        return output
 
 
 def _initialise(layer: nn.Module) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
-from ganlib.game import Game, Verdict
-from ganlib.models._conditioning import Conditioning, Head, Told, beside, from_noise, told
+from ganlib.game import DiscriminatorOutput, Game
+from ganlib.models._conditioning import Condition, Conditioning, Head, concat_condition, condition_of, noise_game
 
 __all__ = ["MODALITY", "Config", "build"]
 
@@ -36,9 +36,9 @@ class Config(_Config):
 
 def build(cfg: Config, spec: Spec) -> Game:
     """Raises ValueError for a condition that the data do not have."""
-    cond = told(cfg.conditioning, spec, auto="concat")
-    discriminator = _Discriminator(cfg, spec.shape, cond)
-    return from_noise(_Generator(cfg, spec.shape, cond), discriminator, cond, cfg.latent_dim)
+    condition = condition_of(cfg.conditioning, spec, auto="concat")
+    discriminator = _Discriminator(cfg, spec.shape, condition)
+    return noise_game(_Generator(cfg, spec.shape, condition), discriminator, condition, cfg.latent_dim)
 
 
 def _hidden(inputs: int, cfg: Config, activation: nn.Module) -> list[nn.Module]:
@@ -49,26 +49,28 @@ def _hidden(inputs: int, cfg: Config, activation: nn.Module) -> list[nn.Module]:
 class _Generator(nn.Module):
     """Always told by the condition beside z: one-hot, or as the attributes are."""
 
-    def __init__(self, cfg: Config, shape: tuple[int, ...], told: Told):
+    def __init__(self, cfg: Config, shape: tuple[int, ...], condition: Condition):
         super().__init__()
-        self.told, self.shape = dataclasses.replace(told, mode="concat"), shape
-        hidden = _hidden(cfg.latent_dim + told.size, cfg, nn.ReLU())
+        self.condition, self.shape = dataclasses.replace(condition, mode="concat"), shape
+        hidden = _hidden(cfg.latent_dim + condition.size, cfg, nn.ReLU())
         self.layers = nn.Sequential(*hidden, nn.Linear(cfg.width, math.prod(shape)))
 
     def forward(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
         """z `[N, latent_dim]` and condition → images `[N, C, H, W]` in [−1, 1]."""
-        images: Tensor = self.layers(beside(z, cond, self.told)).tanh()
+        images: Tensor = self.layers(concat_condition(z, cond, self.condition)).tanh()
         return images.view(-1, *self.shape)
 
 
 class _Discriminator(nn.Module):
-    def __init__(self, cfg: Config, shape: tuple[int, ...], told: Told):
+    def __init__(self, cfg: Config, shape: tuple[int, ...], condition: Condition):
         super().__init__()
-        self.told = told
-        self.layers = nn.Sequential(*_hidden(math.prod(shape) + told.planes, cfg, nn.LeakyReLU(0.2)))
-        self.head = Head(told, cfg.width, weight=cfg.conditioning_weight)
+        self.condition = condition
+        self.layers = nn.Sequential(*_hidden(math.prod(shape) + condition.planes, cfg, nn.LeakyReLU(0.2)))
+        self.head = Head(condition, cfg.width, weight=cfg.conditioning_weight)
 
-    def forward(self, images: Tensor, cond: Tensor | None = None) -> Verdict:
+    def forward(self, images: Tensor, cond: Tensor | None = None) -> DiscriminatorOutput:
         """Images `[N, C, H, W]` and condition → logits `[N]`, features `[N, width]`."""
-        verdict: Verdict = self.head(self.layers(beside(images.flatten(1), cond, self.told)), cond)
-        return verdict
+        output: DiscriminatorOutput = self.head(
+            self.layers(concat_condition(images.flatten(1), cond, self.condition)), cond
+        )
+        return output

@@ -22,8 +22,16 @@ from torch import Tensor, nn
 
 from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
-from ganlib.game import Game, Verdict
-from ganlib.models._conditioning import Conditioning, Embedding, Head, Told, beside, from_noise, told
+from ganlib.game import DiscriminatorOutput, Game
+from ganlib.models._conditioning import (
+    Condition,
+    Conditioning,
+    Embedding,
+    Head,
+    concat_condition,
+    condition_of,
+    noise_game,
+)
 
 __all__ = ["MODALITY", "Config", "build"]
 
@@ -59,19 +67,19 @@ def build(cfg: Config, spec: Spec) -> Game:
             "r3gan makes images of 8 to 256 pixels a side, at most 4:1, that whole halvings bring to a shorter side of "
             f"4 to 7; found {height}x{width}"
         )
-    cond = told(cfg.conditioning, spec, auto="projection")
-    discriminator = _Discriminator(cfg, channels, base, widths, cond)
-    return from_noise(_Generator(cfg, channels, base, widths, cond), discriminator, cond, cfg.latent_dim)
+    condition = condition_of(cfg.conditioning, spec, auto="projection")
+    discriminator = _Discriminator(cfg, channels, base, widths, condition)
+    return noise_game(_Generator(cfg, channels, base, widths, condition), discriminator, condition, cfg.latent_dim)
 
 
 class _Generator(nn.Module):
-    def __init__(self, cfg: Config, channels: int, base: tuple[int, int], widths: list[int], told: Told):
+    def __init__(self, cfg: Config, channels: int, base: tuple[int, int], widths: list[int], condition: Condition):
         super().__init__()
-        self.embedding = Embedding(told, cfg.latent_dim) if told.size else None
+        self.embedding = Embedding(condition, cfg.latent_dim) if condition.size else None
         if self.embedding is not None:
             _scaled(self.embedding.table)
         self.basis = nn.Parameter(torch.randn(widths[-1], *base))
-        self.mix = _scaled(nn.Linear(cfg.latent_dim * (2 if told.size else 1), widths[-1], bias=False))
+        self.mix = _scaled(nn.Linear(cfg.latent_dim * (2 if condition.size else 1), widths[-1], bias=False))
         layers = _stage(cfg, widths[-1], len(widths))
         for inner, outer in itertools.pairwise(reversed(widths)):
             layers += [*_match(inner, outer), _Resample(up=True), *_stage(cfg, outer, len(widths))]
@@ -86,25 +94,25 @@ class _Generator(nn.Module):
 
 
 class _Discriminator(nn.Module):
-    def __init__(self, cfg: Config, channels: int, base: tuple[int, int], widths: list[int], told: Told):
+    def __init__(self, cfg: Config, channels: int, base: tuple[int, int], widths: list[int], condition: Condition):
         super().__init__()
-        self.told = told
-        layers: list[nn.Module] = [_scaled(nn.Conv2d(channels + told.planes, widths[0], 1, bias=False))]
+        self.condition = condition
+        layers: list[nn.Module] = [_scaled(nn.Conv2d(channels + condition.planes, widths[0], 1, bias=False))]
         for outer, inner in itertools.pairwise(widths):
             layers += [*_stage(cfg, outer, len(widths)), _Resample(up=False), *_match(outer, inner)]
         self.layers = nn.Sequential(*layers, *_stage(cfg, widths[-1], len(widths)))
         # a depthwise convolution as large as its input
         self.basis = nn.Parameter(torch.randn(widths[-1], *base) / math.sqrt(math.prod(base)))
-        self.mix = _scaled(nn.Linear(widths[-1], widths[-1], bias=False)) if told.size else nn.Identity()
-        self.head = Head(told, widths[-1], wrap=_scaled, weight=cfg.conditioning_weight)
-        if told.mode == "projection" and self.head.embedding is not None:
+        self.mix = _scaled(nn.Linear(widths[-1], widths[-1], bias=False)) if condition.size else nn.Identity()
+        self.head = Head(condition, widths[-1], wrap=_scaled, weight=cfg.conditioning_weight)
+        if condition.mode == "projection" and self.head.embedding is not None:
             _scaled(self.head.embedding.table, 1 / math.sqrt(widths[-1]))  # inner products as large as their terms
 
-    def forward(self, images: Tensor, cond: Tensor | None = None) -> Verdict:
+    def forward(self, images: Tensor, cond: Tensor | None = None) -> DiscriminatorOutput:
         """Images `[N, C, H, W]` and condition → logits `[N]`, features `[N, D]`."""
-        maps = self.layers(beside(images, cond, self.told))
-        verdict: Verdict = self.head(self.mix((maps * self.basis).sum((2, 3))), cond)
-        return verdict
+        maps = self.layers(concat_condition(images, cond, self.condition))
+        output: DiscriminatorOutput = self.head(self.mix((maps * self.basis).sum((2, 3))), cond)
+        return output
 
 
 class _Block(nn.Module):

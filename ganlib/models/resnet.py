@@ -25,8 +25,16 @@ from torch import Tensor, nn
 
 from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
-from ganlib.game import Game, Term, Verdict
-from ganlib.models._conditioning import Conditioning, Embedding, Head, Told, beside, from_noise, told
+from ganlib.game import DiscriminatorOutput, Game, Term
+from ganlib.models._conditioning import (
+    Condition,
+    Conditioning,
+    Embedding,
+    Head,
+    concat_condition,
+    condition_of,
+    noise_game,
+)
 from ganlib.models._layers import BatchNorm, MinibatchDeviation
 
 __all__ = ["MODALITY", "Config", "build"]
@@ -76,16 +84,16 @@ def build(cfg: Config, spec: Spec) -> Game:
             f"network.latent_dim: {cfg.latent_dim} does not divide into {doublings + 1} chunks, one for the base and "
             "each block; hierarchical latents want a multiple"
         )
-    cond = told(cfg.conditioning, spec, auto="projection")
-    generator = _Generator(cfg, spec.shape, doublings, cond)
-    discriminator = _Discriminator(cfg, spec.shape, doublings, cond)
+    condition = condition_of(cfg.conditioning, spec, auto="projection")
+    generator = _Generator(cfg, spec.shape, doublings, condition)
+    discriminator = _Discriminator(cfg, spec.shape, doublings, condition)
     orthogonal = Term("orthogonal", "generator", lambda round: _overlap(round.game.generator), cfg.orthogonal)
     terms = (orthogonal,) if cfg.orthogonal else ()
-    return from_noise(generator, discriminator, cond, cfg.latent_dim, terms, cfg.minibatch_group)
+    return noise_game(generator, discriminator, condition, cfg.latent_dim, terms, cfg.minibatch_group)
 
 
 class _Generator(nn.Module):
-    def __init__(self, cfg: Config, shape: tuple[int, ...], doublings: int, told: Told):
+    def __init__(self, cfg: Config, shape: tuple[int, ...], doublings: int, condition: Condition):
         super().__init__()
         channels, height, width = shape
         widths = [min(cfg.width << level, cfg.max_width) for level in range(doublings, -1, -1)]  # innermost first
@@ -93,7 +101,7 @@ class _Generator(nn.Module):
         wrap = _wrap(cfg.init, cfg.generator_spectral)
         self.base = (widths[0], height >> doublings, width >> doublings)
         self.chunk = cfg.latent_dim // (doublings + 1 if cfg.hierarchical else 1)
-        hint = (cfg.embedding_dim if told.size else 0) + (self.chunk if cfg.hierarchical else 0)
+        hint = (cfg.embedding_dim if condition.size else 0) + (self.chunk if cfg.hierarchical else 0)
 
         def norm(channels: int) -> nn.Module:
             return _ConditionalBatchNorm(channels, hint, wrap) if hint else BatchNorm(channels)
@@ -101,7 +109,7 @@ class _Generator(nn.Module):
         def attention(channels: int, height: int) -> nn.Module:
             return _Attention(channels, wrap) if height in cfg.attention else nn.Identity()
 
-        self.embedding = Embedding(told, cfg.embedding_dim) if told.size else None
+        self.embedding = Embedding(condition, cfg.embedding_dim) if condition.size else None
         if self.embedding is not None:
             _wrap(cfg.init, spectral=False)(self.embedding.table)  # never under spectral norm, as in BigGAN
         self.first = wrap(nn.Linear(self.chunk, widths[0] * self.base[1] * self.base[2]))
@@ -125,15 +133,15 @@ class _Generator(nn.Module):
 
 
 class _Discriminator(nn.Module):
-    def __init__(self, cfg: Config, shape: tuple[int, ...], doublings: int, told: Told):
+    def __init__(self, cfg: Config, shape: tuple[int, ...], doublings: int, condition: Condition):
         super().__init__()
-        self.told = told
+        self.condition = condition
         channels, height, width = shape
         wrap = _wrap(cfg.init, cfg.discriminator_spectral)
         base = cfg.discriminator_width or cfg.width
         limit = max(cfg.max_width * base // cfg.width, 1)  # max_width is the generator's: in proportion
         layers: list[nn.Module] = []
-        inner = channels + told.planes
+        inner = channels + condition.planes
         compare = MinibatchDeviation(cfg.minibatch_group)
         for level in range(doublings + 1):
             if level == doublings:
@@ -147,13 +155,13 @@ class _Discriminator(nn.Module):
                 height, width = height // 2, width // 2
                 layers += [_Attention(outer, wrap)] if height in cfg.attention else []
         self.layers = nn.Sequential(*layers)
-        self.head = Head(told, inner, wrap=wrap, weight=cfg.conditioning_weight)
+        self.head = Head(condition, inner, wrap=wrap, weight=cfg.conditioning_weight)
 
-    def forward(self, images: Tensor, cond: Tensor | None = None) -> Verdict:
+    def forward(self, images: Tensor, cond: Tensor | None = None) -> DiscriminatorOutput:
         """Images `[N, C, H, W]` and condition → logits `[N]`, features `[N, D]`: sums over all places."""
-        maps = self.layers(beside(images, cond, self.told))
-        verdict: Verdict = self.head(maps.relu().sum((2, 3)), cond)
-        return verdict
+        maps = self.layers(concat_condition(images, cond, self.condition))
+        output: DiscriminatorOutput = self.head(maps.relu().sum((2, 3)), cond)
+        return output
 
 
 class _GeneratorBlock(nn.Module):

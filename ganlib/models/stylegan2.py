@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from ganlib import ranks
+from ganlib import distributed
 from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Deal, Game, Noise, Round, Term, Verdict
-from ganlib.models._conditioning import Conditioning, Embedding, Head, Told, beside, told
+from ganlib.game import Batch, Deal, DiscriminatorOutput, Game, Noise, Round, Term
+from ganlib.models._conditioning import Condition, Conditioning, Embedding, Head, concat_condition, condition_of
 from ganlib.models._layers import (
     Fir,
     FromImage,
@@ -76,11 +76,11 @@ def build(cfg: Config, spec: Spec) -> Game:
         raise ValueError(
             f"stylegan2 makes square images of 8 to 1024 pixels a side, a power of two; found {height}x{width}"
         )
-    cond = told(cfg.conditioning, spec, auto="projection")
+    condition = condition_of(cfg.conditioning, spec, auto="projection")
     top = height.bit_length() - 3
     widths = [min(cfg.width << (top - level), cfg.max_width) for level in range(top + 1)]  # 4x4 first
-    generator = _Generator(cfg, channels, widths, cond)
-    discriminator = _Discriminator(cfg, channels, widths, cond)
+    generator = _Generator(cfg, channels, widths, condition)
+    discriminator = _Discriminator(cfg, channels, widths, condition)
     layers = generator.synthesis.layers
 
     def inputs(noise: Noise, *, mixing: float = 0.0, truncation: float = 1.0) -> dict[str, Tensor]:
@@ -94,7 +94,7 @@ def build(cfg: Config, spec: Spec) -> Game:
         return Deal(
             inputs(batch.noise, mixing=cfg.style_mixing if batch.training else 0.0),
             _at_level(real, discriminator.level) if batch.training else real,
-            cond.cond(batch),
+            condition.cond(batch),
         )
 
     def progress(module: nn.Module, kimg: float) -> None:
@@ -113,8 +113,8 @@ def build(cfg: Config, spec: Spec) -> Game:
         discriminator,
         deal=deal,
         latent=lambda noise, truncation: inputs(noise, truncation=1.0 if truncation is None else truncation),
-        classes=cond.classes,
-        attributes=cond.attributes,
+        classes=condition.classes,
+        attributes=condition.attributes,
         terms=terms,
         progress=progress if cfg.progressive else None,
         group=math.lcm(cfg.minibatch_group or 1, cfg.path_length_shrink if cfg.path_length_weight else 1),
@@ -133,9 +133,9 @@ def _seeds(noise: Noise) -> Tensor:
 class _Generator(nn.Module):
     w_mean: Tensor
 
-    def __init__(self, cfg: Config, channels: int, widths: list[int], told: Told):
+    def __init__(self, cfg: Config, channels: int, widths: list[int], condition: Condition):
         super().__init__()
-        self.mapping = _Mapping(cfg, told)
+        self.mapping = _Mapping(cfg, condition)
         self.synthesis = _Synthesis(cfg, channels, widths)
         self.decay = cfg.w_mean_decay
         self.register_buffer("w_mean", torch.zeros(cfg.latent_dim))
@@ -168,13 +168,13 @@ class _Generator(nn.Module):
 class _Mapping(nn.Module):
     """z and condition, each brought to unit length, → w. Karras et al. 2019, section 2."""
 
-    def __init__(self, cfg: Config, told: Told):
+    def __init__(self, cfg: Config, condition: Condition):
         super().__init__()
         dim = cfg.latent_dim
-        self.embedding = Embedding(told, dim) if told.size else None
+        self.embedding = Embedding(condition, dim) if condition.size else None
         self.layers = nn.ModuleList(
             equalised(nn.Linear(inner, dim), gain=math.sqrt(2), lr_multiplier=cfg.mapping_lr_multiplier)
-            for inner in [dim * (2 if told.size else 1)] + [dim] * (cfg.mapping_layers - 1)
+            for inner in [dim * (2 if condition.size else 1)] + [dim] * (cfg.mapping_layers - 1)
         )
 
     def forward(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -271,7 +271,7 @@ class _PathLength(nn.Module):
 
 
 def _rank_mean(x: Tensor) -> Tensor:
-    return ranks.total(x) / ranks.world() if ranks.world() > 1 else x
+    return distributed.all_reduce(x) / distributed.world_size() if distributed.world_size() > 1 else x
 
 
 # --- the discriminator -----------------------------------------------------------------------------------------------
@@ -282,13 +282,13 @@ class _Discriminator(nn.Module):
 
     level: Tensor | None
 
-    def __init__(self, cfg: Config, channels: int, widths: list[int], told: Told):
+    def __init__(self, cfg: Config, channels: int, widths: list[int], condition: Condition):
         super().__init__()
-        self.told = told
+        self.condition = condition
         # while growing, every size is once the first
         firsts = range(len(widths)) if cfg.progressive else [len(widths) - 1]
         self.from_image = nn.ModuleDict(
-            {str(level): FromImage(channels + told.planes, widths[level]) for level in firsts}
+            {str(level): FromImage(channels + condition.planes, widths[level]) for level in firsts}
         )
         self.blocks = nn.ModuleList(_Block(outer, inner) for inner, outer in itertools.pairwise(widths))
         width = widths[0]
@@ -296,12 +296,12 @@ class _Discriminator(nn.Module):
         self.conv = equalised(nn.Conv2d(width + self.compare.channels, width, 3, padding=1), gain=math.sqrt(2))
         self.linear = equalised(nn.Linear(width * 16, width), gain=math.sqrt(2))
         # a label's embedding is multiplied with features: its fan-in, too, is their number
-        self.head = Head(told, width, wrap=lambda x: equalised(x, fan_in=width), weight=cfg.conditioning_weight)
+        self.head = Head(condition, width, wrap=lambda x: equalised(x, fan_in=width), weight=cfg.conditioning_weight)
         self.register_buffer("level", torch.zeros(()) if cfg.progressive else None)
 
-    def forward(self, images: Tensor, cond: Tensor | None = None) -> Verdict:
+    def forward(self, images: Tensor, cond: Tensor | None = None) -> DiscriminatorOutput:
         """Images `[N, C, H, W]` and condition → logits `[N]`, features `[N, D]`."""
-        images = beside(images, cond, self.told)
+        images = concat_condition(images, cond, self.condition)
         top = len(self.blocks)
         level = float(top if self.level is None else self.level)
         size = math.ceil(level)
@@ -315,8 +315,8 @@ class _Discriminator(nn.Module):
         x = activate(self.conv(self.compare(x)))
         with full_precision(x):
             features = activate(self.linear(x.to(self.linear.weight.dtype).flatten(1)))
-            verdict: Verdict = self.head(features, cond)
-        return verdict
+            output: DiscriminatorOutput = self.head(features, cond)
+        return output
 
 
 class _Block(nn.Module):

@@ -3,7 +3,8 @@
     python tests/bench/all_reduce.py
 
 Milliseconds for forward, backward and averaging of each player of the default DCGAN (half of a batch of 128 a rank, one
-thread a rank), and of the averaging alone; then Gloo's all-reduce against the shared memory of `ganlib.ranks` by size.
+thread a rank), and of the averaging alone; then Gloo's all-reduce against the shared memory of
+`ganlib.distributed` by size.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from ganlib import ranks
+from ganlib import distributed
 from ganlib.data._spec import Spec
 from ganlib.models import dcgan
-from pipelines.launch import keep_memory
+from pipelines.launch import keep_freed_memory
 
 
 def milliseconds(step, rounds=7, steps=20):
@@ -50,7 +51,7 @@ class Answer(torch.nn.Module):
 
 
 def rank_main(rank, world, rendezvous):
-    keep_memory()
+    keep_freed_memory()
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
@@ -74,7 +75,7 @@ def rank_main(rank, world, rendezvous):
         def flat(module=module, x=x):
             module.zero_grad()
             module(x, labels).mean().backward()
-            ranks.average([p.grad for p in module.parameters()])
+            distributed.average_gradients([p.grad for p in module.parameters()])
 
         def alone(module=module, x=x):
             module.zero_grad()
@@ -87,11 +88,11 @@ def rank_main(rank, world, rendezvous):
         x = torch.zeros(size)
         figures = {
             "all-reduce": milliseconds(lambda x=x: dist.all_reduce(x)),
-            "shared memory": milliseconds(lambda x=x: ranks.total(x)),
+            "shared memory": milliseconds(lambda x=x: distributed.all_reduce(x)),
         }
-        memory, ranks._memories[dist.group.WORLD] = ranks._memory(), None
-        figures["ours without it"] = milliseconds(lambda x=x: ranks.total(x))
-        ranks._memories[dist.group.WORLD] = memory
+        memory, distributed._memories[dist.group.WORLD] = distributed._memory(), None
+        figures["ours without it"] = milliseconds(lambda x=x: distributed.all_reduce(x))
+        distributed._memories[dist.group.WORLD] = memory
         say(f"{size:8} numbers:", *(f"{name} {ms:.2f} ms" for name, ms in figures.items()))
     dist.destroy_process_group()
 

@@ -30,7 +30,7 @@ import torch.multiprocessing as mp
 
 from ganlib import health, reference, shards, trainer
 from ganlib.config import Params, load_params, override
-from ganlib.game import each
+from ganlib.game import map_tensors
 from pipelines.prepare import prepare
 
 ROOT = Path(__file__).parents[2]
@@ -162,7 +162,7 @@ def blind(build):
 
         def deal(batch):
             dealt = game.deal(batch)
-            return dataclasses.replace(dealt, inputs=each(torch.zeros_like, dealt.inputs))
+            return dataclasses.replace(dealt, inputs=map_tensors(torch.zeros_like, dealt.inputs))
 
         return dataclasses.replace(game, deal=deal)
 

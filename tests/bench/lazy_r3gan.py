@@ -21,7 +21,7 @@ from ganlib.config import load_params, override
 from ganlib.game import Batch, Learner, Noise, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.trainer import build_game, train
-from pipelines.launch import keep_memory
+from pipelines.launch import keep_freed_memory
 
 
 def seconds_of_a_step(params, *, penalties, steps=7):
@@ -66,7 +66,7 @@ def main():
     parser.add_argument("--kimg", type=float, default=40)
     parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args()
-    keep_memory()
+    keep_freed_memory()
     torch.set_num_threads(1)
     params = load_params().model_copy(update={"model": "r3gan"})
     plain, full = (seconds_of_a_step(params, penalties=on) for on in (False, True))

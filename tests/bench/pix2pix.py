@@ -126,14 +126,14 @@ def main():
     extract = efficientnet_lite0(DEVICE)
     truth = {"features": extract(target)}
 
-    def judge(images):
+    def discriminate(images):
         made, pairs = {"features": extract(images)}, list(zip(images.split(16), target.split(16), strict=True))
         found = {name: metric.compute(truth, made) for name, metric in OF_ALL.items()}
         scores = {name: torch.cat([metric.score(*some) for some in pairs]) for name, metric in OF_EACH.items()}
         return found | {name: float(of.mean()) for name, of in scores.items()}
 
     elsewhere = pair.decode(train_tiles[: len(test_tiles)])[:, spec.given :]
-    rows = {"floor": [judge(elsewhere)], "copy": [judge(source)], "U-Net by L1": [], "pix2pix": []}
+    rows = {"floor": [discriminate(elsewhere)], "copy": [discriminate(source)], "U-Net by L1": [], "pix2pix": []}
     cfg = pix2pix.Config(
         width=args.width,
         max_width=8 * args.width,
@@ -154,7 +154,7 @@ def main():
             answers, again = (make(game, held_out, key) for key in (seed, seed + 1000))
             games.append(answers)
             # two answers to one question: what the dropout is worth as noise
-            rows[name].append({**judge(answers), "noise": float((answers - again).abs().mean())})
+            rows[name].append({**discriminate(answers), "noise": float((answers - again).abs().mean())})
             print(f"seed {seed}, {name}: {rows[name][-1]}", flush=True)
         shown = slice(0, 12)
         parts = [source, games[1], games[0], target]

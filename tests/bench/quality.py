@@ -35,7 +35,7 @@ from ganlib.export import load_generator
 from ganlib.features import efficientnet_lite0
 from ganlib.metrics.fd import distance, gaussian
 from ganlib.trainer import train
-from pipelines.launch import keep_memory
+from pipelines.launch import keep_freed_memory
 from pipelines.prepare import prepare
 
 ROOT = Path(__file__).parent.parent.parent
@@ -260,7 +260,7 @@ def main():
         return
 
     torch.set_num_threads(1)
-    keep_memory()
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch:
         prepared = data_set(args.data, Path(scratch))
         reals = decode(shards.read(prepared, "test", limit=10_000)["sample"])

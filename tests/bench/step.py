@@ -29,10 +29,10 @@ import torch.multiprocessing as mp
 
 from ganlib.config import load_params, parse_params
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Learner, Noise, adversarial_step, judge
+from ganlib.game import Batch, Learner, Noise, adversarial_step, discriminate
 from ganlib.losses import LOSSES
-from ganlib.trainer import average_weights, build_game
-from pipelines.launch import keep_memory
+from ganlib.trainer import build_game, update_ema
+from pipelines.launch import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
 PLAIN, OURS, SHIPPED = "plain loop", "our step", "as shipped"
@@ -74,7 +74,7 @@ def ours(game, loss, data, *, shipped):
         batch = Batch(data, Noise(0, i, size=len(data["sample"])))
         adversarial_step(game, loss, *players, [[batch]], step=i, kimg=0.0)
         if shipped:
-            average_weights(average, game.generator, 0.999)
+            update_ema(average, game.generator, 0.999)
 
     return step
 
@@ -88,7 +88,7 @@ def plain(game, loss, data):
         deal = game.deal(Batch(data, noise))
 
         def logits(sample):
-            return judge(game, sample, deal.cond, noise).logits
+            return discriminate(game, sample, deal.cond, noise).logits
 
         to_d.zero_grad()
         fake = game.generator(deal.inputs, deal.cond)
@@ -110,7 +110,7 @@ def serve(name, family, args, turns, answers):
     """A process: at each turn, some steps of one loop; answers the seconds they took and the peak of memory, in MB."""
     torch.set_num_threads(args.threads)
     if name != PLAIN:
-        keep_memory()
+        keep_freed_memory()
     game, loss, data = game_of(family, args)
     step = plain(game, loss, data) if name == PLAIN else ours(game, loss, data, shipped=name == SHIPPED)
     before = peak()
@@ -156,7 +156,7 @@ KINDS = {  # of operators, by a part of their names
 def profile(family, args):
     """Where the time of the shipped step goes, by kind of operator, and the most expensive ones."""
     torch.set_num_threads(args.threads)
-    keep_memory()
+    keep_freed_memory()
     step = ours(*game_of(family, args), shipped=True)
     step(0)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
@@ -176,7 +176,7 @@ def profile(family, args):
 def first(family, args):
     """What each of the first steps took."""
     torch.set_num_threads(args.threads)
-    keep_memory()
+    keep_freed_memory()
     game, loss, data = game_of(family, args)
     sizes = (sum(p.numel() for p in m.parameters()) / 1e6 for m in (game.generator, game.discriminator))
     print("{}: generator {:.2f} M, discriminator {:.2f} M parameters".format(family, *sizes), flush=True)

@@ -19,11 +19,11 @@ import torch.multiprocessing as mp
 
 from ganlib.config import load_params, override
 from ganlib.trainer import train
-from pipelines.launch import keep_memory
+from pipelines.launch import keep_freed_memory
 
 
 def rank_main(rank, world, threads, kimg, model, width, batch, rendezvous, answers):
-    keep_memory()
+    keep_freed_memory()
     torch.set_num_threads(threads)
     if world > 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

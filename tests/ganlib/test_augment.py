@@ -321,8 +321,8 @@ def test_all_ranks_signs_count(monkeypatch):
     """One of two ranks, whose partner has seen 30 signs of +1 each turn."""
     adaptive = an_augment(p=0.5, target=0.6, adjust_kimg=2.0, every=1)
     assert played(adaptive, [-1.0] * 10, 1) == pytest.approx(0.475)
-    monkeypatch.setattr(augment.ranks, "world", lambda: 2)
-    monkeypatch.setattr(augment.ranks, "total", lambda x: x + torch.tensor([30.0, 30.0]))
+    monkeypatch.setattr(augment.distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(augment.distributed, "all_reduce", lambda x: x + torch.tensor([30.0, 30.0]))
     assert played(adaptive, [-1.0] * 10, 1) == pytest.approx(0.45)  # (30 − 10) / 40 = 0.5 < 0.6
     assert played(adaptive, [1.0] * 10, 1) == pytest.approx(0.475)
 

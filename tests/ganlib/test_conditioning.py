@@ -7,7 +7,7 @@ import torch
 from zoo import batches, spec_of
 
 from ganlib.game import Deal, Game, Noise, Round
-from ganlib.models._conditioning import Embedding, Head, beside, told
+from ganlib.models._conditioning import Embedding, Head, concat_condition, condition_of
 
 LABELS = torch.tensor([0, 1, 1, 2, 0])
 
@@ -15,7 +15,7 @@ LABELS = torch.tensor([0, 1, 1, 2, 0])
 def head(mode, attributes=()):
     torch.manual_seed(0)
     spec = spec_of("mlp", classes=() if attributes else ("a", "b", "c"), attributes=attributes)
-    return Head(told(mode, spec, auto="none"), features=6).double()
+    return Head(condition_of(mode, spec, auto="none"), features=6).double()
 
 
 def features(seed=0):
@@ -110,28 +110,33 @@ def test_gradients_of_the_extra_losses(mode, cond):
 def test_concatenation():
     (batch,) = batches(spec_of("mlp"), n=4)
     spec = spec_of("mlp")
-    how = told("concat", spec, auto="none")
+    how = condition_of("concat", spec, auto="none")
     assert how.planes == 3
-    wide = beside(batch.data["sample"], how.cond(batch), how)
+    wide = concat_condition(batch.data["sample"], how.cond(batch), how)
     assert wide.shape == (4, 4, 8, 8)
     assert torch.equal(wide[:, 0], batch.data["sample"][:, 0])
     for row, label in zip(wide, batch.data["label"], strict=True):
         assert [float(plane.min()) for plane in row[1:]] == [float(y == label) for y in range(3)]
         assert torch.equal(row[1:].amin((1, 2)), row[1:].amax((1, 2)))
-    assert torch.equal(beside(torch.zeros(4, 2), batch.data["label"], how)[:, 2:].argmax(1), batch.data["label"])
-    same = told("projection", spec, auto="none")
-    assert beside(wide, batch.data["label"], same) is wide
+    assert torch.equal(
+        concat_condition(torch.zeros(4, 2), batch.data["label"], how)[:, 2:].argmax(1), batch.data["label"]
+    )
+    same = condition_of("projection", spec, auto="none")
+    assert concat_condition(wide, batch.data["label"], same) is wide
 
 
 def test_what_is_told():
     labelled, described = spec_of("mlp"), spec_of("mlp", classes=(), attributes=("age",))
     bare = spec_of("mlp", classes=())
-    assert told("auto", labelled, auto="concat").mode == "concat"
-    assert told("auto", bare, auto="concat").size == 0
-    assert (told("none", labelled, auto="concat").classes, told("auto", described, auto="concat").attributes) == (0, 1)
+    assert condition_of("auto", labelled, auto="concat").mode == "concat"
+    assert condition_of("auto", bare, auto="concat").size == 0
+    assert (
+        condition_of("none", labelled, auto="concat").classes,
+        condition_of("auto", described, auto="concat").attributes,
+    ) == (0, 1)
     (batch,) = batches(described, n=2)
-    assert told("auto", described, auto="concat").cond(batch).shape == (2, 1)
-    assert told("none", described, auto="concat").cond(batch) is None
-    assert Embedding(told("auto", described, auto="concat"), 5)(torch.rand(2, 1)).shape == (2, 5)
+    assert condition_of("auto", described, auto="concat").cond(batch).shape == (2, 1)
+    assert condition_of("none", described, auto="concat").cond(batch) is None
+    assert Embedding(condition_of("auto", described, auto="concat"), 5)(torch.rand(2, 1)).shape == (2, 5)
     with pytest.raises(ValueError, match=r"network\.conditioning is auxiliary, but the data have no labels"):
-        told("auxiliary", bare, auto="concat")
+        condition_of("auxiliary", bare, auto="concat")

@@ -105,16 +105,16 @@ def test_every_key_is_commented_where_it_first_stands():
     lines = (ROOT / "params.yaml").read_text().splitlines()
     comments = [line.partition("#")[2] for line in lines]
 
-    def leaves(section, line=None):
+    def tensors_of(section, line=None):
         for key, value in section.items():
             at = section.lc.key(key)[0] if line is None else line
             if isinstance(value, dict):  # what is in braces belongs to the line of the key before them
-                yield from leaves(value, at if value.fa.flow_style() else None)
+                yield from tensors_of(value, at if value.fa.flow_style() else None)
             else:
                 yield key, at
 
     first = {}
-    for key, at in leaves(YAML().load("\n".join(lines))):
+    for key, at in tensors_of(YAML().load("\n".join(lines))):
         first.setdefault(key, at)
     silent = [
         f"line {at + 1}: {key}"

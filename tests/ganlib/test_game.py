@@ -9,7 +9,7 @@ from torch import nn
 from zoo import CONDITIONED, FAMILIES, FROM_NOISE, batches, game_of, spec_of
 
 from ganlib.augment import OPERATIONS, Augment, AugmentConfig
-from ganlib.game import Learner, Noise, Round, Term, Verdict, adversarial_step, each, judge
+from ganlib.game import DiscriminatorOutput, Learner, Noise, Round, Term, adversarial_step, discriminate, map_tensors
 from ganlib.losses import LOSSES
 from ganlib.penalties import MOVE, PENALTIES
 
@@ -94,7 +94,7 @@ def through(view, game):
     if view == "plain":
         return game
     augment = Augment(AugmentConfig(kind=view, probability=0.9, target=None))
-    return dataclasses.replace(game, view=lambda sample, noise: each(lambda x: augment(x, noise, 0.0), sample))
+    return dataclasses.replace(game, view=lambda sample, noise: map_tensors(lambda x: augment(x, noise, 0.0), sample))
 
 
 def on_trial(family, view):
@@ -116,7 +116,7 @@ def on_trial(family, view):
             game, discriminator=lambda sample, cond: torch.func.functional_call(discriminator, weighed, (sample, cond))
         )
         noise = Noise(0, size=2)
-        of_real, of_fake = (judge(played, sample, cond, noise) for sample in (real, fake))
+        of_real, of_fake = (discriminate(played, sample, cond, noise) for sample in (real, fake))
         shown = dataclasses.replace(deal, real=real, cond=cond)
         return Round(played, shown, noise, real, fake, of_real.logits, of_fake.logits)
 
@@ -281,7 +281,9 @@ def test_a_generator_that_does_not_play_stays():
 def test_the_discriminator_sees_through_the_view_alone():
     """With every sample blacked out it cannot tell reals from fakes, and the generator has nothing to learn."""
     spec = spec_of("mlp", classes=())
-    game = dataclasses.replace(game_of("mlp", spec, ["gradient_penalty"]), view=lambda s, n: each(lambda x: x * 0, s))
+    game = dataclasses.replace(
+        game_of("mlp", spec, ["gradient_penalty"]), view=lambda s, n: map_tensors(lambda x: x * 0, s)
+    )
     before, _, stats = played(game, spec, "hinge")
     assert stats["logit/gap"] == 0
     assert not any(moved(before[0], game.generator))
@@ -325,7 +327,7 @@ def test_plain_logits_are_a_verdict():
     plain = dataclasses.replace(game, discriminator=Plain())
     stats = adversarial_step(plain, LOSSES["hinge"], *learners(plain), [batches(spec)], step=0, kimg=0.0)
     assert torch.isfinite(stats["loss/generator"])
-    assert Verdict(torch.zeros(1)).features is None
+    assert DiscriminatorOutput(torch.zeros(1)).features is None
 
 
 def test_betas_follow_their_schedule():

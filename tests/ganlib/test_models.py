@@ -7,7 +7,7 @@ import torch
 from zoo import CLASSES, CONDITIONED, FAMILIES, FROM_NOISE, batches, builds, config, game_of, play, spec_of
 
 from ganlib import registry
-from ganlib.game import Noise, each, leaves
+from ganlib.game import Noise, map_tensors, tensors_of
 
 COMPARE = [f for f in FROM_NOISE if "minibatch_group" in registry.load("models", f).Config.model_fields]
 SHAPES = [(1, 8, 8), (3, 16, 16), (1, 28, 28), (3, 32, 32), (3, 32, 64), (1, 48, 16), (3, 64, 64), (3, 128, 128)]
@@ -80,8 +80,8 @@ def test_what_is_dealt_depends_on_the_key_alone(family):
     spec = spec_of(family)
     game = game_of(family, spec)
     same, again, other = (play(game, spec, n=4, key=key)[0] for key in (0, 0, 1))
-    assert all(torch.equal(a, b) for a, b in zip(leaves(same.inputs), leaves(again.inputs), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(leaves(same.inputs), leaves(other.inputs), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(same.inputs), tensors_of(again.inputs), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(tensors_of(same.inputs), tensors_of(other.inputs), strict=True))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -94,7 +94,7 @@ def test_players_draw_nothing_themselves(family):
     for seed in (1, 2):
         torch.manual_seed(seed)
         game.generator.eval()
-        ends.append(game.generator(each(lambda x: x.clone(), deal.inputs), deal.cond))
+        ends.append(game.generator(map_tensors(lambda x: x.clone(), deal.inputs), deal.cond))
     assert torch.equal(*ends)
 
 

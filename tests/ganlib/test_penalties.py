@@ -8,7 +8,7 @@ from torch import nn
 
 from ganlib import penalties
 from ganlib.augment import OPERATIONS, Augment, AugmentConfig
-from ganlib.game import Deal, Game, Noise, Round, judge
+from ganlib.game import Deal, Game, Noise, Round, discriminate
 from ganlib.penalties import DIFFERENTIATE, PENALTIES, LeCam
 
 N, SHAPE = 5, (1, 2, 3)
@@ -51,7 +51,7 @@ def a_round(discriminator, shape=SHAPE, view=None, cond=None, n=N):
     real, fake = (normal(n, *shape, seed=seed).requires_grad_() for seed in (3, 4))
     game = Game(nn.Identity(), discriminator, deal=lambda batch: None, latent=None, view=view)
     deal, noise = Deal(inputs=fake, real=real, cond=cond), Noise(0, size=n)
-    logits = [judge(game, x, cond, noise).logits for x in (real, fake)]
+    logits = [discriminate(game, x, cond, noise).logits for x in (real, fake)]
     return Round(game, deal, noise, real, fake, *logits)
 
 
@@ -136,8 +136,10 @@ def test_lecam_compares_with_the_means_of_turns_before(monkeypatch):
         if turn == 0:
             alpha_real, alpha_fake = real.mean(), fake.mean()
         if turn == 3:  # with a rank whose means are both 2
-            monkeypatch.setattr(penalties.ranks, "world", lambda: 2)
-            monkeypatch.setattr(penalties.ranks, "average", lambda ts: [t.add_(2.0).div_(2.0) for t in ts])
+            monkeypatch.setattr(penalties.distributed, "world_size", lambda: 2)
+            monkeypatch.setattr(
+                penalties.distributed, "average_gradients", lambda ts: [t.add_(2.0).div_(2.0) for t in ts]
+            )
         round = dataclasses.replace(a_round(Quadratic()), real_logits=real, fake_logits=fake)
         expected = (real - alpha_fake).square() + (fake - alpha_real).square()
         torch.testing.assert_close(lecam(round), expected, rtol=1e-5, atol=1e-5)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from zoo import batches, game_of, spec_of
 
-from ganlib import ranks
+from ganlib import distributed
 from ganlib.game import Learner, Noise, Round, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.models import _layers as layers
@@ -262,8 +262,8 @@ def test_the_mean_style_follows_the_batchs_first_styles_over_all_ranks(monkeypat
     wanted = generator.mapping(inputs["z"][:, 0]).mean(0).detach()
     generator.train()(inputs)
     torch.testing.assert_close(generator.w_mean, wanted * 0.25)
-    monkeypatch.setattr(ranks, "world", lambda: 2)
-    monkeypatch.setattr(ranks, "total", lambda x: x + 3.0)  # another rank's
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce", lambda x: x + 3.0)  # another rank's
     generator(inputs)
     torch.testing.assert_close(generator.w_mean, wanted * 0.25 * 0.75 + (wanted + 3) / 2 * 0.25)
 
@@ -352,8 +352,8 @@ def test_path_lengths_mean_is_that_of_all_ranks(monkeypatch):
     game.generator.double()
     game.terms[0].fn(path_length_of(game, spec, 4))
     mine = float(game.terms[0].fn.mean)
-    monkeypatch.setattr(ranks, "world", lambda: 2)
-    monkeypatch.setattr(ranks, "total", lambda x: x + 5.0)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce", lambda x: x + 5.0)
     game.terms[0].fn(path_length_of(game, spec, 4))
     assert float(game.terms[0].fn.mean) == pytest.approx((mine + 5) / 2)
 

@@ -6,7 +6,7 @@ import pytest
 
 from ganlib.checkpoint import save
 from ganlib.config import ConfigError, override
-from ganlib.ranks import RankLost
+from ganlib.distributed import WorkerLost
 from ganlib.shards import read_spec
 from pipelines._stage import StageError, whole_folder
 from pipelines.launch import Job, _knock, _mend, cause, check_resources, fingerprint, storage
@@ -82,7 +82,7 @@ def test_the_cause_is_the_workers_own_exception():
     assert cause(WorkerGroupError("...", {0: lonely, 1: full})) == (
         "worker 1: OSError: [Errno 28] No space left on device: '/x'"
     )
-    assert cause(WorkerGroupError("...", {0: RankLost("rank 1 is gone"), 1: full})).startswith("worker 1: OSError")
+    assert cause(WorkerGroupError("...", {0: WorkerLost("rank 1 is gone"), 1: full})).startswith("worker 1: OSError")
     assert cause(WorkerGroupError("...", {0: lonely})).startswith("worker 0: RuntimeError: gloo")
     assert cause(RuntimeError("a traceback\nthe last line\n")) == "the last line"
 

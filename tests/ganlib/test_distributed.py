@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ganlib import ranks
+from ganlib import distributed
 
 shared = pytest.mark.skipif(platform.machine() != "x86_64", reason="stores may be seen out of order")
 
@@ -32,20 +32,20 @@ def parts(rank, world):
 def check(rank, world, shared):
     for mine, expected in parts(rank, world):
         kept = mine.clone()
-        found = ranks.total(mine)
+        found = distributed.all_reduce(mine)
         assert torch.equal(mine, kept)
         assert found.dtype == mine.dtype
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     mine, asked = torch.full((2, 3), rank + 1.0, requires_grad=True), torch.arange(world * 6.0).view(-1, 3)
-    found = ranks.gather(mine)
+    found = distributed.all_gather(mine)
     assert found.unique(dim=0).tolist() == [[r + 1.0] * 3 for r in range(world)]
     (found * asked * (rank + 1)).sum().backward()
     assert torch.equal(mine.grad, asked.view(world, 2, 3)[rank] * world * (world + 1) / 2)
-    assert ranks.gather(torch.tensor([rank])).tolist() == list(range(world))
+    assert distributed.all_gather(torch.tensor([rank])).tolist() == list(range(world))
     tensors = [torch.full((2, 3), float(rank)), torch.full((4,), 2.0 * rank)]
-    ranks.average(tensors)
+    distributed.average_gradients(tensors)
     assert [t.unique().tolist() for t in tensors] == [[(world - 1) / 2], [world - 1.0]]
-    assert (ranks._memory() is not None) == shared
+    assert (distributed._memory() is not None) == shared
 
 
 def at_one_table(rank, world, _):
@@ -63,7 +63,7 @@ def without_room(rank, world, _):
 def elsewhere(rank, world, _):
     """The last rank cannot see what rank 0 made."""
     if rank == world - 1:
-        ranks.mmap.mmap = lambda *_: (_ for _ in ()).throw(OSError("no such memory here"))
+        distributed.mmap.mmap = lambda *_: (_ for _ in ()).throw(OSError("no such memory here"))
     check(rank, world, False)
 
 
@@ -72,22 +72,22 @@ def late(rank, world, _):
     for one in range(world):
         if rank == one:
             time.sleep(2.5)
-        ranks.total(torch.zeros(1))
+        distributed.all_reduce(torch.zeros(1))
 
 
 def deserted(rank, world, _):
-    ranks.total(torch.zeros(1))
+    distributed.all_reduce(torch.zeros(1))
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    with pytest.raises(ranks.RankLost, match="rank 1 is gone"):
-        ranks.total(torch.zeros(1))
+    with pytest.raises(distributed.WorkerLost, match="rank 1 is gone"):
+        distributed.all_reduce(torch.zeros(1))
     os._exit(0)  # the group cannot be left in good order
 
 
 def enter(rank, world, scratch, act):
     dist.init_process_group("gloo", init_method=f"file://{scratch}/rendezvous", rank=rank, world_size=world)
     torch.set_num_threads(1)
-    ranks.SHM = scratch
+    distributed.SHM = scratch
     act(rank, world, scratch)
     dist.destroy_process_group()
 

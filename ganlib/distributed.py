@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["RankLost", "average", "gather", "total", "world"]
+__all__ = ["WorkerLost", "all_gather", "all_reduce", "average_gradients", "world_size"]
 
 SHM = "/dev/shm"
 PLACE = 2**20
@@ -31,23 +31,23 @@ LINE = 64
 SMALL = 2**17
 """elements of all ranks; below, Gloo's all-reduce spends its time in waiting, not in sending"""
 HURRY = 0.02
-"""seconds that a rank asks without a pause whether the others have come; meetings in a step are over long before"""
+"""seconds that a rank asks without a pause whether the others have come; collectives in a step are over long before"""
 PATIENCE = 30 * 60.0
 """seconds until a rank gives the others up, as torch's process groups do"""
 
 
-class RankLost(RuntimeError):
+class WorkerLost(RuntimeError):
     """Another rank is gone."""
 
 
-def world() -> int:
+def world_size() -> int:
     """How many ranks there are; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def gather(x: Tensor) -> Tensor:
+def all_gather(x: Tensor) -> Tensor:
     """Every rank's `x`, `[N, ...]`, one after the other, `[world · N, ...]`; differentiable, once."""
-    if world() == 1:
+    if world_size() == 1:
         return x
     everyones: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
     return everyones
@@ -58,19 +58,19 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        places = x.new_zeros(world(), *x.shape)
+        places = x.new_zeros(world_size(), *x.shape)
         places[dist.get_rank()] = x
-        return total(places).flatten(0, 1)
+        return all_reduce(places).flatten(0, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        places: Tensor = total(gradient).unflatten(0, (world(), -1))
+        places: Tensor = all_reduce(gradient).unflatten(0, (world_size(), -1))
         return places[dist.get_rank()]
 
 
-def total(x: Tensor) -> Tensor:
-    """Σ over ranks of `x`, any shape, the same bits on all. Raises RankLost (by Gloo: RuntimeError) if one is gone.
+def all_reduce(x: Tensor) -> Tensor:
+    """Σ over ranks of `x`, any shape, the same bits on all. Raises WorkerLost (by Gloo: RuntimeError) if one is gone.
 
     Without shared memory small CPU tensors are exchanged all to all and summed here, which takes Gloo a fraction of the
     time of its all-reduce (`tests/bench/all_reduce.py`).
@@ -78,20 +78,20 @@ def total(x: Tensor) -> Tensor:
     if x.device.type == "cpu":
         memory = _memory()
         if memory is not None:
-            return memory.total(x)
-        if x.numel() * world() < SMALL:
+            return memory.all_reduce(x)
+        if x.numel() * world_size() < SMALL:
             flat = x.flatten()
-            everyones = flat.new_empty(world() * flat.numel())
-            dist.all_to_all_single(everyones, flat.repeat(world()))
-            return everyones.view(world(), -1).sum(0, dtype=x.dtype).view(x.shape)
+            everyones = flat.new_empty(world_size() * flat.numel())
+            dist.all_to_all_single(everyones, flat.repeat(world_size()))
+            return everyones.view(world_size(), -1).sum(0, dtype=x.dtype).view(x.shape)
     summed = x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(summed)
     return summed
 
 
-def average(tensors: list[Tensor]) -> None:
+def average_gradients(tensors: list[Tensor]) -> None:
     """Replace tensors by their means over ranks, by one flat sum. Why not DDP: `tests/bench/all_reduce.py`."""
-    mean = total(torch.cat([x.flatten() for x in tensors])) / dist.get_world_size()
+    mean = all_reduce(torch.cat([x.flatten() for x in tensors])) / dist.get_world_size()
     for tensor, part in zip(tensors, mean.split([x.numel() for x in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
 
@@ -100,48 +100,48 @@ def average(tensors: list[Tensor]) -> None:
 class _Memory:
     """What the ranks of one machine share: each lays down its part, says so, waits for the others, and sums all parts.
 
-    A meeting by Gloo puts threads to sleep and wakes them, which can take longer than a small step's work
+    A collective by Gloo puts threads to sleep and wakes them, which can take longer than a small step's work
     (`tests/bench/all_reduce.py`). Here a rank asks again and again, giving way to whoever else wants its core.
-    There are two sets of places, used in turn: whoever has come to meeting k + 1 has read all of meeting k, so its
-    places are free for k + 2. As for torch's collectives, all ranks must bring the same sizes in the same order.
+    There are two sets of places, used in turn: a rank that has reached collective k + 1 has read all of collective k,
+    so its places are free for k + 2. As for torch's collectives, all ranks must bring the same sizes in the same order.
     """
 
     file: BinaryIO
     """of which each rank holds a byte locked for as long as it lives"""
     heads: memoryview
-    """the number of each rank's last meeting, a line apart"""
+    """the number of each rank's last collective, a line apart"""
     places: Tensor
     """bytes, `[2, world, PLACE]`"""
     rank: int
-    meetings: int = 0
+    collectives: int = 0
 
-    def total(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         flat, size = x.flatten(), PLACE // x.element_size()
         summed = torch.empty_like(flat)
         for piece, into in zip(flat.split(size), summed.split(size), strict=True):
-            parts = self.places[self.meetings % 2, :, : piece.numel() * piece.element_size()].view(x.dtype)
+            parts = self.places[self.collectives % 2, :, : piece.numel() * piece.element_size()].view(x.dtype)
             parts[self.rank].copy_(piece)
-            self.meet()
+            self.synchronise()
             into.copy_(parts.sum(0, dtype=x.dtype))
         return summed.view(x.shape)
 
-    def meet(self) -> None:
+    def synchronise(self) -> None:
         """Wait for all. x86 keeps the order of stores: who sees the number sees what was laid down before it."""
-        self.meetings += 1
-        self.heads[self.rank * LINE // 8] = self.meetings
+        self.collectives += 1
+        self.heads[self.rank * LINE // 8] = self.collectives
         began = looked = time.monotonic()
         for other in range(self.places.shape[1]):
-            while self.heads[other * LINE // 8] < self.meetings:
+            while self.heads[other * LINE // 8] < self.collectives:
                 os.sched_yield()
                 now = time.monotonic()
                 if now - began > HURRY:
                     time.sleep(HURRY / 100)
                 if now - looked > 1.0:
                     looked = now
-                    if not self._lives(other) and self.heads[other * LINE // 8] < self.meetings:
-                        raise RankLost(f"rank {other} is gone")
+                    if not self._lives(other) and self.heads[other * LINE // 8] < self.collectives:
+                        raise WorkerLost(f"rank {other} is gone")
                 if now - began > PATIENCE:
-                    raise RankLost(f"rank {other} has not come for {PATIENCE / 60:.0f} minutes")
+                    raise WorkerLost(f"rank {other} has not come for {PATIENCE / 60:.0f} minutes")
 
     def _lives(self, other: int) -> bool:
         try:
