@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
-from ganlib import distributed
+from ganlib import device, distributed
 from ganlib._config import Config
-from ganlib.game import Noise
+from ganlib.noise import Noise
 from ganlib.registry import nearest
 from ganlib.schedules import Schedule, value
 
@@ -85,20 +85,22 @@ class AugmentConfig(Config):
         return self
 
 
-class Augment:
-    """Images as the discriminator sees them. Has its probability as a state where that is adapted to a target."""
+class Augment(nn.Module):
+    """Images as the discriminator sees them. Its state is the probability and, where that is adapted to a target, the
+    signs seen since it was last adjusted."""
+
+    probability: Tensor
+    """of each operation on each image, as last used; float64 scalar"""
+    signs: Tensor
+    """Σ sign D(x) over all ranks since the probability was adjusted, and their number; `[2]`"""
 
     def __init__(self, cfg: AugmentConfig):
+        super().__init__()
         self._cfg = cfg
-        self.probability: float = value(cfg.probability, 0.0)
-        """of each operation on each image, as last used"""
-        self._fresh = torch.zeros(2)
-        """this rank's Σ sign and their number since `adjust` was called"""
-        self._signs = torch.zeros(2)
-        """the same of all ranks since the probability was adjusted"""
-        self._calls = self._images = 0
+        self.register_buffer("probability", torch.tensor(value(cfg.probability, 0.0), dtype=torch.float64))
+        self.register_buffer("signs", torch.zeros(2))
 
-    def __call__(self, images: Tensor, noise: Noise, kimg: float) -> Tensor:
+    def forward(self, images: Tensor, noise: Noise, kimg: float | Tensor) -> Tensor:
         """Images `[N, C, H, W]` in about [−1, 1], of at least 2 x 2 pixels → the same shape and type.
 
         Each operation is done to each image with the probability. Draws as many numbers whatever that is.
@@ -109,13 +111,12 @@ class Augment:
             raise ValueError(
                 f"augment: {', '.join(sorted(colour))} need images of 1 or 3 channels; found {images.shape[1]}"
             )
-        if self._cfg.target is None:
-            self.probability = value(self._cfg.probability, kimg)
+        if isinstance(self._cfg.probability, Schedule):
+            now = torch.as_tensor(kimg, dtype=torch.float64)
+            self.probability.copy_(torch.as_tensor(value(self._cfg.probability, now)))
         draws = _Draws(names, noise, self.probability)
         grain = noise.normal(*images.shape[1:]) if "noise" in names else None
-        if self.probability == 0.0:
-            return images
-        with torch.autocast(images.device.type, enabled=False):  # transforms need more than bfloat16's 8 bits
+        with device.full_precision(images):  # transforms need more than bfloat16's 8 bits
             if self._cfg.kind == "diffaugment":
                 return _cut_out(_translate(_color(images, draws), draws), draws)
             if draws.any(_GEOMETRY):
@@ -126,57 +127,41 @@ class Augment:
                 images = images + (draws.normal("noise")[:, 0].abs().view(-1, 1, 1, 1) * 0.1 * grain).to(images.dtype)
             return _cut_out(images, draws)
 
-    def watch(self, sign_real: Tensor) -> None:
-        """Take note of the signs of the discriminator's logits on augmented reals (or of their mean), any shape."""
-        self._fresh = self._fresh.to(sign_real.device)
-        self._fresh += torch.stack([sign_real.detach().float().sum(), self._fresh.new_tensor(sign_real.numel())])
-
-    def adjust(self, images: int) -> None:
-        """Call once a turn, on all ranks, with the number of real images that all of them have shown in it.
+    @torch.no_grad()
+    def adjust(self, sign_real: Tensor, *, turn: int, images: int) -> None:
+        """Call after each of the discriminator's turns, counted from 0, on all ranks: with the signs of its logits on
+        augmented reals (or their mean), any shape, and the number of reals that all ranks have shown in the turn.
 
         Where there is a target, r_t = E[sign D(x)] (Karras et al. 2020a, eq. 1) is compared with it every few
         turns: above it the discriminator overfits and the probability rises, below it falls, at a speed that leads
         from 0 to 1 in `adjust_kimg`.
         """
-        if self._cfg.target is None:
+        cfg = self._cfg
+        if cfg.target is None:
             return
-        # each turn, so that what is saved is the same whichever rank saves it
-        self._signs = self._signs.to(self._fresh.device)
-        self._signs += distributed.all_reduce(self._fresh) if distributed.world_size() > 1 else self._fresh
-        self._fresh.zero_()
-        self._calls += 1
-        self._images += images
-        if self._calls % self._cfg.every:
+        # in each turn, so that what is saved is the same whichever rank saves it
+        total = sign_real.float().sum()
+        self.signs += distributed.all_reduce(torch.stack([total, torch.full_like(total, sign_real.numel())]))
+        if (turn + 1) % cfg.every:
             return
-        total, count = self._signs.tolist()
-        if count:
-            step = math.copysign(self._images / (1000.0 * self._cfg.adjust_kimg), total / count - self._cfg.target)
-            self.probability = min(max(self.probability + step, 0.0), 1.0)
-        self._signs.zero_()
-        self._images = 0
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Plain tensors, the same on every rank between a call of `adjust` and the next of `watch`."""
-        numbers = [self.probability, float(self._calls), float(self._images), *self._signs.tolist()]
-        return {"augment": torch.tensor(numbers, dtype=torch.float64)}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.probability, calls, images, *signs = state["augment"].tolist()
-        self._calls, self._images = int(calls), int(images)
-        self._signs, self._fresh = torch.tensor(signs), torch.zeros(2)
+        total, count = self.signs.unbind()
+        speed = images * cfg.every / (1000.0 * cfg.adjust_kimg)
+        self.probability += torch.copysign(torch.full_like(total, speed), total / count - cfg.target)
+        self.probability.clamp_(0.0, 1.0)
+        self.signs.zero_()
 
 
 class _Draws:
     """What each example has drawn for each operation: 0, which changes nothing, where that is not done to it."""
 
-    def __init__(self, operations: dict[str, float], noise: Noise, p: float):
+    def __init__(self, operations: dict[str, float], noise: Noise, p: float | Tensor):
         uniform = noise.uniform(len(operations), 5)
         self._gates, self._uniform = uniform[:, :, :2], uniform[:, :, 2:]
         self._normal = noise.normal(len(operations), 2)
         self._place = {name: k for k, name in enumerate(operations)}
         self._p = {name: p * share for name, share in operations.items()}
         if "rotate" in operations:  # it comes twice, so that at least once has p: Karras et al. 2020a, appendix B
-            self._p["rotate"] = 1.0 - math.sqrt(1.0 - self._p["rotate"])
+            self._p["rotate"] = 1.0 - (1.0 - self._p["rotate"]) ** 0.5
 
     def any(self, operations: tuple[str, ...]) -> bool:
         """Whether one of these is ever done."""
@@ -201,8 +186,9 @@ class _Draws:
 
 def _whole_pixels(draws: _Draws, name: str, height: int, width: int) -> Tensor:
     """Shifts (x, y), `[N, 2]`, of whole pixels, each as likely, up to ⅛ of the width and the height."""
-    most = draws.uniform(name).new_tensor([int(size / 8 + 0.5) for size in (width, height)])
-    return (draws.uniform(name)[:, :2] * (most + 0.5) + 0.5).floor()
+    drawn = draws.uniform(name)
+    shifts = [drawn[:, axis] * (int(size / 8 + 0.5) + 0.5) + 0.5 for axis, size in enumerate((width, height))]
+    return torch.stack(shifts, 1).floor()
 
 
 # --- geometry ------------------------------------------------------------------------------------------------------
@@ -228,7 +214,8 @@ def _transform(draws: _Draws, height: int, width: int) -> tuple[Tensor, Tensor]:
     before, after = (draws.uniform("rotate", time)[:, time] * math.pi for time in (0, 1))
     stretched = torch.stack([1.0 / (scale * stretch), stretch / scale], 1)[:, :, None] * _rotation(after)
     smooth = _rotation(before) @ stretched
-    drift = draws.normal("translate_fraction") * shift.new_tensor([width / 8, height / 8])
+    drift = draws.normal("translate_fraction")
+    drift = torch.stack([drift[:, 0] * (width / 8), drift[:, 1] * (height / 8)], 1)
 
     # exact (smooth (target − drift) − shift)
     return exact @ smooth, -(exact @ (smooth @ drift[:, :, None] + shift[:, :, None]))[:, :, 0]
@@ -250,8 +237,8 @@ def _resample(images: Tensor, linear: Tensor, offset: Tensor) -> Tensor:
     n, channels, height, width = images.shape
     x = torch.arange(width, device=linear.device) - (width - 1) / 2
     y = torch.arange(height, device=linear.device)[:, None] - (height - 1) / 2
-    middle = linear.new_tensor([(width - 1) / 2, (height - 1) / 2])
-    a, b, start = linear[:, :, :1, None], linear[:, :, 1:, None], (offset + middle)[:, :, None, None]
+    middle = torch.stack([offset[:, 0] + (width - 1) / 2, offset[:, 1] + (height - 1) / 2], 1)
+    a, b, start = linear[:, :, :1, None], linear[:, :, 1:, None], middle[:, :, None, None]
     source = (a * x + b * y + start).view(n, 2, 1, -1)  # (x, y) of each pixel, from the first one
     across, down = _around(source[:, 0], width), _around(source[:, 1], height)
     flat = images.contiguous().flatten(2)
@@ -331,7 +318,8 @@ def _recolour(images: Tensor, draws: _Draws) -> Tensor:
         return images * along[:, :, :, None].to(images.dtype) + offset[:, :, :, None]
     about = (contrast * draws.normal("saturation")[:, 0].exp2()).view(-1, 1, 1)
     hue = (draws.uniform("hue")[:, 0] * math.pi).view(-1, 1, 1)
-    cross = along.new_tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3.0)
+    eye = torch.eye(3, device=along.device)
+    cross = (eye.roll(1, 0) - eye.roll(-1, 0)) / math.sqrt(3.0)  # [v]ₓ
     chroma = about * hue.cos()
-    matrix = chroma * torch.eye(3, device=along.device) + (along - chroma) / 3.0 + about * hue.sin() * cross
+    matrix = chroma * eye + (along - chroma) / 3.0 + about * hue.sin() * cross
     return torch.baddbmm(offset, matrix.to(images.dtype), images.flatten(2)).view(images.shape)

@@ -1,6 +1,6 @@
 """Everything that an exact resume needs, in one folder that is written whole or not at all.
 
-Noise and data order are functions of (seed, step), so the state is: weights, optimisers, the average, the step,
+Noise and data order are functions of (seed, step), so the state is: weights, optimisers, the moving average, the step,
 and the statistics so far. Files load with `weights_only=True`.
 """
 
@@ -14,7 +14,7 @@ import torch
 
 __all__ = ["Damaged", "load", "save"]
 
-FORMAT = 1
+FORMAT = 2
 NAME = "checkpoint.pt"
 
 
@@ -42,5 +42,5 @@ def load(directory: str | Path) -> dict[str, Any]:
     except Exception as error:
         raise Damaged(f"{path}: damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
     if state.get("format") != FORMAT:
-        raise Damaged(f"{path}: checkpoint format {FORMAT} is wanted, found {state.get('format')}")
+        raise Damaged(f"{path}: expected checkpoint format {FORMAT}, found {state.get('format')}")
     return state

@@ -216,7 +216,9 @@ class TrainConfig(Config):
     quality_samples: NonNegativeInt = 1000
     health: HealthConfig = HealthConfig()
     memory_mb: PositiveFloat = 2048.0
-    amp: bool = False
+    amp: bool | Literal["auto"] = "auto"
+    deterministic: bool = True
+    cuda_graphs: bool = True
     channels_last: bool = True
     compile: bool = False
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ganlib import registry
 from ganlib._config import Config
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Game, Noise, Sample, map_tensors, tensors_of
+from ganlib.game import Batch, Game, Sample, map_tensors, tensors_of
+from ganlib.noise import Noise
 
 __all__ = ["Generator", "load_generator", "save_generator"]
 

@@ -7,10 +7,9 @@ training step of the project; no family's name appears in it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,29 +17,35 @@ from torch import Tensor, nn
 
 from ganlib import distributed
 from ganlib.losses import Loss
+from ganlib.noise import Noise
 from ganlib.schedules import Schedule, value
 
 __all__ = [
+    "Augmentation",
     "Batch",
     "Deal",
     "DiscriminatorOutput",
     "Game",
     "Learner",
-    "Noise",
     "Player",
     "Round",
     "Sample",
+    "Stats",
     "Term",
+    "Turn",
     "adversarial_step",
     "discriminate",
+    "due_terms",
     "map_tensors",
+    "play",
     "tensors_of",
+    "turns_of",
 ]
 
 Sample = Tensor | dict[str, Tensor]
 """What is generated and judged: a batch of tensors, or several under names (unpaired domains, table parts)."""
 Player = Literal["generator", "discriminator"]
-View = Callable[[Sample, "Noise"], Sample]
+Augmentation = Callable[[Sample, Noise], Sample]
 """what the discriminator sees in a sample's place; must be twice differentiable"""
 
 
@@ -61,36 +66,6 @@ def map_tensors(fn: Callable[[Tensor], Tensor], sample: Sample) -> Sample:
 def tensors_of(sample: Sample) -> list[Tensor]:
     """The tensors of a sample."""
     return list(sample.values()) if isinstance(sample, dict) else [sample]
-
-
-def _cut(sample: Sample, needs_gradient: bool) -> Sample:
-    """The sample cut from its graph; with gradients of its own where penalties ask for them."""
-    return map_tensors(lambda x: x.detach().requires_grad_(needs_gradient), sample)
-
-
-def seed_of(*key: int | str) -> int:
-    """A 63-bit seed for a key such as (seed, purpose, step); unrelated keys give unrelated streams."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest()) >> 1
-
-
-class Noise:
-    """Random draws for some rows of a global batch.
-
-    The draws are made for the whole batch on the CPU and then cut, so they are a function of the key alone: the
-    same on any device, for any number of ranks and any accumulation.
-    """
-
-    def __init__(self, *key: int | str, size: int, rows: slice | None = None, device: torch.device | str = "cpu"):
-        self._generator = torch.Generator().manual_seed(seed_of(*key))
-        self._size, self._rows, self._device = size, rows or slice(0, size), device
-
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normal, `[rows, *shape]`."""
-        return torch.randn(self._size, *shape, generator=self._generator)[self._rows].to(self._device)
-
-    def uniform(self, *shape: int) -> Tensor:
-        """Uniform on [0, 1), `[rows, *shape]`."""
-        return torch.rand(self._size, *shape, generator=self._generator)[self._rows].to(self._device)
 
 
 @dataclass(frozen=True)
@@ -132,8 +107,8 @@ class Game:
     terms: tuple[Term, ...] = ()
     progress: Callable[[nn.Module, float], None] | None = None
     """`(player or averaged generator, kimg)`, called before each step: for networks that grow"""
-    view: View | None = None
-    """augmentation between samples and discriminator"""
+    augmentation: Augmentation | None = None
+    """between samples and discriminator"""
     group: int = 1
     """how many neighbouring examples some layer or term takes together: a share of a batch holds whole groups"""
 
@@ -155,7 +130,7 @@ class Round:
     fake_features: Tensor | None = None
 
     def discriminate(self, sample: Sample) -> DiscriminatorOutput:
-        """The verdict on another sample, seen in the same way under the same condition."""
+        """The discriminator's output for another sample, augmented in the same way, under the same condition."""
         return discriminate(self.game, sample, self.deal.cond, self.noise)
 
 
@@ -166,15 +141,15 @@ def discriminate(
     noise: Noise,
     discriminator: Callable[..., Tensor | DiscriminatorOutput] | None = None,
 ) -> DiscriminatorOutput:
-    """The discriminator's verdict on a sample as it sees it; `discriminator` is its compiled form, if wanted."""
-    seen = sample if game.view is None else game.view(sample, noise)
-    verdict = (game.discriminator if discriminator is None else discriminator)(seen, cond)
-    return verdict if isinstance(verdict, DiscriminatorOutput) else DiscriminatorOutput(verdict)
+    """The output for a sample after augmentation; `discriminator` is the compiled form of the game's, if any."""
+    seen = sample if game.augmentation is None else game.augmentation(sample, noise)
+    output = (game.discriminator if discriminator is None else discriminator)(seen, cond)
+    return output if isinstance(output, DiscriminatorOutput) else DiscriminatorOutput(output)
 
 
 @dataclass(frozen=True)
 class Term:
-    """An extra loss `fn(round) -> [N]` of one player. Paid every k-th turn it is weighted k times (lazily:
+    """An auxiliary loss `fn(round) -> [N]` of one player. Applied every k-th turn it is weighted k times (lazily:
     Karras et al. 2020, appendix B). `fn` may be a module with running means in buffers: checkpoints keep them."""
 
     name: str
@@ -182,13 +157,13 @@ class Term:
     fn: Callable[[Round], Tensor]
     weight: float | Schedule = 1.0
     every: int = 1
-    slopes: bool = True
+    needs_input_grad: bool = True
     """whether a discriminator's term needs gradients with respect to the samples"""
 
 
 @dataclass
 class Learner:
-    """A player's module with what moves it."""
+    """A player's module and its optimiser."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
@@ -196,16 +171,21 @@ class Learner:
     beta2: float | Schedule | None = None
     """Adam's second; None leaves it as it is"""
     lr_scale: float = 1.0
-    """what the learning rate is multiplied by, once training had to go back"""
+    """what the learning rate is multiplied by after rollbacks"""
     clip_norm: float | None = None
     average_gradients: Callable[[list[Tensor]], None] | None = None
     """replaces gradients by their mean over ranks, in place"""
     compiled: Callable[..., Any] | None = None
-    """the module compiled, where that is wanted; called like the module"""
+    """the module compiled, where `train.compile` asks for it; called like the module"""
     parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+
+    @property
+    def forward(self) -> Callable[..., Any]:
+        """The module, compiled where it is."""
+        return self.module if self.compiled is None else self.compiled
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
@@ -217,7 +197,7 @@ class Learner:
             p.requires_grad_(True)
 
     def step(self, kimg: float) -> Tensor:
-        """Move by the gradients that have been gathered. Returns their norm over all ranks, before clipping."""
+        """Update by the accumulated gradients. Returns their norm over all ranks, before clipping."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if self.average_gradients is not None:
             self.average_gradients(gradients)
@@ -233,121 +213,205 @@ class Learner:
         return norm
 
 
+Stats = dict[str, Tensor]
+"""statistics by name, scalars on the device"""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one player does in a step before its optimiser moves it."""
+
+    player: Player
+    learner: Learner
+    play: Callable[[], Stats]
+    """leaves gradients in the learner's parameters"""
+
+
 def adversarial_step(
     game: Game,
     loss: Loss,
     generator: Learner,
     discriminator: Learner,
-    turns: Sequence[Sequence[Batch]],
+    batches: Sequence[Sequence[Batch]],
     *,
     step: int,
     kimg: float,
-    top_k: float = 1.0,
+    **options: Any,
+) -> Stats:
+    """One training step: see `turns_of`, whose options these are, and `play`."""
+    return play(turns_of(game, loss, generator, discriminator, batches, step=step, kimg=kimg, **options), kimg)
+
+
+def play(turns: Iterable[Turn], kimg: float) -> Stats:
+    """Play one turn after the other. Returns statistics, means over microbatches and turns, not yet over ranks."""
+    return _mean_of_turns([{**turn.play(), f"gradient/{turn.player}": turn.learner.step(kimg)} for turn in turns])
+
+
+def due_terms(game: Game, player: Player, turn: int) -> list[Term]:
+    """The player's terms that apply in this turn of its own, counted from 0."""
+    return [term for term in game.terms if term.player == player and turn % term.every == 0]
+
+
+def turns_of(
+    game: Game,
+    loss: Loss,
+    generator: Learner,
+    discriminator: Learner,
+    batches: Sequence[Sequence[Batch]],
+    *,
+    step: int,
+    kimg: float,
+    clock: Tensor | None = None,
+    top_k: float | Schedule = 1.0,
     generator_plays: bool = True,
     autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
-) -> dict[str, Tensor]:
-    """One turn of the discriminator for each of `turns`, each given in microbatches, then one of the generator.
+) -> list[Turn]:
+    """A turn of the discriminator for each of `batches`, each given in microbatches, then one of the generator.
 
     The generator answers the last deal: its fakes are those that the discriminator has just been shown, so they
     are made once where memory holds the graph (one microbatch). It learns from the share `top_k` of its fakes that
-    the discriminator likes best (Sinha et al. 2020), and not at all unless it plays. Returns statistics as scalar
-    tensors, not yet averaged over ranks.
+    the discriminator likes best (Sinha et al. 2020), and not at all unless it plays. `clock` is `kimg` on the device,
+    a float64 scalar: scheduled weights are computed from it there. Turns read no tensor on the host, so that a device
+    which works asynchronously is never waited for.
     """
-    stats: dict[str, Tensor] = {}
-
-    def note(name: str, amount: Tensor, share: float = 1.0) -> None:
-        amount = amount.detach() * share
-        stats[name] = stats[name] + amount if name in stats else amount
-
-    def due(player: Player, turn: int) -> list[Term]:
-        return [t for t in game.terms if t.player == player and turn % t.every == 0]
-
-    def pay(name: Player, terms: list[Term], round: Round, total: Tensor, share: float) -> None:
-        note(f"loss/{name}", total, share)
-        for term in terms:
-            cost = term.fn(round).mean()
-            total = total + cost * (value(term.weight, kimg) * term.every)
-            note(f"loss/{name}/{term.name}", cost, share)
-        (total * share).backward()
-
     if game.progress is not None:
         for module in (generator.module, discriminator.module):
             game.progress(module, kimg)
-    generate = game.generator if generator.compiled is None else generator.compiled
-    quick = game.discriminator if discriminator.compiled is None else discriminator.compiled
-    made: list[tuple[Deal, Batch, Sample | None]] = []
-    for index, microbatches in enumerate(turns):
-        terms = due("discriminator", step * len(turns) + index)
-        slopes = any(term.slopes for term in terms)
-        # compiled graphs cannot be differentiated twice, as penalties need
-        sharp = game.discriminator if slopes else quick
-        share = 1.0 / len(microbatches)
-        keep_graph = generator_plays and index == len(turns) - 1 and len(microbatches) == 1
-        made = []
+    time = torch.tensor(kimg, dtype=torch.float64) if clock is None else clock
+    step_ = _Step(game, loss, generator, discriminator, time, top_k, autocast)
+    turns = []
+    for index, microbatches in enumerate(batches):
+        terms = due_terms(game, "discriminator", step * len(batches) + index)
+        keep_graph = generator_plays and index == len(batches) - 1 and len(microbatches) == 1
+        turn = partial(step_.discriminator_turn, microbatches, terms, keep_graph=keep_graph)
+        turns.append(Turn("discriminator", discriminator, turn))
+    if generator_plays:
+        turns.append(Turn("generator", generator, partial(step_.generator_turn, due_terms(game, "generator", step))))
+    return turns
+
+
+class _Answer(NamedTuple):
+    """A microbatch after the discriminator's turn, which the generator's turn goes on with."""
+
+    batch: Batch
+    deal: Deal
+    fake: Sample | None
+    """with its autograd graph; None where the generator has to make its fakes again"""
+
+
+@dataclass
+class _Step:
+    """What the turns of one step share."""
+
+    game: Game
+    loss: Loss
+    generator: Learner
+    discriminator: Learner
+    clock: Tensor
+    top_k: float | Schedule
+    autocast: Callable[[], contextlib.AbstractContextManager[object]]
+    answers: list[_Answer] = field(default_factory=list)
+    """of the discriminator's last turn"""
+
+    def discriminator_turn(self, microbatches: Sequence[Batch], terms: Sequence[Term], *, keep_graph: bool) -> Stats:
+        """Tell reals from fakes. With `keep_graph` the fakes keep the generator's autograd graph."""
+        needs_input_grad = any(term.needs_input_grad for term in terms)
+        # a compiled graph cannot be differentiated twice, as penalties need
+        network = self.discriminator.module if needs_input_grad else self.discriminator.forward
+        self.answers, stats = [], _Mean(len(microbatches))
         for batch in microbatches:
-            deal = game.deal(batch)
-            with autocast():
+            deal, noise = self.game.deal(batch), batch.noise
+            with self.autocast():
                 with torch.set_grad_enabled(keep_graph):
-                    fake = generate(deal.inputs, deal.cond)
-                real, shown = _cut(deal.real, slopes), _cut(fake, slopes)
-                of_real = discriminate(game, real, deal.cond, batch.noise, sharp)
-                of_fake = discriminate(game, shown, deal.cond, batch.noise, sharp)
-                round = Round(
-                    game,
-                    deal,
-                    batch.noise,
-                    real,
-                    shown,
-                    of_real.logits,
-                    of_fake.logits,
-                    of_real.features,
-                    of_fake.features,
-                )
-                main = loss.discriminator(of_real.logits, of_fake.logits).mean()
-                pay("discriminator", terms, round, main, share)
-            share_of_turn = share / len(turns)
-            for name, signs in zip(("real", "fake"), loss.signs(of_real.logits, of_fake.logits), strict=True):
-                note(f"sign/{name}", signs.mean(), share_of_turn)
-            note("logit/gap", of_real.logits.mean() - of_fake.logits.mean(), share_of_turn)
-            made.append((deal, batch, fake if keep_graph else None))
-        note("gradient/discriminator", discriminator.step(kimg), 1.0 / len(turns))
-    if not generator_plays:
-        return stats
+                    fake = self.generator.forward(deal.inputs, deal.cond)
+                real, shown = (_detached(sample, needs_input_grad) for sample in (deal.real, fake))
+                of_real, of_fake = (discriminate(self.game, x, deal.cond, noise, network) for x in (real, shown))
+                round = _round(self.game, deal, noise, real, shown, of_real, of_fake)
+                main = self.loss.discriminator(of_real.logits, of_fake.logits).mean()
+                self._backward("discriminator", main, terms, round, stats)
+            signs = self.loss.signs(of_real.logits, of_fake.logits)
+            stats.add("sign/real", signs[0].mean())
+            stats.add("sign/fake", signs[1].mean())
+            stats.add("logit/gap", of_real.logits.mean() - of_fake.logits.mean())
+            self.answers.append(_Answer(batch, deal, fake if keep_graph else None))
+        return stats.means
 
-    terms = due("generator", step)
-    share = 1.0 / len(made)
-    with discriminator.frozen():
-        for deal, batch, kept in made:
-            with autocast():
-                fake = generate(deal.inputs, deal.cond) if kept is None else kept
-                seen: DiscriminatorOutput | None = None
-                if loss.paired:
-                    with torch.no_grad():
-                        seen = discriminate(game, deal.real, deal.cond, batch.noise, quick)
-                of_fake = discriminate(game, fake, deal.cond, batch.noise, quick)
-                round = Round(
-                    game,
-                    deal,
-                    batch.noise,
-                    deal.real,
-                    fake,
-                    seen and seen.logits,
-                    of_fake.logits,
-                    seen and seen.features,
-                    of_fake.features,
-                )
-                costs = loss.generator(of_fake.logits, round.real_logits)
-                main = costs.mean() if top_k >= 1.0 else _of_best(costs, of_fake.logits, top_k)
-                pay("generator", terms, round, main, share)
-    note("gradient/generator", generator.step(kimg))
-    return stats
+    def generator_turn(self, terms: Sequence[Term]) -> Stats:
+        """Make fakes that look real, for the deals of the discriminator's last turn."""
+        stats, network = _Mean(len(self.answers)), self.discriminator.forward
+        with self.discriminator.frozen():
+            for batch, deal, kept in self.answers:
+                noise = batch.noise.fork()  # else draws would depend on what the discriminator's terms have drawn
+                with self.autocast():
+                    fake = self.generator.forward(deal.inputs, deal.cond) if kept is None else kept
+                    of_real: DiscriminatorOutput | None = None
+                    if self.loss.paired:
+                        with torch.no_grad():
+                            of_real = discriminate(self.game, deal.real, deal.cond, noise, network)
+                    of_fake = discriminate(self.game, fake, deal.cond, noise, network)
+                    round = _round(self.game, deal, noise, deal.real, fake, of_real, of_fake)
+                    losses, share = (
+                        self.loss.generator(of_fake.logits, round.real_logits),
+                        value(self.top_k, self.clock),
+                    )
+                    best = isinstance(share, Tensor) or share < 1.0
+                    main = _mean_of_best(losses, of_fake.logits, share) if best else losses.mean()
+                    self._backward("generator", main, terms, round, stats)
+        return stats.means
+
+    def _backward(self, player: Player, main: Tensor, terms: Iterable[Term], round: Round, stats: _Mean) -> None:
+        """Backpropagate a microbatch's share of the main loss and of the terms."""
+        stats.add(f"loss/{player}", main)
+        total = main
+        for term in terms:
+            cost, weight = term.fn(round).mean(), value(term.weight, self.clock) * term.every
+            total = total + cost * (weight.to(cost.dtype) if isinstance(weight, Tensor) else weight)
+            stats.add(f"loss/{player}/{term.name}", cost)
+        (total * stats.share).backward()
 
 
-def _of_best(costs: Tensor, logits: Tensor, share: float) -> Tensor:
-    """Mean cost of the share of fakes, of all ranks, with the highest logits. Sinha et al. 2020, algorithm 1."""
-    likes = logits.detach().flatten(1).mean(1) if logits.dim() > 1 else logits.detach()
-    everyones = distributed.all_gather(likes)
-    kept = max(1, math.ceil(share * len(everyones)))
-    least = everyones.topk(kept).values[-1]
-    chosen = (likes >= least).to(costs).view(-1, *[1] * (costs.dim() - 1))
-    return (costs * chosen).mean() * (len(everyones) / kept)
+class _Mean:
+    """Means of statistics over a turn's microbatches."""
+
+    def __init__(self, microbatches: int):
+        self.share, self.means = 1.0 / microbatches, Stats()
+
+    def add(self, name: str, amount: Tensor) -> None:
+        amount = amount.detach() * self.share
+        self.means[name] = self.means[name] + amount if name in self.means else amount
+
+
+def _mean_of_turns(found: Sequence[Stats]) -> Stats:
+    """Of each statistic, over the turns that had it."""
+    names = {name: None for stats in found for name in stats}
+    parts = {name: [stats[name] for stats in found if name in stats] for name in names}
+    return {name: part[0] if len(part) == 1 else torch.stack(part).mean() for name, part in parts.items()}
+
+
+def _round(
+    game: Game,
+    deal: Deal,
+    noise: Noise,
+    real: Sample,
+    fake: Sample,
+    of_real: DiscriminatorOutput | None,
+    of_fake: DiscriminatorOutput,
+) -> Round:
+    real_logits, real_features = of_real or (None, None)
+    return Round(game, deal, noise, real, fake, real_logits, of_fake.logits, real_features, of_fake.features)
+
+
+def _detached(sample: Sample, needs_grad: bool) -> Sample:
+    """The sample cut from its graph; with gradients of its own where penalties ask for them."""
+    return map_tensors(lambda x: x.detach().requires_grad_(needs_grad), sample)
+
+
+def _mean_of_best(losses: Tensor, logits: Tensor, share: float | Tensor) -> Tensor:
+    """Mean loss of the share of fakes, of all ranks, with the highest logits. Sinha et al. 2020, algorithm 1."""
+    scores = logits.detach().flatten(1).mean(1) if logits.dim() > 1 else logits.detach()
+    all_scores = distributed.all_gather(scores)
+    number = all_scores.new_full((1,), len(all_scores), dtype=torch.float64)
+    chosen = (share * number).ceil().clamp_min(1.0)
+    least = all_scores.sort(descending=True).values.index_select(0, chosen.long() - 1)
+    mask = (scores >= least).to(losses).view(-1, *[1] * (losses.dim() - 1))
+    return (losses * mask).mean() * (number / chosen).squeeze(0).to(losses.dtype)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ganlib import registry, shards
 from ganlib.config import ConfigError
-from ganlib.game import Noise
+from ganlib.noise import Noise
 
 __all__ = ["Loader"]
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
 
 from ganlib._config import Config
 
 __all__ = ["Schedule", "value"]
+
+Time = TypeVar("Time", float, Tensor)
 
 
 class Schedule(Config):
@@ -20,12 +25,17 @@ class Schedule(Config):
     to_kimg: float
 
 
-def value(schedule: float | Schedule, kimg: float) -> float:
-    """The value at `kimg`. A plain number is a constant. Cosine: Loshchilov & Hutter 2017, eq. 5, one period."""
+def value(schedule: float | Schedule, kimg: Time) -> Time | float:
+    """The value at `kimg`. A plain number is a constant. Cosine: Loshchilov & Hutter 2017, eq. 5, one period.
+
+    Where `kimg` is a tensor, a schedule's value is one too, computed on its device.
+    """
     if not isinstance(schedule, Schedule):
         return schedule
     span = max(schedule.to_kimg - schedule.from_kimg, 1e-12)
-    done = min(max((kimg - schedule.from_kimg) / span, 0.0), 1.0)
+    done = (kimg - schedule.from_kimg) / span
+    done = done.clamp(0.0, 1.0) if isinstance(done, Tensor) else min(max(done, 0.0), 1.0)
     if schedule.kind == "cosine":
-        done = (1.0 - math.cos(math.pi * done)) / 2.0
+        cosine = torch.cos(math.pi * done) if isinstance(done, Tensor) else math.cos(math.pi * done)
+        done = (1.0 - cosine) / 2.0
     return schedule.start + (schedule.end - schedule.start) * done

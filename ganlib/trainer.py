@@ -7,7 +7,6 @@ global batch, so a resume continues bit for bit, and any number of ranks compute
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import math
@@ -15,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ganlib import checkpoint, distributed, health, registry, shards
+from ganlib import device as devices
 from ganlib.augment import Augment
 from ganlib.config import ConfigError, Params, PlayerConfig
 from ganlib.data._spec import Spec
 from ganlib.export import save_generator
-from ganlib.game import (
-    Batch,
-    Game,
-    Learner,
-    Noise,
-    Sample,
-    Term,
-    adversarial_step,
-    map_tensors,
-    seed_of,
-)
+from ganlib.game import Batch, Game, Learner, Sample, Stats, Term, Turn, due_terms, map_tensors, play, turns_of
 from ganlib.loader import Loader
 from ganlib.losses import LOSSES
 from ganlib.models._layers import BatchNorm
+from ganlib.noise import Noise, seed_of
 from ganlib.penalties import DIFFERENTIATE, MOVE, PENALTIES
+from ganlib.recording import RecordedSteps
 from ganlib.schedules import value
 from ganlib.watch import Watch
 
@@ -68,7 +61,7 @@ def plan(params: Params, world: int) -> Plan:
     if batch % (world * cfg.accumulate):
         raise ConfigError(
             f"models.{params.model}.batch: {batch} does not divide into {world} workers x {cfg.accumulate} "
-            f"microbatches (scale.num_workers, train.accumulate); a multiple of {world * cfg.accumulate} is wanted"
+            f"microbatches (scale.num_workers, train.accumulate); expected a multiple of {world * cfg.accumulate}"
         )
     images = batch * params.game.discriminator_steps
     report_every = max(1, round(cfg.report_kimg * 1000 / images))
@@ -114,7 +107,7 @@ def build_game(params: Params, spec: Spec) -> Game:
     moving = sorted(MOVE & cfg.penalties.keys())
     if spec.given and (moving or cfg.augment):
         torn = ", ".join([*moving, *(["augment"] if cfg.augment else [])])
-        raise ConfigError(f"{where}: {torn} would tear given and generated images asunder; leave it out")
+        raise ConfigError(f"{where}: {torn} breaks the alignment of given and generated images; leave it out")
     if cfg.augment and moving:
         raise ConfigError(
             f"{where}: {', '.join(moving)} compare an image with the same image moved, and augment would change each "
@@ -137,7 +130,7 @@ def build_game(params: Params, spec: Spec) -> Game:
                 fn() if isinstance(fn, type) else fn,  # a class: it keeps running means
                 penalty.weight,
                 penalty.every,
-                slopes=name in DIFFERENTIATE,
+                needs_input_grad=name in DIFFERENTIATE,
             )
         )
     return dataclasses.replace(game, terms=(*game.terms, *penalties))
@@ -150,130 +143,161 @@ def train(
     prepared: str | Path,
     reference: str | Path | None = None,
     resume: str | Path | None = None,
+    device: torch.device | None = None,
 ) -> None:
     """Train on the shards in `prepared`, on every rank of the default process group, or alone without one.
 
     With `reference`, rows carry the quality of `train.quality_samples` fakes. `resume` is a folder once reported.
+    `device` is this process's GPU, or the CPU where there is none, unless given.
     Raises ConfigError before any work if `params` do not fit the data or the ranks, `health.Diverged` when
     numbers stop being numbers or, by `train.health`, when training has gone wrong for good.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    cfg, play, timing, spec = params.train, params.game, plan(params, world), shards.read_spec(Path(prepared))
-    layout = torch.channels_last if cfg.channels_last else torch.preserve_format
+    device = devices.default_device() if device is None else device
+    mixed = devices.mixed_precision(device, params.train.amp)
+    with devices.configured(device, deterministic=params.train.deterministic, mixed=mixed):
+        run = _Run(params, report, Path(prepared), reference, device)
+        if resume is not None:
+            run.training.restore(checkpoint.load(resume))
+        run.until_done()
 
-    def place(x: Tensor) -> Tensor:
-        return x.to(device, memory_format=layout if x.dim() == 4 else torch.preserve_format, non_blocking=True)
 
-    training = _Training(params, spec, timing, world, device, layout)
-    check_groups(params, training.game, world)
-    if resume is not None:
-        training.restore(checkpoint.load(resume))
-    state = training.state
-    healthy = copy.deepcopy(training.snapshot()) if cfg.health.policy == "rollback" else None
+class _Run:
+    """One call of `train`: the loop, and what is reported on the way."""
 
-    loader = Loader(
-        Path(prepared), "train", batch=play.batch, seed=params.seed, memory_mb=cfg.memory_mb, mirror=play.mirror
-    )
-    microbatches = world * cfg.accumulate
-    share = play.batch // microbatches
-
-    def batch(turn: int, part: int) -> Batch:
-        """Part `part` of the global batch of a discriminator's turn."""
-        data = {k: place(v) for k, v in loader.batch_at(turn, rank=part, world=microbatches).items()}
-        rows = slice(part * share, (part + 1) * share)
-        return Batch(data, Noise(params.seed, "turn", turn, size=play.batch, rows=rows, device=device))
-
-    watch = None
-    if rank == 0:
-        watch = Watch(params, training.game, training.average, spec, Path(prepared), reference, place)
-    sums: dict[str, Tensor] = {}
-    began, began_at = time.perf_counter(), state["step"]
-    while state["step"] < timing.steps:
-        first = state["step"] * play.discriminator_steps
-        turns = [
-            [batch(first + i, rank * cfg.accumulate + part) for part in range(cfg.accumulate)]
-            for i in range(play.discriminator_steps)
-        ]
-        for name, amount in training.step(turns).items():
-            sums.setdefault(name, torch.zeros(2, device=device)).add_(torch.stack([amount, torch.ones_like(amount)]))
-        done = state["step"]
-        last = done == timing.steps
-        if done % timing.report_every and not last:
-            continue
-
-        elapsed = time.perf_counter() - began
-        state["seconds"] += elapsed
-        row = {
-            "kimg": training.kimg,
-            "seconds": state["seconds"],
-            "images_per_second": (done - began_at) * timing.images_per_step / elapsed,
-            **_means(sums, world),
-            **training.settings(),
-        }
-        trouble, doubt = _same_on_all_ranks(
-            ("", False) if watch is None else watch.look(row, state["rows"], done), world
+    def __init__(
+        self, params: Params, report: Report, prepared: Path, reference: str | Path | None, device: torch.device
+    ):
+        self.params, self.report, self.device = params, report, device
+        self.world = distributed.world_size()
+        self.rank = dist.get_rank() if self.world > 1 else 0
+        self.timing, self.spec = plan(params, self.world), shards.read_spec(prepared)
+        self.training = _Training(params, self.spec, self.timing, self.world, device)
+        check_groups(params, self.training.game, self.world)
+        self.healthy: dict[str, Any] | None = None
+        """what a rollback goes back to; None where `train.health.policy` is another"""
+        cfg = params.train
+        self.loader = Loader(
+            prepared,
+            "train",
+            batch=params.game.batch,
+            seed=params.seed,
+            memory_mb=cfg.memory_mb,
+            mirror=params.game.mirror,
         )
-        due = not last and done % timing.checkpoint_every == 0 and not (doubt and healthy is not None)
-        if trouble:
-            if healthy is None:
-                raise health.Diverged(trouble)
-            if state["rollbacks"] == cfg.health.max_rollbacks:
-                raise health.Diverged(f"{trouble}; given up after {state['rollbacks']} rollbacks")
-            report(row, None)
-            rollbacks, seconds = state["rollbacks"] + 1, state["seconds"]
-            training.restore(healthy)
-            state.update(rollbacks=rollbacks, seconds=seconds)
-        else:
-            state["rows"] = [*state["rows"], row]
-            if healthy is not None and due:
-                healthy = copy.deepcopy(training.snapshot())
-            with tempfile.TemporaryDirectory(prefix="ganlib-") as scratch:
-                folder = None
-                if watch is not None and (last or due):
-                    folder = Path(scratch)
-                    checkpoint.save(folder, training.snapshot())
-                    about = {"kimg": row["kimg"], "seed": params.seed, "model": params.model, "data": params.data}
-                    save_generator(
-                        folder / "generator",
-                        training.average,
-                        network=play.network,
-                        spec=spec,
-                        attributes=watch.known.cond if training.game.attributes else None,
-                        about=about,
-                    )
-                    watch.picture(folder / "samples.png")
-                report(row, folder)
-        sums = {}
-        began, began_at = time.perf_counter(), state["step"]
+        self.watch = None
+        if self.rank == 0:
+            self.watch = Watch(
+                params, self.training.game, self.training.ema, self.spec, prepared, reference, self.training.place
+            )
+
+    def until_done(self) -> None:
+        """Step and report until the budget is spent."""
+        training, timing, state = self.training, self.timing, self.training.state
+        if self.params.train.health.policy == "rollback":
+            self.healthy = copy.deepcopy(training.snapshot())
+        statistics, since, first = _Statistics(), time.perf_counter(), state["step"]
+        while state["step"] < timing.steps:
+            statistics.add(training.step(self.batches(state["step"])))
+            done = state["step"]
+            if done % timing.report_every and done < timing.steps:
+                continue
+            means = statistics.means(self.world)  # waits for the device
+            elapsed = time.perf_counter() - since
+            state["seconds"] += elapsed
+            speed = (done - first) * timing.images_per_step / elapsed
+            self.account({"images_per_second": speed, **means, **training.settings()})
+            statistics, since, first = _Statistics(), time.perf_counter(), state["step"]
+
+    def batches(self, step: int) -> list[list[Batch]]:
+        """This rank's microbatches for each turn of the discriminator."""
+        turns, parts = self.params.game.discriminator_steps, self.params.train.accumulate
+        return [[self.batch(step * turns + i, self.rank * parts + part) for part in range(parts)] for i in range(turns)]
+
+    def batch(self, turn: int, part: int) -> Batch:
+        """Part `part` of the global batch of a discriminator's turn."""
+        size, parts = self.params.game.batch, self.world * self.params.train.accumulate
+        share = size // parts
+        data = {k: self.training.place(v) for k, v in self.loader.batch_at(turn, rank=part, world=parts).items()}
+        rows = slice(part * share, (part + 1) * share)
+        return Batch(data, Noise(self.params.seed, "turn", turn, size=size, rows=rows, device=self.device))
+
+    def account(self, found: dict[str, float]) -> None:
+        """Report a row, or go back to the last healthy state. Raises Diverged."""
+        training, state = self.training, self.training.state
+        row = {"kimg": training.kimg, "seconds": state["seconds"], **found}
+        alarm, suspicion = "", False
+        if self.watch is not None:
+            alarm, suspicion = self.watch.assess(row, state["rows"], state["step"])
+        alarm, suspicion = _from_rank_0((alarm, suspicion), self.world)
+        if alarm:
+            self.roll_back(row, alarm)
+            return
+        state["rows"] = [*state["rows"], row]
+        last = state["step"] == self.timing.steps
+        due = not last and state["step"] % self.timing.checkpoint_every == 0
+        if self.healthy is not None and suspicion:
+            due = False
+        elif self.healthy is not None and due:
+            self.healthy = copy.deepcopy(training.snapshot())
+        with tempfile.TemporaryDirectory(prefix="ganlib-") as scratch:
+            folder = Path(scratch) if self.watch is not None and (last or due) else None
+            if folder is not None:
+                self.save(folder, row["kimg"])
+            self.report(row, folder)
+
+    def roll_back(self, row: dict[str, float], alarm: str) -> None:
+        """Go back to the last healthy state, with lower learning rates. Raises Diverged if there is none or it was done
+        `max_rollbacks` times before."""
+        state = self.training.state
+        if self.healthy is None:
+            raise health.Diverged(alarm)
+        if state["rollbacks"] == self.params.train.health.max_rollbacks:
+            raise health.Diverged(f"{alarm}; given up after {state['rollbacks']} rollbacks")
+        self.report(row, None)
+        rollbacks, seconds = state["rollbacks"] + 1, state["seconds"]
+        self.training.restore(self.healthy)
+        state.update(rollbacks=rollbacks, seconds=seconds)
+
+    def save(self, folder: Path, kimg: float) -> None:
+        """Write a checkpoint, the exported generator and a picture."""
+        params, training, watch = self.params, self.training, self.watch
+        assert watch is not None
+        checkpoint.save(folder, training.snapshot())
+        save_generator(
+            folder / "generator",
+            training.ema,
+            network=params.game.network,
+            spec=self.spec,
+            attributes=watch.known.cond if training.game.attributes else None,
+            about={"kimg": kimg, "seed": params.seed, "model": params.model, "data": params.data},
+        )
+        watch.picture(folder / "samples.png")
 
 
 class _Training:
     """All that learns, and how far it has come: what an exact resume needs."""
 
-    def __init__(
-        self,
-        params: Params,
-        spec: Spec,
-        timing: Plan,
-        world: int,
-        device: torch.device,
-        layout: torch.memory_format,
-    ):
+    def __init__(self, params: Params, spec: Spec, timing: Plan, world: int, device: torch.device):
         self.params, self.play, self.timing, self.device = params, params.game, timing, device
+        cfg = params.train
+        self.layout = torch.channels_last if cfg.channels_last else torch.preserve_format
+        self.mixed = devices.mixed_precision(device, cfg.amp)
         torch.manual_seed(seed_of(params.seed, "weights"))  # the same first weights on every rank
         game = build_game(params, spec)
         for module in (game.generator, game.discriminator):
-            module.to(device, memory_format=layout)  # type: ignore[call-overload]
-        self.average = copy.deepcopy(game.generator).requires_grad_(False)
-        self.generator = _learner(game.generator, self.play.generator, world, params.train.compile)
-        self.discriminator = _learner(game.discriminator, self.play.discriminator, world, params.train.compile)
-        self.augment = None if self.play.augment is None else Augment(self.play.augment)
-        self.game = game if self.augment is None else dataclasses.replace(game, view=self._view)
+            module.to(device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.ema = copy.deepcopy(game.generator).requires_grad_(False)
+        self.generator = _learner(game.generator, self.play.generator, world, cfg.compile)
+        self.discriminator = _learner(game.discriminator, self.play.discriminator, world, cfg.compile)
+        self.augment = None if self.play.augment is None else Augment(self.play.augment).to(device)
+        self.game = game if self.augment is None else dataclasses.replace(game, augmentation=self._augmented)
+        self.clock = torch.zeros((), dtype=torch.float64, device=device)
+        """kimg at the start of the step"""
+        self.recorded = self._recorder(world)
         self.parts: dict[str, Any] = {
             "generator": game.generator,
             "discriminator": game.discriminator,
-            "average": self.average,
+            "ema": self.ema,
             "generator_optimizer": self.generator.optimizer,
             "discriminator_optimizer": self.discriminator.optimizer,
             **({} if self.augment is None else {"augment": self.augment}),
@@ -286,6 +310,19 @@ class _Training:
             "rollbacks": 0,
             "accuracy": 0.0 if self.play.warmup else 1.0,
         }
+
+    def _recorder(self, world: int) -> RecordedSteps | None:
+        """None where steps cannot be recorded: on devices without graphs, where ranks communicate inside a step, where
+        networks grow or are compiled."""
+        cfg = self.params.train
+        record = devices.recorder(self.device)
+        if record is None or not cfg.cuda_graphs or world > 1 or cfg.compile or self.game.progress is not None:
+            return None
+        return RecordedSteps(record)
+
+    def place(self, x: Tensor) -> Tensor:
+        """`x` on the device, in the layout of the networks."""
+        return devices.on_device(x, self.device, self.layout)
 
     def snapshot(self) -> dict[str, Any]:
         return {**{name: part.state_dict() for name, part in self.parts.items()}, **self.state}
@@ -302,54 +339,69 @@ class _Training:
 
     def settings(self) -> dict[str, float]:
         """What has changed by itself as training went on."""
-        return {
-            **({"augment/probability": self.augment.probability} if self.augment is not None else {}),
-            **({"health/rollbacks": self.state["rollbacks"]} if self.state["rollbacks"] else {}),
-        }
+        found: dict[str, float] = {}
+        if self.augment is not None:
+            found["augment/probability"] = float(self.augment.probability)
+        if self.state["rollbacks"]:
+            found["health/rollbacks"] = self.state["rollbacks"]
+        if devices.is_accelerator(self.device):
+            found["recorded_steps"] = 0.0 if self.recorded is None else self.recorded.share()
+        return found
 
-    def step(self, turns: Sequence[Sequence[Batch]]) -> dict[str, Tensor]:
-        """Play one step, and have the average follow."""
-        step, kimg, play = self.state["step"], self.kimg, self.play
+    def step(self, batches: Sequence[Sequence[Batch]]) -> Stats:
+        """Play one step, and have the moving average follow."""
+        step, kimg, cfg = self.state["step"], self.kimg, self.play
         rank = dist.get_rank() if dist.is_initialized() else 0
         torch.manual_seed(seed_of(self.params.seed, "modules", step, rank))  # for modules that draw on their own
         slower = self.params.train.health.lr_factor ** self.state["rollbacks"]
         self.generator.lr_scale = self.discriminator.lr_scale = slower
-        stats = adversarial_step(
-            self.game,
-            LOSSES[play.loss],
-            self.generator,
-            self.discriminator,
-            turns,
-            step=step,
-            kimg=kimg,
-            top_k=value(play.top_k, kimg),
-            generator_plays=self._warm(kimg),
-            autocast=self._autocast,
-        )
-        if play.warmup is not None:
+        self.clock.fill_(kimg)
+        stats = play(self._turns(batches, step, kimg), kimg)
+        if cfg.warmup is not None:
             self._note_accuracy(stats)
         if self.augment is not None:
-            self.augment.watch(stats["sign/real"])
-            self.augment.adjust(self.timing.images_per_step)
-        images = self.timing.images_per_step
-        halflife = value(play.ema_halflife_kimg, kimg)
-        if play.ema_rampup is not None:  # Karras et al. 2020a: no longer than a share of the training so far
-            halflife = min(halflife, kimg * play.ema_rampup)
-        update_ema(self.average, self.game.generator, 0.5 ** (images / max(halflife * 1000, 1e-9)))
+            self.augment.adjust(stats["sign/real"], turn=step, images=self.timing.images_per_step)
+        halflife = value(cfg.ema_halflife_kimg, kimg)
+        if cfg.ema_rampup is not None:  # Karras et al. 2020a: no longer than a share of the training so far
+            halflife = min(halflife, kimg * cfg.ema_rampup)
+        update_ema(self.ema, self.game.generator, 0.5 ** (self.timing.images_per_step / max(halflife * 1000, 1e-9)))
         if self.game.progress is not None:
-            self.game.progress(self.average, kimg)
+            self.game.progress(self.ema, kimg)
         self.state["step"] += 1
         return stats
 
-    def _view(self, sample: Sample, noise: Noise) -> Sample:
-        assert self.augment is not None
-        augment, kimg = self.augment, self.kimg
-        return map_tensors(lambda images: augment(images, noise, kimg), sample)
+    def _turns(self, batches: Sequence[Sequence[Batch]], step: int, kimg: float) -> list[Turn]:
+        """The turns of a step, recorded where that is done."""
+        plays = self._warm(kimg)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if not self.params.train.amp:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        def make(batches: Sequence[Sequence[Batch]]) -> list[Turn]:
+            return turns_of(
+                self.game,
+                LOSSES[self.play.loss],
+                self.generator,
+                self.discriminator,
+                batches,
+                step=step,
+                kimg=kimg,
+                clock=self.clock,
+                top_k=self.play.top_k,
+                generator_plays=plays,
+                autocast=partial(devices.autocast, self.device, self.mixed),
+            )
+
+        if self.recorded is None:
+            return make(batches)
+        turns = range(step * len(batches), (step + 1) * len(batches))
+        due = [due_terms(self.game, "discriminator", turn) for turn in turns] + [
+            due_terms(self.game, "generator", step)
+        ]
+        key = (plays, *(tuple(term.name for term in terms) for terms in due))
+        return self.recorded.turns(key, batches, make)
+
+    def _augmented(self, sample: Sample, noise: Noise) -> Sample:
+        assert self.augment is not None
+        augment = self.augment
+        return map_tensors(lambda images: augment(images, noise, self.clock), sample)
 
     def _warm(self, kimg: float) -> bool:
         """Whether the discriminator is ahead far enough for the generator to play."""
@@ -357,23 +409,49 @@ class _Training:
         return warmup is None or self.state["accuracy"] >= warmup.accuracy or kimg >= warmup.max_kimg
 
     def _note_accuracy(self, stats: Mapping[str, Tensor]) -> None:
-        """A running mean of how often the discriminator is right; it counts until the warm-up is over."""
+        """A running mean of how often the discriminator is right; it counts, and the device is waited for, until the
+        warm-up is over."""
         if self._warm(self.kimg):
             self.state["accuracy"] = 1.0
             return
-        right = (2 + stats["sign/real"] - stats["sign/fake"]) / 4
-        if distributed.world_size() > 1:
-            right = distributed.all_reduce(right) / distributed.world_size()
+        right = distributed.all_reduce((2 + stats["sign/real"] - stats["sign/fake"]) / 4) / distributed.world_size()
         self.state["accuracy"] += (float(right) - self.state["accuracy"]) / 10
 
 
-def _same_on_all_ranks(found: tuple[str, bool], world: int) -> tuple[str, bool]:
-    """What rank 0 found."""
+class _Statistics:
+    """Sums of statistics on the device, until they are reported."""
+
+    def __init__(self) -> None:
+        self.sums: dict[tuple[str, ...], Tensor] = {}
+        """of the statistics that came together; the last number counts how often they came"""
+
+    def add(self, stats: Stats) -> None:
+        values = list(stats.values())
+        row = torch.stack([*values, torch.ones_like(values[0])])
+        names = tuple(stats)
+        self.sums[names] = self.sums[names] + row if names in self.sums else row
+
+    def means(self, world: int) -> dict[str, float]:
+        """Means over ranks and over the steps that had the statistic."""
+        sums: dict[str, float] = {}
+        counts: dict[str, float] = {}
+        everything = distributed.all_reduce(torch.cat(list(self.sums.values()))).tolist()
+        for names in self.sums:
+            *values, count = everything[: len(names) + 1]
+            del everything[: len(names) + 1]
+            for name, amount in zip(names, values, strict=True):
+                sums[name] = sums.get(name, 0.0) + amount
+                counts[name] = counts.get(name, 0.0) + count
+        return {name: amount / counts[name] for name, amount in sums.items()}
+
+
+def _from_rank_0(found: tuple[str, bool], world: int) -> tuple[str, bool]:
+    """What rank 0 found, on all ranks."""
     if world == 1:
         return found
-    told: list[Any] = [*found]
-    dist.broadcast_object_list(told)
-    return told[0], told[1]
+    shared: list[Any] = [*found]
+    dist.broadcast_object_list(shared)
+    return shared[0], shared[1]
 
 
 def _learner(module: nn.Module, cfg: PlayerConfig, world: int, compile: bool) -> Learner:
@@ -393,20 +471,15 @@ def _learner(module: nn.Module, cfg: PlayerConfig, world: int, compile: bool) ->
     )
 
 
-def _means(sums: dict[str, Tensor], world: int) -> dict[str, float]:
-    """Means over ranks and over the steps that had the statistic; `sums` holds (sum, count) of each."""
-    flat = torch.stack(list(sums.values()))
-    if world > 1:
-        flat = distributed.all_reduce(flat)
-    return dict(zip(sums, (flat[:, 0] / flat[:, 1]).tolist(), strict=True))
-
-
 @torch.no_grad()
-def update_ema(average: nn.Module, module: nn.Module, decay: float) -> None:
-    """average ← decay·average + (1 − decay)·module, running statistics of norms included."""
-    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
-    for mine, theirs in zip(average.buffers(), module.buffers(), strict=True):
-        if mine.is_floating_point():
-            mine.lerp_(theirs, 1 - decay)
-        else:
+def update_ema(ema: nn.Module, module: nn.Module, decay: float) -> None:
+    """ema ← decay·ema + (1 − decay)·module, running statistics of norms included."""
+    pairs = [
+        *zip(ema.parameters(), module.parameters(), strict=True),
+        *zip(ema.buffers(), module.buffers(), strict=True),
+    ]
+    floats = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
+    torch._foreach_lerp_([mine for mine, _ in floats], [theirs for _, theirs in floats], 1 - decay)
+    for mine, theirs in pairs:
+        if not mine.is_floating_point():
             mine.copy_(theirs)

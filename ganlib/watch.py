@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ganlib import health, registry, shards
 from ganlib.config import Params
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Deal, Game, Noise, Sample, discriminate, map_tensors, tensors_of
+from ganlib.game import Batch, Deal, Game, Sample, discriminate, map_tensors, tensors_of
 from ganlib.losses import LOSSES
+from ganlib.noise import Noise
 from ganlib.reference import Reference
 
 __all__ = ["Watch"]
@@ -33,13 +34,13 @@ class Watch:
         self,
         params: Params,
         game: Game,
-        average: nn.Module,
+        ema: nn.Module,
         spec: Spec,
         prepared: Path,
         reference: str | Path | None,
         place: Callable[[Tensor], Tensor],
     ):
-        self.params, self.game, self.average, self.spec, self.place = params, game, average, spec, place
+        self.params, self.game, self.ema, self.spec, self.place = params, game, ema, spec, place
         self.loss = LOSSES[params.game.loss]
         self.reference = Reference.load(reference) if reference and params.train.quality_samples else None
         self.fixed = self._deal(prepared, "test", PREVIEWS, "preview", small=not spec.given)
@@ -95,12 +96,12 @@ class Watch:
     @torch.inference_mode()
     def _play(self, deal: Deal) -> Tensor:
         """What the average makes of a deal, on the CPU."""
-        average = self.average.eval()
+        ema = self.ema.eval()
         made = []
         for rows in self._chunks(len(tensors_of(deal.inputs)[0])):
             inputs = map_tensors(lambda x, rows=rows: self.place(x[rows]), deal.inputs)  # type: ignore[misc]
             cond = None if deal.cond is None else self.place(deal.cond[rows])
-            made.append(tensors_of(average(inputs, cond))[0].float().cpu())
+            made.append(tensors_of(ema(inputs, cond))[0].float().cpu())
         return torch.cat(made)
 
     @torch.inference_mode()
@@ -115,7 +116,7 @@ class Watch:
         discriminator.train()
         return torch.cat(logits)
 
-    def look(self, row: dict[str, float], past: list[dict[str, float]], step: int) -> tuple[str, bool]:
+    def assess(self, row: dict[str, float], past: list[dict[str, float]], step: int) -> tuple[str, bool]:
         """Add what is measured at this step to the row, which follows those of the `past`.
 
         Returns what has gone wrong for good, if anything has, and whether something may have.

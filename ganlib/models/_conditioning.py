@@ -152,7 +152,7 @@ class Head(nn.Module):
             return of_real(round.fake_features, round.deal.cond)
 
         return (
-            Term(name, "discriminator", discriminators, self.weight, slopes=False),
+            Term(name, "discriminator", discriminators, self.weight, needs_input_grad=False),
             Term(name, "generator", generators, self.weight),
         )
 

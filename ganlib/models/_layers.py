@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
 from ganlib import distributed
-from ganlib.game import Noise
+from ganlib.noise import Noise
 
 __all__ = [
     "BatchNorm",

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Deal, Game, Noise, Round, Term
+from ganlib.game import Batch, Deal, Game, Round, Term
 from ganlib.models._layers import BatchNorm
+from ganlib.noise import Noise
 
 __all__ = ["MODALITY", "Config", "build"]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ganlib import distributed
 from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Deal, DiscriminatorOutput, Game, Noise, Round, Term
+from ganlib.game import Batch, Deal, DiscriminatorOutput, Game, Round, Term
 from ganlib.models._conditioning import Condition, Conditioning, Embedding, Head, concat_condition, condition_of
 from ganlib.models._layers import (
     Fir,
@@ -31,6 +31,7 @@ from ganlib.models._layers import (
     normal_from,
     unit,
 )
+from ganlib.noise import Noise
 
 __all__ = ["MODALITY", "Config", "build"]
 

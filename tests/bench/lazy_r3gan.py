@@ -18,8 +18,9 @@ import torch
 
 from ganlib import shards
 from ganlib.config import load_params, override
-from ganlib.game import Batch, Learner, Noise, adversarial_step
+from ganlib.game import Batch, Learner, adversarial_step
 from ganlib.losses import LOSSES
+from ganlib.noise import Noise
 from ganlib.trainer import build_game, train
 from pipelines.launch import keep_freed_memory
 

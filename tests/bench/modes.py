@@ -29,9 +29,10 @@ from ganlib.classifier import Classifier, fit
 from ganlib.config import load_params
 from ganlib.data._spec import Spec
 from ganlib.export import load_generator
-from ganlib.game import Batch, Learner, Noise, Term, adversarial_step
+from ganlib.game import Batch, Learner, Term, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.models import mlp
+from ganlib.noise import Noise
 from ganlib.penalties import PENALTIES
 from ganlib.trainer import train
 

@@ -24,10 +24,11 @@ from PIL import Image
 
 from ganlib.data import pair
 from ganlib.features import efficientnet_lite0
-from ganlib.game import Batch, Learner, Noise, adversarial_step
+from ganlib.game import Batch, Learner, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.metrics import fd, kid, l1, psnr, ssim
 from ganlib.models import pix2pix
+from ganlib.noise import Noise
 
 SIZE, STRIDE = 64, 16
 WORLD = (2700, 1350)  # pixels; the photograph has twice as many, but few details more

@@ -29,8 +29,9 @@ import torch.multiprocessing as mp
 
 from ganlib.config import load_params, parse_params
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Learner, Noise, adversarial_step, discriminate
+from ganlib.game import Batch, Learner, adversarial_step, discriminate
 from ganlib.losses import LOSSES
+from ganlib.noise import Noise
 from ganlib.trainer import build_game, update_ema
 from pipelines.launch import keep_freed_memory
 

@@ -17,7 +17,7 @@ import torch
 
 from ganlib.data.image import preview
 from ganlib.export import load_generator
-from ganlib.game import Noise
+from ganlib.noise import Noise
 
 PSI = (0.0, 0.25, 0.5, 0.75, 1.0)
 

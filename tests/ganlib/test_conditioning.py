@@ -6,8 +6,9 @@ import pytest
 import torch
 from zoo import batches, spec_of
 
-from ganlib.game import Deal, Game, Noise, Round
+from ganlib.game import Deal, Game, Round
 from ganlib.models._conditioning import Embedding, Head, concat_condition, condition_of
+from ganlib.noise import Noise
 
 LABELS = torch.tensor([0, 1, 1, 2, 0])
 
@@ -54,7 +55,7 @@ def test_auxiliary_classifier():
     real, fake = features(1), features(2)
     of_discriminator, of_generator = player.terms()
     assert (of_discriminator.player, of_generator.player) == ("discriminator", "generator")
-    assert not of_discriminator.slopes
+    assert not of_discriminator.needs_input_grad
 
     def surprise(seen):
         return -torch.log_softmax(seen @ player.names.weight.T + player.names.bias, 1)[torch.arange(5), LABELS]

@@ -9,8 +9,9 @@ from torch import nn
 from zoo import CONDITIONED, FAMILIES, FROM_NOISE, batches, game_of, spec_of
 
 from ganlib.augment import OPERATIONS, Augment, AugmentConfig
-from ganlib.game import DiscriminatorOutput, Learner, Noise, Round, Term, adversarial_step, discriminate, map_tensors
+from ganlib.game import DiscriminatorOutput, Learner, Round, Term, adversarial_step, discriminate, map_tensors
 from ganlib.losses import LOSSES
+from ganlib.noise import Noise
 from ganlib.penalties import MOVE, PENALTIES
 
 
@@ -94,7 +95,9 @@ def through(view, game):
     if view == "plain":
         return game
     augment = Augment(AugmentConfig(kind=view, probability=0.9, target=None))
-    return dataclasses.replace(game, view=lambda sample, noise: map_tensors(lambda x: augment(x, noise, 0.0), sample))
+    return dataclasses.replace(
+        game, augmentation=lambda sample, noise: map_tensors(lambda x: augment(x, noise, 0.0), sample)
+    )
 
 
 def on_trial(family, view):
@@ -282,7 +285,7 @@ def test_the_discriminator_sees_through_the_view_alone():
     """With every sample blacked out it cannot tell reals from fakes, and the generator has nothing to learn."""
     spec = spec_of("mlp", classes=())
     game = dataclasses.replace(
-        game_of("mlp", spec, ["gradient_penalty"]), view=lambda s, n: map_tensors(lambda x: x * 0, s)
+        game_of("mlp", spec, ["gradient_penalty"]), augmentation=lambda s, n: map_tensors(lambda x: x * 0, s)
     )
     before, _, stats = played(game, spec, "hinge")
     assert stats["logit/gap"] == 0
@@ -305,7 +308,7 @@ def test_features_reach_terms():
         return round.fake_features.square().mean(1)
 
     game = game_of("dcgan", spec)
-    terms = tuple(Term("t", player, fn, slopes=False) for player in ("discriminator", "generator"))
+    terms = tuple(Term("t", player, fn, needs_input_grad=False) for player in ("discriminator", "generator"))
     played(dataclasses.replace(game, terms=terms), spec, "hinge")
     (of_real, of_fake), (without, again) = seen
     assert of_real.shape == of_fake.shape == again.shape

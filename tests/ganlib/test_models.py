@@ -7,7 +7,8 @@ import torch
 from zoo import CLASSES, CONDITIONED, FAMILIES, FROM_NOISE, batches, builds, config, game_of, play, spec_of
 
 from ganlib import registry
-from ganlib.game import Noise, map_tensors, tensors_of
+from ganlib.game import map_tensors, tensors_of
+from ganlib.noise import Noise
 
 COMPARE = [f for f in FROM_NOISE if "minibatch_group" in registry.load("models", f).Config.model_fields]
 SHAPES = [(1, 8, 8), (3, 16, 16), (1, 28, 28), (3, 32, 32), (3, 32, 64), (1, 48, 16), (3, 64, 64), (3, 128, 128)]

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Learner, Noise, adversarial_step
+from ganlib.game import Batch, Learner, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.models import pix2pix
 from ganlib.models._layers import BatchNorm
+from ganlib.noise import Noise
 
 SPEC = Spec("pair", "image_pair", (6, 32, 32), (), {"train": 8, "test": 8}, "", given=3)
 

@@ -9,9 +9,10 @@ from torch import nn
 from torch.func import functional_call
 
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Deal, Learner, Noise, Round, Term, adversarial_step
+from ganlib.game import Batch, Deal, Learner, Round, Term, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.models import r3gan
+from ganlib.noise import Noise
 from ganlib.penalties import PENALTIES
 
 SPEC = Spec("image", "image", (1, 8, 8), ("a", "b", "c"), {"train": 8, "test": 8}, "")

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from zoo import batches, game_of, play, spec_of
 
-from ganlib.game import Learner, Noise, adversarial_step
+from ganlib.game import Learner, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.models import resnet
+from ganlib.noise import Noise
 
 EVERYTHING = {
     "hierarchical": True,

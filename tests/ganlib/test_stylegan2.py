@@ -13,10 +13,11 @@ from torch import nn
 from zoo import batches, game_of, spec_of
 
 from ganlib import distributed
-from ganlib.game import Learner, Noise, Round, adversarial_step
+from ganlib.game import Learner, Round, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.models import _layers as layers
 from ganlib.models import stylegan2
+from ganlib.noise import Noise
 
 TAPS = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
 

@@ -12,9 +12,10 @@ import torch.multiprocessing as mp
 
 from ganlib import checkpoint, registry
 from ganlib.config import ConfigError, ModelConfig, override, parse_params
-from ganlib.game import Batch, Noise
+from ganlib.game import Batch
 from ganlib.health import Alarm, Diverged, Monitor, check, diversity
 from ganlib.loader import Loader
+from ganlib.noise import Noise
 from ganlib.shards import read_spec
 from ganlib.trainer import _Training, build_game, plan, train
 from ganlib.watch import Watch
@@ -213,7 +214,7 @@ def test_a_checkpoint_of_one_process_goes_on_in_two(small, prepared, tmp_path):
     arguments = (2, params.model_dump(mode="json"), prepared, str(out), str(whole.folders[1]))
     mp.spawn(_rank, arguments, nprocs=2)
     (folder,) = (p for p in out.iterdir() if p.is_dir())
-    ends = [checkpoint.load(f)["average"] for f in (whole.folders[-1], folder)]
+    ends = [checkpoint.load(f)["ema"] for f in (whole.folders[-1], folder)]
     torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-4)
 
 
@@ -320,7 +321,7 @@ def test_damaged_checkpoints_are_named(tmp_path):
 def stepping(params, prepared):
     """All that learns, and what plays its next step and returns the statistics."""
     spec = read_spec(prepared)
-    training = _Training(params, spec, plan(params, 1), 1, torch.device("cpu"), torch.contiguous_format)
+    training = _Training(params, spec, plan(params, 1), 1, torch.device("cpu"))
     loader = Loader(prepared, "train", batch=params.game.batch, seed=0, memory_mb=64)
 
     def step():
@@ -386,7 +387,7 @@ def test_what_is_exported_is_the_average_of_known_half_lives(changes, halflives,
     for _ in halflives:
         step()
         generators.append(numbers(training.game.generator))
-    for name, found in training.average.state_dict().items():
+    for name, found in training.ema.state_dict().items():
         wanted = sum(share * g[name].double() for share, g in zip(shares, generators, strict=True))
         torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
 
@@ -405,7 +406,7 @@ def test_the_generator_starts_as_soon_as_the_discriminator_is_accurate(small, pr
     """Digits against what an untrained network makes, with nothing to hold the discriminator back: soon won."""
     wanted, eager = 0.7, {"discriminator.lr": 1e-2, "penalties": {}}
     training, step = stepping(small(changes=eager | {"warmup": {"accuracy": wanted, "max_kimg": 100}}), prepared)
-    players = training.game.generator, training.average
+    players = training.game.generator, training.ema
     first, accuracy = numbers(training.game.generator), 0.0
     while accuracy < wanted:
         stats = step()
@@ -534,7 +535,7 @@ def test_those_who_judge_see_examples_as_mixed_as_in_training(small, prepared):
 def test_what_suits_no_pairs_or_no_microbatches_is_refused(small, prepared):
     spec = read_spec(prepared)
     pairs = dataclasses.replace(spec, modality="image_pair", shape=(2, 32, 32), classes=(), given=1)
-    with pytest.raises(ConfigError, match="consistency, augment would tear"):
+    with pytest.raises(ConfigError, match="consistency, augment breaks the alignment"):
         build_game(small("pix2pix", changes={"augment": {"kind": "diffaugment"}, "penalties": CONSISTENCY}), pairs)
     with pytest.raises(ConfigError, match=r"consistency compare an image with the same image moved.*choose one"):
         build_game(small("dcgan", changes={"augment": {"kind": "ada"}, "penalties": CONSISTENCY}), spec)

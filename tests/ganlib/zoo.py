@@ -6,7 +6,8 @@ import torch
 
 from ganlib import registry
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Noise, Term, seed_of
+from ganlib.game import Batch, Term
+from ganlib.noise import Noise, seed_of
 from ganlib.penalties import DIFFERENTIATE, PENALTIES
 
 FAMILIES = registry.names("models")
@@ -54,7 +55,9 @@ def game_of(family, spec=None, penalties=(), **network):
 def penalty(name):
     fn = PENALTIES[name]
     # weighted little: a discriminator that is thrown far off in one step moves nobody
-    return Term(name, "discriminator", fn() if isinstance(fn, type) else fn, 0.1, slopes=name in DIFFERENTIATE)
+    return Term(
+        name, "discriminator", fn() if isinstance(fn, type) else fn, 0.1, needs_input_grad=name in DIFFERENTIATE
+    )
 
 
 def batches(spec, n=8, parts=1, key=0):

@@ -1,0 +1,112 @@
+"""The one place that knows devices: which one, how exactly it computes, how data reach it, and how steps are recorded.
+
+Everywhere else in `ganlib` a device is a `torch.device` that is passed on. "Accelerator" means any device but the CPU;
+what is special to NVIDIA's is named CUDA.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Amp",
+    "Recorder",
+    "autocast",
+    "configured",
+    "default_device",
+    "full_precision",
+    "is_accelerator",
+    "mixed_precision",
+    "on_device",
+    "recorder",
+]
+
+Amp = bool | Literal["auto"]
+"""`train.amp`: bfloat16 autocast or not; auto: where the hardware has bfloat16, and never on CPUs"""
+
+T = TypeVar("T")
+Recorder = Callable[[Callable[[], T]], tuple[Callable[[], None], T]]
+"""Records the device work of a function, without doing it: returns what replays the work, and the function's result,
+whose tensors a replay fills. Raises RuntimeError if the work cannot be recorded, after which nothing has changed."""
+
+
+def default_device(gpus: float | Literal["auto"] = "auto") -> torch.device:
+    """This process's GPU, the current one where it sees several; the CPU if there is none or `gpus` is 0."""
+    # cuBLAS reads this when it starts; without it, deterministic algorithms are refused
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if gpus != 0 and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def is_accelerator(device: torch.device) -> bool:
+    return device.type != "cpu"
+
+
+def mixed_precision(device: torch.device, amp: Amp) -> bool:
+    """Whether to train in bfloat16 on this device."""
+    if amp != "auto":
+        return amp
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def autocast(device: torch.device, enabled: bool) -> contextlib.AbstractContextManager[object]:
+    """bfloat16 for convolutions and matrix products inside."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if enabled else contextlib.nullcontext()
+
+
+def full_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """No autocast inside, on the device of `x`."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+@contextlib.contextmanager
+def configured(device: torch.device, *, deterministic: bool, mixed: bool = False) -> Iterator[None]:
+    """Inside, an accelerator computes the same bits each time if `deterministic`, else with the kernels that cuDNN
+    finds fastest. float32 is exact (no TF32), but for convolutions where `mixed` has most of them in bfloat16 anyway.
+
+    These are global settings of torch; the old ones are put back afterwards. On the CPU nothing changes: there the
+    same numbers of threads give the same bits anyway.
+    """
+    if not is_accelerator(device):
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    filling: Any = torch.utils.deterministic
+    old = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32, filling.fill_uninitialized_memory
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = not deterministic, mixed, False
+    filling.fill_uninitialized_memory = False  # costs a kernel for each buffer, and nothing here reads one unwritten
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32, filling.fill_uninitialized_memory = old
+        torch.use_deterministic_algorithms(was_deterministic)
+
+
+def on_device(x: Tensor, device: torch.device, layout: torch.memory_format = torch.preserve_format) -> Tensor:
+    """`x` on the device; images `[N, C, H, W]` in the layout."""
+    return x.to(device, memory_format=layout if x.dim() == 4 else torch.preserve_format, non_blocking=True)
+
+
+def recorder(device: torch.device) -> Recorder[Any] | None:
+    """What records work as CUDA graphs, which share one pool of memory; None for devices without them."""
+    if device.type != "cuda":
+        return None
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(work: Callable[[], T]) -> tuple[Callable[[], None], T]:
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: the loader's thread may go on copying
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            result = work()
+        return graph.replay, result
+
+    return record

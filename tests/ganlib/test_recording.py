@@ -1,0 +1,194 @@
+"""Recorded steps compute what played ones do, whatever changes from step to step; and no step reads the device."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from tape import HostRead, NoHostReads, record
+
+from ganlib import registry
+from ganlib.config import ModelConfig, load_params, override
+from ganlib.data._spec import Spec
+from ganlib.game import Batch
+from ganlib.noise import Noise
+from ganlib.recording import MOST, WARMUP, RecordedSteps
+from ganlib.schedules import Schedule
+from ganlib.trainer import _Training, plan
+
+FAMILIES = registry.names("models")
+COSINE = {"kind": "cosine", "to_kimg": 0.05}
+CASES = [
+    *[(family, {}) for family in FAMILIES],
+    ("dcgan", {"discriminator_norm": "batch", "penalties": {}}),
+    ("dcgan", {"discriminator_norm": "spectral", "minibatch_group": 4}),
+    ("dcgan", {"conditioning": "auxiliary", "penalties": {"dragan": {"weight": 1.0}, "consistency": {"weight": 1.0}}}),
+    ("dcgan", {"conditioning": "reacgan", "penalties": {"lecam": {"weight": 1.0}}}),
+    ("mlp", {"conditioning": "concat", "penalties": {"gradient_penalty": {"weight": 1.0}}, "discriminator_steps": 3}),
+    ("mlp", {"loss": "hinge", "top_k": {**COSINE, "start": 1.0, "end": 0.3}}),
+    ("mlp", {"warmup": {"accuracy": 0.99, "max_kimg": 0.05}}),
+    (
+        "resnet",
+        {"attention": [8], "hierarchical": True, "latent_dim": 9, "generator_spectral": True, "orthogonal": 0.1},
+    ),
+    ("stylegan2", {"path_length_weight": 2.0, "path_length_every": 3, "noise": True}),
+    ("r3gan", {"penalties": {name: {"weight": {**COSINE, "start": 1.0, "end": 0.1}} for name in ("r1", "r2")}}),
+    ("dcgan", {"augment": {"kind": "diffaugment"}}),
+    ("dcgan", {"augment": {"kind": "ada", "probability": 0.3, "target": 0.1, "adjust_kimg": 0.1, "every": 2}}),
+    (
+        "dcgan",
+        {
+            "augment": {"kind": "ada", "probability": {**COSINE, "start": 0.0, "end": 0.5}, "target": None},
+            "generator.lr": {**COSINE, "start": 1e-2, "end": 1e-3},
+            "generator.betas": [0.5, {**COSINE, "start": 0.9, "end": 0.99}],
+            "discriminator.clip_norm": 0.01,
+            "ema_halflife_kimg": {**COSINE, "start": 0.0, "end": 1.0},
+        },
+    ),
+]
+
+
+def training_of(family, changes, accumulate=1):
+    """A small training, and what deals its steps."""
+    pair = registry.load("models", family).MODALITY == "image_pair"
+    shape = (2, 16, 16) if pair else (1, 16, 16)
+    classes = () if pair else ("a", "b", "c")
+    spec = Spec(
+        "pair" if pair else "image", "image_pair" if pair else "image", shape, classes, {"train": 8}, "", (), int(pair)
+    )
+    params = load_params().model_copy(update={"model": family, "data": "pairs" if pair else "mnist"})
+    known = params.game.network.model_dump()
+    tiny = {
+        "width": 4,
+        "discriminator_width": 4,
+        "max_width": 8,
+        "latent_dim": 8,
+        "patch_levels": 1,
+        "mapping_layers": 1,
+    }
+    often = {f"penalties.{name}.every": 3 for name in params.game.penalties if "penalties" not in changes}
+    overrides = {f"network.{k}": v for k, v in tiny.items() if k in known} | {"batch": 8} | often
+    overrides |= {k if k.split(".")[0] in ModelConfig.model_fields else f"network.{k}": v for k, v in changes.items()}
+    params = override(params, overrides)
+    params = params.model_copy(update={"train": params.train.model_copy(update={"accumulate": accumulate})})
+    training = _Training(params, spec, plan(params, 1), 1, torch.device("cpu"))
+
+    def batches(step):
+        rows = [slice(i * 8 // accumulate, (i + 1) * 8 // accumulate) for i in range(accumulate)]
+
+        def batch(turn, rows):
+            data = {"sample": Noise(1, turn, size=8, rows=rows).uniform(*shape) * 2 - 1}
+            if classes:
+                data["label"] = (torch.arange(8) + turn)[rows] % 3
+            return Batch(data, Noise(0, "turn", turn, size=8, rows=rows))
+
+        steps = params.game.discriminator_steps
+        return [[batch(step * steps + i, part) for part in rows] for i in range(steps)]
+
+    return training, batches
+
+
+def played(training, batches, steps):
+    return [{k: float(v) for k, v in training.step(batches(training.state["step"])).items()} for _ in range(steps)]
+
+
+def learnt(training):
+    return {name: part.state_dict() for name, part in training.parts.items()}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "accumulate"),
+    [*((*case, 1) for case in CASES), ("dcgan", {}, 2), ("stylegan2", {"path_length_weight": 2.0}, 2)],
+    ids=str,
+)
+def test_a_replayed_step_has_the_bits_of_a_played_one(family, changes, accumulate):
+    eager, batches = training_of(family, changes, accumulate)
+    recorded, _ = training_of(family, changes, accumulate)
+    recorded.recorded = RecordedSteps(record)
+    rows = played(eager, batches, 14)
+    assert played(recorded, batches, 14) == rows
+    torch.testing.assert_close(learnt(recorded), learnt(eager), rtol=0, atol=0)
+    assert recorded.recorded.share() > 0.3
+
+
+def test_going_back_and_resuming_reach_the_same_bits():
+    """A rollback finds its weights again under what was recorded; a resumed run, which records anew, ends alike."""
+    case = "dcgan", {"augment": {"kind": "ada", "probability": 0.3, "target": 0.1, "adjust_kimg": 0.1, "every": 2}}
+    one, batches = training_of(*case)
+    one.recorded = RecordedSteps(record)
+    played(one, batches, 7)
+    snapshot = copy.deepcopy(one.snapshot())
+    rows = played(one, batches, 9)
+    end = copy.deepcopy(learnt(one))
+    one.restore(snapshot)
+    assert played(one, batches, 9) == rows
+    torch.testing.assert_close(learnt(one), end, rtol=0, atol=0)
+    other, _ = training_of(*case)
+    other.recorded = RecordedSteps(record)
+    other.restore(snapshot)
+    assert played(other, batches, 9) == rows
+    torch.testing.assert_close(learnt(other), end, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("family", "changes"), [case for case in CASES if "warmup" not in case[1]], ids=str)
+def test_no_step_reads_the_device(family, changes):
+    training, batches = training_of(family, changes)
+    for _ in range(4):
+        dealt = batches(training.state["step"])
+        with NoHostReads():
+            training.step(dealt)
+
+
+def test_what_cannot_be_recorded_is_said_and_played():
+    training, batches = training_of("mlp", {})
+    same, _ = training_of("mlp", {})
+    reading = dataclasses.replace(
+        training.game.terms[0], fn=lambda round: round.real_logits * float(round.real_logits[0].detach())
+    )
+    for each in (training, same):
+        each.game = dataclasses.replace(each.game, terms=(dataclasses.replace(reading, every=1),))
+    training.recorded = RecordedSteps(record)
+    with pytest.warns(RuntimeWarning, match="not recorded as CUDA graphs: aten::_local_scalar_dense reads"):
+        rows = played(training, batches, 6)
+    assert rows == played(same, batches, 6)
+    torch.testing.assert_close(learnt(training), learnt(same), rtol=0, atol=0)
+    assert training.recorded.share() == 0.0
+
+
+def test_steps_are_recorded_once_they_have_come_a_few_times_and_only_so_many():
+    training, batches = training_of("mlp", {"penalties": {}})
+    training.recorded = RecordedSteps(record)
+    made = []
+
+    def make(dealt):
+        made.append(dealt)
+        return []
+
+    for kind in range(MOST + 2):
+        for _ in range(WARMUP + 3):
+            training.recorded.turns(kind, batches(0), make)
+    recorded, played_ = WARMUP + 1, WARMUP + 3
+    assert len(made) == MOST * recorded + 2 * played_
+    assert training.recorded.share() == pytest.approx(MOST * 3 / ((MOST + 2) * (WARMUP + 3)))
+
+
+def test_the_tape_forbids_what_a_capture_would():
+    with pytest.raises(HostRead), NoHostReads():
+        float(torch.zeros(()))
+    value = torch.zeros(2)
+    replay, result = record(lambda: value.add_(1) * 2)
+    assert value.tolist() == [0, 0]
+    replay()
+    assert value.tolist() == [1, 1]
+    assert result.tolist() == [2, 2]
+
+
+def test_schedules_are_the_same_on_the_device():
+    from ganlib.schedules import value
+
+    for kind in ("cosine", "linear"):
+        schedule = Schedule(kind=kind, start=2.0, end=-1.0, from_kimg=1.0, to_kimg=4.0)
+        for kimg in (0.0, 1.0, 1.7, 3.9, 4.0, 9.0):
+            assert float(value(schedule, torch.tensor(kimg, dtype=torch.float64))) == pytest.approx(
+                value(schedule, kimg)
+            )
