@@ -38,7 +38,7 @@ class Classifier(nn.Module):
                 ]
             stages.append(nn.MaxPool2d(2))
             inputs, outputs, side = outputs, min(2 * outputs, 4 * width), side // 2
-        self.trunk = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(4), nn.Flatten())
+        self.trunk = nn.Sequential(*stages, _AveragePool(4), nn.Flatten())
         self.neck = nn.Linear(16 * inputs, _FEATURES)
         self.head = nn.Linear(_FEATURES, classes)
 
@@ -54,6 +54,27 @@ class Classifier(nn.Module):
         """`[N, K]` logits of features `[N, 64]`."""
         logits: Tensor = self.head(features)
         return logits
+
+
+class _AveragePool(nn.Module):
+    """Adaptive average pooling to `size` x `size`, as torch has it, by matrix products: torch's gradient on GPUs is a sum
+    in no fixed order, and so has other bits each time."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W]` → `[N, C, size, size]`."""
+        rows, columns = (self._averages(side, x) for side in x.shape[2:])
+        return rows @ x @ columns.T
+
+    def _averages(self, side: int, like: Tensor) -> Tensor:
+        """`[size, side]`: in row i, the weights of the inputs from ⌊i·side/size⌋ to ⌈(i + 1)·side/size⌉."""
+        place = torch.arange(side, device=like.device)
+        cell = torch.arange(self.size, device=like.device)[:, None]
+        inside = (place >= cell * side // self.size) & (place * self.size < (cell + 1) * side)
+        return (inside / inside.sum(1, keepdim=True)).to(like.dtype)
 
 
 def shrunk(images: Tensor) -> Tensor:

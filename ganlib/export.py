@@ -89,9 +89,9 @@ class Generator:
         """`n` samples, or these `rows` of them, under `"sample"`, float in [−1, 1], `[n, *spec.shape]`; if
         conditional, `"label"` int64 `[n]` or `"attributes"` `[n, A]`.
 
-        A function of (seed, n, condition, truncation), to rounding whatever `batch` is. Without `label` the classes
-        take turns; without `attributes`, `[A]` or `[n, A]`, those of real examples do. Raises ValueError for a
-        condition that the data do not have, a truncation that is not positive, or a generator that translates.
+        Sample i is a function of (seed, i, condition, truncation), to rounding for any `n` and `batch`. Without `label`
+        the classes take turns; without `attributes`, `[A]` or `[n, A]`, those of real examples do. Raises ValueError
+        for a condition that the data do not have, a truncation that is not positive, or a generator that translates.
         """
         if n < 1:
             raise ValueError(f"n: at least 1 is wanted, found {n}")
@@ -113,9 +113,8 @@ class Generator:
     def translate(self, given: Tensor, *, seed: int = 0, batch: int = 100, first: int = 0) -> Tensor:
         """What the generator makes of images `[N, C, H, W]` in [−1, 1], the same size, as many channels as it makes.
 
-        What noise an image meets depends on the seed and its place alone, which is `first` for the first: so no more is
-        drawn than is wanted, for layers that may be wide. Raises ValueError for images that are not like those it was
-        trained on, or a generator that needs none.
+        The noise of an image depends on the seed and its place alone, which is `first` for the first. Raises ValueError
+        for images that are not like those it was trained on, or a generator that needs none.
         """
         if not self.translates:
             raise ValueError("this generator makes samples of noise: it takes no images")
@@ -125,11 +124,14 @@ class Generator:
         made = given.new_zeros(len(given), self.spec.shape[0] - self.spec.given, *self.spec.shape[1:])
         if not len(given):
             return made
-        deals = [
-            self.game.deal(Batch({"sample": pair}, Noise(seed, "sample", place, size=1), training=False))
-            for place, pair in enumerate(torch.cat([given, made], 1).split(1), first)
-        ]
-        return self._play(_joined([deal.inputs for deal in deals]), _joined([deal.cond for deal in deals]), batch)
+        pairs, parts = torch.cat([given, made], 1), []
+        for start in range(0, len(given), batch):
+            part = pairs[start : start + batch]
+            rows = slice(first + start, first + start + len(part))
+            noise = Noise(seed, "sample", size=rows.stop, rows=rows)
+            deal = self.game.deal(Batch({"sample": part}, noise, training=False))
+            parts.append(self._play(deal.inputs, deal.cond, batch))
+        return torch.cat(parts)
 
     @torch.inference_mode()
     def _play(self, inputs: Sample, cond: Tensor | None, batch: int) -> Tensor:
@@ -166,13 +168,6 @@ class Generator:
         if int(labels.min()) < 0 or int(labels.max()) >= classes:
             raise ValueError(f"label: 0 to {classes - 1} is wanted, found {label}")
         return labels
-
-
-def _joined(parts: list[Any]) -> Any:
-    """Samples, or conditions, as one."""
-    if isinstance(parts[0], dict):
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return None if parts[0] is None else torch.cat(parts)
 
 
 def load_generator(directory: str | Path, device: str | torch.device = "cpu") -> Generator:

