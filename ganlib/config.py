@@ -216,6 +216,7 @@ class TrainConfig(Config):
     quality_samples: NonNegativeInt = 1000
     health: HealthConfig = HealthConfig()
     memory_mb: PositiveFloat = 2048.0
+    device_memory_mb: NonNegativeFloat = 2048.0
     amp: bool = False
     channels_last: bool = True
     compile: bool = False
