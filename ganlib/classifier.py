@@ -57,8 +57,8 @@ class Classifier(nn.Module):
 
 
 class _AveragePool(nn.Module):
-    """Adaptive average pooling to `size` x `size`, as torch has it, by matrix products: torch's gradient on GPUs is a sum
-    in no fixed order, and so has other bits each time."""
+    """Adaptive average pooling to `size` x `size`, as torch has it, but by matrix products: on GPUs the gradient of
+    torch's own sums in no fixed order, with other bits each time."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

@@ -219,6 +219,7 @@ class TrainConfig(Config):
     amp: bool | Literal["auto"] = "auto"
     deterministic: bool = True
     cuda_graphs: bool = True
+    device_memory_mb: NonNegativeFloat = 2048.0
     channels_last: bool = True
     compile: bool = False
 

@@ -4,13 +4,20 @@ Epochs follow each other without a gap, each a fresh permutation in which every 
 *window* is as many row groups as memory allows. An epoch permutes the row groups, cuts them into windows, and
 permutes the examples within each window; data that fit are one window, that is a full shuffle, and stay in
 memory. As stored order is already random, a window is a random part of the data.
+
+An accelerator gets examples as they are stored, uint8 for images, and decodes them. Data that fit its budget are
+copied to it once, and a batch is then gathered there; of larger data, the batches of the next steps are gathered
+and copied by a background thread while the device computes. Neither changes a batch.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +27,12 @@ from torch import Tensor
 
 from ganlib import registry, shards
 from ganlib.config import ConfigError
+from ganlib.device import Upload, Uploader, is_accelerator
 from ganlib.noise import Noise
 
 __all__ = ["Loader"]
+
+_READ_GROUPS = 64  # row groups, of 2 MiB, read at a time on the way to an accelerator
 
 _Window = tuple[int, ...]  # indices of row groups, rising
 
@@ -34,16 +44,41 @@ class _Epoch:
     """the offset in the epoch at which each window starts"""
 
 
+@dataclass(frozen=True)
+class _Shuffled:
+    """A window of an epoch, ready to gather batches from."""
+
+    key: tuple[int, int]
+    """epoch, index of the window in it"""
+    columns: dict[str, Tensor]
+    """`[M, ...]` each, as stored; an accelerator's hold the other windows too"""
+    order: Tensor
+    """int64 `[rows of the window]`: where in `columns` its examples lie, shuffled; on the same device"""
+
+
 class Loader:
     """Reads a split of a prepared folder.
 
-    `memory_mb` bounds the samples held by this process; where the data do not fit it takes part in the order
-    of batches. With `mirror`, every other sample, by chance, has left and right exchanged; where one is a pair of
-    images, both. Raises ConfigError if `batch` exceeds the split.
+    `memory_mb` bounds the stored examples in host memory; where the data do not fit it takes part in the order of
+    batches. `device_memory_mb` bounds those that are kept on an accelerator, and changes no batch; a CPU as `device`
+    has no use for it. With `mirror`, every other sample, by chance, has left and right exchanged; where one is a
+    pair of images, both. `steps_ahead` is how many global batches are uploaded in advance where the data are not
+    kept on the accelerator: as many as the caller asks for in one go. Raises ConfigError if `batch` exceeds the
+    split.
     """
 
     def __init__(
-        self, directory: str | Path, split: str, *, batch: int, seed: int, memory_mb: float, mirror: bool = False
+        self,
+        directory: str | Path,
+        split: str,
+        *,
+        batch: int,
+        seed: int,
+        memory_mb: float,
+        device_memory_mb: float = 2048.0,
+        mirror: bool = False,
+        device: torch.device | str = "cpu",
+        steps_ahead: int = 1,
     ) -> None:
         self.spec = shards.read_spec(directory)
         self.examples = self.spec.counts[split]
@@ -60,37 +95,96 @@ class Loader:
             self._per_window = len(self._groups)
         else:  # half the budget, as the next window is read while this one is used
             self._per_window = max(1, int(budget / 2 / max(group.rows for group in self._groups)))
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="ganlib-loader")
+
+        self._device, self._uploader, self._steps_ahead = torch.device(device), Uploader(device), steps_ahead
+        example_bytes = math.prod(self.spec.shape) + 8 * bool(self.spec.classes) + 4 * len(self.spec.attributes)
+        fits = self.examples * (example_bytes + 8) <= device_memory_mb * 1e6  # 8 bytes for its place in the order
+        self._on_device = is_accelerator(self._device) and fits
+        self._ahead = is_accelerator(self._device) and not fits
+
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="ganlib-loader-read")
+        self._gatherer = ThreadPoolExecutor(1, thread_name_prefix="ganlib-loader-gather")
         self._reading: dict[_Window, Future[dict[str, Tensor]]] = {}
+        self._uploads: dict[tuple[int, int, int], Future[Upload]] = {}
+        # what belongs to epochs and windows is touched by one thread alone: the caller's, or the one that gathers
         self._epochs: dict[int, _Epoch] = {}
-        self._order: tuple[tuple[int, int], Tensor] | None = None
+        self._current: _Shuffled | None = None
 
     def batch_at(self, step: int, *, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
-        """The share of `rank` in the global batch of `step`: `sample` decoded, `label` int64 where labelled.
+        """The share of `rank` in the global batch of `step`, on the device: `sample` decoded, `label` int64 where
+        labelled, `attributes` float32 where there are any.
 
-        That is its rows from `rank · batch / world` on. Raises ValueError if `batch / world` is not whole.
+        That is its rows from `rank · batch / world` on. The host does not wait for the device. Steps may be asked for
+        in any order; those that follow each other are uploaded in advance. Raises ValueError if `batch / world` is
+        not whole.
         """
         if self._batch % world:
             raise ValueError(f"a batch of {self._batch} does not divide by {world} workers")
         share = self._batch // world
-        mine = slice(rank * share, (rank + 1) * share)
-        position = step * self._batch + mine.start
-        parts = []
-        while share:
+        start = rank * share
+        if self._ahead:
+            stored = self._uploaded(step, rank, world)
+        else:
+            parts = [
+                {name: column.index_select(0, rows) for name, column in columns.items()}
+                for columns, rows in self._rows_at(step * self._batch + start, share)
+            ]
+            stored = parts[0] if len(parts) == 1 else {n: torch.cat([part[n] for part in parts]) for n in parts[0]}
+        sample = stored["sample"]
+        if self._mirror:
+            rows = slice(start, start + share)
+            noise = Noise(self._seed, "mirror", step, size=self._batch, rows=rows, device=self._device)
+            # as stored, in which a sample is a quarter of the bytes, and by index, which is faster than `torch.where`
+            choice = torch.arange(share, device=self._device).add_((noise.uniform() < 0.5).long(), alpha=share)
+            sample = torch.cat([sample, sample.flip(-1)]).index_select(0, choice)
+        return {**stored, "sample": self._decode(sample)}
+
+    def close(self) -> None:
+        """End the background threads, once what they are at is done. No batch can be had afterwards."""
+        for pool in (self._gatherer, self._reader):
+            pool.shutdown(cancel_futures=True)
+
+    # -- batches on their way to an accelerator ------------------------------------------------------------------
+
+    def _uploaded(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        """A batch as stored, from the background thread, which is set to prepare the same share of the next steps."""
+        last = step + self._steps_ahead
+        for stale in [key for key in self._uploads if not step <= key[0] <= last]:
+            self._uploads.pop(stale).cancel()
+        for following in range(step, last + 1):
+            key = (following, rank, world)
+            if key not in self._uploads:
+                self._uploads[key] = self._gatherer.submit(self._upload, *key)
+        return self._uploads.pop((step, rank, world)).result().wait()
+
+    def _upload(self, step: int, rank: int, world: int) -> Upload:
+        share = self._batch // world
+        batch: dict[str, Tensor] = {}
+        done = 0
+        for columns, rows in self._rows_at(step * self._batch + rank * share, share):
+            for name, column in columns.items():
+                if name not in batch:
+                    batch[name] = self._uploader.empty((share, *column.shape[1:]), column.dtype)
+                torch.index_select(column, 0, rows, out=batch[name][done : done + len(rows)])
+            done += len(rows)
+        return self._uploader.upload(batch)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return self._uploader.upload({"": tensor}).wait()[""]
+
+    # -- the order of examples -----------------------------------------------------------------------------------
+
+    def _rows_at(self, position: int, count: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """`(columns, rows)` that hold the `count` examples from a position on, the first of the first epoch being 0."""
+        while count:
             epoch, offset = divmod(position, self.examples)
             starts = self._epoch(epoch).starts
             at = int(np.searchsorted(starts, offset, side="right")) - 1
-            columns = self._load(epoch, at)
-            rows = self._shuffle(epoch, at)[offset - int(starts[at]) :][:share]
-            parts.append({name: column[rows] for name, column in columns.items()})
+            window = self._window(epoch, at)
+            rows = window.order[offset - int(starts[at]) :][:count]
+            yield window.columns, rows
             position += len(rows)
-            share -= len(rows)
-        batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        sample = self._decode(batch["sample"])
-        if self._mirror:
-            noise = Noise(self._seed, "mirror", step, size=self._batch, rows=mine)
-            sample = torch.where(noise.uniform(1, 1, 1) < 0.5, sample.flip(-1), sample)
-        return {**batch, "sample": sample}
+            count -= len(rows)
 
     def _epoch(self, epoch: int) -> _Epoch:
         """The windows of an epoch; those of this and the next are kept."""
@@ -98,31 +192,60 @@ class Loader:
             groups = np.random.default_rng([self._seed, epoch]).permutation(len(self._groups))
             cuts = range(0, len(groups), self._per_window)
             windows = [tuple(sorted(groups[cut : cut + self._per_window].tolist())) for cut in cuts]
-            starts = np.cumsum([0, *(self._rows(window) for window in windows[:-1])])
+            sizes = (sum(self._groups[i].rows for i in window) for window in windows[:-1])
+            starts = np.cumsum([0, *sizes])
             self._epochs = {e: plan for e, plan in self._epochs.items() if abs(e - epoch) == 1}
             self._epochs[epoch] = _Epoch(windows, starts)
         return self._epochs[epoch]
 
-    def _shuffle(self, epoch: int, at: int) -> Tensor:
-        """The permutation of a window's examples; the last one is kept."""
-        if self._order is None or self._order[0] != (epoch, at):
-            rows = self._rows(self._epoch(epoch).windows[at])
-            order = np.random.default_rng([self._seed, epoch, at]).permutation(rows)
-            self._order = (epoch, at), torch.from_numpy(order)
-        return self._order[1]
+    def _window(self, epoch: int, at: int) -> _Shuffled:
+        """A window of an epoch; the last one is kept."""
+        if self._current is None or self._current.key != (epoch, at):
+            groups = [(self._starts[i], self._groups[i].rows) for i in self._epoch(epoch).windows[at]]
+            order = np.random.default_rng([self._seed, epoch, at]).permutation(sum(rows for _, rows in groups))
+            if self._on_device:
+                places = np.concatenate([np.arange(start, start + rows) for start, rows in groups])
+                rows_on_device = self._to_device(torch.from_numpy(places[order]))
+                self._current = _Shuffled((epoch, at), self._columns_on_device, rows_on_device)
+            else:
+                self._current = _Shuffled((epoch, at), self._read(epoch, at), torch.from_numpy(order))
+        return self._current
 
-    def _rows(self, window: _Window) -> int:
-        return sum(self._groups[i].rows for i in window)
+    # -- examples as stored --------------------------------------------------------------------------------------
 
-    def _load(self, epoch: int, at: int) -> dict[str, Tensor]:
-        """A window's columns; the window after it is set to be read meanwhile."""
+    @functools.cached_property
+    def _starts(self) -> list[int]:
+        """The place of each row group's first example in stored order."""
+        return list(accumulate((group.rows for group in self._groups[:-1]), initial=0))
+
+    @functools.cached_property
+    def _columns_on_device(self) -> dict[str, Tensor]:
+        """All examples, in stored order, on the device; the host holds few of them at a time."""
+        columns: dict[str, Tensor] = {}
+        at_a_time = min(_READ_GROUPS, self._per_window)
+        done = 0
+        for first in range(0, len(self._groups), at_a_time):
+            read = shards.read_groups(self.spec, self._groups[first : first + at_a_time])
+            for name, part in read.items():
+                if name not in columns:
+                    shape = (self.examples, *part.shape[1:])
+                    columns[name] = torch.empty(shape, dtype=part.dtype, device=self._device)
+                columns[name][done : done + len(part)] = part
+            done += len(read["sample"])
+        return columns
+
+    def _read(self, epoch: int, at: int) -> dict[str, Tensor]:
+        """A window's columns in host memory; the window after it is set to be read meanwhile."""
         windows = self._epoch(epoch).windows
         following = windows[at + 1] if at + 1 < len(windows) else self._epoch(epoch + 1).windows[0]
-        wanted = (windows[at], following)
-        for stale in self._reading.keys() - set(wanted):
+        for stale in self._reading.keys() - {windows[at], following}:
             del self._reading[stale]
-        for window in wanted:
-            if window not in self._reading:
-                groups = [self._groups[i] for i in window]
-                self._reading[window] = self._reader.submit(shards.read_groups, self.spec, groups)
-        return self._reading[windows[at]].result()
+        columns = self._reading_of(windows[at]).result()
+        self._reading_of(following)  # only now, as the caller still holds the window before: never more than two
+        return columns
+
+    def _reading_of(self, window: _Window) -> Future[dict[str, Tensor]]:
+        if window not in self._reading:
+            groups = [self._groups[i] for i in window]
+            self._reading[window] = self._reader.submit(shards.read_groups, self.spec, groups)
+        return self._reading[window]

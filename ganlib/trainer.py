@@ -7,6 +7,7 @@ global batch, so a resume continues bit for bit, and any number of ranks compute
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -158,7 +159,8 @@ def train(
         run = _Run(params, report, Path(prepared), reference, device)
         if resume is not None:
             run.training.restore(checkpoint.load(resume))
-        run.until_done()
+        with contextlib.closing(run.loader):
+            run.until_done()
 
 
 class _Run:
@@ -182,7 +184,10 @@ class _Run:
             batch=params.game.batch,
             seed=params.seed,
             memory_mb=cfg.memory_mb,
+            device_memory_mb=cfg.device_memory_mb,
             mirror=params.game.mirror,
+            device=device,
+            steps_ahead=params.game.discriminator_steps,
         )
         self.watch = None
         if self.rank == 0:
