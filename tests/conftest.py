@@ -67,6 +67,34 @@ def pairs(tmp_path_factory, params) -> tuple[Any, Path]:
     return of_pairs, out
 
 
+@pytest.fixture
+def small(params, pairs):
+    """A budget of 12 steps in float32, reported every 4th; small networks, on data that suit the family."""
+    from ganlib import registry
+    from ganlib.config import override
+
+    def make(family="mlp", *, changes=(), **train_changes):
+        of_family = pairs[0] if registry.load("models", family).MODALITY == "image_pair" else params
+        budget = {"kimg": 0.384, "report_kimg": 0.128, "checkpoint_kimg": 0.128, "amp": False} | train_changes
+        of_train = params.train.model_copy(update={"quality_samples": 0, **budget})
+        chosen = of_family.model_copy(update={"model": family, "train": of_train})
+        known = chosen.game.network.model_dump()
+        tiny = {"width": 8, "discriminator_width": 8, "max_width": 32, "latent_dim": 20, "patch_levels": 2}
+        return override(
+            chosen, {f"network.{k}": v for k, v in tiny.items() if k in known} | {"batch": 32} | dict(changes)
+        )
+
+    return make
+
+
+@pytest.fixture
+def data_of(prepared, pairs):
+    """The prepared folder for a family."""
+    from ganlib import registry
+
+    return lambda family: pairs[1] if registry.load("models", family).MODALITY == "image_pair" else prepared
+
+
 @dataclass(frozen=True)
 class Checkout:
     """A copy of the project as it is now, in a git repository of its own: what a person who cloned it has."""

@@ -308,7 +308,8 @@ def test_no_value_is_read_from_the_device(folder, device_memory_mb):
     data.close()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("memory_mb", [WHOLE, WINDOWED])
 @pytest.mark.parametrize("device_memory_mb", [KEPT, AHEAD])
 def test_cuda_gets_the_batches_of_the_cpu_and_the_host_does_not_wait(folder, memory_mb, device_memory_mb):

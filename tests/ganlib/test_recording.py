@@ -48,7 +48,7 @@ CASES = [
 ]
 
 
-def training_of(family, changes, accumulate=1):
+def training_of(family, changes, accumulate=1, device=torch.device("cpu")):  # noqa: B008
     """A small training, and what deals its steps."""
     pair = registry.load("models", family).MODALITY == "image_pair"
     shape = (2, 16, 16) if pair else (1, 16, 16)
@@ -71,16 +71,16 @@ def training_of(family, changes, accumulate=1):
     overrides |= {k if k.split(".")[0] in ModelConfig.model_fields else f"network.{k}": v for k, v in changes.items()}
     params = override(params, overrides)
     params = params.model_copy(update={"train": params.train.model_copy(update={"accumulate": accumulate})})
-    training = _Training(params, spec, plan(params, 1), 1, torch.device("cpu"))
+    training = _Training(params, spec, plan(params, 1), 1, device)
 
     def batches(step):
         rows = [slice(i * 8 // accumulate, (i + 1) * 8 // accumulate) for i in range(accumulate)]
 
         def batch(turn, rows):
-            data = {"sample": Noise(1, turn, size=8, rows=rows).uniform(*shape) * 2 - 1}
+            data = {"sample": Noise(1, turn, size=8, rows=rows, device=device).uniform(*shape) * 2 - 1}
             if classes:
-                data["label"] = (torch.arange(8) + turn)[rows] % 3
-            return Batch(data, Noise(0, "turn", turn, size=8, rows=rows))
+                data["label"] = (torch.arange(8, device=device) + turn)[rows] % 3
+            return Batch(data, Noise(0, "turn", turn, size=8, rows=rows, device=device))
 
         steps = params.game.discriminator_steps
         return [[batch(step * steps + i, part) for part in rows] for i in range(steps)]

@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from runs import Kept, equal, without_clock
 
 from ganlib import checkpoint, registry
-from ganlib.config import ConfigError, ModelConfig, override, parse_params
+from ganlib.config import ConfigError, ModelConfig, parse_params
 from ganlib.game import Batch
 from ganlib.health import Alarm, Diverged, Monitor, check, diversity
 from ganlib.loader import Loader
@@ -22,62 +23,6 @@ from ganlib.watch import Watch
 
 FAMILIES = registry.names("models")
 CONSISTENCY = {"consistency": {"weight": 10}}
-
-
-@pytest.fixture
-def small(params, pairs):
-    """A budget of 12 steps, reported every 4th; small networks, on data that suit the family."""
-
-    def make(family="mlp", *, changes=(), **train_changes):
-        of_family = pairs[0] if registry.load("models", family).MODALITY == "image_pair" else params
-        budget = {"kimg": 0.384, "report_kimg": 0.128, "checkpoint_kimg": 0.128} | train_changes
-        of_train = params.train.model_copy(update={"quality_samples": 0, **budget})
-        chosen = of_family.model_copy(update={"model": family, "train": of_train})
-        known = chosen.game.network.model_dump()
-        tiny = {"width": 8, "discriminator_width": 8, "max_width": 32, "latent_dim": 20, "patch_levels": 2}
-        return override(
-            chosen, {f"network.{k}": v for k, v in tiny.items() if k in known} | {"batch": 32} | dict(changes)
-        )
-
-    return make
-
-
-@pytest.fixture
-def data_of(prepared, pairs):
-    """The prepared folder for a family."""
-    return lambda family: pairs[1] if registry.load("models", family).MODALITY == "image_pair" else prepared
-
-
-class Kept:
-    """A report that keeps the rows and the folders."""
-
-    def __init__(self, folder: Path, stop_after: int | None = None):
-        self.rows, self.folders, self.root, self.stop_after = [], [], folder, stop_after
-
-    def __call__(self, row, folder):
-        self.rows.append(row)
-        if folder is not None:
-            self.folders.append(Path(shutil.copytree(folder, self.root / f"{len(self.rows)}")))
-        if len(self.rows) == self.stop_after:
-            raise KeyboardInterrupt
-
-
-def equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
-
-
-def without_clock(state):
-    clock = ("seconds", "images_per_second")
-    return {
-        **{k: v for k, v in state.items() if k != "seconds"},
-        "rows": [{k: v for k, v in row.items() if k not in clock} for row in state["rows"]],
-    }
 
 
 def test_what_a_report_holds(small, prepared, tmp_path):
