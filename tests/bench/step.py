@@ -16,6 +16,7 @@ it, nobody told labels, and says what each took; all that is paid lazily is due 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import resource
@@ -80,23 +81,27 @@ def ours(game, loss, data, *, shipped):
     return step
 
 
-def plain(game, loss, data):
+def plain(game, loss, data, autocast=contextlib.nullcontext):
     to_g = torch.optim.Adam(game.generator.parameters(), lr=2e-4, betas=(0.5, 0.99))
     to_d = torch.optim.Adam(game.discriminator.parameters(), lr=2e-4, betas=(0.5, 0.99))
 
     def step(i):
-        noise = Noise(0, i, size=len(data["sample"]))
+        noise = Noise(0, i, size=len(data["sample"]), device=data["sample"].device)
         deal = game.deal(Batch(data, noise))
 
         def logits(sample):
             return discriminate(game, sample, deal.cond, noise).logits
 
         to_d.zero_grad()
-        fake = game.generator(deal.inputs, deal.cond)
-        loss.discriminator(logits(deal.real), logits(fake.detach())).mean().backward()
+        with autocast():
+            fake = game.generator(deal.inputs, deal.cond)
+            d_loss = loss.discriminator(logits(deal.real), logits(fake.detach())).mean()
+        d_loss.backward()
         to_d.step()
         to_g.zero_grad()
-        loss.generator(logits(fake), logits(deal.real) if loss.paired else None).mean().backward()
+        with autocast():
+            g_loss = loss.generator(logits(fake), logits(deal.real) if loss.paired else None).mean()
+        g_loss.backward()
         to_g.step()
 
     return step
