@@ -144,7 +144,8 @@ def discriminate(
     """The output for a sample after augmentation; `discriminator` is the compiled form of the game's, if any."""
     seen = sample if game.augmentation is None else game.augmentation(sample, noise)
     output = (game.discriminator if discriminator is None else discriminator)(seen, cond)
-    return output if isinstance(output, DiscriminatorOutput) else DiscriminatorOutput(output)
+    logits, features = output if isinstance(output, DiscriminatorOutput) else (output, None)
+    return DiscriminatorOutput(_at_least_float32(logits), features)
 
 
 @dataclass(frozen=True)
@@ -323,7 +324,7 @@ class _Step:
             deal, noise = self.game.deal(batch), batch.noise
             with self.autocast():
                 with torch.set_grad_enabled(keep_graph):
-                    fake = self.generator.forward(deal.inputs, deal.cond)
+                    fake = self._fake(deal)
                 real, shown = (_detached(sample, needs_input_grad) for sample in (deal.real, fake))
                 of_real, of_fake = (discriminate(self.game, x, deal.cond, noise, network) for x in (real, shown))
                 round = _round(self.game, deal, noise, real, shown, of_real, of_fake)
@@ -343,7 +344,7 @@ class _Step:
             for batch, deal, kept in self.answers:
                 noise = batch.noise.fork()  # else draws would depend on what the discriminator's terms have drawn
                 with self.autocast():
-                    fake = self.generator.forward(deal.inputs, deal.cond) if kept is None else kept
+                    fake = self._fake(deal) if kept is None else kept
                     of_real: DiscriminatorOutput | None = None
                     if self.loss.paired:
                         with torch.no_grad():
@@ -358,6 +359,10 @@ class _Step:
                     main = _mean_of_best(losses, of_fake.logits, share) if best else losses.mean()
                     self._backward("generator", main, terms, round, stats)
         return stats.means
+
+    def _fake(self, deal: Deal) -> Sample:
+        # also under autocast: penalties take gradients with respect to samples, which have the samples' precision
+        return map_tensors(_at_least_float32, self.generator.forward(deal.inputs, deal.cond))
 
     def _backward(self, player: Player, main: Tensor, terms: Iterable[Term], round: Round, stats: _Mean) -> None:
         """Backpropagate a microbatch's share of the main loss and of the terms."""
@@ -399,6 +404,10 @@ def _round(
 ) -> Round:
     real_logits, real_features = of_real or (None, None)
     return Round(game, deal, noise, real, fake, real_logits, of_fake.logits, real_features, of_fake.features)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _detached(sample: Sample, needs_grad: bool) -> Sample:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ganlib import distributed
 from ganlib.data._spec import Spec
+from ganlib.device import full_precision
 from ganlib.game import Batch, Deal, DiscriminatorOutput, Game, Round, Term
 from ganlib.models._layers import gaussian_latent
 
@@ -130,9 +131,11 @@ class Head(nn.Module):
             self.embedding = Embedding(condition, _PROJECTED)
 
     def forward(self, features: Tensor, cond: Tensor | None) -> DiscriminatorOutput:
-        logits = self.logit(features).squeeze(1)
-        if self.condition.mode == "projection" and self.embedding is not None and cond is not None:
-            logits = logits + (self.embedding(cond) * features).sum(1)  # Miyato & Koyama 2018, eq. 4
+        with full_precision(features):
+            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            logits = self.logit(features).squeeze(1)
+            if self.condition.mode == "projection" and self.embedding is not None and cond is not None:
+                logits = logits + (self.embedding(cond) * features).sum(1)  # Miyato & Koyama 2018, eq. 4
         return DiscriminatorOutput(logits, features)
 
     def terms(self) -> tuple[Term, ...]:
@@ -145,11 +148,13 @@ class Head(nn.Module):
             return ()
 
         def discriminators(round: Round) -> Tensor:
-            cost = of_real(round.real_features, round.deal.cond)
-            return cost if of_fake is None else cost + of_fake(round.fake_features, round.deal.cond)
+            with full_precision(round.fake_logits):
+                cost = of_real(round.real_features, round.deal.cond)
+                return cost if of_fake is None else cost + of_fake(round.fake_features, round.deal.cond)
 
         def generators(round: Round) -> Tensor:
-            return of_real(round.fake_features, round.deal.cond)
+            with full_precision(round.fake_logits):
+                return of_real(round.fake_features, round.deal.cond)
 
         return (
             Term(name, "discriminator", discriminators, self.weight, needs_input_grad=False),

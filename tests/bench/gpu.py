@@ -3,11 +3,11 @@
     python tests/bench/gpu.py [--cases dcgan64 stylegan2_256 ...] [--seconds 3] [--json FILE]
 
 Images a second, each the median of rounds that take turns; the peak of GPU memory of the shipped step; the share of
-time in which the GPU has work, by torch's profiler. The plain loop has the same networks, loss and precision, and neither
-penalties nor a moving average (`tests/bench/step.py`); "ours, no terms" is to be compared with it. "In train" counts
-loading; "train, with reports" reports and checkpoints too.
-Data are random, prepared in a temporary folder. Needs torch, pyarrow, Pillow, safetensors, pydantic, ruamel.yaml and
-the EfficientNet pair, but neither Ray, MLflow nor DVC. `--cpu` tries it without a GPU.
+time in which the GPU has work, by torch's profiler. The plain loop has the same networks, loss and precision, and
+neither penalties nor a moving average (`tests/bench/step.py`); "ours, no terms" is to be compared with it. "In train"
+counts loading; "train, with reports" reports and checkpoints too. Data are random, prepared in a temporary folder.
+Needs torch, pyarrow, Pillow, safetensors, pydantic, ruamel.yaml and the EfficientNet pair, but neither Ray, MLflow nor
+DVC. `--cpu` tries it without a GPU.
 
 To compare with another project, run its own loop on the same machine before and after.
 """
