@@ -1,4 +1,4 @@
-"""The one door to training: Ray Train workers, a Tune trial, or this process. All run `work`."""
+"""The one door to training: Ray Train workers, a Tune trial, or this process. All run `train_worker`."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ __all__ = [
     "check_resources",
     "cluster",
     "fingerprint",
-    "fit",
     "gpu_slots",
     "keep_freed_memory",
     "possible_workers",
     "resolve_scale",
     "run_workers",
     "storage",
+    "train_distributed",
+    "train_worker",
     "usable_resources",
     "why_fewer",
-    "work",
 ]
 
 # Ray asks for the workers' news this often; at its default of 2 s a report waits a second on average
@@ -111,7 +111,7 @@ def _check_gate(metric: str, known: list[str]) -> None:
         )
 
 
-def work(job: Job, report: Report, resume: str | Path | None = None) -> None:
+def train_worker(job: Job, report: Report, resume: str | Path | None = None) -> None:
     """Train on this process's share of the job, with as many threads as it has cores."""
     params = parse_params(job.params)
     keep_freed_memory()
@@ -168,7 +168,7 @@ def cluster(params: Params) -> Iterator[dict[str, float]]:
 
     address = params.scale.ray_address or os.environ.get("RAY_ADDRESS")
     if address:
-        _knock(address)
+        _check_reachable(address)
     # Ray frees an early-stopped trial's workers through its dashboard, which listens on loopback only. Ray's other
     # servers listen on all interfaces, whatever address they are given; what keeps strangers out is Ray's token
     # authentication, which is on for a cluster started here unless RAY_AUTH_MODE says otherwise.
@@ -188,7 +188,7 @@ def cluster(params: Params) -> Iterator[dict[str, float]]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Raise StageError if nothing listens at HOST:PORT: Ray would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
@@ -273,7 +273,7 @@ def run_workers(job: Job, scale: ResolvedScale, *, workers: int, name: str, fold
     verdict = folder / name / "verdict.txt"
     verdict.parent.mkdir(parents=True, exist_ok=True)
     verdict.unlink(missing_ok=True)
-    _mend(verdict.parent)
+    _repair_snapshot(verdict.parent)
     result = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "verdict": str(verdict)},
@@ -301,7 +301,7 @@ def _worker(config: dict[str, Any]) -> None:
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else nullcontext() as resume:
         try:
-            work(config["job"], _report_to_train, resume)
+            train_worker(config["job"], _report_to_train, resume)
         except (Diverged, ConfigError, Damaged) as error:
             # every rank fails alike and would again: no retry, but an end that the driver reads
             if ray.train.get_context().get_world_rank() == 0:
@@ -316,7 +316,9 @@ def _report_to_train(row: dict[str, float], folder: Path | None) -> None:
     ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder) if folder else None)
 
 
-def fit(params: Params, prepared: Path, reference: Path, on_row: Callable[[dict[str, float]], None]) -> Path:
+def train_distributed(
+    params: Params, prepared: Path, reference: Path, on_row: Callable[[dict[str, float]], None]
+) -> Path:
     """Train with Ray Train, going on from where a run of the same fingerprint stopped.
 
     `on_row(row)` is called here, in the driver, as reports come. Returns the last checkpoint's folder; `samples/`
@@ -365,7 +367,7 @@ def cause(error: Exception) -> str:
     return str(error).strip().splitlines()[-1]
 
 
-def _mend(run: Path) -> None:
+def _repair_snapshot(run: Path) -> None:
     """Make Ray's book of checkpoints anew if a kill cut it short, which Ray would stumble over."""
     book = run / "checkpoint_manager_snapshot.json"
     if book.exists():

@@ -32,7 +32,7 @@ from pipelines.launch import (
     resolve_scale,
     run_workers,
     storage,
-    work,
+    train_worker,
 )
 from pipelines.train import BEST
 
@@ -221,7 +221,7 @@ def _play(changes: dict[str, Any], job: Job, scale: ResolvedScale, storage: str)
     if scale.workers_per_trial == 1:
         checkpoint = tune.get_checkpoint()
         with checkpoint.as_directory() if checkpoint else nullcontext() as resume:
-            work(job, _report_to_tune, resume)
+            train_worker(job, _report_to_tune, resume)
         return
     import ray
     from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE

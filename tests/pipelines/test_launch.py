@@ -12,8 +12,8 @@ from ganlib.shards import read_spec
 from pipelines._stage import StageError, whole_folder
 from pipelines.launch import (
     Job,
-    _knock,
-    _mend,
+    _check_reachable,
+    _repair_snapshot,
     cause,
     check_resources,
     fingerprint,
@@ -183,11 +183,11 @@ def test_nccl_is_for_workers_with_a_gpu_of_their_own(gpus, backend, tmp_path, mo
 def test_an_address_where_nothing_listens_is_said_at_once():
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        _knock(address)
-        _knock(f"ray://{address}")
+        _check_reachable(address)
+        _check_reachable(f"ray://{address}")
     with pytest.raises(StageError, match=f"no Ray cluster at {address}"):
-        _knock(address)
-    _knock("auto")
+        _check_reachable(address)
+    _check_reachable("auto")
 
 
 def test_the_cause_is_the_workers_own_exception():
@@ -223,21 +223,21 @@ def test_a_run_whose_book_was_cut_short_goes_on_from_its_newest_whole_checkpoint
         folder.mkdir(parents=True)
         save(folder, {"step": 1})
     (torn / "checkpoint.pt").write_bytes((torn / "checkpoint.pt").read_bytes()[:99])
-    _mend(run)
+    _repair_snapshot(run)
     assert not book.exists()
     book.write_text('{"checkpoint_res')
-    _mend(run)
+    _repair_snapshot(run)
     assert f"{book}: cut short; training from {new.name}" in capsys.readouterr().out
     assert newest() == str(new)
     assert (old.exists(), torn.exists()) == (True, False)
     whole = book.read_text()
-    _mend(run)
+    _repair_snapshot(run)
     assert book.read_text() == whole
 
     for folder in (old, new):
         (folder / "checkpoint.pt").unlink()
     book.write_text("")
-    _mend(run)
+    _repair_snapshot(run)
     assert f"{book}: cut short; training from the start" in capsys.readouterr().out
     assert newest() is None
 
