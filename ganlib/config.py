@@ -20,6 +20,7 @@ from pydantic import (
     PositiveInt,
     SerializeAsAny,
     SerializerFunctionWrapHandler,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -38,7 +39,17 @@ from ganlib.losses import LOSSES
 from ganlib.penalties import PENALTIES
 from ganlib.schedules import Schedule
 
-__all__ = ["Config", "ConfigError", "ModelConfig", "Params", "load_params", "override", "parse_params"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "ModelConfig",
+    "Params",
+    "ResolvedScale",
+    "ScaleConfig",
+    "load_params",
+    "override",
+    "parse_params",
+]
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -79,6 +90,18 @@ def _name(pattern: str, allowed: str) -> AfterValidator:
         return name
 
     return AfterValidator(validate)
+
+
+def _auto_or(kind: Any, expected: str) -> BeforeValidator:
+    number = TypeAdapter(kind)
+
+    def validate(value: Any) -> Any:
+        try:
+            return value if value == "auto" else number.validate_python(value)
+        except ValidationError:
+            raise ValueError(f"expected auto or {expected}") from None
+
+    return BeforeValidator(validate)
 
 
 # DVC takes a dot in the name of a section for a section in a section.
@@ -256,17 +279,32 @@ class TrackingConfig(Config):
     uri: str | None = None
 
 
+GpuShare = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
 class ScaleConfig(Config):
     """Where the work runs; nothing here changes what is computed, so DVC does not track it."""
 
-    num_workers: PositiveInt = 2
+    num_workers: Annotated[int | Literal["auto"], _auto_or(PositiveInt, "a whole number above 0")] = "auto"
     cpus_per_worker: PositiveInt = 1
-    gpus_per_worker: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    gpus_per_worker: Annotated[float | Literal["auto"], _auto_or(GpuShare, "a number from 0 to 1")] = "auto"
     workers_per_trial: PositiveInt = 1
     max_concurrent_trials: NonNegativeInt = 0
     max_failures: NonNegativeInt = 3
     ray_address: str | None = None
     storage: str | None = None
+
+    @property
+    def min_workers(self) -> int:
+        """The number of workers as far as it is known without a cluster: 1 for `auto`."""
+        return 1 if self.num_workers == "auto" else self.num_workers
+
+
+class ResolvedScale(ScaleConfig):
+    """With numbers in place of `auto`: `pipelines.launch.resolve_scale`."""
+
+    num_workers: PositiveInt
+    gpus_per_worker: GpuShare
 
 
 class Params(Config):

@@ -1,6 +1,7 @@
 """Sums over the ranks of the default process group, the same bits on every rank.
 
-Ranks that share a machine's memory sum through it, without Gloo: see `_Memory`.
+Tensors on a GPU are summed by the group's backend: NCCL where each rank has a GPU of its own, else Gloo, which copies
+them through the host. CPU tensors of ranks on one machine are summed in shared memory, without Gloo: see `_Memory`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,25 @@ import platform
 import tempfile
 import time
 import weakref
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["WorkerLost", "all_gather", "all_reduce", "average_gradients", "world_size"]
+__all__ = [
+    "GradientBuckets",
+    "WorkerLost",
+    "all_gather",
+    "all_reduce",
+    "average_gradients",
+    "during_last_backward",
+    "gradient_averager",
+    "world_size",
+]
 
 SHM = "/dev/shm"
 PLACE = 2**20
@@ -30,6 +41,8 @@ LINE = 64
 """bytes of a cache line; ranks that wrote to the same one would hold each other up"""
 SMALL = 2**17
 """elements of all ranks; below, Gloo's all-reduce spends its time in waiting, not in sending"""
+BUCKET_BYTES = 25 * 2**20
+"""bytes of gradients that are summed by one collective while backward runs; DistributedDataParallel's default"""
 HURRY = 0.02
 """seconds that a rank asks without a pause whether the others have come; collectives in a step are over long before"""
 PATIENCE = 30 * 60.0
@@ -69,11 +82,14 @@ class _Gather(torch.autograd.Function):
         return places[dist.get_rank()]
 
 
-def all_reduce(x: Tensor) -> Tensor:
-    """Σ over ranks of `x`, any shape, the same bits on all. Raises WorkerLost (by Gloo: RuntimeError) if one is gone.
+def all_reduce(x: Tensor, *, overwrite: bool = False) -> Tensor:
+    """Σ over ranks of `x`, any shape, the same bits on all; `x` itself without a process group or for a single rank.
+
+    `overwrite` allows the sum to take the place of `x`, which saves a copy of it on a GPU. Raises WorkerLost (by Gloo
+    and NCCL: RuntimeError) if a rank is gone.
 
     Without shared memory small CPU tensors are exchanged all to all and summed here, which takes Gloo a fraction of the
-    time of its all-reduce (`tests/bench/all_reduce.py`).
+    time of its all-reduce (`tests/bench/all_reduce.py`). Gloo has no all-to-all of GPU tensors.
     """
     if world_size() == 1:
         return x
@@ -86,16 +102,143 @@ def all_reduce(x: Tensor) -> Tensor:
             everyones = flat.new_empty(world_size() * flat.numel())
             dist.all_to_all_single(everyones, flat.repeat(world_size()))
             return everyones.view(world_size(), -1).sum(0, dtype=x.dtype).view(x.shape)
-    summed = x.clone(memory_format=torch.contiguous_format)
+    summed = x if overwrite and x.is_contiguous() else x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(summed)
     return summed
 
 
 def average_gradients(tensors: list[Tensor]) -> None:
     """Replace tensors by their means over ranks, by one flat sum. Why not DDP: `tests/bench/all_reduce.py`."""
-    mean = all_reduce(torch.cat([x.flatten() for x in tensors])) / dist.get_world_size()
-    for tensor, part in zip(tensors, mean.split([x.numel() for x in tensors]), strict=True):
+    if tensors and world_size() > 1:
+        _write_means(tensors, all_reduce(_flatten(tensors), overwrite=True))
+
+
+def _flatten(tensors: list[Tensor]) -> Tensor:
+    """All elements in one new tensor, `[elements]`."""
+    return torch.cat([x.flatten() for x in tensors])
+
+
+def _write_means(tensors: list[Tensor], summed: Tensor) -> None:
+    """Fill tensors with `summed / world`, where `summed` is the sum over ranks of what `_flatten` made of them."""
+    means = summed.div_(world_size()).split([x.numel() for x in tensors])
+    for tensor, part in zip(tensors, means, strict=True):
         tensor.copy_(part.view_as(tensor))
+
+
+def gradient_averager(
+    parameters: Iterable[nn.Parameter],
+) -> Callable[[list[Tensor]], None] | None:
+    """What averages the gradients of `parameters` over ranks: `GradientBuckets` where NCCL sums, else one flat sum.
+
+    None without other ranks. Gloo and shared memory need the cores that backward runs on, so overlapping gains nothing.
+    """
+    if world_size() == 1:
+        return None
+    parameters = list(parameters)
+    devices = {p.device.type for p in parameters}
+    by_nccl = all(f"{device}:nccl" in dist.get_backend_config().split(",") for device in devices)
+    return GradientBuckets(parameters) if by_nccl else average_gradients
+
+
+def during_last_backward(averager: Callable[[list[Tensor]], None] | None) -> contextlib.AbstractContextManager[None]:
+    """A context for the backward pass that completes a player's gradients: there, buckets are summed as they fill."""
+    return averager.armed() if isinstance(averager, GradientBuckets) else contextlib.nullcontext()
+
+
+class GradientBuckets:
+    """Means of gradients over ranks, summed in buckets while backward still runs: Li et al. 2020, section 3.2.
+
+        averager = GradientBuckets(module.parameters())
+        with averager.armed():     # around the last backward pass of a turn, the one that completes the gradients
+            loss.backward()
+        averager(gradients)        # waits, and replaces every `.grad` by its mean: as `average_gradients`
+
+    Buckets hold parameters in reverse order, since backward reaches the last layers first. They are fixed at the start
+    (DistributedDataParallel regroups them after one step): a ring adds an element in an order that depends on its place
+    in the bucket, so a resume is exact only with the same buckets. They are launched in one order on all ranks, as
+    collectives must be. A parameter without a gradient is left out, and must be without one on all ranks.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], bucket_bytes: int = BUCKET_BYTES):
+        self.buckets = _bucketed(list(parameters)[::-1], bucket_bytes)
+        self._armed = False
+        self._missing = [set[int]() for _ in self.buckets]
+        """ids of the parameters whose gradient in the armed pass is not yet there"""
+        self._launched: list[tuple[list[Tensor], Tensor, dist.Work] | None] = []
+        """(gradients, their flat sum, what to wait for) of the first buckets; None for one without gradients"""
+        arrived = weakref.WeakMethod(self._arrived)  # the garbage collector cannot see a cycle through a hook
+
+        def hook_for(index: int) -> Callable[[Tensor], None]:
+            def hook(parameter: Tensor) -> None:
+                if (method := arrived()) is not None:
+                    method(index, parameter)
+
+            return hook
+
+        for index, bucket in enumerate(self.buckets):
+            for parameter in bucket:
+                parameter.register_post_accumulate_grad_hook(hook_for(index))
+
+    @contextlib.contextmanager
+    def armed(self) -> Iterator[None]:
+        """Inside, exactly one backward pass of these parameters runs; each bucket's sum starts once it is complete."""
+        if self._launched:
+            raise RuntimeError("gradients are being summed: arm only the last backward pass before they are averaged")
+        self._missing = [{id(p) for p in bucket} for bucket in self.buckets]
+        self._armed = True
+        try:
+            yield
+        finally:
+            self._armed = False
+
+    def _arrived(self, index: int, parameter: Tensor) -> None:
+        """Take note of a gradient. Fires once for each backward pass, whatever number of times a parameter is used."""
+        if not self._armed:
+            return
+        if id(parameter) not in self._missing[index]:
+            raise RuntimeError("a second backward pass while its gradients are being summed: arm only the last one")
+        self._missing[index].remove(id(parameter))
+        while len(self._launched) < len(self.buckets) and not self._missing[len(self._launched)]:
+            self._launch()
+
+    def _launch(self) -> None:
+        """Start the sum of the next bucket."""
+        gradients = [p.grad for p in self.buckets[len(self._launched)] if p.grad is not None]
+        if not gradients:
+            self._launched.append(None)
+            return
+        flat = _flatten(gradients)
+        work = dist.all_reduce(flat, async_op=True)
+        assert work is not None
+        self._launched.append((gradients, flat, work))
+
+    def __call__(self, gradients: list[Tensor]) -> None:
+        """Sum what is not yet being summed, wait for all, and replace each `.grad` by its mean.
+
+        `gradients`, which are those of all parameters, are here for the signature of `average_gradients` alone.
+        """
+        while len(self._launched) < len(self.buckets):
+            self._launch()
+        launched, self._launched = self._launched, []
+        for started in launched:
+            if started is not None:
+                gradients, summed, work = started
+                work.wait()
+                _write_means(gradients, summed)
+
+
+def _bucketed(parameters: list[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:
+    """Parameters in their order, cut where a bucket would exceed `bucket_bytes` or mix types or devices."""
+    buckets: list[list[nn.Parameter]] = []
+    size, last = 0, None
+    for parameter in parameters:
+        bytes_, kind = parameter.numel() * parameter.element_size(), (parameter.dtype, parameter.device)
+        if not buckets or kind != last or size + bytes_ > bucket_bytes:
+            buckets.append([])
+            size, last = 0, kind
+        buckets[-1].append(parameter)
+        size += bytes_
+    return buckets
 
 
 @dataclass

@@ -44,6 +44,7 @@ def examine() -> Iterator[Finding]:
     yield Finding("ok", f"params.yaml: {params.model} on {params.data}")
     yield from _storage(params)
     yield _tracking(params)
+    yield from _gpus()
     yield _resources(params)
 
 
@@ -135,21 +136,57 @@ def _tracking(params: Params) -> Finding:
     return Finding("ok", f"tracking store {tracking.shown(uri)}")
 
 
+def _gpus() -> Iterator[Finding]:
+    """Each GPU that torch sees; or why it sees none, where the machine seems to have one."""
+    import torch
+
+    if not torch.backends.cuda.is_built():
+        if Path("/dev/nvidia0").exists():
+            what = f"a GPU is there, but torch {torch.__version__} is built without CUDA"
+            yield Finding("warn", what, "install torch with CUDA: https://pytorch.org/get-started/locally")
+        return
+    if not torch.cuda.is_available():
+        if Path("/dev/nvidia0").exists():
+            what = f"a GPU is there, but CUDA {torch.version.cuda} of torch {torch.__version__} does not start"
+            yield Finding("warn", what, "`nvidia-smi` shows the driver; CUDA_VISIBLE_DEVICES may hide the GPU")
+        return
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        versions = f"CUDA {torch.version.cuda} of torch {torch.__version__}, driver for CUDA {_driver_cuda()}"
+        yield Finding("ok", f"GPU {index}: {gpu.name}, {gpu.total_memory / GIB:.0f} GiB; {versions}")
+
+
+def _driver_cuda() -> str:
+    """The newest CUDA that the driver runs, such as 13.0."""
+    import torch
+
+    ask = getattr(torch._C, "_cuda_getDriverVersion", None)  # which builds for other than NVIDIA's GPUs may lack
+    if ask is None:
+        return "unknown"
+    version = ask()  # 1000 · major + 10 · minor, as by cudaDriverGetVersion
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
 def _resources(params: Params) -> Finding:
     """A cluster is asked when a stage starts; this machine is looked at now."""
-    scale = params.scale
-    address = scale.ray_address or os.environ.get("RAY_ADDRESS")
+    address = params.scale.ray_address or os.environ.get("RAY_ADDRESS")
     if address:
         return Finding("warn", f"Ray cluster {address}: not looked at", "`ray status` there shows what it has")
     import torch
 
-    cpus, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
-    wanted_cpus, wanted_gpus = (
-        scale.num_workers * scale.cpus_per_worker,
-        scale.num_workers * scale.gpus_per_worker,
+    from pipelines.launch import check_resources, possible_workers, resolve_scale, why_fewer
+
+    available = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
+    possible = possible_workers(params)
+    scale = resolve_scale(params.scale, available, possible)
+    workers, auto = scale.num_workers, params.scale.num_workers == "auto"
+    cpus, gpus = workers * scale.cpus_per_worker, workers * scale.gpus_per_worker
+    what = (
+        f"{workers} workers{' (auto)' if auto else ''} want {cpus} CPUs and {gpus:g} GPUs; "
+        f"there are {available['CPU']:g} and {available['GPU']:g}"
     )
-    wanted = f"{scale.num_workers} workers want {wanted_cpus} CPUs and {wanted_gpus:g} GPUs"
-    what = f"{wanted}; there are {cpus} and {gpus}"
-    if wanted_cpus > cpus or wanted_gpus > gpus:
+    try:
+        check_resources(scale, "num_workers", available)
+    except StageError:
         return Finding("fail", what, "lower scale.num_workers, or the CPUs or GPUs of each")
-    return Finding("ok", what)
+    return Finding("warn" if (fewer := why_fewer(params.scale, available, possible)) else "ok", what, fewer)

@@ -1,17 +1,18 @@
-"""The one door to training: Ray Train workers, a Tune trial, or this process. All run `work`."""
+"""The one door to training: Ray Train workers, a Tune trial, or this process. All run `train_worker`."""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ import torch
 
 import ganlib
 from ganlib.checkpoint import Damaged, load
-from ganlib.config import ConfigError, Params, parse_params
+from ganlib.config import ConfigError, Params, ResolvedScale, ScaleConfig, parse_params
 from ganlib.distributed import WorkerLost
 from ganlib.evaluate import measurable
+from ganlib.game import Game
 from ganlib.health import Diverged
 from ganlib.reference import Reference
 from ganlib.registry import nearest
@@ -30,10 +32,27 @@ from ganlib.shards import read_spec
 from ganlib.trainer import Report, build_game, check_groups, plan, train
 from pipelines._stage import REFERENCE, StageError, home
 
-__all__ = ["Job", "cluster", "fingerprint", "fit", "keep_freed_memory", "run_workers", "storage", "work"]
+__all__ = [
+    "Job",
+    "check_resources",
+    "cluster",
+    "fingerprint",
+    "gpu_slots",
+    "keep_freed_memory",
+    "possible_workers",
+    "resolve_scale",
+    "run_workers",
+    "storage",
+    "train_distributed",
+    "train_worker",
+    "usable_resources",
+    "why_fewer",
+]
 
 # Ray asks for the workers' news this often; at its default of 2 s a report waits a second on average
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# Ray hides the GPUs from a worker that asked for none only if told so: gpus_per_worker 0 means the CPU
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 
 
 @dataclass(frozen=True)
@@ -43,10 +62,15 @@ class Job:
     params: dict[str, Any]
     prepared: str
     reference: str
+    possible_workers: tuple[int, ...] = ()
+    """the numbers of workers among which the batch can be divided"""
 
     @classmethod
     def of(cls, params: Params, prepared: Path, reference: Path, world: int) -> Job:
-        """Raises ConfigError for what cannot be trained, before any resource is asked for."""
+        """Raises ConfigError for what cannot be trained by `world` workers, before any resource is asked for.
+
+        What can be trained by several can be trained by one, so 1 stands for a number that is not yet known.
+        """
         plan(params, world)
         spec, batch = read_spec(prepared), params.game.batch
         if batch > (examples := spec.counts["train"]):
@@ -58,7 +82,24 @@ class Job:
         check_groups(params, game, world)
         if (reference / "reference.json").is_file():
             _check_gate(params.gate.metric, measurable(Reference.load(reference, "cpu"), labelled=game.classes > 0))
-        return cls(params.model_dump(mode="json"), str(prepared.resolve()), str(reference.resolve()))
+        return cls(
+            params.model_dump(mode="json"),
+            str(prepared.resolve()),
+            str(reference.resolve()),
+            tuple(possible_workers(params, game)),
+        )
+
+
+def possible_workers(params: Params, game: Game | None = None) -> list[int]:
+    """The numbers of workers among which the batch can be divided, rising; of the game's groups, if one is given."""
+    possible, batch = [], params.game.batch
+    for world in (n for n in range(1, batch + 1) if batch % n == 0):
+        with suppress(ConfigError):
+            plan(params, world)
+            if game is not None:
+                check_groups(params, game, world)
+            possible.append(world)
+    return possible
 
 
 def _check_gate(metric: str, known: list[str]) -> None:
@@ -70,7 +111,7 @@ def _check_gate(metric: str, known: list[str]) -> None:
         )
 
 
-def work(job: Job, report: Report, resume: str | Path | None = None) -> None:
+def train_worker(job: Job, report: Report, resume: str | Path | None = None) -> None:
     """Train on this process's share of the job, with as many threads as it has cores."""
     params = parse_params(job.params)
     keep_freed_memory()
@@ -121,13 +162,13 @@ def storage(params: Params) -> Path:
 def cluster(params: Params) -> Iterator[dict[str, float]]:
     """Connect to the cluster that `scale.ray_address` names, or start one on this machine.
 
-    Yields its resources. Raises StageError if there is no such cluster.
+    Yields its resources, as far as they can be used. Raises StageError if there is no such cluster.
     """
     import ray
 
     address = params.scale.ray_address or os.environ.get("RAY_ADDRESS")
     if address:
-        _knock(address)
+        _check_reachable(address)
     # Ray frees an early-stopped trial's workers through its dashboard, which listens on loopback only. Ray's other
     # servers listen on all interfaces, whatever address they are given; what keeps strangers out is Ray's token
     # authentication, which is on for a cluster started here unless RAY_AUTH_MODE says otherwise.
@@ -142,12 +183,12 @@ def cluster(params: Params) -> Iterator[dict[str, float]]:
     except (ConnectionError, RuntimeError) as error:
         raise StageError(f"scale.ray_address: no Ray cluster: {' '.join(str(error).split())}") from error
     try:
-        yield ray.cluster_resources()
+        yield usable_resources(ray.cluster_resources())
     finally:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Raise StageError if nothing listens at HOST:PORT: Ray would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
@@ -157,18 +198,68 @@ def _knock(address: str) -> None:
             raise StageError(f"scale.ray_address: no Ray cluster at {address}: {error}") from error
 
 
-def check_resources(params: Params, key: str, available: dict[str, float]) -> None:
+def usable_resources(resources: Mapping[str, float]) -> dict[str, float]:
+    """Ray's resources without GPUs that this torch cannot use; prints a line if there are such."""
+    usable = dict(resources)
+    if usable.get("GPU") and not torch.backends.cuda.is_built():
+        print(f"scale: {usable.pop('GPU'):g} GPUs stay idle: torch {torch.__version__} is built without CUDA")
+    return usable
+
+
+def gpu_slots(available: Mapping[str, float], gpus_per_worker: float) -> int:
+    """How many workers the GPUs hold. A share is of one GPU: two GPUs hold two workers of 0.6, not three."""
+    return int(available.get("GPU", 0)) * int(1 / gpus_per_worker + 1e-6)
+
+
+def resolve_scale(scale: ScaleConfig, available: Mapping[str, float], possible: Collection[int]) -> ResolvedScale:
+    """`scale` with numbers in place of `auto`, for a cluster with the resources `available`.
+
+    `gpus_per_worker`: 1 if there are GPUs, or 1/k where k workers must share one, else 0. `num_workers`: as many as
+    the GPUs hold, or 2 without GPUs; no more than there are cores for, and one of the `possible` numbers. A number that
+    a person has set stays, even if the cluster does not hold it: see `check_resources`.
+    """
+    workers, share, gpus = scale.num_workers, scale.gpus_per_worker, int(available.get("GPU", 0))
+    if share == "auto":
+        share = 0.0 if gpus == 0 else 1.0 if workers == "auto" else 1 / math.ceil(workers / gpus)
+    if workers == "auto":
+        at_most = min(_worker_slots(share, available), int(available.get("CPU", 0) // scale.cpus_per_worker))
+        workers = max((n for n in possible if n <= at_most), default=1)
+    numbers = {"num_workers": workers, "gpus_per_worker": share}
+    return ResolvedScale.model_validate({**scale.model_dump(), **numbers})
+
+
+def _worker_slots(gpus_per_worker: float, available: Mapping[str, float]) -> int:
+    """How many workers `auto` is for, if cores and batch allow."""
+    return gpu_slots(available, gpus_per_worker) if gpus_per_worker else 2
+
+
+def why_fewer(scale: ScaleConfig, available: Mapping[str, float], possible: Collection[int]) -> str:
+    """Why `auto` takes fewer workers than it is for, in a line; empty if it does not."""
+    found = resolve_scale(scale, available, possible)
+    workers, slots = found.num_workers, _worker_slots(found.gpus_per_worker, available)
+    if scale.num_workers != "auto" or workers >= slots:
+        return ""
+    divides = any(workers < n <= slots for n in possible)
+    why = "there are cores for no more" if divides else "the batch does not divide into more"
+    return f"scale.num_workers: auto is {workers}, not {slots}: {why}"
+
+
+def check_resources(scale: ResolvedScale, key: str, available: Mapping[str, float]) -> None:
     """Raise StageError if the cluster can never hold as many workers as `scale.KEY` says: Ray would wait for ever."""
-    workers = getattr(params.scale, key)
-    for kind, each in (("CPU", params.scale.cpus_per_worker), ("GPU", params.scale.gpus_per_worker)):
-        if workers * each > available.get(kind, 0):
+    workers, share = getattr(scale, key), scale.gpus_per_worker
+    fits = {
+        "CPU": workers * scale.cpus_per_worker <= available.get("CPU", 0),
+        "GPU": share == 0 or workers <= gpu_slots(available, share),
+    }
+    for kind, each in (("CPU", scale.cpus_per_worker), ("GPU", share)):
+        if not fits[kind]:
             raise StageError(
                 f"scale.{key}: {workers} workers x {each:g} {kind} wanted, the cluster has "
                 f"{available.get(kind, 0):g}; lower it or scale.{kind.lower()}s_per_worker"
             )
 
 
-def run_workers(job: Job, params: Params, *, workers: int, name: str, folder: Path, callbacks: list[Any]) -> Any:
+def run_workers(job: Job, scale: ResolvedScale, *, workers: int, name: str, folder: Path, callbacks: list[Any]) -> Any:
     """Ray Train's result of a job, going on from where a run of the same name stopped.
 
     Raises StageError for what no retry would mend, and Ray's own errors.
@@ -176,21 +267,21 @@ def run_workers(job: Job, params: Params, *, workers: int, name: str, folder: Pa
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    scale = params.scale
     resources = {"CPU": float(scale.cpus_per_worker)}
     if scale.gpus_per_worker:
         resources["GPU"] = scale.gpus_per_worker
     verdict = folder / name / "verdict.txt"
     verdict.parent.mkdir(parents=True, exist_ok=True)
     verdict.unlink(missing_ok=True)
-    _mend(verdict.parent)
+    _repair_snapshot(verdict.parent)
     result = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "verdict": str(verdict)},
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=scale.gpus_per_worker > 0, resources_per_worker=resources
         ),
-        torch_config=TorchConfig(backend="nccl" if scale.gpus_per_worker else "gloo"),
+        # NCCL refuses two ranks on one GPU, and knows no CPU tensors
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if scale.gpus_per_worker == 1 else "gloo"),
         run_config=RunConfig(
             name=name,
             storage_path=str(folder),
@@ -210,7 +301,7 @@ def _worker(config: dict[str, Any]) -> None:
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else nullcontext() as resume:
         try:
-            work(config["job"], _report_to_train, resume)
+            train_worker(config["job"], _report_to_train, resume)
         except (Diverged, ConfigError, Damaged) as error:
             # every rank fails alike and would again: no retry, but an end that the driver reads
             if ray.train.get_context().get_world_rank() == 0:
@@ -225,21 +316,25 @@ def _report_to_train(row: dict[str, float], folder: Path | None) -> None:
     ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder) if folder else None)
 
 
-def fit(params: Params, prepared: Path, reference: Path, on_row: Callable[[dict[str, float]], None]) -> Path:
+def train_distributed(
+    params: Params, prepared: Path, reference: Path, on_row: Callable[[dict[str, float]], None]
+) -> Path:
     """Train with Ray Train, going on from where a run of the same fingerprint stopped.
 
     `on_row(row)` is called here, in the driver, as reports come. Returns the last checkpoint's folder; `samples/`
     beside it has the pictures of all. Raises StageError if the run cannot succeed.
     """
-    scale = params.scale
-    job = Job.of(params, prepared, reference, scale.num_workers)
+    job = Job.of(params, prepared, reference, params.scale.min_workers)
     folder, name = storage(params), fingerprint(params, prepared, "train", reference)
     live = folder / name / "live.jsonl"
     (live.parent / "samples").mkdir(parents=True, exist_ok=True)
     live.write_text("")
 
     with cluster(params) as available:
-        check_resources(params, "num_workers", available)
+        scale = resolve_scale(params.scale, available, job.possible_workers)
+        check_resources(scale, "num_workers", available)
+        if fewer := why_fewer(params.scale, available, job.possible_workers):
+            print(fewer)
         with _following(live, on_row):
             from ray.exceptions import RayError
             from ray.train import TrainingFailedError
@@ -247,7 +342,7 @@ def fit(params: Params, prepared: Path, reference: Path, on_row: Callable[[dict[
             ctrl_c = signal.getsignal(signal.SIGINT)
             try:
                 result = run_workers(
-                    job, params, workers=scale.num_workers, name=name, folder=folder, callbacks=[_relay(live)]
+                    job, scale, workers=scale.num_workers, name=name, folder=folder, callbacks=[_relay(live)]
                 )
             except (TrainingFailedError, RayError) as error:
                 raise StageError(f"training failed: {cause(error)} (Ray's storage: {live.parent})") from error
@@ -265,14 +360,14 @@ def cause(error: Exception) -> str:
     failures = {
         rank: getattr(failure, "_base_exc", failure) for rank, failure in getattr(error, "worker_failures", {}).items()
     }
-    left = {rank for rank, f in failures.items() if isinstance(f, WorkerLost) or "gloo" in str(f)}
+    left = {rank for rank, f in failures.items() if isinstance(f, WorkerLost) or "gloo" in str(f) or "NCCL" in str(f)}
     own = {rank: failure for rank, failure in failures.items() if rank not in left} or failures
     for rank, failure in own.items():
         return f"worker {rank}: {type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
     return str(error).strip().splitlines()[-1]
 
 
-def _mend(run: Path) -> None:
+def _repair_snapshot(run: Path) -> None:
     """Make Ray's book of checkpoints anew if a kill cut it short, which Ray would stumble over."""
     book = run / "checkpoint_manager_snapshot.json"
     if book.exists():

@@ -15,7 +15,7 @@ from ganlib.config import Params, TrainConfig, override
 from ganlib.health import Monitor
 from pipelines import tracking
 from pipelines._stage import PREPARED, REFERENCE, TRAINED, TUNED, main, whole_folder
-from pipelines.launch import fingerprint, fit
+from pipelines.launch import fingerprint, train_distributed
 
 __all__ = ["BEST", "stage"]
 
@@ -36,7 +36,7 @@ def stage(params: Params) -> None:
     with whole_folder(TRAINED) as out, tracking.run(store, key, key, tags={"stage": "train"}) as run:
         tracking.log_params(run, params.model_dump(mode="json", include={"seed", "data", "model", "train"}))
         tracking.log_params(run, {"preset": preset, "game": params.game.model_dump(mode="json")})
-        final = fit(params, PREPARED, REFERENCE, _News(run, params.train))
+        final = train_distributed(params, PREPARED, REFERENCE, _News(run, params.train))
         rows = checkpoint.load(final)["rows"]
         shutil.copytree(final / "generator", out / "generator")
         shutil.copytree(final.parent / "samples", out / "samples")

@@ -19,11 +19,21 @@ from rich.console import Console
 from rich.table import Column, Table
 from ruamel.yaml import YAML
 
-from ganlib.config import ConfigError, Params, Search, override, parse_params
+from ganlib.config import ConfigError, Params, ResolvedScale, Search, override, parse_params
 from ganlib.health import Diverged
 from pipelines import tracking
 from pipelines._stage import PREPARED, REFERENCE, TUNED, StageError, main, whole_folder
-from pipelines.launch import Job, check_resources, cluster, fingerprint, run_workers, storage, work
+from pipelines.launch import (
+    Job,
+    check_resources,
+    cluster,
+    fingerprint,
+    gpu_slots,
+    resolve_scale,
+    run_workers,
+    storage,
+    train_worker,
+)
 from pipelines.train import BEST
 
 __all__ = ["stage"]
@@ -45,7 +55,7 @@ def stage(params: Params) -> None:
         # fail on a key that the model lacks, or on what `train` would refuse, before any resource is asked for
         for name, dimension in space.items():
             for example in dimension.examples if name == "batch" else dimension.examples[:1]:
-                Job.of(override(params, {name: example}), PREPARED, REFERENCE, params.scale.num_workers)
+                Job.of(override(params, {name: example}), PREPARED, REFERENCE, params.scale.min_workers)
         trials = _search(_of_a_trial(params), space)
     sound = [t for t in trials if METRIC in t["row"] and not t["error"]]
     best = min(sound, key=lambda t: t["row"][METRIC], default=None)
@@ -105,22 +115,25 @@ def _search(params: Params, space: dict[str, Search]) -> list[dict[str, Any]]:
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    cfg, scale = params.tune, params.scale
-    job = Job.of(params, PREPARED, REFERENCE, scale.workers_per_trial)
+    cfg, workers = params.tune, params.scale.workers_per_trial
+    job = Job.of(params, PREPARED, REFERENCE, workers)
     store = tracking.open_store(params.tracking)
     name = fingerprint(params, PREPARED, "tune")
     folder = storage(params)
     with cluster(params) as available:
-        check_resources(params, "workers_per_trial", available)
-        check_resources(params, "num_workers", available)  # of `train`, which would refuse only after the search
-        nested = scale.workers_per_trial > 1
-        cores = scale.workers_per_trial * scale.cpus_per_worker
+        scale = resolve_scale(params.scale.model_copy(update={"num_workers": workers}), available, ())
+        check_resources(scale, "workers_per_trial", available)
+        # of `train`, which would refuse only after the search
+        check_resources(resolve_scale(params.scale, available, job.possible_workers), "num_workers", available)
+        cores = workers * scale.cpus_per_worker
         # a nested run's workers are Ray Train's to reserve; its driver only waits, but must reserve something
-        resources = {"memory": 2**20} if nested else {"CPU": cores, "GPU": scale.gpus_per_worker}
+        resources = {"memory": 2**20} if workers > 1 else {"CPU": cores, "GPU": scale.gpus_per_worker}
         at_once = int(available["CPU"] // cores)
         if scale.gpus_per_worker:
-            at_once = min(at_once, int(available["GPU"] // (scale.workers_per_trial * scale.gpus_per_worker)))
-        trainable = tune.with_resources(tune.with_parameters(_trial, job=job, storage=str(folder)), resources)
+            at_once = min(at_once, gpu_slots(available, scale.gpus_per_worker) // workers)
+        trainable = tune.with_resources(
+            tune.with_parameters(_trial, job=job, scale=scale, storage=str(folder)), resources
+        )
         if tune.Tuner.can_restore(folder / name) and any((folder / name).glob("experiment_state-*.json")):
             tuner = tune.Tuner.restore(str(folder / name), trainable, resume_unfinished=True, restart_errored=True)
         else:
@@ -187,7 +200,7 @@ def _last_line(error: Exception | None) -> str:
     return lines[-1] if lines else ""
 
 
-def _trial(changes: dict[str, Any], job: Job, storage: str) -> None:
+def _trial(changes: dict[str, Any], job: Job, scale: ResolvedScale, storage: str) -> None:
     """One trial: the same work with a few keys overridden, in this process or in several workers.
 
     One that diverges, or that cannot be built, ends here and is not tried again.
@@ -195,20 +208,20 @@ def _trial(changes: dict[str, Any], job: Job, storage: str) -> None:
     from ray import tune
 
     try:
-        _play(changes, job, storage)
+        _play(changes, job, scale, storage)
     except (Diverged, ConfigError, StageError) as error:
         tune.report({METRIC: WORST, "error": str(error)})
 
 
-def _play(changes: dict[str, Any], job: Job, storage: str) -> None:
+def _play(changes: dict[str, Any], job: Job, scale: ResolvedScale, storage: str) -> None:
     from ray import tune
 
     params = override(parse_params(job.params), changes)
     job = Job(params.model_dump(mode="json"), job.prepared, job.reference)
-    if params.scale.workers_per_trial == 1:
+    if scale.workers_per_trial == 1:
         checkpoint = tune.get_checkpoint()
         with checkpoint.as_directory() if checkpoint else nullcontext() as resume:
-            work(job, _report_to_tune, resume)
+            train_worker(job, _report_to_tune, resume)
         return
     import ray
     from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
@@ -219,8 +232,8 @@ def _play(changes: dict[str, Any], job: Job, storage: str) -> None:
     ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     result = run_workers(
         job,
-        params,
-        workers=params.scale.workers_per_trial,
+        scale,
+        workers=scale.workers_per_trial,
         name=f"train-{tune.get_context().get_trial_id()}",
         folder=Path(storage) / tune.get_context().get_experiment_name(),
         callbacks=[TuneReportCallback()],

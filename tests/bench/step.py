@@ -7,7 +7,7 @@
 Each family takes its networks, loss and terms from `params.yaml`, told ten labels. The plain loop is that of PyTorch's
 tutorials (the discriminator on reals and on fakes, then the generator through the discriminator, Adam as it comes) and
 plays the same loss; ours is timed without terms, as the plain loop is, and as it is shipped: with its penalties, its
-own terms and the moving average. Each loop has a process of its own, ours set up as `pipelines.launch.work` does, and
+own terms and the moving average. Each loop has a process of its own, ours set up as by `launch.train_worker`, and
 they take short turns, so that whatever else the machine does falls on all. Memory is the process's peak, beyond what it
 held before its first step. `--profile` says where the time of the shipped step goes. `--first` takes so many steps of
 it, nobody told labels, and says what each took; all that is paid lazily is due at the first.

@@ -269,3 +269,24 @@ def test_no_parameter_has_a_name_that_dvcs_run_cache_overlooks():
                 yield from keys(value)
 
     assert not {"size", "nfiles"} & set(keys(load_params(ROOT / "params.yaml").model_dump(mode="json")))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_workers", "atuo", "expected auto or a whole number above 0 (found 'atuo')"),
+        ("num_workers", 0, "expected auto or a whole number above 0 (found 0)"),
+        ("gpus_per_worker", 1.5, "expected auto or a number from 0 to 1 (found 1.5)"),
+    ],
+)
+def test_what_is_neither_auto_nor_a_number_is_refused_in_one_line(key, value, message):
+    with pytest.raises(ConfigError) as error:
+        parse_params(changed(f"scale.{key}", value))
+    assert str(error.value) == f"params.yaml: scale.{key}: {message}"
+
+
+def test_numbers_of_workers_and_gpus_may_be_set():
+    scale = parse_params(changed("scale.num_workers", 3)).scale
+    assert (scale.num_workers, scale.min_workers, scale.gpus_per_worker) == (3, 3, "auto")
+    scale = parse_params(changed("scale.gpus_per_worker", 0.5)).scale
+    assert (scale.num_workers, scale.min_workers, scale.gpus_per_worker) == ("auto", 1, 0.5)

@@ -1,9 +1,13 @@
 """Sums over ranks: by shared memory on one machine, by Gloo elsewhere, with the same results."""
 
+import contextlib
+import copy
+import gc
 import os
 import platform
 import signal
 import time
+import weakref
 
 import pytest
 import torch
@@ -67,6 +71,83 @@ def elsewhere(rank, world, _):
     check(rank, world, False)
 
 
+class Network(torch.nn.Module):
+    """With a parameter used twice in a pass, one frozen, and one used only where `wide`."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 8, 3, padding=1).to(memory_format=torch.channels_last)
+        self.twice = torch.nn.Parameter(torch.randn(8, 8) / 3)
+        self.frozen = torch.nn.Parameter(torch.ones(8), requires_grad=False)
+        self.unused = torch.nn.Parameter(torch.ones(5))
+        self.precise = torch.nn.Parameter(torch.ones(8, dtype=torch.float64))
+        self.last = torch.nn.Linear(8, 1)
+
+    def forward(self, x, wide):
+        x = self.first(x).tanh().mean((2, 3)) * self.frozen
+        x = torch.tanh(x @ self.twice) @ self.twice * self.precise.to(x)
+        return self.last(x) * (self.unused.sum() if wide else 1.0)
+
+
+def microbatch_loss(network, rank, part):
+    """A turn of a discriminator: two passes in one graph, and R1 by double backward."""
+    rng = torch.Generator().manual_seed(100 * rank + part)
+    real, fake = (torch.randn(4, 3, 5, 5, generator=rng) for _ in range(2))
+    real.requires_grad_()
+    logits = network(real, wide=part == 0)
+    (slopes,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+    return logits.mean() - network(fake, wide=False).mean() + slopes.square().sum()
+
+
+def in_buckets(rank, world, _):
+    torch.manual_seed(0)
+    flat = Network()
+    for bucket_bytes, buckets in ((1, 7), (900, 4), (2**20, 3)):
+        bucketed = copy.deepcopy(flat)
+        averager = distributed.GradientBuckets([p for p in bucketed.parameters() if p.requires_grad], bucket_bytes)
+        assert len(averager.buckets) == buckets
+        for turn in range(2):
+            for network in (flat, bucketed):
+                network.zero_grad()
+            for part in (turn, 2):  # at turn 0, `unused` has a gradient, and of the first microbatch alone
+                microbatch_loss(flat, rank, part).backward()
+                loss = microbatch_loss(bucketed, rank, part)
+                with averager.armed() if part == 2 else contextlib.nullcontext():
+                    assert not averager._launched, "a penalty's own derivative is no gradient"
+                    loss.backward()
+                assert (len(averager._launched) > 0) == (part == 2)
+            distributed.average_gradients([p.grad for p in flat.parameters() if p.grad is not None])
+            averager([p.grad for p in bucketed.parameters() if p.grad is not None])
+            assert (bucketed.unused.grad is not None) == (turn == 0)
+            for one, other in zip(flat.parameters(), bucketed.parameters(), strict=True):
+                assert (one.grad is None) == (other.grad is None)
+                if one.grad is not None:
+                    torch.testing.assert_close(other.grad, one.grad, rtol=1e-6, atol=1e-7)
+                    everyones = distributed.all_gather(other.grad[None])
+                    assert all(torch.equal(x, other.grad) for x in everyones)
+
+
+def in_buckets_unarmed(rank, world, _):
+    """All is summed at the end; and what nobody may do is refused."""
+    network = torch.nn.Linear(2, 1)
+    averager = distributed.GradientBuckets(network.parameters(), 1)
+    network(torch.full((1, 2), float(rank))).sum().backward()
+    averager([])
+    assert network.weight.grad.tolist() == [[(world - 1) / 2] * 2]
+    with averager.armed():
+        network(torch.zeros(1, 2)).sum().backward()
+        with pytest.raises(RuntimeError, match="a second backward pass"):
+            network(torch.zeros(1, 2)).sum().backward()
+    with pytest.raises(RuntimeError, match="arm only the last"), averager.armed():
+        pass
+    averager([])
+    kept = weakref.ref(averager)
+    del averager, network
+    gc.collect()
+    assert kept() is None
+    assert distributed.gradient_averager([torch.zeros(1)]) is distributed.average_gradients
+
+
 def late(rank, world, _):
     """Whoever waits for long finds that the others live."""
     for one in range(world):
@@ -100,11 +181,25 @@ def enter(rank, world, scratch, act):
         pytest.param(late, 2, marks=shared),
         (without_room, 2),
         (elsewhere, 3),
+        (in_buckets, 2),
+        (in_buckets, 3),
+        (in_buckets_unarmed, 2),
     ],
 )
 def test_all_ranks_get_the_sum(act, world, tmp_path):
     mp.spawn(enter, (world, str(tmp_path), act), nprocs=world)
     assert not list(tmp_path.glob("ganlib-*"))
+
+
+def test_a_process_on_its_own_needs_no_group():
+    x = torch.ones(3)
+    assert distributed.all_reduce(x) is x
+    assert distributed.all_gather(x) is x
+    distributed.average_gradients([x])
+    assert x.tolist() == [1.0] * 3
+    assert distributed.gradient_averager([x]) is None
+    with distributed.during_last_backward(None):
+        pass
 
 
 @shared

@@ -207,7 +207,7 @@ def test_doctor(project, monkeypatch):
     assert any("GiB free" in line for line in lines)
 
     text = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(text.replace("num_workers: 2", "num_workers: 99999"))
+    (project / "params.yaml").write_text(text.replace("num_workers: auto", "num_workers: 99999"))
     assert "99999 workers want" in next(line for line in ganlib("doctor").stdout.splitlines() if "workers" in line)
     (project / "params.yaml").write_text("seed: x")
     assert any(line.startswith("fail  params.yaml: seed") for line in ganlib("doctor").stdout.splitlines())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_without_git_the_rest_is_looked_at(edit, monkeypatch):
     monkeypatch.setenv("PATH", "")
     found = list(doctor.examine())
     assert [one.status for one in found if one.what == "not a Git repository"] == ["warn"]
-    assert any("workers want" in one.what for one in found)
+    assert any("workers (auto) want" in one.what for one in found)
 
 
 def test_nothing_is_made(edit, project, monkeypatch):
@@ -53,3 +54,33 @@ def test_no_password_is_shown(edit, monkeypatch):
         text = "\n".join(map(str, doctor.examine()))
         assert "http://***@127.0.0.1:1" in text
         assert "secret" not in text
+
+
+def test_each_gpu_is_named_and_what_auto_makes_of_them(params, monkeypatch):
+    gpu = SimpleNamespace(name="NVIDIA H200", total_memory=140 * 2**30)
+    monkeypatch.setattr("torch.backends.cuda.is_built", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: gpu)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch._C._cuda_getDriverVersion", lambda: 13020, raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
+    found = list(doctor._gpus())
+    assert [one.what.split(";")[0] for one in found] == [f"GPU {i}: NVIDIA H200, 140 GiB" for i in range(3)]
+    assert "CUDA 13.0 of torch" in found[0].what
+    assert found[0].what.endswith("driver for CUDA 13.2")
+    status, what, remedy = doctor._resources(params)
+    assert what == "2 workers (auto) want 2 CPUs and 2 GPUs; there are 4 and 3"
+    assert (status, remedy) == ("warn", "scale.num_workers: auto is 2, not 3: the batch does not divide into more")
+
+
+@pytest.mark.parametrize(("built", "reason"), [(False, "is built without CUDA"), (True, "does not start")])
+def test_a_gpu_that_torch_cannot_use_is_noticed(built, reason, monkeypatch):
+    monkeypatch.setattr("torch.backends.cuda.is_built", lambda: built)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    assert list(doctor._gpus()) == []
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) == "/dev/nvidia0")
+    (found,) = doctor._gpus()
+    assert found.status == "warn"
+    assert reason in found.what

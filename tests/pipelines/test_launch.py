@@ -1,15 +1,30 @@
 """What the door to training says, and mends, without starting Ray."""
 
 import socket
+from types import SimpleNamespace
 
 import pytest
 
 from ganlib.checkpoint import save
-from ganlib.config import ConfigError, override
+from ganlib.config import ConfigError, ResolvedScale, ScaleConfig, override
 from ganlib.distributed import WorkerLost
 from ganlib.shards import read_spec
 from pipelines._stage import StageError, whole_folder
-from pipelines.launch import Job, _knock, _mend, cause, check_resources, fingerprint, storage
+from pipelines.launch import (
+    Job,
+    _check_reachable,
+    _repair_snapshot,
+    cause,
+    check_resources,
+    fingerprint,
+    gpu_slots,
+    possible_workers,
+    resolve_scale,
+    run_workers,
+    storage,
+    usable_resources,
+    why_fewer,
+)
 
 
 def scaled(params, **scale):
@@ -54,7 +69,7 @@ def test_rays_folder_is_below_the_project(params, tmp_path, monkeypatch):
 
 
 def test_workers_that_the_cluster_can_never_hold_are_refused(params):
-    few = scaled(params, num_workers=2, cpus_per_worker=2, workers_per_trial=1)
+    few = ResolvedScale(num_workers=2, cpus_per_worker=2, gpus_per_worker=0, workers_per_trial=1)
     check_resources(few, "num_workers", {"CPU": 4.0})
     check_resources(few, "workers_per_trial", {"CPU": 2.0})
     with pytest.raises(
@@ -62,17 +77,117 @@ def test_workers_that_the_cluster_can_never_hold_are_refused(params):
     ):
         check_resources(few, "num_workers", {"CPU": 3.0})
     with pytest.raises(StageError, match=r"1 workers x 0\.5 GPU wanted, the cluster has 0; .* scale\.gpus_per_worker$"):
-        check_resources(scaled(few, gpus_per_worker=0.5), "workers_per_trial", {"CPU": 4.0})
+        check_resources(few.model_copy(update={"gpus_per_worker": 0.5}), "workers_per_trial", {"CPU": 4.0})
+    shared = ResolvedScale(num_workers=3, gpus_per_worker=0.6)
+    with pytest.raises(StageError, match=r"3 workers x 0\.6 GPU wanted, the cluster has 2"):  # a share is of one GPU
+        check_resources(shared, "num_workers", {"CPU": 4.0, "GPU": 2.0})
+    check_resources(shared, "num_workers", {"CPU": 4.0, "GPU": 3.0})
+
+
+DIVISORS_OF_32 = [1, 2, 4, 8, 16, 32]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "scale", "expected"),
+    [
+        # no GPU: two workers, or one on a single core
+        (8, 0, {}, (2, 0)),
+        (1, 0, {}, (1, 0)),
+        (3, 0, {"cpus_per_worker": 2}, (1, 0)),
+        (0.5, 0, {}, (1, 0)),
+        # a worker for each GPU, as far as batch and cores allow
+        (8, 1, {}, (1, 1)),
+        (8, 3, {}, (2, 1)),
+        (16, 8, {}, (8, 1)),
+        (5, 8, {}, (4, 1)),
+        (512, 64, {}, (32, 1)),
+        # shares of a GPU
+        (16, 1, {"gpus_per_worker": 0.5}, (2, 0.5)),
+        (16, 8, {"gpus_per_worker": 0.5}, (16, 0.5)),
+        (16, 8, {"gpus_per_worker": 0.6}, (8, 0.6)),
+        (16, 3, {"gpus_per_worker": 1 / 3}, (8, 1 / 3)),
+        # one number is set: the other follows
+        (16, 8, {"num_workers": 2}, (2, 1)),
+        (16, 2, {"num_workers": 3}, (3, 0.5)),
+        (16, 1, {"num_workers": 3}, (3, 1 / 3)),
+        (16, 0, {"num_workers": 3}, (3, 0)),
+        (16, 8, {"gpus_per_worker": 0}, (2, 0)),
+        (16, 0, {"gpus_per_worker": 1}, (1, 1)),
+        # both are: they stay, whatever there is
+        (1, 0, {"num_workers": 7, "gpus_per_worker": 1}, (7, 1)),
+    ],
+)
+def test_auto_is_what_the_cluster_has(cpus, gpus, scale, expected):
+    available = {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}
+    found = resolve_scale(ScaleConfig(**scale), available, DIVISORS_OF_32)
+    assert (found.num_workers, found.gpus_per_worker) == expected
+    held = gpu_slots(available, found.gpus_per_worker) if found.gpus_per_worker else found.num_workers
+    assert found.num_workers <= held or "GPU" not in available, "check_resources would refuse what is automatic"
+
+
+def test_workers_without_a_share_of_the_batch_are_named():
+    auto, four = ScaleConfig(), {"CPU": 4.0, "GPU": 4.0}
+    assert why_fewer(auto, four, DIVISORS_OF_32) == ""
+    assert why_fewer(ScaleConfig(num_workers=1), four, DIVISORS_OF_32) == ""
+    assert why_fewer(auto, four, [1, 3, 9]) == (
+        "scale.num_workers: auto is 3, not 4: the batch does not divide into more"
+    )
+    assert why_fewer(auto, {"CPU": 3.0, "GPU": 4.0}, DIVISORS_OF_32) == (
+        "scale.num_workers: auto is 2, not 4: there are cores for no more"
+    )
+    assert why_fewer(auto, {"CPU": 3.0}, [1, 3, 9]).endswith("auto is 1, not 2: the batch does not divide into more")
+
+
+def test_a_batch_is_divided_among_workers_in_whole_groups(params, prepared, tmp_path):
+    def possible(batch, accumulate, group):
+        changed = override(params, {"batch": batch})
+        changed = changed.model_copy(update={"train": changed.train.model_copy(update={"accumulate": accumulate})})
+        return possible_workers(changed, SimpleNamespace(group=group))
+
+    assert possible(32, 1, 1) == DIVISORS_OF_32
+    assert possible(32, 2, 1) == [1, 2, 4, 8, 16]
+    assert possible(32, 1, 4) == [1, 2, 4, 8]
+    assert possible(6, 1, 4) == [1]  # one share may hold a part of a group
+    assert possible(33, 2, 1) == []
+    assert Job.of(override(params, {"batch": 12}), prepared, tmp_path, 1).possible_workers == (1, 2, 3, 4, 6, 12)
+
+
+def test_gpus_that_torch_cannot_use_are_left_out(monkeypatch, capsys):
+    resources = {"CPU": 2.0, "GPU": 4.0}
+    monkeypatch.setattr("torch.backends.cuda.is_built", lambda: True)
+    assert usable_resources(resources) == resources
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr("torch.backends.cuda.is_built", lambda: False)
+    assert usable_resources(resources) == {"CPU": 2.0}
+    assert "4 GPUs stay idle: torch" in capsys.readouterr().out
+    assert usable_resources({"CPU": 2.0}) == {"CPU": 2.0}
+
+
+@pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (0.5, "gloo"), (1, "cpu:gloo,cuda:nccl")])
+def test_nccl_is_for_workers_with_a_gpu_of_their_own(gpus, backend, tmp_path, monkeypatch):
+    from ray.train import torch as ray_torch
+
+    class Asked(Exception):
+        pass
+
+    def trainer(*_, torch_config, scaling_config, **__):
+        raise Asked(torch_config.backend, scaling_config.use_gpu, scaling_config.num_workers)
+
+    monkeypatch.setattr(ray_torch, "TorchTrainer", trainer)
+    scale = ResolvedScale(num_workers=2, gpus_per_worker=gpus)
+    with pytest.raises(Asked) as asked:
+        run_workers(Job({}, "", ""), scale, workers=2, name="run", folder=tmp_path, callbacks=[])
+    assert asked.value.args == (backend, gpus > 0, 2)
 
 
 def test_an_address_where_nothing_listens_is_said_at_once():
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        _knock(address)
-        _knock(f"ray://{address}")
+        _check_reachable(address)
+        _check_reachable(f"ray://{address}")
     with pytest.raises(StageError, match=f"no Ray cluster at {address}"):
-        _knock(address)
-    _knock("auto")
+        _check_reachable(address)
+    _check_reachable("auto")
 
 
 def test_the_cause_is_the_workers_own_exception():
@@ -83,6 +198,8 @@ def test_the_cause_is_the_workers_own_exception():
         "worker 1: OSError: [Errno 28] No space left on device: '/x'"
     )
     assert cause(WorkerGroupError("...", {0: WorkerLost("rank 1 is gone"), 1: full})).startswith("worker 1: OSError")
+    by_nccl = RuntimeError("NCCL communicator was aborted on rank 0")
+    assert cause(WorkerGroupError("...", {0: by_nccl, 1: full})).startswith("worker 1: OSError")
     assert cause(WorkerGroupError("...", {0: lonely})).startswith("worker 0: RuntimeError: gloo")
     assert cause(RuntimeError("a traceback\nthe last line\n")) == "the last line"
 
@@ -106,21 +223,21 @@ def test_a_run_whose_book_was_cut_short_goes_on_from_its_newest_whole_checkpoint
         folder.mkdir(parents=True)
         save(folder, {"step": 1})
     (torn / "checkpoint.pt").write_bytes((torn / "checkpoint.pt").read_bytes()[:99])
-    _mend(run)
+    _repair_snapshot(run)
     assert not book.exists()
     book.write_text('{"checkpoint_res')
-    _mend(run)
+    _repair_snapshot(run)
     assert f"{book}: cut short; training from {new.name}" in capsys.readouterr().out
     assert newest() == str(new)
     assert (old.exists(), torn.exists()) == (True, False)
     whole = book.read_text()
-    _mend(run)
+    _repair_snapshot(run)
     assert book.read_text() == whole
 
     for folder in (old, new):
         (folder / "checkpoint.pt").unlink()
     book.write_text("")
-    _mend(run)
+    _repair_snapshot(run)
     assert f"{book}: cut short; training from the start" in capsys.readouterr().out
     assert newest() is None
 

@@ -101,11 +101,17 @@ def test_what_the_stage_train_would_refuse_is_refused_before_the_search(params, 
     raw["models"][params.model]["search"] = {"batch": {"choice": [32, 33]}}
     with pytest.raises(ConfigError, match=r"batch: 33 does not divide into 2 workers"):
         tune.stage(parse_params(raw))
+    raw["scale"]["num_workers"] = "auto"  # takes one worker for a batch of 33
+    monkeypatch.setattr(tune, "_search", lambda *_: [])
+    tune.stage(parse_params(raw))
+    raw["train"]["accumulate"] = 5
+    with pytest.raises(ConfigError, match=r"does not divide into 1 workers x 5 microbatches"):
+        tune.stage(parse_params(raw))
 
 
 def test_more_workers_than_the_cluster_has_are_refused_before_the_search(params, monkeypatch):
     params = params.model_copy(update={"scale": params.scale.model_copy(update={"num_workers": 2})})
-    monkeypatch.setattr(tune.Job, "of", lambda *_: None)
+    monkeypatch.setattr(tune.Job, "of", lambda *_: tune.Job({}, "", "", (1, 2)))
     monkeypatch.setattr(tune.tracking, "open_store", lambda *_: None)
     monkeypatch.setattr(tune, "fingerprint", lambda *_: "tune")
     monkeypatch.setattr(tune, "cluster", lambda _: contextlib.nullcontext({"CPU": 1.0}))
@@ -113,10 +119,9 @@ def test_more_workers_than_the_cluster_has_are_refused_before_the_search(params,
         tune._search(params, params.game.search)
 
 
-@pytest.mark.parametrize(("workers", "wanted", "at_once"), [(1, 0, 4), (1, 3, 3), (1, 9, 4), (2, 0, 2), (2, 1, 1)])
-def test_trials_at_once_are_those_wanted_that_the_cluster_holds(
-    params, prepared, project, monkeypatch, workers, wanted, at_once
-):
+@pytest.fixture
+def asked(prepared, monkeypatch):
+    """`asked(params)`: how many trials at once a search asks for, and with which resources each."""
     from ray import tune as ray_tune
 
     class Asked(Exception):
@@ -125,13 +130,46 @@ def test_trials_at_once_are_those_wanted_that_the_cluster_holds(
     class Tuner:
         can_restore = staticmethod(lambda path: False)
 
-        def __init__(self, trainable, *, tune_config, **_):
-            raise Asked(tune_config.max_concurrent_trials)
+        def __init__(self, resources, *, tune_config, **_):
+            raise Asked(tune_config.max_concurrent_trials, resources)
 
     monkeypatch.setattr(tune, "PREPARED", prepared)
-    monkeypatch.setattr(tune, "cluster", lambda _: contextlib.nullcontext({"CPU": 4.0}))
     monkeypatch.setattr(ray_tune, "Tuner", Tuner)
+    monkeypatch.setattr(ray_tune, "with_resources", lambda trainable, resources: resources)
+
+    def search(params):
+        with pytest.raises(Asked) as raised:
+            tune._search(params, params.game.search)
+        return raised.value.args
+
+    return search
+
+
+@pytest.mark.parametrize(("workers", "wanted", "at_once"), [(1, 0, 4), (1, 3, 3), (1, 9, 4), (2, 0, 2), (2, 1, 1)])
+def test_trials_at_once_are_those_wanted_that_the_cluster_holds(
+    params, asked, project, monkeypatch, workers, wanted, at_once
+):
+    monkeypatch.setattr(tune, "cluster", lambda _: contextlib.nullcontext({"CPU": 4.0}))
     scale = {"workers_per_trial": workers, "max_concurrent_trials": wanted}
     params = params.model_copy(update={"scale": params.scale.model_copy(update=scale)})
-    with pytest.raises(Asked, match=f"^{at_once}$"):
-        tune._search(params, params.game.search)
+    assert asked(params)[0] == at_once
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "share", "at_once", "resources"),
+    [
+        (2, 1, "auto", 2, {"CPU": 1, "GPU": 1.0}),
+        (2, 1, 0.5, 4, {"CPU": 1, "GPU": 0.5}),
+        (4, 2, "auto", 2, {"memory": 2**20}),  # what the two workers take, Ray Train reserves
+        (1, 2, "auto", 1, {"memory": 2**20}),  # half a GPU each
+        (16, 1, "auto", 8, {"CPU": 1, "GPU": 1.0}),
+        (2, 1, 0.0, 8, {"CPU": 1, "GPU": 0.0}),
+    ],
+)
+def test_a_trials_workers_take_gpus_where_there_are_some(
+    params, asked, project, monkeypatch, gpus, workers, share, at_once, resources
+):
+    monkeypatch.setattr(tune, "cluster", lambda _: contextlib.nullcontext({"CPU": 8.0, "GPU": float(gpus)}))
+    scale = {"workers_per_trial": workers, "gpus_per_worker": share}
+    params = params.model_copy(update={"scale": params.scale.model_copy(update=scale)})
+    assert asked(params) == (at_once, resources)
