@@ -329,7 +329,7 @@ class _Step:
                 of_real, of_fake = (discriminate(self.game, x, deal.cond, noise, network) for x in (real, shown))
                 round = _round(self.game, deal, noise, real, shown, of_real, of_fake)
                 main = self.loss.discriminator(of_real.logits, of_fake.logits).mean()
-                self._backward("discriminator", main, terms, round, stats)
+                self._backward("discriminator", main, terms, round, stats, last=batch is microbatches[-1])
             signs = self.loss.signs(of_real.logits, of_fake.logits)
             stats.add("sign/real", signs[0].mean())
             stats.add("sign/fake", signs[1].mean())
@@ -357,22 +357,26 @@ class _Step:
                     )
                     best = isinstance(share, Tensor) or share < 1.0
                     main = _mean_of_best(losses, of_fake.logits, share) if best else losses.mean()
-                    self._backward("generator", main, terms, round, stats)
+                    self._backward("generator", main, terms, round, stats, last=batch is self.answers[-1].batch)
         return stats.means
 
     def _fake(self, deal: Deal) -> Sample:
         # also under autocast: penalties take gradients with respect to samples, which have the samples' precision
         return map_tensors(_at_least_float32, self.generator.forward(deal.inputs, deal.cond))
 
-    def _backward(self, player: Player, main: Tensor, terms: Iterable[Term], round: Round, stats: _Mean) -> None:
-        """Backpropagate a microbatch's share of the main loss and of the terms."""
+    def _backward(
+        self, player: Player, main: Tensor, terms: Iterable[Term], round: Round, stats: _Mean, *, last: bool
+    ) -> None:
+        """Backpropagate a microbatch's share of the main loss and of the terms; the `last` completes the gradients."""
+        learner = self.discriminator if player == "discriminator" else self.generator
         stats.add(f"loss/{player}", main)
         total = main
         for term in terms:
             cost, weight = term.fn(round).mean(), value(term.weight, self.clock) * term.every
             total = total + cost * (weight.to(cost.dtype) if isinstance(weight, Tensor) else weight)
             stats.add(f"loss/{player}/{term.name}", cost)
-        (total * stats.share).backward()
+        with distributed.during_last_backward(learner.average_gradients if last else None):
+            (total * stats.share).backward()
 
 
 class _Mean:

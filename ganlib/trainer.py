@@ -292,8 +292,8 @@ class _Training:
         for module in (game.generator, game.discriminator):
             module.to(device, memory_format=self.layout)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(game.generator).requires_grad_(False)
-        self.generator = _learner(game.generator, self.play.generator, world, cfg.compile)
-        self.discriminator = _learner(game.discriminator, self.play.discriminator, world, cfg.compile)
+        self.generator = _learner(game.generator, self.play.generator, cfg.compile)
+        self.discriminator = _learner(game.discriminator, self.play.discriminator, cfg.compile)
         self.augment = None if self.play.augment is None else Augment(self.play.augment).to(device)
         self.game = game if self.augment is None else dataclasses.replace(game, augmentation=self._augmented)
         self.clock = torch.zeros((), dtype=torch.float64, device=device)
@@ -459,7 +459,7 @@ def _from_rank_0(found: tuple[str, bool], world: int) -> tuple[str, bool]:
     return shared[0], shared[1]
 
 
-def _learner(module: nn.Module, cfg: PlayerConfig, world: int, compile: bool) -> Learner:
+def _learner(module: nn.Module, cfg: PlayerConfig, compile: bool) -> Learner:
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
     trained = [p for p in module.parameters() if p.requires_grad]
     # the learning rate is set at every step, from `cfg.lr`
@@ -471,7 +471,7 @@ def _learner(module: nn.Module, cfg: PlayerConfig, world: int, compile: bool) ->
         cfg.lr,
         beta2=cfg.betas[1],
         clip_norm=cfg.clip_norm,
-        average_gradients=distributed.average_gradients if world > 1 else None,
+        average_gradients=distributed.gradient_averager(trained),
         compiled=torch.compile(module) if compile else None,
     )
 

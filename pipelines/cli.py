@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from ganlib.device import default_device
     from ganlib.export import Generator
     from pipelines.tracking import Store
 
@@ -188,7 +189,7 @@ def _generator(model_uri: str) -> Generator:
         registered = model_uri.startswith("models:/")
         folder = tracking.download(_store(), model_uri, Path(scratch)) if registered else Path(model_uri)
         try:
-            return load_generator(folder)
+            return load_generator(folder, default_device())
         except ValueError as error:
             raise StageError(str(error)) from error
 

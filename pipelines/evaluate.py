@@ -18,6 +18,7 @@ from torch import Tensor
 from ganlib import registry, shards
 from ganlib.config import EvaluateConfig, Params
 from ganlib.data._spec import Spec
+from ganlib.device import default_device
 from ganlib.evaluate import SAMPLES, Metrics, Samples, draw, evaluate, look
 from ganlib.export import Generator, load_generator
 from ganlib.metrics._neighbours import nearest
@@ -37,7 +38,7 @@ def stage(params: Params) -> None:
     reference = Reference.load(REFERENCE)
     reference.check(spec)
     try:
-        generator = load_generator(TRAINED / "generator")
+        generator = load_generator(TRAINED / "generator", default_device())
     except ValueError as error:
         raise StageError(str(error)) from error
     samples = draw(generator, PREPARED, min(cfg.num_samples, reference.size), seed=params.seed, batch=cfg.batch)

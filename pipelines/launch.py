@@ -22,6 +22,7 @@ import torch
 import ganlib
 from ganlib.checkpoint import Damaged, load
 from ganlib.config import ConfigError, Params, ResolvedScale, ScaleConfig, parse_params
+from ganlib.device import default_device
 from ganlib.distributed import WorkerLost
 from ganlib.evaluate import measurable
 from ganlib.game import Game
@@ -116,7 +117,8 @@ def train_worker(job: Job, report: Report, resume: str | Path | None = None) -> 
     params = parse_params(job.params)
     keep_freed_memory()
     torch.set_num_threads(params.scale.cpus_per_worker)
-    train(params, report, prepared=job.prepared, reference=job.reference, resume=resume)
+    device = default_device(params.scale.gpus_per_worker)
+    train(params, report, prepared=job.prepared, reference=job.reference, resume=resume, device=device)
 
 
 def keep_freed_memory() -> None:

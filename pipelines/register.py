@@ -20,6 +20,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from ganlib.config import GateConfig, Params, override
+from ganlib.device import default_device
 from ganlib.evaluate import Comparison, compare, draw
 from ganlib.export import Generator, load_generator
 from ganlib.reference import Reference
@@ -163,7 +164,7 @@ def _decide(
         return Decision("promoted", "the first to meet the thresholds", gate.metric, own)
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            rival = load_generator(tracking.download(store, champion, Path(scratch)))
+            rival = load_generator(tracking.download(store, champion, Path(scratch)), default_device())
         except (ValueError, StageError) as error:
             tracking.version_by_alias(store, champion.model, CHAMPION)  # a store that is lost refuses nobody: it raises
             reason = f"the champion, version {number}, cannot be loaded, so the alias is yours to move: {error}"
@@ -258,7 +259,7 @@ def _flat(metrics: Metrics) -> dict[str, float]:
 
 def _challenger(folder: Path) -> Generator:
     try:
-        return load_generator(folder)
+        return load_generator(folder, default_device())
     except ValueError as error:
         raise StageError(str(error)) from error
 
