@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ganlib.device import default_device
     from ganlib.export import Generator
     from pipelines.tracking import Store
 
@@ -181,6 +180,7 @@ def _store() -> Store:
 
 def _generator(model_uri: str) -> Generator:
     """Raises StageError if the address leads to no generator."""
+    from ganlib.device import default_device
     from ganlib.export import load_generator
     from pipelines import tracking
     from pipelines._stage import StageError
