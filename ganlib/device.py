@@ -23,6 +23,7 @@ __all__ = [
     "autocast",
     "configured",
     "default_device",
+    "examples_at_a_time",
     "full_precision",
     "is_accelerator",
     "mixed_precision",
@@ -97,6 +98,12 @@ def configured(device: torch.device, *, deterministic: bool, mixed: bool = False
 def on_device(x: Tensor, device: torch.device, layout: torch.memory_format = torch.preserve_format) -> Tensor:
     """`x` on the device; images `[N, C, H, W]` in the layout."""
     return x.to(device, memory_format=layout if x.dim() == 4 else torch.preserve_format, non_blocking=True)
+
+
+def examples_at_a_time(device: torch.device, elements: int) -> int:
+    """How many examples of so many elements the device holds with a network's activations, without gradients."""
+    most, limit = (2**24, 500) if is_accelerator(device) else (2**22, 100)
+    return max(1, min(limit, most // elements))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ganlib import device as devices
 from ganlib import health, registry, shards
 from ganlib.config import Params
 from ganlib.data._spec import Spec
@@ -41,6 +42,7 @@ class Watch:
         place: Callable[[Tensor], Tensor],
     ):
         self.params, self.game, self.ema, self.spec, self.place = params, game, ema, spec, place
+        self.device = next(ema.parameters()).device
         self.loss = LOSSES[params.game.loss]
         self.reference = Reference.load(reference) if reference and params.train.quality_samples else None
         self.fixed = self._deal(prepared, "test", PREVIEWS, "preview", small=not spec.given)
@@ -89,8 +91,8 @@ class Watch:
 
     def _chunks(self, size: int) -> list[slice]:
         """Slices of `size` examples that any device holds, activations included."""
-        group = self.game.group
-        most = max(1, min(100, 2**22 // math.prod(self.spec.shape)) // group) * group
+        group, most = self.game.group, devices.examples_at_a_time(self.device, math.prod(self.spec.shape))
+        most = max(1, most // group) * group
         return [slice(start, min(start + most, size)) for start in range(0, size, most)]
 
     @torch.inference_mode()
@@ -101,8 +103,8 @@ class Watch:
         for rows in self._chunks(len(tensors_of(deal.inputs)[0])):
             inputs = map_tensors(lambda x, rows=rows: self.place(x[rows]), deal.inputs)  # type: ignore[misc]
             cond = None if deal.cond is None else self.place(deal.cond[rows])
-            made.append(tensors_of(ema(inputs, cond))[0].float().cpu())
-        return torch.cat(made)
+            made.append(tensors_of(ema(inputs, cond))[0].float())
+        return torch.cat(made).cpu()
 
     @torch.inference_mode()
     def _logits(self, deal: Deal, sample: Sample, step: int) -> Tensor:
@@ -111,10 +113,10 @@ class Watch:
         for rows in self._chunks(size):
             part = map_tensors(lambda x, rows=rows: self.place(x[rows]), sample)  # type: ignore[misc]
             cond = None if deal.cond is None else self.place(deal.cond[rows])
-            noise = Noise(self.params.seed, "judged", step, size=size, rows=rows, device=tensors_of(part)[0].device)
-            logits.append(discriminate(self.game, part, cond, noise).logits.cpu())
+            noise = Noise(self.params.seed, "judged", step, size=size, rows=rows, device=self.device)
+            logits.append(discriminate(self.game, part, cond, noise).logits)
         discriminator.train()
-        return torch.cat(logits)
+        return torch.cat(logits).cpu()
 
     def assess(self, row: dict[str, float], past: list[dict[str, float]], step: int) -> tuple[str, bool]:
         """Add what is measured at this step to the row, which follows those of the `past`.
