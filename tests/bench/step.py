@@ -10,7 +10,8 @@ plays the same loss; ours is timed without terms, as the plain loop is, and as i
 own terms and the moving average. Each loop has a process of its own, ours set up as by `launch.train_worker`, and
 they take short turns, so that whatever else the machine does falls on all. Memory is the process's peak, beyond what it
 held before its first step. `--profile` says where the time of the shipped step goes. `--first` takes so many steps of
-it, nobody told labels, and says what each took; all that is paid lazily is due at the first.
+it, unconditional, and says what each took; all lazy terms are due at the first. `--against CHECKOUT` compares the
+shipped step with that of another checkout of this project, in turns; `--every 1` applies all terms at every step.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import json
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -179,6 +183,52 @@ def profile(family, args):
     print("  " + ", ".join(f"{name} {amount / total:.0%}" for name, amount in operators.most_common(8)), flush=True)
 
 
+CHILD = """
+import dataclasses, json, sys, time
+from argparse import Namespace
+root, family, args = sys.argv[1], sys.argv[2], Namespace(**json.loads(sys.argv[3]))
+sys.path[:0] = [root, root + "/tests/bench"]
+import step, torch
+torch.set_num_threads(args.threads)
+(getattr(step, "keep_freed_memory", None) or step.keep_memory)()
+game, loss, data = step.game_of(family, args)
+if args.every:
+    game = dataclasses.replace(game, terms=tuple(dataclasses.replace(term, every=args.every) for term in game.terms))
+play = step.ours(game, loss, data, shipped=True)
+for _ in sys.stdin:
+    start = time.perf_counter()
+    for i in range(args.steps):
+        play(i)
+    print(time.perf_counter() - start, flush=True)
+"""
+
+
+def against(family, args):
+    """How fast this checkout's shipped step is beside that of another one."""
+    said = json.dumps({name: found for name, found in vars(args).items() if name != "against"})
+    loops = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(root), family, said],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for root in (ROOT, args.against.resolve())
+    ]
+    ratios = []
+    for round in range(args.rounds + 1):
+        seconds = []
+        for loop in loops:
+            loop.stdin.write("\n")
+            loop.stdin.flush()
+            seconds.append(float(loop.stdout.readline()))
+        if round:  # the first warms up
+            ratios.append(seconds[1] / seconds[0])
+    for loop in loops:
+        loop.communicate()
+    print(f"| {family} | x{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |", flush=True)
+
+
 def first(family, args):
     """What each of the first steps took."""
     torch.set_num_threads(args.threads)
@@ -205,7 +255,14 @@ def main():
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--preset", default="none")
     parser.add_argument("--first", type=int, default=0, metavar="STEPS")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT")
+    parser.add_argument("--every", type=int, default=0, metavar="TURNS")
     args = parser.parse_args()
+    if args.against:
+        print(f"The shipped step of {ROOT} against that of {args.against}\n\n| | speed |\n|---|---|", flush=True)
+        for family in args.families:
+            against(family, args)
+        return
     if args.first:
         for family in args.families:
             first(family, args)
