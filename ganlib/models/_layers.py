@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from ganlib import distributed
 from ganlib.game import Noise
+from ganlib.models._convolution import Conv2d, conv2d, conv_transpose2d
 
 __all__ = [
     "BatchNorm",
@@ -172,16 +173,16 @@ class Fir(nn.Module):
 
     def blur(self, x: Tensor, padding: int) -> Tensor:
         """`[N, C, H, W]` → `[N, C, H + 2·padding − 3, W + 2·padding − 3]`."""
-        return F.conv2d(x, self.kernel, padding=padding, groups=len(self.kernel))
+        return conv2d(x, self.kernel, padding=padding, groups=len(self.kernel))
 
     def down(self, x: Tensor) -> Tensor:
         """To half the size."""
-        return F.conv2d(x, self.kernel, stride=2, padding=1, groups=len(self.kernel))
+        return conv2d(x, self.kernel, stride=2, padding=1, groups=len(self.kernel))
 
     def up(self, x: Tensor) -> Tensor:
         """To double the size: zeros between the pixels, then the filter, of gain 4. Never in bfloat16: for images."""
         with full_precision(x):
-            return F.conv_transpose2d(x, self.kernel, stride=2, padding=1, groups=len(self.kernel))
+            return conv_transpose2d(x, self.kernel, stride=2, padding=1, groups=len(self.kernel))
 
 
 class ModulatedConv(nn.Module):
@@ -214,9 +215,9 @@ class ModulatedConv(nn.Module):
                 gains = (styles.square() @ self.weight.square().sum((2, 3)).T + 1e-8).rsqrt() * math.sqrt(2)
         x = x * styles.to(x)[:, :, None, None]
         if self.fir is not None:  # a transposed convolution, then the filter: Karras et al. 2019, section 2
-            x = self.fir.blur(F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2), padding=1)
+            x = self.fir.blur(conv_transpose2d(x, self.weight.transpose(0, 1), stride=2), padding=1)
         else:
-            x = F.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2)
+            x = conv2d(x, self.weight, padding=self.weight.shape[-1] // 2)
         bias = self.bias.to(x)[:, None, None]
         if gains is None:
             return x + bias
@@ -253,7 +254,7 @@ class FromImage(nn.Module):
 
     def __init__(self, channels: int, outer: int):
         super().__init__()
-        self.conv = equalised(nn.Conv2d(channels, outer, 1), gain=math.sqrt(2))
+        self.conv = equalised(Conv2d(channels, outer, 1), gain=math.sqrt(2))
 
     def forward(self, images: Tensor) -> Tensor:
         return activate(self.conv(images))

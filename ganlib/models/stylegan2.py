@@ -20,6 +20,7 @@ from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
 from ganlib.game import Batch, Deal, DiscriminatorOutput, Game, Noise, Round, Term
 from ganlib.models._conditioning import Condition, Conditioning, Embedding, Head, concat_condition, condition_of
+from ganlib.models._convolution import Conv2d
 from ganlib.models._layers import (
     Fir,
     FromImage,
@@ -293,7 +294,7 @@ class _Discriminator(nn.Module):
         self.blocks = nn.ModuleList(_Block(outer, inner) for inner, outer in itertools.pairwise(widths))
         width = widths[0]
         self.compare = MinibatchDeviation(cfg.minibatch_group)
-        self.conv = equalised(nn.Conv2d(width + self.compare.channels, width, 3, padding=1), gain=math.sqrt(2))
+        self.conv = equalised(Conv2d(width + self.compare.channels, width, 3, padding=1), gain=math.sqrt(2))
         self.linear = equalised(nn.Linear(width * 16, width), gain=math.sqrt(2))
         # a label's embedding is multiplied with features: its fan-in, too, is their number
         self.head = Head(condition, width, wrap=lambda x: equalised(x, fan_in=width), weight=cfg.conditioning_weight)
@@ -325,9 +326,9 @@ class _Block(nn.Module):
     def __init__(self, inner: int, outer: int):
         super().__init__()
         self.fir = Fir(inner)
-        self.conv = equalised(nn.Conv2d(inner, inner, 3, padding=1), gain=math.sqrt(2))
-        self.down = equalised(nn.Conv2d(inner, outer, 3, stride=2))  # √2 of the activation, √½ of the sum
-        self.skip = equalised(nn.Conv2d(inner, outer, 1, bias=False), gain=math.sqrt(0.5))
+        self.conv = equalised(Conv2d(inner, inner, 3, padding=1), gain=math.sqrt(2))
+        self.down = equalised(Conv2d(inner, outer, 3, stride=2))  # √2 of the activation, √½ of the sum
+        self.skip = equalised(Conv2d(inner, outer, 1, bias=False), gain=math.sqrt(0.5))
 
     def forward(self, x: Tensor) -> Tensor:
         y = activate(self.down(self.fir.blur(activate(self.conv(x)), padding=2)))

@@ -1,0 +1,224 @@
+"""Convolutions whose derivatives of every order are single calls.
+
+A convolution y = C(x, w) is linear in its input x and in its weight w. Its two adjoints are the gradient with respect to
+the input, X(g, w), and with respect to the weight, W(g, x). The derivatives of each of the three are the other two, so
+each is an autograd function whose backward calls the other two, and all are one kernel call for any number of groups.
+
+PyTorch's own double backward, which gradient penalties and path lengths need, loops over groups and takes the gradient
+with respect to the weight by a convolution whose kernel is as large as the image. Karras et al. 2020 replaced it for the
+same reason (`conv2d_gradfix` in their code).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Conv2d", "conv2d", "conv_transpose2d"]
+
+_Geometry = tuple[list[int], list[int], list[int], bool, list[int], int]
+"""stride, padding, dilation, transposed, output padding and groups, as `aten::convolution` takes them"""
+
+
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0, groups: int = 1
+) -> Tensor:
+    """`F.conv2d`: x `[N, I, H, W]`, weight `[O, I / groups, h, w]`, bias `[O]` → `[N, O, H', W']`."""
+    if _pays(x, weight, groups):
+        return _cast_and_convolve(x, weight, bias, _geometry(stride, padding, 0, groups, transposed=False))
+    return F.conv2d(x, weight, bias, stride, padding, 1, groups)
+
+
+def conv_transpose2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    padding: int = 0,
+    output_padding: int = 0,
+    groups: int = 1,
+) -> Tensor:
+    """`F.conv_transpose2d`: x `[N, I, H, W]`, weight `[I, O / groups, h, w]`, bias `[O]` → `[N, O, H', W']`."""
+    if _pays(x, weight, groups):
+        return _cast_and_convolve(x, weight, bias, _geometry(stride, padding, output_padding, groups, transposed=True))
+    return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups)
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` by `conv2d`, of the same stride and padding on both axes, neither dilated nor padded by a mode."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        assert isinstance(self.padding, tuple)
+        return conv2d(input, self.weight, self.bias, self.stride[0], self.padding[0], self.groups)
+
+
+def _pays(x: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether these functions are worth their overhead in Python, some 0.1 ms for a forward and a backward pass.
+
+    Not without groups on a CPU, where PyTorch's own double backward is as fast. Nor where autograd does not record the
+    call, nor in graphs of `torch.compile`, which are differentiated once.
+    """
+    if (groups == 1 and x.device.type == "cpu") or torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+
+
+@functools.cache
+def _geometry(stride: int, padding: int, output_padding: int, groups: int, *, transposed: bool) -> _Geometry:
+    return [stride] * 2, [padding] * 2, [1, 1], transposed, [output_padding] * 2, groups
+
+
+def _cast_and_convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+    """As autocast casts; outside of the autograd functions, so that gradients are cast back."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, weight, bias = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias))
+    return _convolve(x, weight, bias, geometry)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+    """C(x, w) + b, with its derivatives.
+
+    It is two functions, so that the engine can leave out one of the two gradients: a penalty asks for that with respect
+    to the input alone, which `ctx.needs_input_grad` does not tell (pytorch/pytorch#174017). `_Parameters` returns a
+    tensor of the shape of y that takes no memory and is never read; `_Convolution` computes y, and its backward hands
+    the gradient on to it. Tensors within a tuple are not inputs to autograd, which then leads no gradient to them.
+    """
+    link = None
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        link = _Parameters.apply(weight, bias, (x, geometry))
+    y: Tensor = _Convolution.apply(x, link, (weight, bias, geometry))
+    return y
+
+
+class _Parameters(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor | None, untracked: tuple[Tensor, _Geometry]) -> Tensor:
+        x, ctx.geometry = untracked
+        ctx.save_for_backward(x if ctx.needs_input_grad[0] else None, weight)
+        return x.new_empty(()).expand(_output_shape(x, weight, ctx.geometry))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        of_weight, of_bias = None, None
+        if ctx.needs_input_grad[0]:
+            of_weight, of_bias = _WeightGradient.apply(g, x, (weight, ctx.geometry, ctx.needs_input_grad[1]))
+        elif ctx.needs_input_grad[1]:
+            of_bias = g.sum((0, 2, 3))
+        return of_weight, of_bias, None
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, link: Tensor | None, untracked: tuple[Tensor, Tensor | None, _Geometry]
+    ) -> Tensor:
+        weight, bias, ctx.geometry = untracked
+        ctx.shape, ctx.stride = x.shape, x.stride()
+        # x for its shape alone: not saved unless `_Parameters` saves it too
+        ctx.save_for_backward(weight, x if weight.requires_grad else None)
+        with _without_autocast(x):
+            y: Tensor = torch.convolution(x, weight, bias, *ctx.geometry)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        weight, x = ctx.saved_tensors
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            like = _unread(g, ctx.shape, ctx.stride) if x is None else x
+            of_x = _InputGradient.apply(g, weight, (like, ctx.geometry))
+        return of_x, g if ctx.needs_input_grad[1] else None, None
+
+
+class _InputGradient(torch.autograd.Function):
+    """X(g, w). Its derivatives at a cotangent u of the shape of x: C(u, w) for g, W(g, u) for w."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, weight: Tensor, untracked: tuple[Tensor, _Geometry]) -> Tensor:
+        like, ctx.geometry = untracked
+        ctx.save_for_backward(g if ctx.needs_input_grad[1] else None, weight)
+        return _gradients(g, like, weight, ctx.geometry, (True, False, False))[0]
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        g, weight = ctx.saved_tensors
+        of_g = _convolve(u, weight, None, ctx.geometry) if ctx.needs_input_grad[0] else None
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight, _ = _WeightGradient.apply(g, u, (weight, ctx.geometry, False))
+        return of_g, of_weight, None
+
+
+class _WeightGradient(torch.autograd.Function):
+    """W(g, x), and the bias's gradient, Σ g, which the same kernel gives on a CPU.
+
+    Their derivatives at cotangents v of the shape of w and c of that of the bias: C(x, v) + c for g, X(g, v) for x.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, g: Tensor, x: Tensor, untracked: tuple[Tensor, _Geometry, bool]
+    ) -> tuple[Tensor, Tensor | None]:
+        like, ctx.geometry, with_bias = untracked
+        ctx.weight_shape, ctx.shape, ctx.stride = like.shape, x.shape, x.stride()
+        ctx.save_for_backward(g if ctx.needs_input_grad[1] else None, x if ctx.needs_input_grad[0] else None)
+        ctx.set_materialize_grads(False)
+        _, of_weight, of_bias = _gradients(g, x, like, ctx.geometry, (False, True, with_bias))
+        return of_weight, of_bias if with_bias else None
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor | None, c: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+        g, x = ctx.saved_tensors
+        of_g, of_x = None, None
+        if v is None:  # only the bias's gradient was differentiated
+            v = None if c is None else c.new_zeros(ctx.weight_shape)
+        if v is None:
+            return None, None, None
+        if ctx.needs_input_grad[0]:
+            of_g = _convolve(x, v, c, ctx.geometry)
+        if ctx.needs_input_grad[1]:
+            like = _unread(g, ctx.shape, ctx.stride) if x is None else x
+            of_x = _InputGradient.apply(g, v, (like, ctx.geometry))
+        return of_g, of_x, None
+
+
+def _gradients(
+    g: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """X(g, w), W(g, x) and Σ g, those `wanted`. Where the first is not, of `weight` but the shape and layout are read;
+    where the second is not, of `x`."""
+    with _without_autocast(g):
+        gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward.default(
+            g, x, weight, [g.shape[1]] if wanted[2] else None, *geometry, wanted
+        )
+    return gradients
+
+
+def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """What was called outside autocast may be differentiated inside, and must not be cast there."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+
+
+def _unread(like: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
+    """A tensor whose values are never set or read. `torch.empty` would set them under deterministic algorithms."""
+    size = 1 + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
+    storage = torch.UntypedStorage(size * like.element_size(), device=like.device)
+    return like.new_empty(0).set_(storage, 0, shape, stride)  # type: ignore[call-overload, no-any-return]
+
+
+def _output_shape(x: Tensor, weight: Tensor, geometry: _Geometry) -> tuple[int, ...]:
+    (stride, _), (padding, _), _, transposed, (output_padding, _), groups = geometry
+    pairs = zip(x.shape[2:], weight.shape[2:], strict=True)
+    if transposed:
+        sides = [(side - 1) * stride - 2 * padding + kernel + output_padding for side, kernel in pairs]
+        return (len(x), weight.shape[1] * groups, *sides)
+    return (len(x), len(weight), *((side + 2 * padding - kernel) // stride + 1 for side, kernel in pairs))
