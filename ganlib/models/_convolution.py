@@ -1,12 +1,12 @@
 """Convolutions whose derivatives of every order are single calls.
 
-A convolution y = C(x, w) is linear in its input x and in its weight w. Its two adjoints are the gradient with respect to
-the input, X(g, w), and with respect to the weight, W(g, x). The derivatives of each of the three are the other two, so
-each is an autograd function whose backward calls the other two, and all are one kernel call for any number of groups.
+A convolution y = C(x, w) is linear in its input x and in its weight w. Its two adjoints are the gradients with respect
+to the input, X(g, w), and to the weight, W(g, x). The derivatives of each of the three are the other two, so each is an
+autograd function whose backward calls the other two, and each is one kernel call for any number of groups.
 
 PyTorch's own double backward, which gradient penalties and path lengths need, loops over groups and takes the gradient
-with respect to the weight by a convolution whose kernel is as large as the image. Karras et al. 2020 replaced it for the
-same reason (`conv2d_gradfix` in their code).
+with respect to the weight by a convolution whose kernel is as large as the image. Karras et al. 2020 replaced it for
+the same reason (`conv2d_gradfix` in their code).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Conv2d(nn.Conv2d):
 
 
 def _pays(x: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether these functions are worth their overhead in Python, some 0.1 ms for a forward and a backward pass.
+    """Whether these functions are worth their overhead in Python, some 0.05 ms for a forward and a backward pass.
 
     Not without groups on a CPU, where PyTorch's own double backward is as fast. Nor where autograd does not record the
     call, nor in graphs of `torch.compile`, which are differentiated once.
@@ -78,64 +78,54 @@ def _cast_and_convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry:
     device = x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        x, weight, bias = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias))
+        x, weight, bias = _cast(x, dtype), _cast(weight, dtype), None if bias is None else _cast(bias, dtype)
     return _convolve(x, weight, bias, geometry)
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
-    """C(x, w) + b, with its derivatives.
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == torch.float64 else x.to(dtype)
 
-    It is two functions, so that the engine can leave out one of the two gradients: a penalty asks for that with respect
-    to the input alone, which `ctx.needs_input_grad` does not tell (pytorch/pytorch#174017). `_Parameters` returns a
-    tensor of the shape of y that takes no memory and is never read; `_Convolution` computes y, and its backward hands
-    the gradient on to it. Tensors within a tuple are not inputs to autograd, which then leads no gradient to them.
-    """
-    link = None
-    if weight.requires_grad or (bias is not None and bias.requires_grad):
-        link = _Parameters.apply(weight, bias, (x, geometry))
-    y: Tensor = _Convolution.apply(x, link, (weight, bias, geometry))
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+    """C(x, w) + b, with its derivatives."""
+    if weight.requires_grad and weight.is_leaf:
+        weight = weight.view_as(weight)  # the engine tells only of nodes of non-leaves whether it will execute them
+    y: Tensor = _Convolution.apply(x, weight, bias, geometry)  # type: ignore[no-untyped-call]
     return y
 
 
-class _Parameters(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, bias: Tensor | None, untracked: tuple[Tensor, _Geometry]) -> Tensor:
-        x, ctx.geometry = untracked
-        ctx.save_for_backward(x if ctx.needs_input_grad[0] else None, weight)
-        return x.new_empty(()).expand(_output_shape(x, weight, ctx.geometry))
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        of_weight, of_bias = None, None
-        if ctx.needs_input_grad[0]:
-            of_weight, of_bias = _WeightGradient.apply(g, x, (weight, ctx.geometry, ctx.needs_input_grad[1]))
-        elif ctx.needs_input_grad[1]:
-            of_bias = g.sum((0, 2, 3))
-        return of_weight, of_bias, None
-
-
 class _Convolution(torch.autograd.Function):
+    """C(x, w) + b. Its derivatives at a cotangent g of the shape of y: X(g, w) for x, W(g, x) for w, Σ g for b."""
+
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, link: Tensor | None, untracked: tuple[Tensor, Tensor | None, _Geometry]
-    ) -> Tensor:
-        weight, bias, ctx.geometry = untracked
-        ctx.shape, ctx.stride = x.shape, x.stride()
-        # x for its shape alone: not saved unless `_Parameters` saves it too
-        ctx.save_for_backward(weight, x if weight.requires_grad else None)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+        ctx.geometry, ctx.shape, ctx.stride = geometry, x.shape, x.stride()
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         with _without_autocast(x):
-            y: Tensor = torch.convolution(x, weight, bias, *ctx.geometry)
+            y: Tensor = torch.convolution(x, weight, bias, *geometry)
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        weight, x = ctx.saved_tensors
-        of_x = None
-        if ctx.needs_input_grad[0]:
-            like = _unread(g, ctx.shape, ctx.stride) if x is None else x
-            of_x = _InputGradient.apply(g, weight, (like, ctx.geometry))
-        return of_x, g if ctx.needs_input_grad[1] else None, None
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        if x is None:
+            x = _unread(g, ctx.shape, ctx.stride)
+        if not torch.is_grad_enabled():
+            return *_gradients(g, x, weight, ctx.geometry, wanted), None
+        for_x, for_weight, for_bias = wanted
+        if for_weight:
+            # A penalty asks for the gradient with respect to the input alone. A function that PyTorch implements leaves
+            # the other out; `needs_input_grad` does not tell one written in Python to (pytorch/pytorch#174017).
+            for_weight = torch._C._will_engine_execute_node(ctx.next_functions[1][0])
+        of_x = _InputGradient.apply(g, weight, (x, ctx.geometry)) if for_x else None  # type: ignore[no-untyped-call]
+        if for_weight:
+            return of_x, *_WeightGradient.apply(g, x, (weight, ctx.geometry, for_bias)), None  # type: ignore[no-untyped-call]
+        return of_x, None, g.sum((0, 2, 3)) if for_bias else None, None
+
+
+# Of a tensor that a function below is given in a tuple, it reads only the shape and the layout: `apply` does not track
+# tensors in tuples, so the engine leads no gradient to them.
 
 
 class _InputGradient(torch.autograd.Function):
@@ -153,7 +143,7 @@ class _InputGradient(torch.autograd.Function):
         of_g = _convolve(u, weight, None, ctx.geometry) if ctx.needs_input_grad[0] else None
         of_weight = None
         if ctx.needs_input_grad[1]:
-            of_weight, _ = _WeightGradient.apply(g, u, (weight, ctx.geometry, False))
+            of_weight, _ = _WeightGradient.apply(g, u, (weight, ctx.geometry, False))  # type: ignore[no-untyped-call]
         return of_g, of_weight, None
 
 
@@ -186,15 +176,15 @@ class _WeightGradient(torch.autograd.Function):
             of_g = _convolve(x, v, c, ctx.geometry)
         if ctx.needs_input_grad[1]:
             like = _unread(g, ctx.shape, ctx.stride) if x is None else x
-            of_x = _InputGradient.apply(g, v, (like, ctx.geometry))
+            of_x = _InputGradient.apply(g, v, (like, ctx.geometry))  # type: ignore[no-untyped-call]
         return of_g, of_x, None
 
 
 def _gradients(
     g: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """X(g, w), W(g, x) and Σ g, those `wanted`. Where the first is not, of `weight` but the shape and layout are read;
-    where the second is not, of `x`."""
+    """X(g, w), W(g, x) and Σ g, those `wanted`. Without the first, only the shape and layout of `weight` are read;
+    without the second, only those of `x`."""
     with _without_autocast(g):
         gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward.default(
             g, x, weight, [g.shape[1]] if wanted[2] else None, *geometry, wanted
@@ -212,13 +202,4 @@ def _unread(like: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
     """A tensor whose values are never set or read. `torch.empty` would set them under deterministic algorithms."""
     size = 1 + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
     storage = torch.UntypedStorage(size * like.element_size(), device=like.device)
-    return like.new_empty(0).set_(storage, 0, shape, stride)  # type: ignore[call-overload, no-any-return]
-
-
-def _output_shape(x: Tensor, weight: Tensor, geometry: _Geometry) -> tuple[int, ...]:
-    (stride, _), (padding, _), _, transposed, (output_padding, _), groups = geometry
-    pairs = zip(x.shape[2:], weight.shape[2:], strict=True)
-    if transposed:
-        sides = [(side - 1) * stride - 2 * padding + kernel + output_padding for side, kernel in pairs]
-        return (len(x), weight.shape[1] * groups, *sides)
-    return (len(x), len(weight), *((side + 2 * padding - kernel) // stride + 1 for side, kernel in pairs))
+    return like.new_empty(0).set_(storage, 0, shape, stride)

@@ -160,7 +160,10 @@ def equalised(
 class Fir(nn.Module):
     """The filter [1, 3, 3, 1] ⊗ [1, 3, 3, 1], of sum `gain`; zeros beyond the edges. Karras et al. 2019, section 2.
 
-    A depthwise convolution of 4x4: on a CPU faster than two of 4, than sums of slices and than interpolation.
+    A depthwise convolution of 4x4, whose derivatives are its transpose and itself: the kernel is constant. On a CPU it is
+    faster than two of 4, than sums of slices, than interpolation and than channels folded into the batch (x10 in
+    channels-last, where that takes a copy). On a GPU it is one pass over memory, where slices take one for each tap, and
+    folded channels leave kernels made for many channels a single one.
     """
 
     kernel: Tensor

@@ -138,7 +138,9 @@ def step_of_r3gan(args):
         adversarial_step(game, loss, *players, turns, step=0, kimg=0.0, autocast=args.autocast)
 
     ours, theirs = medians([step, with_pytorchs(step)], args)
-    print(f"\nr3gan with r1 and r2 at each step of {size}: {ours * 1e3:.0f} ms, PyTorch's {theirs * 1e3:.0f} ms, ", end="")
+    print(
+        f"\nr3gan with r1 and r2 at each step of {size}: {ours * 1e3:.0f} ms, PyTorch's {theirs * 1e3:.0f} ms, ", end=""
+    )
     print(f"x{theirs / ours:.2f}")
 
 
