@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +94,7 @@ def build(cfg: Config, spec: Spec) -> Game:
         real = batch.data["sample"]
         return Deal(
             inputs(batch.noise, mixing=cfg.style_mixing if batch.training else 0.0),
-            _at_level(real, discriminator.level) if batch.training else real,
+            _at_level(real, discriminator.current_level) if batch.training else real,
             condition.cond(batch),
         )
 
@@ -102,8 +102,8 @@ def build(cfg: Config, spec: Spec) -> Game:
         stages, rest = divmod(kimg, cfg.stage_kimg + cfg.fade_kimg)
         level = min(stages + max(0.0, rest - cfg.stage_kimg) / cfg.fade_kimg, top)
         for part in module.modules():
-            if isinstance(part, _Synthesis | _Discriminator) and part.level is not None:
-                part.level.fill_(level)
+            if isinstance(part, _Growing):
+                part.grow(level)
 
     terms = discriminator.head.terms()
     if cfg.path_length_weight:
@@ -126,6 +126,32 @@ def _seeds(noise: Noise) -> Tensor:
     """int32 `[N]`, of 32 random bits."""
     high, low = (noise.uniform(2) * 2**16).int().unbind(1)
     return (high - 2**15) * 2**16 + low
+
+
+class _Growing(nn.Module):
+    """A network whose size follows from the kimg seen: 0 for 4x4 pixels, 1 for 8x8; between, the next size fades in.
+
+    The level is a buffer, for exported generators to have it, and the same as a number: layers are chosen by it, and to
+    read a tensor would wait for the GPU at each pass. A number that is None is for a network of one size.
+    """
+
+    level: Tensor | None
+    current_level: float | None
+
+    def __init__(self, progressive: bool):
+        super().__init__()
+        self.register_buffer("level", torch.zeros(()) if progressive else None)
+        self.current_level = 0.0 if progressive else None
+
+    def grow(self, level: float) -> None:
+        """Set the level of a network that is progressive."""
+        if self.level is not None:
+            self.level.fill_(level)
+            self.current_level = torch.tensor(level).item()  # rounded as the buffer is
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.current_level = None if self.level is None else float(self.level)
 
 
 # --- the generator ---------------------------------------------------------------------------------------------------
@@ -189,16 +215,14 @@ class _Mapping(nn.Module):
         return w
 
 
-class _Synthesis(nn.Module):
+class _Synthesis(_Growing):
     """From a constant, two convolutions a size; the image is the sum of those of all sizes, each made larger.
 
     Karras et al. 2020, figure 7b. While growing, the next size's part of the image fades in.
     """
 
-    level: Tensor | None
-
     def __init__(self, cfg: Config, channels: int, widths: list[int]):
-        super().__init__()
+        super().__init__(cfg.progressive)
         dim, top = cfg.latent_dim, len(widths) - 1
         self.layers = 2 * (top + 1)
         self.constant = nn.Parameter(torch.randn(1, widths[0], 4, 4))
@@ -214,7 +238,6 @@ class _Synthesis(nn.Module):
             start += area
             self.to_image.append(ModulatedConv(dim, width, channels, normal=False))
         self.fir = Fir(channels, gain=4.0)
-        self.register_buffer("level", torch.zeros(()) if cfg.progressive else None)
 
     def forward(self, ws: Tensor, noise: Tensor | None = None) -> Tensor:
         """w of each layer `[N, L, D]` → images `[N, C, H, W]`; `noise` are seeds, int32 `[N]`, None for none.
@@ -223,7 +246,7 @@ class _Synthesis(nn.Module):
         after it, so L is twice the number of sizes.
         """
         top = len(self.ups)
-        level = float(top if self.level is None else self.level)
+        level = top if self.current_level is None else self.current_level
         x = self.constant.expand(len(ws), -1, -1, -1)
         images = ws.new_zeros(())
         for size in range(math.ceil(level) + 1):
@@ -278,13 +301,11 @@ def _rank_mean(x: Tensor) -> Tensor:
 # --- the discriminator -----------------------------------------------------------------------------------------------
 
 
-class _Discriminator(nn.Module):
+class _Discriminator(_Growing):
     """Residual blocks down to 4x4. Karras et al. 2020, figure 7c and appendix B."""
 
-    level: Tensor | None
-
     def __init__(self, cfg: Config, channels: int, widths: list[int], condition: Condition):
-        super().__init__()
+        super().__init__(cfg.progressive)
         self.condition = condition
         # while growing, every size is once the first
         firsts = range(len(widths)) if cfg.progressive else [len(widths) - 1]
@@ -298,13 +319,12 @@ class _Discriminator(nn.Module):
         self.linear = equalised(nn.Linear(width * 16, width), gain=math.sqrt(2))
         # a label's embedding is multiplied with features: its fan-in, too, is their number
         self.head = Head(condition, width, wrap=lambda x: equalised(x, fan_in=width), weight=cfg.conditioning_weight)
-        self.register_buffer("level", torch.zeros(()) if cfg.progressive else None)
 
     def forward(self, images: Tensor, cond: Tensor | None = None) -> DiscriminatorOutput:
         """Images `[N, C, H, W]` and condition → logits `[N]`, features `[N, D]`."""
         images = concat_condition(images, cond, self.condition)
         top = len(self.blocks)
-        level = float(top if self.level is None else self.level)
+        level = top if self.current_level is None else self.current_level
         size = math.ceil(level)
         if size < top:
             images = F.avg_pool2d(images, 2 ** (top - size))
@@ -336,14 +356,14 @@ class _Block(nn.Module):
         return shorter.add_(y)
 
 
-def _at_level(images: Tensor, level: Tensor | None) -> Tensor:
+def _at_level(images: Tensor, level: float | None) -> Tensor:
     """Images as they look while the next size fades in, and as they are otherwise.
 
     Karras et al. 2018, section 2: reals are blended like fakes. The discriminator sees no more than its size.
     """
-    if level is None or float(level).is_integer():
+    if level is None or level.is_integer():
         return images
     top = images.shape[-1].bit_length() - 3
     factor = 2 ** (top - math.floor(level))
     coarse = F.interpolate(F.avg_pool2d(images, factor), scale_factor=factor)
-    return coarse.lerp(images, float(level) % 1)
+    return coarse.lerp(images, level % 1)

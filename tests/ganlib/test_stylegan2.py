@@ -1,5 +1,6 @@
 """StyleGAN2 against plain references: layers, styles, path length, growing."""
 
+import copy
 import dataclasses
 import math
 
@@ -415,6 +416,27 @@ def test_levels_are_held_then_the_next_fades_in(kimg, level):
     game = grown(kimg)
     assert float(game.generator.synthesis.level) == float(game.discriminator.level) == level
     assert "synthesis.level" in game.generator.state_dict()  # so what is exported mid-fade is what was trained
+
+
+def test_the_level_is_loaded_and_copied_with_the_weights():
+    grown_half, fresh = grown(11).generator, grown(0).generator
+    assert copy.deepcopy(grown_half).synthesis.current_level == 1.75
+    fresh.load_state_dict(grown_half.state_dict())
+    assert fresh.synthesis.current_level == 1.75
+    inputs = inputs_of(a_game())
+    assert torch.equal(fresh(inputs), grown_half(inputs))
+
+
+@pytest.mark.parametrize("progressive", [True, False], ids=["growing", "of one size"])
+def test_no_tensor_is_read_on_the_host(progressive):
+    """To read one would wait for the GPU, and cannot be captured in a CUDA graph."""
+    game = grown(10) if progressive else a_game()
+    (batch,) = batches(spec_of("stylegan2", (3, 16, 16), ()))
+    with torch.profiler.profile() as profiler:
+        deal = game.deal(batch)
+        images = game.generator(deal.inputs, deal.cond)
+        game.discriminator(images, deal.cond)
+    assert not {"aten::item", "aten::_local_scalar_dense", "aten::nonzero"} & {e.name for e in profiler.events()}
 
 
 def test_full_grown_players_are_those_that_never_grew():
