@@ -309,5 +309,6 @@ class MinibatchDeviation(nn.Module):
             groups = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(0, (-1, group))
             variance = (groups - groups.mean(1, keepdim=True)).square().mean(1)  # torch's var: four times as long
             deviation = (variance + 1e-8).sqrt().flatten(1).mean(1)
-        plane = deviation.to(x).repeat_interleave(group).view(-1, *[1] * (x.dim() - 1)).expand(-1, 1, *x.shape[2:])
+        # expanded, not repeat_interleave, whose gradient on CUDA is a scatter
+        plane = deviation.to(x)[:, None].expand(-1, group).reshape(-1, *[1] * (x.dim() - 1)).expand(-1, 1, *x.shape[2:])
         return torch.cat([x, plane], 1)

@@ -133,10 +133,11 @@ class _Block(nn.Module):
         self.narrow = _scaled(Conv2d(inner, channels, 1, bias=False), 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.leaky_relu(self.widen(x), _SLOPE)
-        y = F.leaky_relu(self.convolve(y), _SLOPE)
+        # in place: backward passes then need what the next convolution keeps anyway, not what went into it too
+        y = F.leaky_relu(self.widen(x), _SLOPE, inplace=True)
+        y = F.leaky_relu(self.convolve(y), _SLOPE, inplace=True)
         narrowed: Tensor = self.narrow(y)
-        return x + narrowed
+        return narrowed.add_(x)
 
 
 class _Resample(nn.Module):
