@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Conv2d", "conv2d", "conv_transpose2d"]
+__all__ = ["Conv2d", "conv2d", "conv_transpose2d", "symmetric_filter"]
 
 _Geometry = tuple[list[int], list[int], list[int], bool, list[int], int]
 """stride, padding, dilation, transposed, output padding and groups, as `aten::convolution` takes them"""
@@ -49,6 +49,25 @@ def conv_transpose2d(
     return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups)
 
 
+def symmetric_filter(x: Tensor, kernel: Tensor, *, stride: int = 1, padding: int = 0, up: bool = False) -> Tensor:
+    """Each channel of `[N, C, H, W]` with one constant kernel `[C, 1, h, w]` that is the same mirrored on either axis.
+
+    A depthwise convolution, transposed if `up`. Its derivative is a filter by the same kernel, and nothing is kept for
+    it: no gradient of a kernel is taken, and at a stride of 1 the transpose is a plain convolution, which is faster
+    than a transposed one on a CPU and has PyTorch's own depthwise kernels on a GPU. Without `up`, sides are multiples
+    of the stride.
+    """
+    if torch.compiler.is_compiling():
+        kernel = kernel.to(x.dtype)
+        resample = F.conv_transpose2d if up else F.conv2d
+        return resample(x, kernel, stride=stride, padding=padding, groups=len(kernel))
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        x = _cast(x, torch.get_autocast_dtype(device))
+    y: Tensor = _Filter.apply(x, kernel.to(x.dtype), stride, padding, up)  # type: ignore[no-untyped-call]
+    return y
+
+
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` by `conv2d`, of the same stride and padding on both axes, neither dilated nor padded by a mode."""
 
@@ -60,10 +79,10 @@ class Conv2d(nn.Conv2d):
 def _pays(x: Tensor, weight: Tensor, groups: int) -> bool:
     """Whether these functions are worth their overhead in Python, some 0.05 ms for a forward and a backward pass.
 
-    Not without groups on a CPU, where PyTorch's own double backward is as fast. Nor where autograd does not record the
+    Not for few groups on a CPU, where PyTorch's own double backward is as fast. Nor where autograd does not record the
     call, nor in graphs of `torch.compile`, which are differentiated once.
     """
-    if (groups == 1 and x.device.type == "cpu") or torch.compiler.is_compiling():
+    if (groups < 8 and x.device.type == "cpu") or torch.compiler.is_compiling():
         return False
     return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
 
@@ -99,7 +118,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
-        ctx.geometry, ctx.shape, ctx.stride = geometry, x.shape, x.stride()
+        ctx.geometry, ctx.shape = geometry, x.shape
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         with _without_autocast(x):
             y: Tensor = torch.convolution(x, weight, bias, *geometry)
@@ -108,17 +127,16 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
-        if x is None:
-            x = _unread(g, ctx.shape, ctx.stride)
-        if not torch.is_grad_enabled():
-            return *_gradients(g, x, weight, ctx.geometry, wanted), None
-        for_x, for_weight, for_bias = wanted
+        for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
+        if x is not None and not torch.is_grad_enabled():
+            return *_gradients(g, x, weight, ctx.geometry, (for_x, for_weight, for_bias)), None
         if for_weight:
             # A penalty asks for the gradient with respect to the input alone. A function that PyTorch implements leaves
             # the other out; `needs_input_grad` does not tell one written in Python to (pytorch/pytorch#174017).
             for_weight = torch._C._will_engine_execute_node(ctx.next_functions[1][0])
-        of_x = _InputGradient.apply(g, weight, (x, ctx.geometry)) if for_x else None  # type: ignore[no-untyped-call]
+        of_x = None
+        if for_x:
+            of_x = _InputGradient.apply(g, weight, (x, ctx.shape, ctx.geometry))  # type: ignore[no-untyped-call]
         if for_weight:
             return of_x, *_WeightGradient.apply(g, x, (weight, ctx.geometry, for_bias)), None  # type: ignore[no-untyped-call]
         return of_x, None, g.sum((0, 2, 3)) if for_bias else None, None
@@ -132,10 +150,13 @@ class _InputGradient(torch.autograd.Function):
     """X(g, w). Its derivatives at a cotangent u of the shape of x: C(u, w) for g, W(g, u) for w."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, weight: Tensor, untracked: tuple[Tensor, _Geometry]) -> Tensor:
-        like, ctx.geometry = untracked
+    def forward(ctx: Any, g: Tensor, weight: Tensor, untracked: tuple[Tensor | None, torch.Size, _Geometry]) -> Tensor:
+        like, shape, ctx.geometry = untracked
         ctx.save_for_backward(g if ctx.needs_input_grad[1] else None, weight)
-        return _gradients(g, like, weight, ctx.geometry, (True, False, False))[0]
+        if like is not None:
+            return _gradients(g, like, weight, ctx.geometry, (True, False, False))[0]
+        with _without_autocast(g):  # no x was kept, as its weight is frozen
+            return torch.convolution(g, weight, None, *_adjoint(ctx.geometry, g.shape, weight.shape, shape))
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -158,7 +179,7 @@ class _WeightGradient(torch.autograd.Function):
         ctx: Any, g: Tensor, x: Tensor, untracked: tuple[Tensor, _Geometry, bool]
     ) -> tuple[Tensor, Tensor | None]:
         like, ctx.geometry, with_bias = untracked
-        ctx.weight_shape, ctx.shape, ctx.stride = like.shape, x.shape, x.stride()
+        ctx.weight_shape, ctx.shape = like.shape, x.shape
         ctx.save_for_backward(g if ctx.needs_input_grad[1] else None, x if ctx.needs_input_grad[0] else None)
         ctx.set_materialize_grads(False)
         _, of_weight, of_bias = _gradients(g, x, like, ctx.geometry, (False, True, with_bias))
@@ -175,8 +196,7 @@ class _WeightGradient(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_g = _convolve(x, v, c, ctx.geometry)
         if ctx.needs_input_grad[1]:
-            like = _unread(g, ctx.shape, ctx.stride) if x is None else x
-            of_x = _InputGradient.apply(g, v, (like, ctx.geometry))  # type: ignore[no-untyped-call]
+            of_x = _InputGradient.apply(g, v, (x, ctx.shape, ctx.geometry))  # type: ignore[no-untyped-call]
         return of_g, of_x, None
 
 
@@ -192,14 +212,35 @@ def _gradients(
     return gradients
 
 
+class _Filter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, stride: int, padding: int, up: bool) -> Tensor:
+        ctx.stride, ctx.padding, ctx.up, ctx.kernel = stride, padding, up, kernel
+        with _without_autocast(x):
+            return torch.convolution(x, kernel, None, *_geometry(stride, padding, 0, len(kernel), transposed=up))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
+        up, padding = not ctx.up, ctx.padding
+        if ctx.stride == 1:
+            up, padding = False, ctx.kernel.shape[-1] - 1 - padding
+        y = _Filter.apply(g, ctx.kernel, ctx.stride, padding, up)  # type: ignore[no-untyped-call]
+        return y, None, None, None, None
+
+
 def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """What was called outside autocast may be differentiated inside, and must not be cast there."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
-def _unread(like: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
-    """A tensor whose values are never set or read. `torch.empty` would set them under deterministic algorithms."""
-    size = 1 + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
-    storage = torch.UntypedStorage(size * like.element_size(), device=like.device)
-    return like.new_empty(0).set_(storage, 0, shape, stride)
+def _adjoint(geometry: _Geometry, output: torch.Size, weight: torch.Size, input: torch.Size) -> _Geometry:
+    """Of the transposed convolution, or of the plain one, whose value is X(g, w) of the shape of the input."""
+    stride, padding, dilation, transposed, _, groups = geometry
+    left_over = [0, 0]  # rows and columns that the kernel did not reach
+    if not transposed:
+        left_over = [
+            side - ((out - 1) * step - 2 * pad + kernel)
+            for side, out, step, pad, kernel in zip(input[2:], output[2:], stride, padding, weight[2:], strict=True)
+        ]
+    return stride, padding, dilation, not transposed, left_over, groups

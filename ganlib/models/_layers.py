@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from ganlib import distributed
 from ganlib.game import Noise
-from ganlib.models._convolution import Conv2d, conv2d, conv_transpose2d
+from ganlib.models._convolution import Conv2d, conv2d, conv_transpose2d, symmetric_filter
 
 __all__ = [
     "BatchNorm",
@@ -202,16 +202,16 @@ class Fir(nn.Module):
 
     def blur(self, x: Tensor, padding: int) -> Tensor:
         """`[N, C, H, W]` → `[N, C, H + 2·padding − 3, W + 2·padding − 3]`."""
-        return conv2d(x, self.kernel, padding=padding, groups=len(self.kernel))
+        return symmetric_filter(x, self.kernel, padding=padding)
 
     def down(self, x: Tensor) -> Tensor:
         """To half the size."""
-        return conv2d(x, self.kernel, stride=2, padding=1, groups=len(self.kernel))
+        return symmetric_filter(x, self.kernel, stride=2, padding=1)
 
     def up(self, x: Tensor) -> Tensor:
         """To double the size: zeros between the pixels, then the filter, of gain 4. Never in bfloat16: for images."""
         with full_precision(x):
-            return conv_transpose2d(x, self.kernel, stride=2, padding=1, groups=len(self.kernel))
+            return symmetric_filter(x, self.kernel, stride=2, padding=1, up=True)
 
 
 class ModulatedConv(nn.Module):

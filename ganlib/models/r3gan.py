@@ -32,7 +32,7 @@ from ganlib.models._conditioning import (
     condition_of,
     noise_game,
 )
-from ganlib.models._convolution import Conv2d, conv2d, conv_transpose2d
+from ganlib.models._convolution import Conv2d, symmetric_filter
 
 __all__ = ["MODALITY", "Config", "build"]
 
@@ -152,11 +152,8 @@ class _Resample(nn.Module):
         self.register_buffer("kernel", torch.outer(taps, taps), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        channels = x.shape[1]
-        resample = conv_transpose2d if self.up else conv2d
-        kernel = self.kernel.to(x.dtype).expand(channels, 1, 4, 4)
-        y: Tensor = resample(x, kernel, stride=2, padding=1, groups=channels)
-        return y
+        """`[N, C, H, W]`, of even sides where they are to be halved."""
+        return symmetric_filter(x, self.kernel.expand(x.shape[1], 1, 4, 4), stride=2, padding=1, up=self.up)
 
 
 def _stage(cfg: Config, channels: int, stages: int) -> list[nn.Module]:

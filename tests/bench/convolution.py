@@ -76,6 +76,13 @@ def one_convolution(name, layout, args):
     def forward(module):
         return module.conv2d(x, weight, bias, stride=stride, padding=padding, groups=groups)
 
+    if "constant" in name:  # the filter [1, 3, 3, 1], which is symmetric
+
+        def forward(module):
+            if module is F:
+                return F.conv2d(x, weight, stride=stride, padding=padding, groups=groups)
+            return convolution.symmetric_filter(x, weight, stride=stride, padding=padding)
+
     def once(module):
         with args.autocast():
             y = forward(module)
@@ -94,7 +101,7 @@ def one_convolution(name, layout, args):
 
 
 class _Ours:
-    """Also where `conv2d` would leave it to PyTorch: without groups on a CPU."""
+    """Also where `conv2d` would leave it to PyTorch: for few groups on a CPU."""
 
     @staticmethod
     def conv2d(x, weight, bias, stride, padding, groups):

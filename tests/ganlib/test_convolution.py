@@ -43,9 +43,9 @@ def operands(kind, side=5, n=2, dtype=torch.float64, layout=torch.contiguous_for
 
 
 @pytest.fixture(autouse=True)
-def _ours_without_groups_too(monkeypatch):
+def _for_any_number_of_groups(monkeypatch):
     pays = convolution._pays
-    monkeypatch.setattr(convolution, "_pays", lambda x, weight, groups: pays(x, weight, 2))
+    monkeypatch.setattr(convolution, "_pays", lambda x, weight, groups: pays(x, weight, 96))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -158,18 +158,43 @@ def test_double_precision_is_kept_under_autocast():
         assert call(convolution, "grouped", *operands("grouped")).dtype == torch.float64
 
 
-def test_deterministic_algorithms_change_nothing():
-    """Tensors that are never read are not filled with NaN, as `torch.empty` is then, nor read."""
-    x, weight, _ = operands("depthwise")
-    results = []
-    for deterministic in (False, True):
-        torch.use_deterministic_algorithms(deterministic)
-        try:
-            y = call(convolution, "depthwise", x, weight.detach())
-            results.append(torch.autograd.grad(y.square().sum(), x)[0])
-        finally:
-            torch.use_deterministic_algorithms(False)
-    assert torch.equal(*results)
+FILTERS = {"blur": (1, 1, False), "wide blur": (1, 2, False), "down": (2, 1, False), "up": (2, 1, True)}
+
+
+def filtered(module, kind, x):
+    stride, padding, up = FILTERS[kind]
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype)
+    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
+    if module is convolution:
+        return convolution.symmetric_filter(x, kernel, stride=stride, padding=padding, up=up)
+    return (F.conv_transpose2d if up else F.conv2d)(x, kernel, stride=stride, padding=padding, groups=x.shape[1])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("kind", FILTERS)
+def test_filters_are_convolutions_and_their_derivatives_too(kind, layout):
+    ends = []
+    for module in (convolution, F):
+        x = operands("depthwise", side=6, layout=layout)[0]
+        y = filtered(module, kind, x)
+        (first,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.pow(3).sum(), x)
+        ends.append([y, first, second])
+    for ours, theirs in zip(*ends, strict=True):
+        torch.testing.assert_close(ours, theirs)
+        assert ours.is_contiguous(memory_format=layout)
+    assert torch.autograd.gradgradcheck(lambda x: filtered(convolution, kind, x), operands("depthwise", side=4)[:1])
+
+
+def test_filters_keep_nothing_and_are_cast_by_autocast():
+    x, saved = operands("depthwise", side=6, dtype=torch.float32)[0], []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        filtered(convolution, "blur", x)
+    assert saved == []
+    with torch.autocast("cpu", torch.bfloat16):
+        y = filtered(convolution, "blur", x)
+    y.float().sum().backward()
+    assert (y.dtype, x.grad.dtype) == (torch.bfloat16, torch.float32)
 
 
 def test_the_module_is_pytorchs():
