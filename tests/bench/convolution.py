@@ -3,9 +3,10 @@
     python tests/bench/convolution.py [--device cpu] [--bfloat16] [--rounds 15] [--batch 16]
 
 One row for each convolution: the time of a forward and a backward pass, and of a gradient penalty like R1 (the gradient
-with respect to the input, then that of its square). Then a step of the shipped `models.r3gan` with R1 and R2 at every
-step. All run in turns in one process on one thread, so that other work on the machine falls on both alike; times are
-medians of rounds. CPU time on a CPU, the time of events on a GPU. The tables are Markdown.
+with respect to the input, then that of its square). Then a step of `models.r3gan` with R1 and R2 at every step, as
+shipped and as wide as takes 8 to 32 groups. All run in turns in one process on one thread, so that other work on the
+machine falls on both alike; times are medians of rounds. CPU time on a CPU, the time of events on a GPU. The tables are
+Markdown.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ganlib.data._spec import Spec
 from ganlib.game import Batch, Learner, Noise, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.models import _convolution as convolution
+from ganlib.models import r3gan
 from ganlib.trainer import build_game
 from pipelines.launch import keep_freed_memory
 
@@ -66,7 +68,7 @@ def medians(fns, args):
 
 def one_convolution(name, layout, args):
     channels, groups, kernel, stride, padding, side = CASES[name]
-    weight = torch.randn(channels, channels // groups, kernel, kernel, device=args.device).to(memory_format=layout)
+    weight = torch.ones(channels, channels // groups, kernel, kernel, device=args.device).to(memory_format=layout)
     bias = None
     if "constant" not in name:
         weight.requires_grad_()
@@ -76,7 +78,7 @@ def one_convolution(name, layout, args):
     def forward(module):
         return module.conv2d(x, weight, bias, stride=stride, padding=padding, groups=groups)
 
-    if "constant" in name:  # the filter [1, 3, 3, 1], which is symmetric
+    if "constant" in name:
 
         def forward(module):
             if module is F:
@@ -110,21 +112,27 @@ class _Ours:
 
 
 def with_pytorchs(fn):
-    """`fn` with PyTorch's convolutions in the models."""
+    """`fn` with PyTorch's convolutions in r3gan."""
+
+    def filtered(x, kernel, *, stride, padding, up):
+        resample = F.conv_transpose2d if up else F.conv2d
+        return resample(x, kernel, stride=stride, padding=padding, groups=len(kernel))
 
     def wrapped():
-        pays = convolution._pays
-        convolution._pays = lambda *_: False
+        kept = convolution._pays, r3gan.symmetric_filter
+        convolution._pays, r3gan.symmetric_filter = lambda *_: False, filtered
         try:
             fn()
         finally:
-            convolution._pays = pays
+            convolution._pays, r3gan.symmetric_filter = kept
 
     return wrapped
 
 
-def step_of_r3gan(args):
-    params = parse_params(load_params(ROOT / "params.yaml").model_dump(mode="json") | {"model": "r3gan"})
+def step_of_r3gan(args, size, **network):
+    written = load_params(ROOT / "params.yaml").model_dump(mode="json") | {"model": "r3gan"}
+    written["models"]["r3gan"]["network"].update(network)
+    params = parse_params(written)
     spec = Spec("image", "image", (1, 28, 28), tuple("0123456789"), {}, "")
     torch.manual_seed(0)
     game = build_game(params, spec)
@@ -135,7 +143,6 @@ def step_of_r3gan(args):
         )
         for m in (game.generator, game.discriminator)
     ]
-    size = params.game.batch
     sample = torch.rand(size, 1, 28, 28, device=args.device).mul(2).sub(1).to(memory_format=torch.channels_last)
     data = {"sample": sample, "label": torch.arange(size, device=args.device) % 10}
 
@@ -145,10 +152,8 @@ def step_of_r3gan(args):
         adversarial_step(game, loss, *players, turns, step=0, kimg=0.0, autocast=args.autocast)
 
     ours, theirs = medians([step, with_pytorchs(step)], args)
-    print(
-        f"\nr3gan with r1 and r2 at each step of {size}: {ours * 1e3:.0f} ms, PyTorch's {theirs * 1e3:.0f} ms, ", end=""
-    )
-    print(f"x{theirs / ours:.2f}")
+    name = ", ".join(f"{key} {value}" for key, value in network.items()) or "as shipped"
+    print(f"| {name} | {size} | {ours * 1e3:.0f} | {theirs * 1e3:.0f} | x{theirs / ours:.2f} |", flush=True)
 
 
 def main():
@@ -167,7 +172,10 @@ def main():
     for name in CASES:
         for layout in (torch.contiguous_format, torch.channels_last):
             one_convolution(name, layout, args)
-    step_of_r3gan(args)
+    print("\n| r3gan, ms | batch | ours | PyTorch's | |\n|---|---|---|---|---|")
+    step_of_r3gan(args, 16)
+    step_of_r3gan(args, 64)
+    step_of_r3gan(args, 8, width=64, max_width=256)
 
 
 if __name__ == "__main__":
