@@ -215,17 +215,27 @@ def _gradients(
 class _Filter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Tensor, stride: int, padding: int, up: bool) -> Tensor:
-        ctx.stride, ctx.padding, ctx.up, ctx.kernel = stride, padding, up, kernel
-        with _without_autocast(x):
-            return torch.convolution(x, kernel, None, *_geometry(stride, padding, 0, len(kernel), transposed=up))
+        ctx.constants = kernel, stride, padding, up
+        return _filter(x, kernel, stride, padding, up)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
-        up, padding = not ctx.up, ctx.padding
-        if ctx.stride == 1:
-            up, padding = False, ctx.kernel.shape[-1] - 1 - padding
-        y = _Filter.apply(g, ctx.kernel, ctx.stride, padding, up)  # type: ignore[no-untyped-call]
-        return y, None, None, None, None
+        kernel, stride, padding, up = ctx.constants
+        if stride == 1:
+            padding = kernel.shape[-1] - 1 - padding
+        else:
+            up = not up
+        # not `apply` where nothing is recorded: it takes as long as a small convolution
+        filtered = _Filter.apply if torch.is_grad_enabled() else _filter
+        return filtered(g, kernel, stride, padding, up), None, None, None, None
+
+
+def _filter(x: Tensor, kernel: Tensor, stride: int, padding: int, up: bool) -> Tensor:
+    geometry = _geometry(stride, padding, 0, len(kernel), transposed=up)
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.convolution(x, kernel, None, *geometry)
+    return torch.convolution(x, kernel, None, *geometry)
 
 
 def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
