@@ -342,7 +342,9 @@ class _Step:
         stats, network = _Mean(len(self.answers)), self.discriminator.forward
         with self.discriminator.frozen():
             for batch, deal, kept in self.answers:
-                noise = batch.noise.fork()  # else draws would depend on what the discriminator's terms have drawn
+                noise = batch.noise.fork(
+                    "generator"
+                )  # else draws would depend on what the discriminator's terms have drawn
                 with self.autocast():
                     fake = self._fake(deal) if kept is None else kept
                     of_real: DiscriminatorOutput | None = None

@@ -8,6 +8,7 @@ checkpoint would have to keep, and every device computes the same numbers to rou
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 
@@ -17,7 +18,6 @@ from torch import Tensor
 __all__ = ["Noise", "normal", "seed_of", "uniform"]
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as int64, whose products wrap around
-_FORK = 0x632BE59BD9B4E019  # parts the keys of a fork from those of the noise that it is forked from
 
 
 def seed_of(*key: int | str) -> int:
@@ -46,10 +46,10 @@ class Noise:
         rows = torch.arange(self._rows.start, self._rows.stop, device=self.key.device)
         return _mix(self.key + _GOLDEN * (rows + 1))
 
-    def fork(self) -> Noise:
+    def fork(self, purpose: str) -> Noise:
         """Noise for the same rows whose draws are independent of this one's, and of how many these were."""
-        fork = object.__new__(Noise)
-        fork.key, fork._rows, fork._start = _mix(self.key ^ _FORK), self._rows, 0
+        fork = copy.copy(self)
+        fork.key, fork._start = _mix(self.key ^ seed_of("fork", purpose)), 0
         return fork
 
     def normal(self, *shape: int) -> Tensor:

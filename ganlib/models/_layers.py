@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
 from ganlib import distributed
+from ganlib import noise as noises
+from ganlib.device import full_precision
+from ganlib.models._convolution import Conv2d, conv2d, conv_transpose2d, symmetric_filter
 from ganlib.noise import Noise
 
 __all__ = [
@@ -24,9 +25,7 @@ __all__ = [
     "ModulatedConv",
     "activate",
     "equalised",
-    "full_precision",
     "gaussian_latent",
-    "normal_from",
     "unit",
 ]
 
@@ -44,34 +43,45 @@ class BatchNorm(nn.BatchNorm2d):
         assert self.running_var is not None
         if not self.training:
             return super().forward(input)
-        wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input  # under autocast
+        half = input.dtype in (torch.float16, torch.bfloat16)  # under autocast
+        # CUDA's kernels compute in float32 whatever they read, and keep no copy
+        wide = input.float() if half and not _fused(input) else input
         normed, mean, variance = _BatchNorm.apply(wide, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            count = input.numel() / input.shape[1] * (dist.get_world_size() if dist.is_initialized() else 1)
+            count = input.numel() / input.shape[1] * distributed.world_size()
             self.running_mean.lerp_(mean, self.momentum or 0.0)
             self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum or 0.0)
         result: Tensor = normed.to(input.dtype)
         return result
 
 
+def _fused(x: Tensor) -> bool:
+    """Whether the kernels of torch's SyncBatchNorm exist for the device of `x`."""
+    return x.is_cuda
+
+
 class _BatchNorm(torch.autograd.Function):
     """Built of torch's fused kernels with given statistics; can be differentiated once.
 
-    On one CPU thread its backward takes a third of the time of torch's own.
+    On one CPU thread its backward takes a third of the time of torch's own. On CUDA the kernels are those of
+    SyncBatchNorm, for which statistics are float32 where `x` is bfloat16.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         axes = [0, *range(2, x.dim())]
-        if x.device.type == "cpu":
+        if _fused(x):
+            mean, inverse = torch.batch_norm_stats(x, eps)
+            variance = (inverse.square().reciprocal() - eps).clamp_min(0.0)
+        elif x.device.type == "cpu":
             mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)  # in one pass over x
         else:
             variance, mean = torch.var_mean(x, axes, correction=0)
-        if dist.is_initialized() and dist.get_world_size() > 1:  # equal shares of the batch
-            moments = (
-                distributed.all_reduce(torch.stack([mean, variance + mean.square()]).double()) / dist.get_world_size()
-            )
-            mean, variance = moments[0].to(x), (moments[1] - moments[0].square()).clamp_min(0.0).to(x)
+        world = distributed.world_size()
+        if world > 1:  # equal shares of the batch
+            moments = torch.stack([mean, variance + mean.square()]).double()
+            moments = distributed.all_reduce(moments, overwrite=True) / world
+            mean, variance = moments[0].to(mean), (moments[1] - moments[0].square()).clamp_min(0.0).to(mean)
         ctx.save_for_backward(x, weight, mean, variance)
         ctx.eps, ctx.count = eps, x.numel() / x.shape[1]
         ctx.mark_non_differentiable(mean, variance)
@@ -82,13 +92,28 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """∂x = γ/σ · (g − mean(g) − x̂ · mean(g x̂)), the means over all ranks. Ioffe & Szegedy 2015, section 3."""
         x, weight, mean, variance = ctx.saved_tensors
+        inverse = (variance + ctx.eps).rsqrt()
+        world = distributed.world_size()
+        if _fused(x):
+            channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+            gradient = gradient.contiguous(
+                memory_format=torch.channels_last if channels_last else torch.contiguous_format
+            )
+            sum_g, sum_gx, by_weight, by_bias = torch.batch_norm_backward_reduce(
+                gradient, x, mean, inverse, weight, True, True, True
+            )
+            if world > 1:
+                sum_g, sum_gx = distributed.all_reduce(torch.stack([sum_g, sum_gx]), overwrite=True).unbind()
+            count = torch.full((1,), int(ctx.count) * world, dtype=torch.int32, device=x.device)
+            by_x = torch.batch_norm_backward_elemt(gradient, x, mean, inverse, weight, sum_g, sum_gx, count)
+            return by_x, by_weight, by_bias, None
+        # train is False, for statistics that are not those of `x`; the saved ones are read by devices other than a CPU
         scaled, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+            gradient, x, weight, mean, variance, mean, inverse, False, ctx.eps, [True, True, True]
         )
         means = torch.stack([by_bias, by_weight]) / ctx.count
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            means = distributed.all_reduce(means) / dist.get_world_size()
-        inverse = (variance + ctx.eps).rsqrt()
+        if world > 1:
+            means = distributed.all_reduce(means, overwrite=True) / world
         shape = [1, -1, *[1] * (x.dim() - 2)]
         slope = -weight * inverse * inverse * means[1]
         shift = -weight * inverse * means[0] - slope * mean
@@ -120,11 +145,6 @@ def activate(x: Tensor) -> Tensor:
 def unit(x: Tensor) -> Tensor:
     """Each row `[N, D]` at a mean square of 1. Karras et al. 2018, section 4.2."""
     return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
-
-
-def full_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """No autocast inside, on the device of `x`."""
-    return torch.autocast(x.device.type, enabled=False)
 
 
 class _Scale(nn.Module):
@@ -159,7 +179,10 @@ def equalised(
 class Fir(nn.Module):
     """The filter [1, 3, 3, 1] ⊗ [1, 3, 3, 1], of sum `gain`; zeros beyond the edges. Karras et al. 2019, section 2.
 
-    A depthwise convolution of 4x4: on a CPU faster than two of 4, than sums of slices and than interpolation.
+    A depthwise convolution of 4x4, whose derivatives are its transpose and itself: the kernel is constant. On a CPU it
+    is faster than two of 4, than sums of slices, than interpolation and than channels folded into the batch (x10 in
+    channels-last, where that takes a copy). On a GPU it is one pass over memory, where slices take one for each tap,
+    and folded channels leave kernels made for many channels a single one.
     """
 
     kernel: Tensor
@@ -172,16 +195,16 @@ class Fir(nn.Module):
 
     def blur(self, x: Tensor, padding: int) -> Tensor:
         """`[N, C, H, W]` → `[N, C, H + 2·padding − 3, W + 2·padding − 3]`."""
-        return F.conv2d(x, self.kernel, padding=padding, groups=len(self.kernel))
+        return symmetric_filter(x, self.kernel, padding=padding)
 
     def down(self, x: Tensor) -> Tensor:
         """To half the size."""
-        return F.conv2d(x, self.kernel, stride=2, padding=1, groups=len(self.kernel))
+        return symmetric_filter(x, self.kernel, stride=2, padding=1)
 
     def up(self, x: Tensor) -> Tensor:
         """To double the size: zeros between the pixels, then the filter, of gain 4. Never in bfloat16: for images."""
         with full_precision(x):
-            return F.conv_transpose2d(x, self.kernel, stride=2, padding=1, groups=len(self.kernel))
+            return symmetric_filter(x, self.kernel, stride=2, padding=1, up=True)
 
 
 class ModulatedConv(nn.Module):
@@ -205,8 +228,8 @@ class ModulatedConv(nn.Module):
         self.fir = Fir(outer, gain=4.0) if up else None
         self.scale, self.normal, self.start = 1 / math.sqrt(inner * size**2), normal, start
 
-    def forward(self, x: Tensor, w: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """Features `[N, I, H, W]`, styles w `[N, D]`, seeds of noise `[N]` → `[N, O, H, W]`, twice as high if `up`."""
+    def forward(self, x: Tensor, w: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Features `[N, I, H, W]`, styles w `[N, D]`, keys of noise `[N]` → `[N, O, H, W]`, twice as high if `up`."""
         with full_precision(x):
             styles = self.affine(w) * self.scale
             gains = None  # of the outputs
@@ -214,38 +237,18 @@ class ModulatedConv(nn.Module):
                 gains = (styles.square() @ self.weight.square().sum((2, 3)).T + 1e-8).rsqrt() * math.sqrt(2)
         x = x * styles.to(x)[:, :, None, None]
         if self.fir is not None:  # a transposed convolution, then the filter: Karras et al. 2019, section 2
-            x = self.fir.blur(F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2), padding=1)
+            x = self.fir.blur(conv_transpose2d(x, self.weight.transpose(0, 1), stride=2), padding=1)
         else:
-            x = F.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2)
+            x = conv2d(x, self.weight, padding=self.weight.shape[-1] // 2)
         bias = self.bias.to(x)[:, None, None]
         if gains is None:
             return x + bias
         x = torch.addcmul(bias * math.sqrt(2), x, gains.to(x)[:, :, None, None])
-        if seeds is not None and self.start is not None and self.noise_strength is not None:
+        if keys is not None and self.start is not None and self.noise_strength is not None:
             height, width = x.shape[2:]
-            noise = normal_from(seeds, self.start, height * width).view(-1, 1, height, width)
+            noise = noises.normal(keys, self.start, height * width).view(-1, 1, height, width)
             x.add_((noise.to(self.bias) * (self.noise_strength * math.sqrt(2))).to(x))
         return activate(x)
-
-
-def normal_from(seeds: Tensor, start: int, count: int) -> Tensor:
-    """Standard normal `[N, count]`, a function of the int32 seeds `[N]`; ranges that do not overlap are independent.
-
-    A seed is 4 bytes an example, where its noise at 1024² is 11 MB, and no device's own generator is asked.
-    `count` is even: Box & Muller 1958, on bits mixed as by the finaliser of MurmurHash3 (Appleby 2011).
-    """
-    places = torch.arange(start, start + count, dtype=torch.int32, device=seeds.device)
-    radius, angle = _mix(_mix(places) ^ seeds[:, None]).chunk(2, 1)
-    r = ((radius >> 8 & 0xFFFFFF).float() + 0.5).mul_(2.0**-24).log_().mul_(-2.0).sqrt_()
-    turn = angle.float().mul_(math.pi / 2**31)
-    return torch.cat([r * turn.cos(), r * turn.sin()], 1)
-
-
-def _mix(bits: Tensor) -> Tensor:
-    """A bijection of int32 whose every output bit depends on every input bit."""
-    bits = (bits ^ (bits >> 16 & 0xFFFF)) * (0x85EBCA6B - 2**32)
-    bits = (bits ^ (bits >> 13 & 0x7FFFF)) * (0xC2B2AE35 - 2**32)
-    return bits ^ (bits >> 16 & 0xFFFF)
 
 
 class FromImage(nn.Module):
@@ -253,7 +256,7 @@ class FromImage(nn.Module):
 
     def __init__(self, channels: int, outer: int):
         super().__init__()
-        self.conv = equalised(nn.Conv2d(channels, outer, 1), gain=math.sqrt(2))
+        self.conv = equalised(Conv2d(channels, outer, 1), gain=math.sqrt(2))
 
     def forward(self, images: Tensor) -> Tensor:
         return activate(self.conv(images))
@@ -279,5 +282,6 @@ class MinibatchDeviation(nn.Module):
             groups = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(0, (-1, group))
             variance = (groups - groups.mean(1, keepdim=True)).square().mean(1)  # torch's var: four times as long
             deviation = (variance + 1e-8).sqrt().flatten(1).mean(1)
-        plane = deviation.to(x).repeat_interleave(group).view(-1, *[1] * (x.dim() - 1)).expand(-1, 1, *x.shape[2:])
+        # expanded, not repeat_interleave, whose gradient on CUDA is a scatter
+        plane = deviation.to(x)[:, None].expand(-1, group).reshape(-1, *[1] * (x.dim() - 1)).expand(-1, 1, *x.shape[2:])
         return torch.cat([x, plane], 1)

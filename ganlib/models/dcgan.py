@@ -25,6 +25,7 @@ from ganlib.models._conditioning import (
     condition_of,
     noise_game,
 )
+from ganlib.models._convolution import Conv2d
 from ganlib.models._layers import BatchNorm, MinibatchDeviation
 
 __all__ = ["MODALITY", "Config", "build"]
@@ -111,7 +112,7 @@ class _Discriminator(nn.Module):
             if level == len(widths) - 1:  # late, but a nonlinearity is still to come
                 layers.append(compare)
                 inner += compare.channels
-            layers.append(spectral(nn.Conv2d(inner, outer, 4, stride=2, padding=1, bias=not normal)))
+            layers.append(spectral(Conv2d(inner, outer, 4, stride=2, padding=1, bias=not normal)))
             if normal:
                 layers.append(BatchNorm(outer))
             layers.append(nn.LeakyReLU(0.2, inplace=True))

@@ -32,6 +32,7 @@ from ganlib.models._conditioning import (
     condition_of,
     noise_game,
 )
+from ganlib.models._convolution import Conv2d, symmetric_filter
 
 __all__ = ["MODALITY", "Config", "build"]
 
@@ -83,7 +84,7 @@ class _Generator(nn.Module):
         layers = _stage(cfg, widths[-1], len(widths))
         for inner, outer in itertools.pairwise(reversed(widths)):
             layers += [*_match(inner, outer), _Resample(up=True), *_stage(cfg, outer, len(widths))]
-        self.layers = nn.Sequential(*layers, _scaled(nn.Conv2d(widths[0], channels, 1, bias=False)))
+        self.layers = nn.Sequential(*layers, _scaled(Conv2d(widths[0], channels, 1, bias=False)))
 
     def forward(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
         """z `[N, latent_dim]` and condition → images `[N, C, H, W]` of about [−1, 1]."""
@@ -97,7 +98,7 @@ class _Discriminator(nn.Module):
     def __init__(self, cfg: Config, channels: int, base: tuple[int, int], widths: list[int], condition: Condition):
         super().__init__()
         self.condition = condition
-        layers: list[nn.Module] = [_scaled(nn.Conv2d(channels + condition.planes, widths[0], 1, bias=False))]
+        layers: list[nn.Module] = [_scaled(Conv2d(channels + condition.planes, widths[0], 1, bias=False))]
         for outer, inner in itertools.pairwise(widths):
             layers += [*_stage(cfg, outer, len(widths)), _Resample(up=False), *_match(outer, inner)]
         self.layers = nn.Sequential(*layers, *_stage(cfg, widths[-1], len(widths)))
@@ -126,16 +127,17 @@ class _Block(nn.Module):
         super().__init__()
         inner = channels * cfg.expansion
         gain = _GAIN * depth**-0.25
-        self.widen = _scaled(nn.Conv2d(channels, inner, 1), gain)
+        self.widen = _scaled(Conv2d(channels, inner, 1), gain)
         groups = inner // math.gcd(inner, cfg.group_size)
-        self.convolve = _scaled(nn.Conv2d(inner, inner, 3, padding=1, groups=groups), gain)
-        self.narrow = _scaled(nn.Conv2d(inner, channels, 1, bias=False), 0.0)
+        self.convolve = _scaled(Conv2d(inner, inner, 3, padding=1, groups=groups), gain)
+        self.narrow = _scaled(Conv2d(inner, channels, 1, bias=False), 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.leaky_relu(self.widen(x), _SLOPE)
-        y = F.leaky_relu(self.convolve(y), _SLOPE)
+        # in place: backward passes then need what the next convolution keeps anyway, not what went into it too
+        y = F.leaky_relu(self.widen(x), _SLOPE, inplace=True)
+        y = F.leaky_relu(self.convolve(y), _SLOPE, inplace=True)
         narrowed: Tensor = self.narrow(y)
-        return x + narrowed
+        return narrowed.add_(x)
 
 
 class _Resample(nn.Module):
@@ -150,11 +152,8 @@ class _Resample(nn.Module):
         self.register_buffer("kernel", torch.outer(taps, taps), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        channels = x.shape[1]
-        resample = F.conv_transpose2d if self.up else F.conv2d
-        kernel = self.kernel.to(x.dtype).expand(channels, 1, 4, 4)
-        y: Tensor = resample(x, kernel, stride=2, padding=1, groups=channels)
-        return y
+        """`[N, C, H, W]`, of even sides where they are to be halved."""
+        return symmetric_filter(x, self.kernel.expand(x.shape[1], 1, 4, 4), stride=2, padding=1, up=self.up)
 
 
 def _stage(cfg: Config, channels: int, stages: int) -> list[nn.Module]:
@@ -162,7 +161,7 @@ def _stage(cfg: Config, channels: int, stages: int) -> list[nn.Module]:
 
 
 def _match(inner: int, outer: int) -> list[nn.Module]:
-    return [] if inner == outer else [_scaled(nn.Conv2d(inner, outer, 1, bias=False))]
+    return [] if inner == outer else [_scaled(Conv2d(inner, outer, 1, bias=False))]
 
 
 def _scaled(layer: nn.Module, gain: float = 1.0) -> nn.Module:

@@ -35,6 +35,7 @@ from ganlib.models._conditioning import (
     condition_of,
     noise_game,
 )
+from ganlib.models._convolution import Conv2d
 from ganlib.models._layers import BatchNorm, MinibatchDeviation
 
 __all__ = ["MODALITY", "Config", "build"]
@@ -188,9 +189,9 @@ class _DiscriminatorBlock(nn.Module):
     def __init__(self, inner: int, outer: int, wrap: _Wrap, *, first: bool, halve: bool):
         super().__init__()
         self.first, self.halve = first, halve  # pixels are not rectified
-        self.convolve1 = wrap(nn.Conv2d(inner, outer, 3, padding=1))
-        self.convolve2 = wrap(nn.Conv2d(outer, outer, 3, padding=1))
-        self.shortcut = wrap(nn.Conv2d(inner, outer, 1)) if halve or inner != outer else nn.Identity()
+        self.convolve1 = wrap(Conv2d(inner, outer, 3, padding=1))
+        self.convolve2 = wrap(Conv2d(outer, outer, 3, padding=1))
+        self.shortcut = wrap(Conv2d(inner, outer, 1)) if halve or inner != outer else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.convolve2(self.convolve1(x if self.first else x.relu()).relu_())
@@ -206,9 +207,9 @@ class _Attention(nn.Module):
     def __init__(self, channels: int, wrap: _Wrap):
         super().__init__()
         narrow, half = max(channels // 8, 1), max(channels // 2, 1)
-        self.query, self.key = (wrap(nn.Conv2d(channels, narrow, 1, bias=False)) for _ in range(2))
-        self.value = wrap(nn.Conv2d(channels, half, 1, bias=False))
-        self.out = wrap(nn.Conv2d(half, channels, 1, bias=False))
+        self.query, self.key = (wrap(Conv2d(channels, narrow, 1, bias=False)) for _ in range(2))
+        self.value = wrap(Conv2d(channels, half, 1, bias=False))
+        self.out = wrap(Conv2d(half, channels, 1, bias=False))
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:

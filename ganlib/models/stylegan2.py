@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from ganlib import distributed
 from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
+from ganlib.device import full_precision
 from ganlib.game import Batch, Deal, DiscriminatorOutput, Game, Round, Term
 from ganlib.models._conditioning import Condition, Conditioning, Embedding, Head, concat_condition, condition_of
+from ganlib.models._convolution import Conv2d, no_weight_gradients
 from ganlib.models._layers import (
     Fir,
     FromImage,
@@ -27,11 +29,9 @@ from ganlib.models._layers import (
     ModulatedConv,
     activate,
     equalised,
-    full_precision,
-    normal_from,
     unit,
 )
-from ganlib.noise import Noise
+from ganlib.noise import Noise, normal
 
 __all__ = ["MODALITY", "Config", "build"]
 
@@ -85,16 +85,16 @@ def build(cfg: Config, spec: Spec) -> Game:
     layers = generator.synthesis.layers
 
     def inputs(noise: Noise, *, mixing: float = 0.0, truncation: float = 1.0) -> dict[str, Tensor]:
-        z = noise.normal(2 if mixing else 1, cfg.latent_dim)
+        z, keys = noise.normal(2 if mixing else 1, cfg.latent_dim), noise.fork("noise images").row_keys
         chance, place = noise.uniform(2).unbind(1)
         crossing = torch.where(chance < mixing, 1 + (place * (layers - 1)).long(), layers)
-        return {"z": z, "crossing": crossing, "truncation": torch.full_like(chance, truncation), "noise": _seeds(noise)}
+        return {"z": z, "crossing": crossing, "truncation": torch.full_like(chance, truncation), "noise": keys}
 
     def deal(batch: Batch) -> Deal:
         real = batch.data["sample"]
         return Deal(
             inputs(batch.noise, mixing=cfg.style_mixing if batch.training else 0.0),
-            _at_level(real, discriminator.level) if batch.training else real,
+            _at_level(real, discriminator.current_level) if batch.training else real,
             condition.cond(batch),
         )
 
@@ -102,8 +102,8 @@ def build(cfg: Config, spec: Spec) -> Game:
         stages, rest = divmod(kimg, cfg.stage_kimg + cfg.fade_kimg)
         level = min(stages + max(0.0, rest - cfg.stage_kimg) / cfg.fade_kimg, top)
         for part in module.modules():
-            if isinstance(part, _Synthesis | _Discriminator) and part.level is not None:
-                part.level.fill_(level)
+            if isinstance(part, _Growing):
+                part.grow(level)
 
     terms = discriminator.head.terms()
     if cfg.path_length_weight:
@@ -122,10 +122,30 @@ def build(cfg: Config, spec: Spec) -> Game:
     )
 
 
-def _seeds(noise: Noise) -> Tensor:
-    """int32 `[N]`, of 32 random bits."""
-    high, low = (noise.uniform(2) * 2**16).int().unbind(1)
-    return (high - 2**15) * 2**16 + low
+class _Growing(nn.Module):
+    """A network whose size follows from the kimg seen: 0 for 4x4 pixels, 1 for 8x8; between, the next size fades in.
+
+    The level is a buffer, for exported generators to have it, and the same as a number: layers are chosen by it, and to
+    read a tensor would wait for the GPU at each pass. A number that is None is for a network of one size.
+    """
+
+    level: Tensor | None
+    current_level: float | None
+
+    def __init__(self, progressive: bool):
+        super().__init__()
+        self.register_buffer("level", torch.zeros(()) if progressive else None)
+        self.current_level = 0.0 if progressive else None
+
+    def grow(self, level: float) -> None:
+        """Set the level of a network that is progressive."""
+        if self.level is not None:
+            self.level.fill_(level)
+            self.current_level = torch.tensor(level).item()  # rounded as the buffer is
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.current_level = None if self.level is None else float(self.level)
 
 
 # --- the generator ---------------------------------------------------------------------------------------------------
@@ -145,7 +165,7 @@ class _Generator(nn.Module):
         """Inputs and condition → images `[N, C, H, W]`, of about [−1, 1].
 
         Inputs are `z` `[N, 1 or 2, latent_dim]`; `crossing` `[N]`, the first layer that has its style from the
-        second z; `truncation` `[N]`, ψ, 1 for none; `noise` int32 `[N]`, a seed for each example's noise images.
+        second z; `truncation` `[N]`, ψ, 1 for none; `noise` int64 `[N]`, the key of each example's noise images.
         """
         ws = self.styles(inputs, cond)
         if self.training:
@@ -189,16 +209,14 @@ class _Mapping(nn.Module):
         return w
 
 
-class _Synthesis(nn.Module):
+class _Synthesis(_Growing):
     """From a constant, two convolutions a size; the image is the sum of those of all sizes, each made larger.
 
     Karras et al. 2020, figure 7b. While growing, the next size's part of the image fades in.
     """
 
-    level: Tensor | None
-
     def __init__(self, cfg: Config, channels: int, widths: list[int]):
-        super().__init__()
+        super().__init__(cfg.progressive)
         dim, top = cfg.latent_dim, len(widths) - 1
         self.layers = 2 * (top + 1)
         self.constant = nn.Parameter(torch.randn(1, widths[0], 4, 4))
@@ -214,16 +232,15 @@ class _Synthesis(nn.Module):
             start += area
             self.to_image.append(ModulatedConv(dim, width, channels, normal=False))
         self.fir = Fir(channels, gain=4.0)
-        self.register_buffer("level", torch.zeros(()) if cfg.progressive else None)
 
     def forward(self, ws: Tensor, noise: Tensor | None = None) -> Tensor:
-        """w of each layer `[N, L, D]` → images `[N, C, H, W]`; `noise` are seeds, int32 `[N]`, None for none.
+        """w of each layer `[N, L, D]` → images `[N, C, H, W]`; `noise` are row keys, int64 `[N]`, None for none.
 
         Layers are counted from 4x4 on, as the paper does: an image's convolution shares the style of the layer
         after it, so L is twice the number of sizes.
         """
         top = len(self.ups)
-        level = float(top if self.level is None else self.level)
+        level = top if self.current_level is None else self.current_level
         x = self.constant.expand(len(ws), -1, -1, -1)
         images = ws.new_zeros(())
         for size in range(math.ceil(level) + 1):
@@ -262,9 +279,11 @@ class _PathLength(nn.Module):
         inputs = {name: x[rows] for name, x in round.deal.inputs.items()}
         ws = generator.styles(inputs, None if cond is None else cond[rows])
         images = generator.synthesis(ws, inputs["noise"])
-        y = normal_from(_seeds(round.noise)[rows], 0, images[0].numel()).view_as(images)
+        keys = round.noise.fork("path length").row_keys[rows]
+        y = normal(keys, 0, images[0].numel()).view_as(images)
         aims = (images * y.to(images)).sum() / math.sqrt(images[0, 0].numel())
-        (slopes,) = torch.autograd.grad(aims, ws, create_graph=True)
+        with no_weight_gradients():
+            (slopes,) = torch.autograd.grad(aims, ws, create_graph=True)
         lengths: Tensor = (slopes.square().sum(2).mean(1) + 1e-12).sqrt()
         with torch.no_grad():
             self.mean.lerp_(_rank_mean(lengths.mean()).to(self.mean), self.decay)
@@ -272,19 +291,17 @@ class _PathLength(nn.Module):
 
 
 def _rank_mean(x: Tensor) -> Tensor:
-    return distributed.all_reduce(x) / distributed.world_size() if distributed.world_size() > 1 else x
+    return distributed.all_reduce(x) / distributed.world_size()
 
 
 # --- the discriminator -----------------------------------------------------------------------------------------------
 
 
-class _Discriminator(nn.Module):
+class _Discriminator(_Growing):
     """Residual blocks down to 4x4. Karras et al. 2020, figure 7c and appendix B."""
 
-    level: Tensor | None
-
     def __init__(self, cfg: Config, channels: int, widths: list[int], condition: Condition):
-        super().__init__()
+        super().__init__(cfg.progressive)
         self.condition = condition
         # while growing, every size is once the first
         firsts = range(len(widths)) if cfg.progressive else [len(widths) - 1]
@@ -294,17 +311,16 @@ class _Discriminator(nn.Module):
         self.blocks = nn.ModuleList(_Block(outer, inner) for inner, outer in itertools.pairwise(widths))
         width = widths[0]
         self.compare = MinibatchDeviation(cfg.minibatch_group)
-        self.conv = equalised(nn.Conv2d(width + self.compare.channels, width, 3, padding=1), gain=math.sqrt(2))
+        self.conv = equalised(Conv2d(width + self.compare.channels, width, 3, padding=1), gain=math.sqrt(2))
         self.linear = equalised(nn.Linear(width * 16, width), gain=math.sqrt(2))
         # a label's embedding is multiplied with features: its fan-in, too, is their number
         self.head = Head(condition, width, wrap=lambda x: equalised(x, fan_in=width), weight=cfg.conditioning_weight)
-        self.register_buffer("level", torch.zeros(()) if cfg.progressive else None)
 
     def forward(self, images: Tensor, cond: Tensor | None = None) -> DiscriminatorOutput:
         """Images `[N, C, H, W]` and condition → logits `[N]`, features `[N, D]`."""
         images = concat_condition(images, cond, self.condition)
         top = len(self.blocks)
-        level = float(top if self.level is None else self.level)
+        level = top if self.current_level is None else self.current_level
         size = math.ceil(level)
         if size < top:
             images = F.avg_pool2d(images, 2 ** (top - size))
@@ -326,9 +342,9 @@ class _Block(nn.Module):
     def __init__(self, inner: int, outer: int):
         super().__init__()
         self.fir = Fir(inner)
-        self.conv = equalised(nn.Conv2d(inner, inner, 3, padding=1), gain=math.sqrt(2))
-        self.down = equalised(nn.Conv2d(inner, outer, 3, stride=2))  # √2 of the activation, √½ of the sum
-        self.skip = equalised(nn.Conv2d(inner, outer, 1, bias=False), gain=math.sqrt(0.5))
+        self.conv = equalised(Conv2d(inner, inner, 3, padding=1), gain=math.sqrt(2))
+        self.down = equalised(Conv2d(inner, outer, 3, stride=2))  # √2 of the activation, √½ of the sum
+        self.skip = equalised(Conv2d(inner, outer, 1, bias=False), gain=math.sqrt(0.5))
 
     def forward(self, x: Tensor) -> Tensor:
         y = activate(self.down(self.fir.blur(activate(self.conv(x)), padding=2)))
@@ -336,14 +352,14 @@ class _Block(nn.Module):
         return shorter.add_(y)
 
 
-def _at_level(images: Tensor, level: Tensor | None) -> Tensor:
+def _at_level(images: Tensor, level: float | None) -> Tensor:
     """Images as they look while the next size fades in, and as they are otherwise.
 
     Karras et al. 2018, section 2: reals are blended like fakes. The discriminator sees no more than its size.
     """
-    if level is None or float(level).is_integer():
+    if level is None or level.is_integer():
         return images
     top = images.shape[-1].bit_length() - 3
     factor = 2 ** (top - math.floor(level))
     coarse = F.interpolate(F.avg_pool2d(images, factor), scale_factor=factor)
-    return coarse.lerp(images, float(level) % 1)
+    return coarse.lerp(images, level % 1)

@@ -39,8 +39,8 @@ def test_rows_places_keys_and_forks_are_independent():
         x.roll(1, 1),
         Noise(0, "turn", 2, size=64).normal(4001),
         Noise(1, "turn", 1, size=64).normal(4001),
-        Noise(0, "turn", 1, size=64).fork().normal(4001),
-        Noise(0, "turn", 1, size=64).uniform(4001) - 0.5,
+        Noise(0, "turn", 1, size=64).fork("x").normal(4001),
+        Noise(0, "turn", 1, size=64).fork("y").normal(4001),
     ]
     for other in others:
         correlation = torch.corrcoef(torch.stack([x.flatten(), other.flatten()]).double())[0, 1]
@@ -55,7 +55,7 @@ def test_a_row_is_the_same_whatever_else_is_drawn():
     for shape in ((5,), (), (2, 3)):
         assert torch.equal(whole.normal(*shape)[4:9], part.normal(*shape))
         assert torch.equal(whole.uniform(*shape)[4:9], part.uniform(*shape))
-    assert torch.equal(whole.fork().normal(3)[4:9], part.fork().normal(3))
+    assert torch.equal(whole.fork("x").normal(3)[4:9], part.fork("x").normal(3))
     keys = whole.row_keys
     assert torch.equal(normal(keys, 10, 6)[:, :3], normal(keys, 10, 6)[:, :3])
     assert torch.equal(uniform(keys, 10, 6), uniform(keys, 0, 16)[:, 10:])
@@ -68,4 +68,4 @@ def test_another_key_can_be_written_into_it():
     assert torch.equal(noise.normal(3), Noise(0, "turn", 2, size=4).normal(3))
     elsewhere = Noise(0, "turn", 1, size=4, device="meta")
     assert elsewhere.normal(3, 2).shape == (4, 3, 2)
-    assert elsewhere.fork().uniform().device.type == "meta"
+    assert elsewhere.fork("x").uniform().device.type == "meta"

@@ -1,5 +1,6 @@
 """StyleGAN2 against plain references: layers, styles, path length, growing."""
 
+import copy
 import dataclasses
 import math
 
@@ -17,7 +18,7 @@ from ganlib.game import Learner, Round, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.models import _layers as layers
 from ganlib.models import stylegan2
-from ganlib.noise import Noise
+from ganlib.noise import Noise, normal
 
 TAPS = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
 
@@ -117,27 +118,16 @@ def test_modulated_convolutions_are_those_of_scaled_weights(normal, up):
 
 def test_noise_is_added_to_every_channel_by_its_learned_strength():
     conv = layers.ModulatedConv(5, 3, 4, start=100)
-    x, w, seeds = draw(2, 3, 6, 6).float(), draw(2, 5).float(), torch.tensor([1, 2], dtype=torch.int32)
-    assert torch.equal(conv(x, w, seeds), conv(x, w))  # it starts at 0
+    x, w, keys = draw(2, 3, 6, 6).float(), draw(2, 5).float(), torch.tensor([1, 2])
+    assert torch.equal(conv(x, w, keys), conv(x, w))  # it starts at 0
     nn.init.constant_(conv.noise_strength, 0.5)
-    noise = layers.normal_from(seeds, 100, 36).view(2, 1, 6, 6)
+    noise = normal(keys, 100, 36).view(2, 1, 6, 6)
 
     def before(y):  # the activation
         return torch.where(y < 0, y / 0.2, y) / math.sqrt(2)
 
     with torch.no_grad():
-        torch.testing.assert_close(before(conv(x, w, seeds)) - before(conv(x, w)), (0.5 * noise).expand(2, 4, 6, 6))
-
-
-def test_normal_from_is_normal_and_independent():
-    seeds = torch.arange(8, dtype=torch.int32)
-    x = layers.normal_from(seeds, 0, 20_000).double()
-    assert scipy.stats.kstest(x.flatten().numpy(), "norm").pvalue > 0.01
-    lagged = [x[:, k:] * x[:, : x.shape[1] - k] for k in (1, 2, 64)]
-    across = [x[:-1] * x[1:], x * layers.normal_from(seeds, 20_000, 20_000), x[:, :10_000] * x[:, 10_000:]]
-    for product in lagged + across:
-        assert abs(product.mean()) < 4 / math.sqrt(product.numel())
-    assert torch.equal(layers.normal_from(seeds[3:5], 0, 20_000).double(), x[3:5])
+        torch.testing.assert_close(before(conv(x, w, keys)) - before(conv(x, w)), (0.5 * noise).expand(2, 4, 6, 6))
 
 
 @pytest.mark.parametrize(("rows", "group"), [(8, 4), (6, 3), (4, 4), (2, 2), (7, 1), (5, 1)])
@@ -309,7 +299,7 @@ def test_path_length_is_the_jacobians():
     mean = 0.0
     for _ in range(2):
         round = path_length_of(game, spec, 4)
-        y = layers.normal_from(stylegan2._seeds(Noise(9, size=4)), 0, 64).double() / 8
+        y = normal(Noise(9, size=4).fork("path length").row_keys, 0, 64).double() / 8
         ws = generator.styles(round.deal.inputs, round.deal.cond).detach()
         lengths = []
         for row in (0, 2):
@@ -416,6 +406,27 @@ def test_levels_are_held_then_the_next_fades_in(kimg, level):
     game = grown(kimg)
     assert float(game.generator.synthesis.level) == float(game.discriminator.level) == level
     assert "synthesis.level" in game.generator.state_dict()  # so what is exported mid-fade is what was trained
+
+
+def test_the_level_is_loaded_and_copied_with_the_weights():
+    grown_half, fresh = grown(11).generator, grown(0).generator
+    assert copy.deepcopy(grown_half).synthesis.current_level == 1.75
+    fresh.load_state_dict(grown_half.state_dict())
+    assert fresh.synthesis.current_level == 1.75
+    inputs = inputs_of(a_game())
+    assert torch.equal(fresh(inputs), grown_half(inputs))
+
+
+@pytest.mark.parametrize("progressive", [True, False], ids=["growing", "of one size"])
+def test_no_tensor_is_read_on_the_host(progressive):
+    """To read one would wait for the GPU, and cannot be captured in a CUDA graph."""
+    game = grown(10) if progressive else a_game()
+    (batch,) = batches(spec_of("stylegan2", (3, 16, 16), ()))
+    with torch.profiler.profile() as profiler:
+        deal = game.deal(batch)
+        images = game.generator(deal.inputs, deal.cond)
+        game.discriminator(images, deal.cond)
+    assert not {"aten::item", "aten::_local_scalar_dense", "aten::nonzero"} & {e.name for e in profiler.events()}
 
 
 def test_full_grown_players_are_those_that_never_grew():

@@ -72,11 +72,6 @@ def one_step(device, family, loss="non_saturating", penalties=(), augment=None, 
         def uniform(self, *shape):
             return super().uniform(*shape).double()
 
-        def fork(self):
-            fork = super().fork()
-            fork.__class__ = Double
-            return fork
-
     moved = Batch(data, Double(0, 0, size=8, device=device))
     stats = adversarial_step(game, LOSSES[loss], *players, [[moved]], step=0, kimg=0.0)
     state = {f"{i}.{k}": v.cpu() for i, p in enumerate(players) for k, v in p.module.state_dict().items()}
