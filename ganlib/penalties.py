@@ -83,13 +83,13 @@ class R1Approx:
     ε is added before augmentation, where r1 takes its gradient. Augmentation draws anew at each call, so with it D(x)
     is computed once more, under the draws of D(x + σε). The authors' code adds ε after augmentation.
 
-    σ must be large against the resolution of the logits: bfloat16 keeps 8 bits, so under `train.amp` a logit of 4
-    moves in steps of 0.03, and a small σ measures rounding (docs/benchmarks.md). Layers that change from one forward
-    to the next, as spectral norm does in training, also add a part that grows as 1/σ². With minibatch deviation the
-    expectation is Σⱼ‖∂Dᵢ/∂xⱼ‖² over the group, where r1 has ‖Σⱼ∂Dⱼ/∂xᵢ‖².
+    σ must be small against the curvature of D, or the estimate has little to do with the slope at x (on Fashion-MNIST
+    it is 7 times as large at σ = 0.1), and large against the resolution of the logits: a logit of 2 in bfloat16 moves
+    in steps of 0.016. So both logits are computed in float32 also under autocast, D(x) once more. With minibatch
+    deviation the expectation is Σⱼ‖∂Dᵢ/∂xⱼ‖² over the group, where r1 has ‖Σⱼ∂Dⱼ/∂xᵢ‖².
     """
 
-    sigma: PositiveFloat = 0.1
+    sigma: PositiveFloat = 0.01
     """standard deviation of the perturbation, in the units of the samples"""
     batch_shrink: PositiveInt = 1
     """the penalty is computed at one example in this many"""
@@ -101,6 +101,7 @@ class R1Approx:
 
     def _penalty(self, round: Round, sample: Sample, logits: Tensor) -> Tensor:
         game, rows = round.game, self._rows(round, logits)
+        device = logits.device.type
 
         def judge(seen: Sample) -> Tensor:
             """The logits of the chosen rows, already augmented."""
@@ -109,17 +110,18 @@ class R1Approx:
             return discriminate(plain, map_tensors(lambda x: x[rows], seen), cond, round.noise).logits
 
         def perturb(x: Tensor) -> Tensor:
-            return x.detach() + self.sigma * round.noise.normal(*x.shape[1:]).to(x)
+            return x + self.sigma * round.noise.normal(*x.shape[1:]).to(x)
 
-        near = map_tensors(perturb, sample)
-        if game.view is None:
-            here = logits[rows]
-        else:
-            here = judge(game.view(map_tensors(Tensor.detach, sample), copy.deepcopy(round.noise)))
-            near = game.view(near, round.noise)
-        wide = torch.promote_types(logits.dtype, torch.float32)  # a difference in bfloat16 would be rounded once more
-        difference = _of_each(judge(near).to(wide)) - _of_each(here.to(wide))
-        return 0.5 * (difference / self.sigma).square()
+        again = game.view is not None or torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False):
+            # fakes may be of half precision
+            sample = map_tensors(lambda x: x.detach().to(torch.promote_types(x.dtype, torch.float32)), sample)
+            near = map_tensors(perturb, sample)
+            if game.view is not None:
+                sample = game.view(sample, copy.deepcopy(round.noise))
+                near = game.view(near, round.noise)
+            difference = _of_each(judge(near)) - _of_each(judge(sample) if again else logits[rows])
+            return 0.5 * (difference / self.sigma).square()
 
     def _rows(self, round: Round, logits: Tensor) -> Tensor | slice:
         """The rows at which the penalty is computed: of each run of `Game.group` rows the leading ones.

@@ -262,7 +262,7 @@ def test_options_of_a_penalty_are_the_arguments_of_its_class():
     said = {"r1_approx": {"weight": 2, "batch_shrink": 4}, "lecam": {"weight": 1, "decay": 0.5}, "r1": {"weight": 3}}
     params = parse_params(changed("models.dcgan.penalties", said))
     assert [penalty.options for penalty in params.game.penalties.values()] == [
-        {"sigma": 0.1, "batch_shrink": 4},
+        {"sigma": 0.01, "batch_shrink": 4},
         {"decay": 0.5},
         {},
     ]

@@ -208,12 +208,25 @@ def test_finite_differences_need_no_gradient_of_the_sample():
         torch.testing.assert_close(cls()(cut), cls()(again))
 
 
-def test_finite_differences_of_half_precision_logits_are_taken_in_float32():
-    class Half(Quadratic):
-        def forward(self, x, cond=None):
-            return super().forward(x, cond).bfloat16()
+@pytest.mark.parametrize("exact", APPROXIMATIONS)
+def test_finite_differences_are_in_float32_under_autocast(exact):
+    """Also of fakes that autocast left in bfloat16."""
+    torch.manual_seed(0)
+    discriminator = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1), nn.Flatten(0))
 
-    assert R1Approx()(a_round(Half())).dtype == torch.float32
+    def turn():
+        game = Game(nn.Identity(), lambda x, cond: discriminator(x), lambda batch: None, None)
+        real, fake = normal(N, *SHAPE, seed=3).float(), normal(N, *SHAPE, seed=4).bfloat16()
+        logits = [discriminate(game, x, None, Noise(0, size=N)).logits for x in (real, fake.to(real))]
+        return Round(game, Deal(real, real), Noise(0, size=N), real, fake, *logits)
+
+    expected = APPROXIMATIONS[exact]()(turn())
+    with torch.autocast("cpu", torch.bfloat16):
+        round = turn()
+        assert round.real_logits.dtype == torch.bfloat16
+        found = APPROXIMATIONS[exact]()(round)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-5)
 
 
 def test_gradient_penalty():
