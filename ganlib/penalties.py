@@ -22,6 +22,7 @@ from typing import Annotated
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ganlib import distributed
 from ganlib.augment import Augment, AugmentConfig
@@ -71,6 +72,19 @@ def r2(round: Round) -> Tensor:
     return 0.5 * _squared_gradient(round.fake_logits, round.fake)
 
 
+def _moves_weights(discriminator: Callable[..., object]) -> bool:
+    """Whether each forward changes the weights that the next one uses, as spectral norm does in training."""
+    return (
+        isinstance(discriminator, nn.Module)
+        and discriminator.training
+        and any(
+            next(module.buffers(), None) is not None
+            for module in discriminator.modules()
+            if isinstance(module, parametrize.ParametrizationList)
+        )
+    )
+
+
 @dataclass(frozen=True)
 class R1Approx:
     """½ (D(x + σε) − D(x))² / σ² at the reals, ε ~ N(0, I): r1 by a finite difference. The weight is γ.
@@ -85,8 +99,9 @@ class R1Approx:
 
     σ must be small against the curvature of D, or the estimate has little to do with the slope at x (on Fashion-MNIST
     it is 7 times as large at σ = 0.1), and large against the resolution of the logits: a logit of 2 in bfloat16 moves
-    in steps of 0.016. So both logits are computed in float32 also under autocast, D(x) once more. With minibatch
-    deviation the expectation is Σⱼ‖∂Dᵢ/∂xⱼ‖² over the group, where r1 has ‖Σⱼ∂Dⱼ/∂xᵢ‖².
+    in steps of 0.016. So both logits are computed in float32 also under autocast, D(x) once more. So they are where D
+    has spectral norm, of which each forward in training has a slightly different weight. With minibatch deviation the
+    expectation is Σⱼ‖∂Dᵢ/∂xⱼ‖² over the group, where r1 has ‖Σⱼ∂Dⱼ/∂xᵢ‖².
     """
 
     sigma: PositiveFloat = 0.01
@@ -112,8 +127,8 @@ class R1Approx:
         def perturb(x: Tensor) -> Tensor:
             return x + self.sigma * round.noise.normal(*x.shape[1:]).to(x)
 
-        again = game.view is not None or torch.is_autocast_enabled(device)
-        with torch.autocast(device, enabled=False):
+        again = game.view is not None or torch.is_autocast_enabled(device) or _moves_weights(game.discriminator)
+        with torch.autocast(device, enabled=False), parametrize.cached():  # one weight for both forwards
             # fakes may be of half precision
             sample = map_tensors(lambda x: x.detach().to(torch.promote_types(x.dtype, torch.float32)), sample)
             near = map_tensors(perturb, sample)

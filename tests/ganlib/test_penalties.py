@@ -229,6 +229,30 @@ def test_finite_differences_are_in_float32_under_autocast(exact):
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-5)
 
 
+def test_finite_differences_have_one_weight_for_both_logits():
+    """Spectral norm in training moves its weight at each forward, which divided by σ is far more than the slope."""
+
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 4).double())
+            with torch.no_grad():
+                self.layer.parametrizations.weight.original.copy_(normal(4, 6, seed=5))  # the kept vectors lag behind
+
+        def forward(self, x, cond=None):
+            return self.layer(x.flatten(1)).tanh().sum(1)
+
+    discriminator = Normed()
+    coarse = R1Approx(1e-2)(a_round(discriminator))
+    for _ in range(100):
+        discriminator(normal(N, 6, seed=6))
+    fine = R1Approx(1e-5)(a_round(discriminator))
+    torch.testing.assert_close(fine, coarse, rtol=0.5, atol=0.01)
+    discriminator.eval()
+    torch.testing.assert_close(R1Approx(1e-5)(a_round(discriminator)), fine, rtol=1e-3, atol=0.0)
+
+
 def test_gradient_penalty():
     discriminator = Quadratic()
     round = a_round(discriminator)
