@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     ValidationInfo,
+    create_model,
     field_validator,
     model_serializer,
     model_validator,
@@ -134,8 +136,33 @@ class DatasetConfig(Config):
 
 
 class PenaltyConfig(Config):
+    """What every penalty has; `_penalty_config` adds the options of a particular one."""
+
     weight: NonNegativeFloat | Schedule
     every: PositiveInt = 1
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments for the constructor of the penalty."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name not in PenaltyConfig.model_fields}
+
+
+def _penalty_config(penalty: Callable[..., Any]) -> type[PenaltyConfig]:
+    """`PenaltyConfig` and, for a class, the arguments of its constructor, with their types, bounds and defaults."""
+    if not isinstance(penalty, type):
+        return PenaltyConfig
+    arguments = inspect.signature(penalty, eval_str=True).parameters.values()
+    options: dict[str, Any] = {argument.name: (argument.annotation, argument.default) for argument in arguments}
+    return create_model(f"{penalty.__name__}Config", __base__=PenaltyConfig, **options)
+
+
+_PENALTY_CONFIGS = {name: _penalty_config(penalty) for name, penalty in PENALTIES.items()}
+
+
+def _read_penalty(named: Any) -> PenaltyConfig:
+    """`(name, section)` by the `PenaltyConfig` of that name."""
+    name, section = named
+    return _PENALTY_CONFIGS.get(name, PenaltyConfig).model_validate(section)  # the key's own check refuses other names
 
 
 class PlayerConfig(Config):
@@ -190,7 +217,9 @@ class ModelConfig(Config):
 
     network: Annotated[SerializeAsAny[Config], _registered("models", "family")]
     loss: Annotated[str, _one_of(LOSSES)] = "non_saturating"
-    penalties: dict[Annotated[str, _one_of(PENALTIES)], PenaltyConfig] = Field(default_factory=dict)
+    penalties: dict[
+        Annotated[str, _one_of(PENALTIES)], Annotated[SerializeAsAny[PenaltyConfig], BeforeValidator(_read_penalty)]
+    ] = Field(default_factory=dict)
     augment: AugmentConfig | None = None
     mirror: bool = False
     batch: PositiveInt = 64
@@ -202,6 +231,14 @@ class ModelConfig(Config):
     generator: PlayerConfig = PlayerConfig()
     discriminator: PlayerConfig = PlayerConfig()
     search: dict[str, Search] = Field(default_factory=dict)
+
+    @field_validator("penalties", mode="before")
+    @classmethod
+    def _named(cls, penalties: Any) -> Any:
+        """Tell each section its name, which says what its options are."""
+        if not isinstance(penalties, Mapping):
+            return penalties
+        return {name: (name, section) for name, section in penalties.items()}
 
     @model_validator(mode="after")
     def _can_be_searched(self) -> ModelConfig:

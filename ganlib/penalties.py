@@ -1,28 +1,42 @@
 """Regularisers of the discriminator: `(round) -> [N]`, to be weighted and averaged.
 
+A penalty is a function, or a class whose instance is called: the arguments of its constructor are its options in
+`params.yaml`, next to `weight` and `every`.
+
 R1 and R2 reuse the logits of the turn, so they cost one extra backward; the others judge points of their own. Those in
-`DIFFERENTIATE` penalise a slope with respect to the samples, before augmentation, and take each example's logit
-to depend on that example alone, so a discriminator with BatchNorm is refused with them. StyleGAN2's is not, though its
+`DIFFERENTIATE` penalise a slope with respect to the samples, before augmentation, by second derivatives; `r1_approx`
+and `r2_approx` estimate that slope by a finite difference. All of these take each example's logit to depend on that
+example alone (`PER_EXAMPLE`), so a discriminator with BatchNorm is refused with them. StyleGAN2's is not, though its
 minibatch deviation mixes examples too: the slopes then have a part of each example's neighbours in its group, as in the
 paper. Where there is a logit for every patch, slopes are those of their mean.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ganlib import distributed
 from ganlib.augment import Augment, AugmentConfig
-from ganlib.game import Round, Sample, map_tensors, tensors_of
+from ganlib.game import Round, Sample, discriminate, map_tensors, tensors_of
+from ganlib.models._convolution import no_weight_gradients
 
 __all__ = [
     "DIFFERENTIATE",
     "MOVE",
     "PENALTIES",
+    "PER_EXAMPLE",
     "LeCam",
+    "R1Approx",
+    "R2Approx",
     "balanced_consistency",
     "consistency",
     "dragan",
@@ -39,7 +53,8 @@ def _of_each(values: Tensor) -> Tensor:
 
 def _squared_gradient(logits: Tensor, sample: Sample) -> Tensor:
     """‖∂D/∂x‖² for each example, `[N]`, differentiable once more."""
-    gradients = torch.autograd.grad(_of_each(logits).sum(), tensors_of(sample), create_graph=True)
+    with no_weight_gradients():
+        gradients = torch.autograd.grad(_of_each(logits).sum(), tensors_of(sample), create_graph=True)
     return torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
 
 
@@ -57,6 +72,95 @@ def r1(round: Round) -> Tensor:
 def r2(round: Round) -> Tensor:
     """½‖∇D(G(z))‖² at the fakes. Mescheder et al. 2018, eq. 10; the weight is γ."""
     return 0.5 * _squared_gradient(round.fake_logits, round.fake)
+
+
+def _moves_weights(discriminator: Callable[..., object]) -> bool:
+    """Whether each forward changes the weights that the next one uses, as spectral norm does in training."""
+    return (
+        isinstance(discriminator, nn.Module)
+        and discriminator.training
+        and any(
+            next(module.buffers(), None) is not None
+            for module in discriminator.modules()
+            if isinstance(module, parametrize.ParametrizationList)
+        )
+    )
+
+
+@dataclass(frozen=True)
+class R1Approx:
+    """½ (D(x + σε) − D(x))² / σ² at the reals, ε ~ N(0, I): r1 by a finite difference. The weight is γ.
+
+    Its expectation over ε is that of `r1` up to O(σ²), and so is the expectation of its gradient, which flows through
+    both logits, as in the code of Adversarial Flow Models (Lin et al. 2025b). Seaweed-APT (Lin et al. 2025a), from
+    which it comes, neither halves nor divides by σ²: its λ is γ / 2σ² here. It costs one more forward and backward,
+    no second derivatives, so it also suits networks that cannot be differentiated twice.
+
+    ε is added before augmentation, where r1 takes its gradient. Augmentation draws anew at each call, so with it D(x)
+    is computed once more, under the draws of D(x + σε). The authors' code adds ε after augmentation.
+
+    σ must be small against the curvature of D, or the estimate has little to do with the slope at x (on Fashion-MNIST
+    it is 7 times as large at σ = 0.1), and large against the resolution of the logits: a logit of 2 in bfloat16 moves
+    in steps of 0.016. So both logits are computed in float32 also under autocast, D(x) once more. So they are where D
+    has spectral norm, of which each forward in training has a slightly different weight. With minibatch deviation the
+    expectation is Σⱼ‖∂Dᵢ/∂xⱼ‖² over the group, where r1 has ‖Σⱼ∂Dⱼ/∂xᵢ‖².
+    """
+
+    sigma: PositiveFloat = 0.01
+    """standard deviation of the perturbation, in the units of the samples"""
+    batch_shrink: PositiveInt = 1
+    """the penalty is computed at one example in this many"""
+
+    def __call__(self, round: Round) -> Tensor:
+        """A discriminator's turn → `[N / batch_shrink]`."""
+        assert round.real_logits is not None, "a discriminator's turn has judged the reals"
+        return self._penalty(round, round.real, round.real_logits)
+
+    def _penalty(self, round: Round, sample: Sample, logits: Tensor) -> Tensor:
+        game, rows = round.game, self._rows(round, logits)
+        device = logits.device.type
+
+        def logits_of(seen: Sample) -> Tensor:
+            """The logits of the chosen rows, already augmented."""
+            cond = None if round.deal.cond is None else round.deal.cond[rows]
+            plain = dataclasses.replace(game, augmentation=None)
+            return discriminate(plain, map_tensors(lambda x: x[rows], seen), cond, round.noise).logits
+
+        def perturb(x: Tensor) -> Tensor:
+            return x + self.sigma * round.noise.normal(*x.shape[1:]).to(x)
+
+        again = game.augmentation is not None or torch.is_autocast_enabled(device) or _moves_weights(game.discriminator)
+        with torch.autocast(device, enabled=False), parametrize.cached():  # one weight for both forwards
+            # fakes may be of half precision
+            sample = map_tensors(lambda x: x.detach().to(torch.promote_types(x.dtype, torch.float32)), sample)
+            near = map_tensors(perturb, sample)
+            if game.augmentation is not None:
+                sample = game.augmentation(sample, copy.copy(round.noise))
+                near = game.augmentation(near, round.noise)
+            difference = _of_each(logits_of(near)) - _of_each(logits_of(sample) if again else logits[rows])
+            return 0.5 * (difference / self.sigma).square()
+
+    def _rows(self, round: Round, logits: Tensor) -> Tensor | slice:
+        """The rows at which the penalty is computed: of each run of `Game.group` rows the leading ones.
+
+        So they are the same for any number of ranks and microbatches, and hold whole groups of minibatch deviation.
+        """
+        group = round.game.group
+        if self.batch_shrink == 1:
+            return slice(None)
+        if group % self.batch_shrink:
+            raise ValueError(f"batch_shrink: {self.batch_shrink} does not divide Game.group, {group}")
+        rows = torch.arange(len(logits), device=logits.device).view(-1, group)
+        return rows[:, : group // self.batch_shrink].flatten()
+
+
+@dataclass(frozen=True)
+class R2Approx(R1Approx):
+    """The same at the fakes: r2 by a finite difference."""
+
+    def __call__(self, round: Round) -> Tensor:
+        """A discriminator's turn → `[N / batch_shrink]`."""
+        return self._penalty(round, round.fake, round.fake_logits)
 
 
 def gradient_penalty(round: Round) -> Tensor:
@@ -126,7 +230,7 @@ class LeCam(nn.Module):
     means: Tensor
     started: Tensor
 
-    def __init__(self, decay: float = 0.99):
+    def __init__(self, decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99):
         super().__init__()
         self.decay = decay
         self.register_buffer("means", torch.zeros(2))  # of reals, of fakes
@@ -136,27 +240,31 @@ class LeCam(nn.Module):
         assert round.real_logits is not None, "a discriminator's turn has judged the reals"
         real, fake = round.real_logits, round.fake_logits
         now = torch.stack([real.detach().mean(), fake.detach().mean()]).to(self.means)
-        if distributed.world_size() > 1:
-            distributed.average_gradients([now])
+        now = distributed.all_reduce(now) / distributed.world_size()
         of_real, of_fake = means = torch.where(self.started, self.means, now)
         self.means.copy_(now.lerp(means, self.decay))
         self.started.fill_(True)
         return _of_each((real - of_fake).square()) + _of_each((fake - of_real).square())
 
 
-PENALTIES: dict[str, Callable[[Round], Tensor] | type[nn.Module]] = {
+PENALTIES: dict[str, Callable[[Round], Tensor] | type[Callable[[Round], Tensor]]] = {
     "r1": r1,
     "r2": r2,
+    "r1_approx": R1Approx,
+    "r2_approx": R2Approx,
     "gradient_penalty": gradient_penalty,
     "dragan": dragan,
     "consistency": consistency,
     "balanced_consistency": balanced_consistency,
     "lecam": LeCam,
 }
-"""by the names of `params.yaml`; a class is to be called once, and its instance keeps running means"""
+"""by the names of `params.yaml`; a class is called once, with its options, and its instance may keep running means"""
 
 MOVE = frozenset({"consistency", "balanced_consistency"})
 """penalties that shift and flip images, and so would part them from what they are paired with"""
 
 DIFFERENTIATE = frozenset({"r1", "r2", "gradient_penalty", "dragan"})
 """those that take gradients with respect to samples"""
+
+PER_EXAMPLE = DIFFERENTIATE | {"r1_approx", "r2_approx"}
+"""those that take each logit to depend on its own example alone: BatchNorm is refused with them"""

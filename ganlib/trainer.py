@@ -34,7 +34,7 @@ from ganlib.loader import Loader
 from ganlib.losses import LOSSES
 from ganlib.models._layers import BatchNorm
 from ganlib.noise import Noise, seed_of
-from ganlib.penalties import DIFFERENTIATE, MOVE, PENALTIES
+from ganlib.penalties import DIFFERENTIATE, MOVE, PENALTIES, PER_EXAMPLE
 from ganlib.recording import RecordedSteps
 from ganlib.schedules import value
 from ganlib.watch import Watch
@@ -99,10 +99,10 @@ def build_game(params: Params, spec: Spec) -> Game:
         raise ConfigError(f"{where}: {error}") from error
     if cfg.mirror and len(spec.shape) != 3:
         raise ConfigError(f"{where}: mirror is for images, these are {spec.modality}; set it to false")
-    twice = sorted(DIFFERENTIATE & cfg.penalties.keys())
-    if twice and any(isinstance(layer, BatchNorm) for layer in game.discriminator.modules()):
+    per_example = sorted(PER_EXAMPLE & cfg.penalties.keys())
+    if per_example and any(isinstance(layer, BatchNorm) for layer in game.discriminator.modules()):
         raise ConfigError(
-            f"{where}: penalties ({', '.join(twice)}) need a discriminator without BatchNorm, "
+            f"{where}: penalties ({', '.join(per_example)}) need a discriminator without BatchNorm, "
             "which mixes the examples of a batch; choose another norm for it, or no penalty"
         )
     moving = sorted(MOVE & cfg.penalties.keys())
@@ -121,20 +121,27 @@ def build_game(params: Params, spec: Spec) -> Game:
             raise ConfigError(f"{where}: {error}") from error
     if cfg.top_k != 1.0 and params.train.accumulate > 1:
         raise ConfigError(f"{where}: top_k compares the fakes of a whole step; set train.accumulate to 1")
-    penalties = []
+    penalties, group = [], game.group
     for name, penalty in cfg.penalties.items():
         fn = PENALTIES[name]
+        shrink = penalty.options.get("batch_shrink", 1)
+        group = math.lcm(group, game.group * shrink)
+        if shrink > 1 and cfg.batch % (game.group * shrink):
+            raise ConfigError(
+                f"{where}: penalties.{name}.batch_shrink: {shrink} x {game.group} examples that the networks take "
+                f"together do not divide the batch of {cfg.batch}; choose a divisor of {cfg.batch // game.group}"
+            )
         penalties.append(
             Term(
                 name,
                 "discriminator",
-                fn() if isinstance(fn, type) else fn,  # a class: it keeps running means
+                fn(**penalty.options) if isinstance(fn, type) else fn,
                 penalty.weight,
                 penalty.every,
                 needs_input_grad=name in DIFFERENTIATE,
             )
         )
-    return dataclasses.replace(game, terms=(*game.terms, *penalties))
+    return dataclasses.replace(game, terms=(*game.terms, *penalties), group=group)
 
 
 def train(

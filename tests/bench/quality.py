@@ -17,6 +17,7 @@ import argparse
 import copy
 import json
 import os
+import re
 import shutil
 import statistics
 import tempfile
@@ -121,7 +122,7 @@ def ours(name, clock, prepared, seed, keep, generators=None):
     params = load_params(ROOT / "params.yaml")
     params = parse_params(params.model_dump(mode="json") | {"seed": seed, "model": family, "preset": preset or "none"})
     read = YAML(typ="safe", pure=True).load
-    wanted = {key: read(value) for key, value in (c.split("=", 1) for c in changes.split(",") if c)}
+    wanted = read("{" + re.sub(r"(^|,)([\w.]+)=", r"\1\2: ", changes) + "}")  # values may be mappings with commas
     if not name.endswith("+labels"):
         wanted["network.conditioning"] = "none"
     of_train = {key.removeprefix("train."): wanted.pop(key) for key in list(wanted) if key.startswith("train.")}

@@ -138,6 +138,19 @@ def test_every_key_is_commented_where_it_first_stands():
         (changed("models.dcgan.network.width", -1), ["models.dcgan.network.width", "greater than 0", "found -1"]),
         (changed("models.dcgan.loss", "hinged"), ["models.dcgan.loss", "'hinged'", "did you mean 'hinge'"]),
         (changed("models.dcgan.penalties.r9", {"weight": 1}), ["models.dcgan.penalties.r9", "'r9'", "r1"]),
+        (
+            changed("models.dcgan.penalties", {"r1": {"weight": 1, "sigma": 0.1}}),
+            ["models.dcgan.penalties.r1: unknown key 'sigma'", "known: weight, every"],
+        ),
+        (
+            changed("models.dcgan.penalties", {"r1_approx": {"weight": 1, "sigma": 0}}),
+            ["models.dcgan.penalties.r1_approx.sigma: ", "greater than 0 (found 0)"],
+        ),
+        (
+            changed("models.dcgan.penalties", {"r2_approx": {"weight": 1, "batch_shrnk": 2}}),
+            ["models.dcgan.penalties.r2_approx: unknown key 'batch_shrnk'", "did you mean 'batch_shrink'"],
+        ),
+        (changed("models.dcgan.penalties", 3), ["models.dcgan.penalties: ", "found 3"]),
         (changed("models.dcgan.generator.lr", -1e-3), ["models.dcgan.generator.lr: ", "greater than 0 (found -0.001)"]),
         (changed("models.dcgan.generator.lr", "fast"), ["models.dcgan.generator.lr: ", "a valid number", "'fast'"]),
         (changed("models.dcgan.top_k", {"start": 1, "end": 1}), ["models.dcgan.top_k.to_kimg: Field required"]),
@@ -243,6 +256,18 @@ def test_params_are_frozen_and_survive_json(params):
     with pytest.raises(ValueError, match="frozen"):
         params.seed = 3
     assert parse_params(params.model_dump(mode="json")) == params
+
+
+def test_options_of_a_penalty_are_the_arguments_of_its_class():
+    said = {"r1_approx": {"weight": 2, "batch_shrink": 4}, "lecam": {"weight": 1, "decay": 0.5}, "r1": {"weight": 3}}
+    params = parse_params(changed("models.dcgan.penalties", said))
+    assert [penalty.options for penalty in params.game.penalties.values()] == [
+        {"sigma": 0.01, "batch_shrink": 4},
+        {"decay": 0.5},
+        {},
+    ]
+    assert parse_params(params.model_dump(mode="json")) == params
+    assert override(params, {"penalties.r1_approx.sigma": 0.5}).game.penalties["r1_approx"].options["sigma"] == 0.5
 
 
 def test_override():

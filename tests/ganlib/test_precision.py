@@ -51,7 +51,7 @@ def test_gradients_are_close_to_those_of_float32(family):
         assert float(torch.nn.functional.cosine_similarity(one, other, dim=0)) > 0.9
     assert {x.dtype for x in rounded.values()} == {torch.float32}
     for name, amount in statistics.items():
-        assert float(rounded[name]) == pytest.approx(float(amount), rel=0.2, abs=0.05), name
+        assert float(rounded[name]) == pytest.approx(float(amount), rel=0.3, abs=0.05), name
 
 
 @pytest.mark.parametrize("conditioning", ["projection", "auxiliary", "reacgan"])

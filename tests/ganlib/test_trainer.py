@@ -97,6 +97,14 @@ def _rank(rank, world, params, prepared, out, resume=None):
         (
             "dcgan",
             {
+                "minibatch_group": 2,
+                "penalties": {"r1_approx": {"weight": 0.1, "batch_shrink": 4}, "r2_approx": {"weight": 0.1}},
+                "augment": {"kind": "diffaugment"},
+            },
+        ),
+        (
+            "dcgan",
+            {
                 "loss": "wasserstein",
                 "penalties": {"gradient_penalty": {"weight": 10.0}, "dragan": {"weight": 1.0}},
                 "discriminator_steps": 2,
@@ -227,6 +235,14 @@ def test_what_does_not_fit_is_refused_before_work(small, prepared):
     spec = read_spec(prepared)
     with pytest.raises(ConfigError, match=r"penalties \(r1\).*BatchNorm"):
         build_game(small("dcgan", changes={"network.discriminator_norm": "batch"}), spec)
+    approximate = {"penalties": {"r1_approx": {"weight": 1}}}
+    with pytest.raises(ConfigError, match=r"penalties \(r1_approx\).*BatchNorm"):
+        build_game(small("dcgan", changes={"network.discriminator_norm": "batch", **approximate}), spec)
+    shared = {"penalties": {"r2_approx": {"weight": 1, "batch_shrink": 16}}, "network.minibatch_group": 4}
+    with pytest.raises(ConfigError, match=r"r2_approx\.batch_shrink: 16 x 4 .* the batch of 32; choose a divisor of 8"):
+        build_game(small("dcgan", changes=shared), spec)
+    shared["penalties"]["r2_approx"]["batch_shrink"] = 8
+    assert build_game(small("dcgan", changes=shared), spec).group == 32
     with pytest.raises(ConfigError, match="for image data, these are text"):
         build_game(small(), dataclasses.replace(spec, modality="text"))
     with pytest.raises(ConfigError, match="8 to 128 pixels"):
