@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ganlib import distributed
+from ganlib.convolution import differentiated_twice
 from ganlib.losses import Loss
 from ganlib.noise import Noise
 from ganlib.schedules import Schedule, value
@@ -325,11 +326,12 @@ class _Step:
             with self.autocast():
                 with torch.set_grad_enabled(keep_graph):
                     fake = self._fake(deal)
-                real, shown = (_detached(sample, needs_input_grad) for sample in (deal.real, fake))
-                of_real, of_fake = (discriminate(self.game, x, deal.cond, noise, network) for x in (real, shown))
-                round = _round(self.game, deal, noise, real, shown, of_real, of_fake)
-                main = self.loss.discriminator(of_real.logits, of_fake.logits).mean()
-                self._backward("discriminator", main, terms, round, stats, last=batch is microbatches[-1])
+                with differentiated_twice(needs_input_grad):
+                    real, shown = (_detached(sample, needs_input_grad) for sample in (deal.real, fake))
+                    of_real, of_fake = (discriminate(self.game, x, deal.cond, noise, network) for x in (real, shown))
+                    round = _round(self.game, deal, noise, real, shown, of_real, of_fake)
+                    main = self.loss.discriminator(of_real.logits, of_fake.logits).mean()
+                    self._backward("discriminator", main, terms, round, stats, last=batch is microbatches[-1])
             signs = self.loss.signs(of_real.logits, of_fake.logits)
             stats.add("sign/real", signs[0].mean())
             stats.add("sign/fake", signs[1].mean())

@@ -26,8 +26,8 @@ from torch.nn.utils import parametrize
 
 from ganlib import distributed
 from ganlib.augment import Augment, AugmentConfig
+from ganlib.convolution import no_weight_gradients
 from ganlib.game import Round, Sample, discriminate, map_tensors, tensors_of
-from ganlib.models._convolution import no_weight_gradients
 
 __all__ = [
     "DIFFERENTIATE",

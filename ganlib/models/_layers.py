@@ -13,8 +13,8 @@ from torch.nn.utils import parametrize
 
 from ganlib import distributed
 from ganlib import noise as noises
+from ganlib.convolution import Conv2d, conv2d, conv_transpose2d, symmetric_filter
 from ganlib.device import full_precision
-from ganlib.models._convolution import Conv2d, conv2d, conv_transpose2d, symmetric_filter
 from ganlib.noise import Noise
 
 __all__ = [

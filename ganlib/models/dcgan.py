@@ -14,6 +14,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from ganlib._config import Config as _Config
+from ganlib.convolution import Conv2d
 from ganlib.data._spec import Spec
 from ganlib.game import DiscriminatorOutput, Game
 from ganlib.models._conditioning import (
@@ -25,7 +26,6 @@ from ganlib.models._conditioning import (
     condition_of,
     noise_game,
 )
-from ganlib.models._convolution import Conv2d
 from ganlib.models._layers import BatchNorm, MinibatchDeviation
 
 __all__ = ["MODALITY", "Config", "build"]

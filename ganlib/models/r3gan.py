@@ -21,6 +21,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from ganlib._config import Config as _Config
+from ganlib.convolution import Conv2d, symmetric_filter
 from ganlib.data._spec import Spec
 from ganlib.game import DiscriminatorOutput, Game
 from ganlib.models._conditioning import (
@@ -32,7 +33,6 @@ from ganlib.models._conditioning import (
     condition_of,
     noise_game,
 )
-from ganlib.models._convolution import Conv2d, symmetric_filter
 
 __all__ = ["MODALITY", "Config", "build"]
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from ganlib import distributed
 from ganlib._config import Config as _Config
+from ganlib.convolution import Conv2d, differentiated_twice, no_weight_gradients
 from ganlib.data._spec import Spec
 from ganlib.device import full_precision
 from ganlib.game import Batch, Deal, DiscriminatorOutput, Game, Round, Term
 from ganlib.models._conditioning import Condition, Conditioning, Embedding, Head, concat_condition, condition_of
-from ganlib.models._convolution import Conv2d, no_weight_gradients
 from ganlib.models._layers import (
     Fir,
     FromImage,
@@ -278,7 +278,8 @@ class _PathLength(nn.Module):
         rows = slice(None, None, self.shrink)  # the same examples for any number of ranks: `Game.group`
         inputs = {name: x[rows] for name, x in round.deal.inputs.items()}
         ws = generator.styles(inputs, None if cond is None else cond[rows])
-        images = generator.synthesis(ws, inputs["noise"])
+        with differentiated_twice():
+            images = generator.synthesis(ws, inputs["noise"])
         keys = round.noise.fork("path length").row_keys[rows]
         y = normal(keys, 0, images[0].numel()).view_as(images)
         aims = (images * y.to(images)).sum() / math.sqrt(images[0, 0].numel())

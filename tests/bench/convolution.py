@@ -1,4 +1,4 @@
-"""Derivatives of convolutions, ours against PyTorch's: `ganlib/models/_convolution.py`.
+"""Derivatives of convolutions, ours against PyTorch's: `ganlib/convolution.py`.
 
     python tests/bench/convolution.py [--device cpu] [--bfloat16] [--rounds 15] [--batch 16]
 
@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from ganlib import convolution
 from ganlib.config import load_params, parse_params
 from ganlib.data._spec import Spec
 from ganlib.game import Batch, Learner, Noise, adversarial_step
 from ganlib.losses import LOSSES
-from ganlib.models import _convolution as convolution
 from ganlib.models import r3gan
 from ganlib.trainer import build_game
 from pipelines.launch import keep_freed_memory
@@ -104,12 +104,10 @@ def one_convolution(name, layout, args):
 
 
 class _Ours:
-    """Also where `conv2d` would leave it to PyTorch: for few groups on a CPU."""
-
     @staticmethod
-    def conv2d(x, weight, bias, stride, padding, groups):
-        geometry = convolution._geometry(stride, padding, 0, groups, transposed=False)
-        return convolution._cast_and_convolve(x, weight, bias, geometry)
+    def conv2d(*args, **options):
+        with convolution.differentiated_twice():
+            return convolution.conv2d(*args, **options)
 
 
 def with_pytorchs(fn):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ganlib.models import _convolution as convolution
+from ganlib import convolution
 
 KINDS = {  # transposed, channels in and out, groups, kernel, stride, padding, output padding
     "dense": (False, 2, 3, 1, 3, 1, 1, 0),
@@ -40,12 +40,6 @@ def operands(kind, side=5, n=2, dtype=torch.float64, layout=torch.contiguous_for
     x, weight, bias = (torch.randn(s, dtype=dtype, generator=generator) for s in shapes)
     x, weight = (t.to(memory_format=layout) for t in (x, weight))
     return [t.requires_grad_() for t in (x, weight, bias)]
-
-
-@pytest.fixture(autouse=True)
-def _for_any_number_of_groups(monkeypatch):
-    pays = convolution._pays
-    monkeypatch.setattr(convolution, "_pays", lambda x, weight, groups: pays(x, weight, 96))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -98,6 +92,12 @@ def test_only_what_needs_a_gradient_has_one(needed):
             ends.append([*first, *second])
         for ours, theirs in zip(*ends, strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+@pytest.fixture(autouse=True)
+def twice():
+    with convolution.differentiated_twice():
+        yield
 
 
 def calls_of(fn):

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Conv2d", "conv2d", "conv_transpose2d", "no_weight_gradients", "symmetric_filter"]
+__all__ = ["Conv2d", "conv2d", "conv_transpose2d", "differentiated_twice", "no_weight_gradients", "symmetric_filter"]
 
 _Geometry = tuple[list[int], list[int], list[int], bool, list[int], int]
 """stride, padding, dilation, transposed, output padding and groups, as `aten::convolution` takes them"""
@@ -30,7 +30,7 @@ def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0, groups: int = 1
 ) -> Tensor:
     """`F.conv2d`: x `[N, I, H, W]`, weight `[O, I / groups, h, w]`, bias `[O]` → `[N, O, H', W']`."""
-    if _pays(x, weight, groups):
+    if _pays(x, weight):
         return _cast_and_convolve(x, weight, bias, _geometry(stride, padding, 0, groups, transposed=False))
     return F.conv2d(x, weight, bias, stride, padding, 1, groups)
 
@@ -45,7 +45,7 @@ def conv_transpose2d(
     groups: int = 1,
 ) -> Tensor:
     """`F.conv_transpose2d`: x `[N, I, H, W]`, weight `[I, O / groups, h, w]`, bias `[O]` → `[N, O, H', W']`."""
-    if _pays(x, weight, groups):
+    if _pays(x, weight):
         return _cast_and_convolve(x, weight, bias, _geometry(stride, padding, output_padding, groups, transposed=True))
     return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups)
 
@@ -69,7 +69,20 @@ def symmetric_filter(x: Tensor, kernel: Tensor, *, stride: int = 1, padding: int
     return y
 
 
+_twice = False
 _weight_gradients = True
+
+
+@contextlib.contextmanager
+def differentiated_twice(twice: bool = True) -> Iterator[None]:
+    """For forward passes whose gradients will be differentiated: inside, convolutions have the derivatives of this
+    file, elsewhere PyTorch's own."""
+    global _twice
+    _twice, before = twice, _twice
+    try:
+        yield
+    finally:
+        _twice = before
 
 
 @contextlib.contextmanager
@@ -95,13 +108,12 @@ class Conv2d(nn.Conv2d):
         return conv2d(input, self.weight, self.bias, self.stride[0], self.padding[0], self.groups)
 
 
-def _pays(x: Tensor, weight: Tensor, groups: int) -> bool:
+def _pays(x: Tensor, weight: Tensor) -> bool:
     """Whether these functions are worth their overhead in Python, some 0.05 ms for a forward and a backward pass.
 
-    Not for few groups on a CPU, where PyTorch's own double backward is as fast. Nor where autograd does not record the
-    call, nor in graphs of `torch.compile`, which are differentiated once.
+    Not where the call is differentiated once or never, as in graphs of `torch.compile`.
     """
-    if (groups < 8 and x.device.type == "cpu") or torch.compiler.is_compiling():
+    if not _twice or torch.compiler.is_compiling():
         return False
     return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
 
