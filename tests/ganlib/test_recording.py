@@ -1,5 +1,6 @@
 """Recorded steps compute what played ones do, whatever changes from step to step; and no step reads the device."""
 
+import contextlib
 import copy
 import dataclasses
 
@@ -137,6 +138,19 @@ def test_no_step_reads_the_device(family, changes):
         dealt = batches(training.state["step"])
         with NoHostReads():
             training.step(dealt)
+
+
+@pytest.mark.parametrize(("family", "changes"), CASES, ids=str)
+def test_turns_run_on_a_device_of_their_own(family, changes, monkeypatch):
+    """On the device `meta` tensors have no values to read, and those of the CPU do not mix with them."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which meta does not know
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+    training, batches = training_of(family, changes, device=torch.device("meta"))
+    for step in (0, 1):
+        for turn in training._turns(batches(step), step, 0.0):
+            turn.play()
+            assert {p.grad.device.type for p in turn.learner.parameters if p.grad is not None} == {"meta"}
+            turn.learner.optimizer.zero_grad()
 
 
 def test_what_cannot_be_recorded_is_said_and_played():
