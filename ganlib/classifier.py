@@ -113,7 +113,9 @@ def fit(
         for rows in torch.randperm(len(stored), generator=rng).split(cfg.batch):
             images = _shifted(decode(stored[rows]), rng).to(device)
             logits = classifier.logits(images)
-            loss = F.cross_entropy(logits, labels[rows].to(device), label_smoothing=0.1)
+            # of probabilities: on GPUs, cross-entropy of indices is not promised to be deterministic
+            wanted = F.one_hot(labels[rows], logits.shape[1]).float().to(device)
+            loss = F.cross_entropy(logits, wanted, label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

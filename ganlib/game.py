@@ -194,9 +194,11 @@ class Learner:
         """Inside, backward passes through the module spend nothing on its own gradients."""
         for p in self.parameters:
             p.requires_grad_(False)
-        yield
-        for p in self.parameters:
-            p.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for p in self.parameters:
+                p.requires_grad_(True)
 
     def step(self, kimg: float) -> Tensor:
         """Update by the accumulated gradients. Returns their norm over all ranks, before clipping."""
@@ -280,15 +282,15 @@ def turns_of(
         for module in (generator.module, discriminator.module):
             game.progress(module, kimg)
     time = torch.tensor(kimg, dtype=torch.float64) if clock is None else clock
-    step_ = _Step(game, loss, generator, discriminator, time, top_k, autocast)
+    shared = _Step(game, loss, generator, discriminator, time, top_k, autocast)
     turns = []
     for index, microbatches in enumerate(batches):
         terms = due_terms(game, "discriminator", step * len(batches) + index)
         keep_graph = generator_plays and index == len(batches) - 1 and len(microbatches) == 1
-        turn = partial(step_.discriminator_turn, microbatches, terms, keep_graph=keep_graph)
+        turn = partial(shared.discriminator_turn, microbatches, terms, keep_graph=keep_graph)
         turns.append(Turn("discriminator", discriminator, turn))
     if generator_plays:
-        turns.append(Turn("generator", generator, partial(step_.generator_turn, due_terms(game, "generator", step))))
+        turns.append(Turn("generator", generator, partial(shared.generator_turn, due_terms(game, "generator", step))))
     return turns
 
 
@@ -344,9 +346,7 @@ class _Step:
         stats, network = _Mean(len(self.answers)), self.discriminator.forward
         with self.discriminator.frozen():
             for batch, deal, kept in self.answers:
-                noise = batch.noise.fork(
-                    "generator"
-                )  # else draws would depend on what the discriminator's terms have drawn
+                noise = batch.noise.fork("generator")  # whatever the discriminator's terms have drawn
                 with self.autocast():
                     fake = self._fake(deal) if kept is None else kept
                     of_real: DiscriminatorOutput | None = None
@@ -355,12 +355,10 @@ class _Step:
                             of_real = discriminate(self.game, deal.real, deal.cond, noise, network)
                     of_fake = discriminate(self.game, fake, deal.cond, noise, network)
                     round = _round(self.game, deal, noise, deal.real, fake, of_real, of_fake)
-                    losses, share = (
-                        self.loss.generator(of_fake.logits, round.real_logits),
-                        value(self.top_k, self.clock),
-                    )
-                    best = isinstance(share, Tensor) or share < 1.0
-                    main = _mean_of_best(losses, of_fake.logits, share) if best else losses.mean()
+                    losses = self.loss.generator(of_fake.logits, round.real_logits)
+                    main = losses.mean()
+                    if self.top_k != 1.0:
+                        main = _mean_of_best(losses, of_fake.logits, value(self.top_k, self.clock))
                     self._backward("generator", main, terms, round, stats, last=batch is self.answers[-1].batch)
         return stats.means
 

@@ -168,7 +168,8 @@ class Head(nn.Module):
         assert cond is not None
         named = self.names(features)
         if self.condition.classes:
-            return F.cross_entropy(named, cond, reduction="none")
+            # of probabilities: on GPUs, cross-entropy of indices is not promised to be deterministic
+            return F.cross_entropy(named, one_hot(cond, self.condition.classes).to(named), reduction="none")
         squares: Tensor = (named - cond).square()
         return squares.mean(1)
 

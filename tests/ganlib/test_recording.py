@@ -11,7 +11,7 @@ from tape import HostRead, NoHostReads, record
 from ganlib import registry
 from ganlib.config import ModelConfig, load_params, override
 from ganlib.data._spec import Spec
-from ganlib.game import Batch
+from ganlib.game import Batch, Term
 from ganlib.noise import Noise
 from ganlib.recording import MOST, WARMUP, RecordedSteps
 from ganlib.schedules import Schedule
@@ -167,6 +167,23 @@ def test_what_cannot_be_recorded_is_said_and_played():
     assert rows == played(same, batches, 6)
     torch.testing.assert_close(learnt(training), learnt(same), rtol=0, atol=0)
     assert training.recorded.share() == 0.0
+
+
+def test_a_generators_turn_that_cannot_be_recorded_leaves_no_trace():
+    """Neither a frozen discriminator nor gradients."""
+    ends = []
+    for record_ in (None, record):
+        training, batches = training_of("mlp", {})
+        reading = Term("reading", "generator", lambda round: round.fake_logits * float(round.fake_logits[0].detach()))
+        training.game = dataclasses.replace(training.game, terms=(reading,))
+        if record_ is None:
+            rows = played(training, batches, 6)
+        else:
+            training.recorded = RecordedSteps(record_)
+            with pytest.warns(RuntimeWarning, match="not recorded as CUDA graphs"):
+                assert played(training, batches, 6) == rows
+        ends.append(learnt(training))
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
 
 
 def test_steps_are_recorded_once_they_have_come_a_few_times_and_only_so_many():

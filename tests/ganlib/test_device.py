@@ -1,0 +1,63 @@
+"""The one place that knows devices."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import ganlib
+from ganlib import device as devices
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+def test_no_other_file_names_a_device():
+    """But for BatchNorm, whose kernels differ, and sums over ranks, which the CPU does in memory."""
+    allowed = {
+        "device.py": ".",
+        "models/_layers.py": r'\.is_cuda|\.type == "cpu"',
+        "distributed.py": r'\.type == "cpu"',
+    }
+    root = Path(ganlib.__file__).parent
+    for path in root.rglob("*.py"):
+        may = re.compile(allowed.get(path.relative_to(root).as_posix(), "$^"))
+        for line in path.read_text().splitlines():
+            if re.search(r'is_cuda|torch\.cuda|\.cuda\(|"cuda|\.type == "|"mps"', line):
+                assert may.search(line), f"{path}: {line.strip()}"
+
+
+def test_the_cpu_is_chosen_where_there_is_no_gpu_or_none_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices.default_device() == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert devices.default_device(0) == devices.default_device(0.0) == CPU
+    assert devices.default_device() == devices.default_device(0.5) == torch.device("cuda", 3)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_settings_hold_inside_and_are_put_back(deterministic, mixed):
+    def settings():
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        filling = torch.utils.deterministic.fill_uninitialized_memory
+        return cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32, filling, deterministic
+
+    before = settings()
+    with devices.configured(CPU, deterministic=deterministic, mixed=mixed):
+        assert settings() == before
+    with devices.configured(META, deterministic=deterministic, mixed=mixed):
+        assert settings() == (not deterministic, mixed, False, False, deterministic)
+    assert settings() == before
+
+
+def test_only_cuda_records():
+    assert devices.recorder(CPU) is devices.recorder(META) is None
+
+
+def test_accelerators_take_more_examples_at_a_time():
+    for elements in (28 * 28, 3 * 256 * 256, 3 * 1024 * 1024):
+        few, many = (devices.examples_at_a_time(device, elements) for device in (CPU, META))
+        assert 1 <= few <= many
