@@ -199,7 +199,14 @@ class _Run:
         self.watch = None
         if self.rank == 0:
             self.watch = Watch(
-                params, self.training.game, self.training.ema, self.spec, prepared, reference, self.training.place
+                params,
+                self.training.game,
+                self.training.ema,
+                self.spec,
+                prepared,
+                reference,
+                self.training.place,
+                device,
             )
 
     def until_done(self) -> None:

@@ -40,9 +40,10 @@ class Watch:
         prepared: Path,
         reference: str | Path | None,
         place: Callable[[Tensor], Tensor],
+        device: torch.device,
     ):
         self.params, self.game, self.ema, self.spec, self.place = params, game, ema, spec, place
-        self.device = next(ema.parameters()).device
+        self.device = device
         self.loss = LOSSES[params.game.loss]
         self.reference = Reference.load(reference) if reference and params.train.quality_samples else None
         self.fixed = self._deal(prepared, "test", PREVIEWS, "preview", small=not spec.given)

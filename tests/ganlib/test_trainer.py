@@ -21,6 +21,7 @@ from ganlib.shards import read_spec
 from ganlib.trainer import _Training, build_game, plan, train
 from ganlib.watch import Watch
 
+CPU = torch.device("cpu")
 FAMILIES = registry.names("models")
 CONSISTENCY = {"consistency": {"weight": 10}}
 
@@ -485,7 +486,7 @@ def test_those_who_judge_see_examples_as_mixed_as_in_training(small, prepared):
     params = small("stylegan2")
     spec = read_spec(prepared)
     wide = dataclasses.replace(spec, shape=(1, 16, 2**16))  # of which few are held at a time
-    watch = Watch(params, build_game(params, spec), torch.nn.Identity(), spec, prepared, None, lambda x: x)
+    watch = Watch(params, build_game(params, spec), torch.nn.Identity(), spec, prepared, None, lambda x: x, CPU)
     labels = watch.known.cond
     assert not torch.equal(labels, labels.sort().values)
     assert torch.equal(watch.fixed.cond, watch.fixed.cond.sort().values)
