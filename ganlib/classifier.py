@@ -57,7 +57,7 @@ class Classifier(nn.Module):
 
 
 class _AveragePool(nn.Module):
-    """Adaptive average pooling to `size` x `size`, as torch has it, but by matrix products: on GPUs the gradient of
+    """Adaptive average pooling to `size` x `size`, as torch has it, but by one matrix product: on GPUs the gradient of
     torch's own sums in no fixed order, with other bits each time."""
 
     def __init__(self, size: int) -> None:
@@ -66,8 +66,8 @@ class _AveragePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, H, W]` → `[N, C, size, size]`."""
-        rows, columns = (self._averages(side, x) for side in x.shape[2:])
-        return rows @ x @ columns.T
+        averages = torch.kron(*(self._averages(side, x) for side in x.shape[2:]))  # [size², H·W]
+        return (x.flatten(2) @ averages.T).unflatten(2, (self.size, self.size))
 
     def _averages(self, side: int, like: Tensor) -> Tensor:
         """`[size, side]`: in row i, the weights of the inputs from ⌊i·side/size⌋ to ⌈(i + 1)·side/size⌉."""
