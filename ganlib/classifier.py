@@ -67,7 +67,8 @@ class _AveragePool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, H, W]` → `[N, C, size, size]`."""
         averages = torch.kron(*(self._averages(side, x) for side in x.shape[2:]))  # [size², H·W]
-        return (x.flatten(2) @ averages.T).unflatten(2, (self.size, self.size))
+        pooled: Tensor = (x.flatten(2) @ averages.T).unflatten(2, (self.size, self.size))
+        return pooled
 
     def _averages(self, side: int, like: Tensor) -> Tensor:
         """`[size, side]`: in row i, the weights of the inputs from ⌊i·side/size⌋ to ⌈(i + 1)·side/size⌉."""
