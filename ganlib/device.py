@@ -34,6 +34,9 @@ __all__ = [
 Amp = bool | Literal["auto"]
 """`train.amp`: bfloat16 autocast or not; auto: where the hardware has bfloat16, and never on CPUs"""
 
+# cuBLAS reads this at its first call; without it, deterministic algorithms are refused
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 T = TypeVar("T")
 Recorder = Callable[[Callable[[], T]], tuple[Callable[[], None], T]]
 """Records the device work of a function, without doing it: returns what replays the work, and the function's result,
@@ -42,8 +45,6 @@ whose tensors a replay fills. Raises RuntimeError if the work cannot be recorded
 
 def default_device(gpus: float | Literal["auto"] = "auto") -> torch.device:
     """This process's GPU, the current one where it sees several; the CPU if there is none or `gpus` is 0."""
-    # cuBLAS reads this when it starts; without it, deterministic algorithms are refused
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if gpus != 0 and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
@@ -71,9 +72,9 @@ def full_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
 
 
 @contextlib.contextmanager
-def configured(device: torch.device, *, deterministic: bool, mixed: bool = False) -> Iterator[None]:
+def configured(device: torch.device, *, deterministic: bool) -> Iterator[None]:
     """Inside, an accelerator computes the same bits each time if `deterministic`, else with the kernels that cuDNN
-    finds fastest. float32 is exact (no TF32), but for convolutions where `mixed` has most of them in bfloat16 anyway.
+    finds fastest; float32 is exact, without TF32.
 
     These are global settings of torch; the old ones are put back afterwards. On the CPU nothing changes: there the
     same numbers of threads give the same bits anyway.
@@ -81,18 +82,28 @@ def configured(device: torch.device, *, deterministic: bool, mixed: bool = False
     if not is_accelerator(device):
         yield
         return
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    filling: Any = torch.utils.deterministic
-    old = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32, filling.fill_uninitialized_memory
-    was_deterministic = torch.are_deterministic_algorithms_enabled()
-    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = not deterministic, mixed, False
-    filling.fill_uninitialized_memory = False  # costs a kernel for each buffer, and nothing here reads one unwritten
+    wanted: list[tuple[Any, str, object]] = [
+        (torch.backends.cudnn, "benchmark", not deterministic),
+        # else each new buffer would be filled, and nothing here reads one unwritten
+        (torch.utils.deterministic, "fill_uninitialized_memory", False),
+    ]
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # where the older names warn or raise
+        wanted += [(cudnn.conv, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
+    else:
+        wanted += [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
+    old = [(module, name, getattr(module, name)) for module, name, _ in wanted]
+    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    for module, name, setting in wanted:
+        setattr(module, name, setting)
     torch.use_deterministic_algorithms(deterministic)
     try:
         yield
     finally:
-        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32, filling.fill_uninitialized_memory = old
-        torch.use_deterministic_algorithms(was_deterministic)
+        for module, name, setting in old:
+            setattr(module, name, setting)
+        torch.use_deterministic_algorithms(was[0], warn_only=was[1])
 
 
 def on_device(x: Tensor, device: torch.device, layout: torch.memory_format = torch.preserve_format) -> Tensor:
@@ -160,13 +171,19 @@ def recorder(device: torch.device) -> Recorder[Any] | None:
     """What records work as CUDA graphs, which share one pool of memory; None for devices without them."""
     if device.type != "cuda":
         return None
-    pool = torch.cuda.graph_pool_handle()
+    # one stream, of this device, for all captures: graphs that share a pool have to share it too
+    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def record(work: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: the loader's thread may go on copying
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            result = work()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+        try:
+            # thread_local: the loader's thread may go on copying
+            capture = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+            with torch.cuda.device(device), capture:
+                result = work()
+        except RuntimeError:
+            torch.cuda.set_stream(before)  # torch leaves the capture's stream when a capture fails
+            raise
         return graph.replay, result
 
     return record

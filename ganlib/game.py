@@ -333,7 +333,8 @@ class _Step:
                     of_real, of_fake = (discriminate(self.game, x, deal.cond, noise, network) for x in (real, shown))
                     round = _round(self.game, deal, noise, real, shown, of_real, of_fake)
                     main = self.loss.discriminator(of_real.logits, of_fake.logits).mean()
-                    self._backward("discriminator", main, terms, round, stats, last=batch is microbatches[-1])
+                    total = self._total("discriminator", main, terms, round, stats)
+            _backward(self.discriminator, total * stats.share, last=batch is microbatches[-1])
             signs = self.loss.signs(of_real.logits, of_fake.logits)
             stats.add("sign/real", signs[0].mean())
             stats.add("sign/fake", signs[1].mean())
@@ -359,26 +360,32 @@ class _Step:
                     main = losses.mean()
                     if self.top_k != 1.0:
                         main = _mean_of_best(losses, of_fake.logits, value(self.top_k, self.clock))
-                    self._backward("generator", main, terms, round, stats, last=batch is self.answers[-1].batch)
+                    total = self._total("generator", main, terms, round, stats)
+                _backward(self.generator, total * stats.share, last=batch is self.answers[-1].batch)
         return stats.means
 
     def _fake(self, deal: Deal) -> Sample:
         # also under autocast: penalties take gradients with respect to samples, which have the samples' precision
         return map_tensors(_at_least_float32, self.generator.forward(deal.inputs, deal.cond))
 
-    def _backward(
-        self, player: Player, main: Tensor, terms: Iterable[Term], round: Round, stats: _Mean, *, last: bool
-    ) -> None:
-        """Backpropagate a microbatch's share of the main loss and of the terms; the `last` completes the gradients."""
-        learner = self.discriminator if player == "discriminator" else self.generator
+    def _total(self, player: Player, main: Tensor, terms: Iterable[Term], round: Round, stats: _Mean) -> Tensor:
+        """The main loss and the weighted terms of a microbatch, a scalar."""
         stats.add(f"loss/{player}", main)
         total = main
         for term in terms:
             cost, weight = term.fn(round).mean(), value(term.weight, self.clock) * term.every
             total = total + cost * (weight.to(cost.dtype) if isinstance(weight, Tensor) else weight)
             stats.add(f"loss/{player}/{term.name}", cost)
-        with distributed.during_last_backward(learner.average_gradients if last else None):
-            (total * stats.share).backward()
+        return total
+
+
+def _backward(learner: Learner, loss: Tensor, *, last: bool) -> None:
+    """Accumulate gradients in the learner's parameters alone; the `last` pass of a turn completes them.
+
+    Outside of autocast, or gradients of layers that compute in float32 would be rounded.
+    """
+    with distributed.during_last_backward(learner.average_gradients if last else None):
+        loss.backward(inputs=learner.parameters)
 
 
 class _Mean:

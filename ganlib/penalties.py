@@ -27,6 +27,7 @@ from torch.nn.utils import parametrize
 from ganlib import distributed
 from ganlib.augment import Augment, AugmentConfig
 from ganlib.convolution import no_weight_gradients
+from ganlib.device import full_precision
 from ganlib.game import Round, Sample, discriminate, map_tensors, tensors_of
 
 __all__ = [
@@ -53,7 +54,7 @@ def _of_each(values: Tensor) -> Tensor:
 
 def _squared_gradient(logits: Tensor, sample: Sample) -> Tensor:
     """‖∂D/∂x‖² for each example, `[N]`, differentiable once more."""
-    with no_weight_gradients():
+    with no_weight_gradients(), full_precision(logits):
         gradients = torch.autograd.grad(_of_each(logits).sum(), tensors_of(sample), create_graph=True)
     return torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
 

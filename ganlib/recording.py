@@ -75,7 +75,9 @@ class RecordedSteps:
             self._recordings[key] = kept, [self._recorded(turn) for turn in make(kept)]
         except RuntimeError as error:
             self._record = None
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            # what was forbidden; the error of ending the capture only says that something was
+            cause = error.__context__ or error
+            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             warnings.warn(f"steps are not recorded as CUDA graphs: {reason}", RuntimeWarning, stacklevel=2)
 
     def _recorded(self, turn: Turn) -> Turn:

@@ -175,7 +175,7 @@ def build(
 
     classifier = None
     if spec.classes:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             classifier = Classifier(spec.shape, len(spec.classes), cfg.classifier.width).to(device)
         with devices.configured(device, deterministic=True):

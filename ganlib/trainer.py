@@ -161,8 +161,7 @@ def train(
     numbers stop being numbers or, by `train.health`, when training has gone wrong for good.
     """
     device = devices.default_device() if device is None else device
-    mixed = devices.mixed_precision(device, params.train.amp)
-    with devices.configured(device, deterministic=params.train.deterministic, mixed=mixed):
+    with devices.configured(device, deterministic=params.train.deterministic):
         run = _Run(params, report, Path(prepared), reference, device)
         if resume is not None:
             run.training.restore(checkpoint.load(resume))

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ganlib._config import Config as _Config
 from ganlib.convolution import Conv2d
 from ganlib.data._spec import Spec
+from ganlib.device import full_precision
 from ganlib.game import DiscriminatorOutput, Game, Term
 from ganlib.models._conditioning import (
     Condition,
@@ -255,11 +256,12 @@ class _SpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         matrix = weight.flatten(1)
-        with torch.no_grad():
-            if self.training:
-                self.v.copy_(F.normalize((matrix @ self.v) @ matrix, dim=0))
-            v = F.normalize(self.v, dim=0)  # not the buffer, which moves before the backward pass
-        normed: Tensor = weight / torch.linalg.vector_norm(matrix @ v)
+        with full_precision(weight):
+            with torch.no_grad():
+                if self.training:
+                    self.v.copy_(F.normalize((matrix @ self.v) @ matrix, dim=0))
+                v = F.normalize(self.v, dim=0)  # not the buffer, which moves before the backward pass
+            normed: Tensor = weight / torch.linalg.vector_norm(matrix @ v)
         return normed
 
 

@@ -283,7 +283,7 @@ class _PathLength(nn.Module):
         keys = round.noise.fork("path length").row_keys[rows]
         y = normal(keys, 0, images[0].numel()).view_as(images)
         aims = (images * y.to(images)).sum() / math.sqrt(images[0, 0].numel())
-        with no_weight_gradients():
+        with no_weight_gradients(), full_precision(ws):
             (slopes,) = torch.autograd.grad(aims, ws, create_graph=True)
         lengths: Tensor = (slopes.square().sum(2).mean(1) + 1e-12).sqrt()
         with torch.no_grad():

@@ -279,6 +279,20 @@ def test_colour_needs_one_or_three_channels():
     assert augmented(four, "ada", "flip", "rotate", "cutout").shape == four.shape
 
 
+@pytest.mark.parametrize("kind", OPERATIONS)
+def test_accelerators_read_the_same_pixels_by_another_way(kind, monkeypatch):
+    """Values, gradients and the gradients of a penalty."""
+    ends = []
+    for accelerator in (False, True):
+        monkeypatch.setattr(augment.device, "is_accelerator", lambda device, accelerator=accelerator: accelerator)
+        images = some_images().requires_grad_()
+        seen = augmented(images, kind)
+        (slope,) = torch.autograd.grad(seen.pow(3).sum(), images, create_graph=True)
+        (second,) = torch.autograd.grad(slope.square().sum(), images)
+        ends.append((seen.detach(), slope.detach(), second))
+    torch.testing.assert_close(*ends)
+
+
 # --- probability ---------------------------------------------------------------------------------------------------
 
 

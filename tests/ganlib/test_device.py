@@ -36,20 +36,24 @@ def test_the_cpu_is_chosen_where_there_is_no_gpu_or_none_is_asked_for(monkeypatc
     assert devices.default_device() == devices.default_device(0.5) == torch.device("cuda", 3)
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="an older torch's names")
 @pytest.mark.parametrize("deterministic", [True, False])
-@pytest.mark.parametrize("mixed", [True, False])
-def test_settings_hold_inside_and_are_put_back(deterministic, mixed):
+def test_settings_hold_inside_and_are_put_back(deterministic):
     def settings():
-        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        precision = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
         deterministic = torch.are_deterministic_algorithms_enabled()
-        filling = torch.utils.deterministic.fill_uninitialized_memory
-        return cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32, filling, deterministic
+        return (
+            torch.backends.cudnn.benchmark,
+            *precision,
+            torch.utils.deterministic.fill_uninitialized_memory,
+            deterministic,
+        )
 
     before = settings()
-    with devices.configured(CPU, deterministic=deterministic, mixed=mixed):
+    with devices.configured(CPU, deterministic=deterministic):
         assert settings() == before
-    with devices.configured(META, deterministic=deterministic, mixed=mixed):
-        assert settings() == (not deterministic, mixed, False, False, deterministic)
+    with devices.configured(META, deterministic=deterministic):
+        assert settings() == (not deterministic, "ieee", "ieee", False, deterministic)
     assert settings() == before
 
 

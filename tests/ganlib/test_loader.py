@@ -309,6 +309,7 @@ def test_no_value_is_read_from_the_device(folder, device_memory_mb):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("memory_mb", [WHOLE, WINDOWED])
 @pytest.mark.parametrize("device_memory_mb", [KEPT, AHEAD])
@@ -316,8 +317,8 @@ def test_cuda_gets_the_batches_of_the_cpu_and_the_host_does_not_wait(folder, mem
     direct = loader(folder, memory_mb, batch=24, mirror=True)
     data = loader(folder, memory_mb, batch=24, mirror=True, device="cuda", device_memory_mb=device_memory_mb)
     batches, busy = [data.batch_at(0)], torch.randn(2048, 2048, device="cuda")
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for step in range(1, 120):
             busy = (busy @ busy).clamp(-1, 1)  # the device lags behind, so that a missing wait shows
             batches.append(data.batch_at(step))

@@ -21,7 +21,7 @@ from ganlib import checkpoint
 from ganlib import device as devices
 from ganlib.augment import OPERATIONS, Augment, AugmentConfig
 from ganlib.config import parse_params
-from ganlib.game import Batch, Learner, adversarial_step, map_tensors
+from ganlib.game import Batch, Learner, Term, adversarial_step, map_tensors
 from ganlib.losses import LOSSES
 from ganlib.noise import Noise
 from ganlib.penalties import PENALTIES
@@ -177,14 +177,32 @@ def test_two_ranks_equal_one_process(family, small, data_of, tmp_path):
 
 
 @pytest.mark.parametrize(("family", "changes"), [case for case in CASES if "warmup" not in case[1]], ids=str)
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_no_step_waits_for_the_device(family, changes):
     training, dealt = training_of(family, changes, device=GPU)
     training.recorded = None
     training.step(dealt(0))  # libraries start
     later = [dealt(step) for step in range(1, 4)]
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for batch in later:
             training.step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_step_that_reads_the_device_is_played_and_said():
+    """After a capture that failed, as after none."""
+    ends = []
+    for recorded in (False, True):
+        training, dealt = training_of("mlp", {}, device=GPU)
+        reading = Term("reading", "generator", lambda round: round.fake_logits * float(round.fake_logits[0].detach()))
+        training.game = dataclasses.replace(training.game, terms=(reading,))
+        if not recorded:
+            training.recorded = None
+            rows = played(training, dealt, 8)
+        else:
+            with pytest.warns(RuntimeWarning, match="not recorded as CUDA graphs"):
+                assert played(training, dealt, 8) == rows
+        ends.append(learnt(training))
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
