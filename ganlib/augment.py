@@ -272,8 +272,8 @@ def _pixels_at(images: Tensor, places: Tensor) -> Tensor:
     # deterministic, and with some versions of torch the device is waited for. On a CPU gather is twice as fast.
     rows = images.transpose(1, 2).flatten(0, 1)
     first = size * torch.arange(n, device=images.device)[:, None]
-    read: Tensor = rows[(places[:, 0] + first).flatten()]
-    return read.unflatten(0, (n, -1)).transpose(1, 2)
+    read: Tensor = rows[(places[:, 0] + first).flatten()].unflatten(0, (n, -1)).transpose(1, 2)
+    return read
 
 
 def _translate(images: Tensor, draws: _Draws) -> Tensor:
