@@ -21,7 +21,7 @@ def model(folder, family, spec, attributes=None, **network):
 
 
 @pytest.fixture
-def condition_of(tmp_path):
+def told(tmp_path):
     spec = Spec("image", "image", (1, 8, 8), (), {"train": 9, "test": 9}, "hash", attributes=("size", "tilt"))
     return model(tmp_path, "mlp", spec, torch.rand(5, 2), width=8, latent_dim=4)
 
