@@ -89,8 +89,8 @@ def differentiated_twice(twice: bool = True) -> Iterator[None]:
 def no_weight_gradients() -> Iterator[None]:
     """For a backward pass that asks for gradients with respect to inputs alone, as penalties do.
 
-    `torch.autograd.grad` does not tell functions written in Python which gradients nobody asked for
-    (pytorch/pytorch#174017), so without this they would compute those of the weights in vain.
+    `torch.autograd.grad` does not tell functions written in Python which gradients are not asked for
+    (pytorch/pytorch#174017), so without this they would compute those of the weights too.
     """
     global _weight_gradients
     _weight_gradients, before = False, _weight_gradients

@@ -192,7 +192,7 @@ class GradientBuckets:
             self._armed = False
 
     def _arrived(self, index: int, parameter: Tensor) -> None:
-        """Take note of a gradient. Fires once for each backward pass, whatever number of times a parameter is used."""
+        """Take note of a gradient. Fires once for each backward pass, also if a parameter is used several times."""
         if not self._armed:
             return
         if id(parameter) not in self._missing[index]:

@@ -347,7 +347,7 @@ class _Step:
         stats, network = _Mean(len(self.answers)), self.discriminator.forward
         with self.discriminator.frozen():
             for batch, deal, kept in self.answers:
-                noise = batch.noise.fork("generator")  # whatever the discriminator's terms have drawn
+                noise = batch.noise.fork("generator")  # independent of what the discriminator's terms drew
                 with self.autocast():
                     fake = self._fake(deal) if kept is None else kept
                     of_real: DiscriminatorOutput | None = None

@@ -28,8 +28,8 @@ def seed_of(*key: int | str) -> int:
 class Noise:
     """Random draws for some rows of a global batch of `size`, on `device`.
 
-    Draws follow from the key, from the row's number in the global batch, and from how many numbers were drawn before:
-    they are the same for any number of ranks, any accumulation, and whatever other rows there are.
+    A draw is a function of the key, of the row's number in the global batch, and of how many numbers were drawn before.
+    It does not depend on the other rows, and so neither on the number of ranks nor on accumulation.
     """
 
     key: Tensor

@@ -1,6 +1,6 @@
-"""Steps that are recorded once and replayed from then on, for devices that compute faster than they are told what to.
+"""Steps that are recorded once and replayed from then on, for devices on which a kernel is shorter than its launch.
 
-A small GAN's step is hundreds of kernels of a few microseconds, each of which takes the host longer to launch. Recorded
+A small GAN's step is hundreds of kernels of a few microseconds each, and the host needs longer to launch one. Recorded
 as a CUDA graph, a player's turn is one launch. What changes from step to step is copied into the tensors that were
 recorded with: the batch, the key of its noise, and the time, of which scheduled weights are functions on the device.
 Optimisers, the moving average and sums over ranks stay outside: schedules, clipping and `lr_scale` need no care.

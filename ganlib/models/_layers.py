@@ -44,7 +44,7 @@ class BatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(input)
         half = input.dtype in (torch.float16, torch.bfloat16)  # under autocast
-        # CUDA's kernels compute in float32 whatever they read, and keep no copy
+        # CUDA's kernels read bfloat16, compute in float32, and keep no copy
         wide = input.float() if half and not _fused(input) else input
         normed, mean, variance = _BatchNorm.apply(wide, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
         with torch.no_grad():
