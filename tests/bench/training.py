@@ -5,8 +5,8 @@
 
 Each figure is the mean over three draws of 1,000 samples of the moving average, which `evaluate` compares with test
 data: FD and KID(efficientnet-lite0@64), FD in the classifier's features, the share of labels that the classifier sees
-as asked, coverage. One thread. CPUs emulate bfloat16 at a third of the speed: `--amp true` shows what the format does to
-quality, not what a GPU's kernels do. To measure another checkout, run its packages: `PYTHONPATH=CHECKOUT`.
+as asked, coverage. One thread. CPUs emulate bfloat16 at a third of the speed: `--amp true` shows what the format does
+to quality, not what a GPU's kernels do. To measure another checkout, run its packages: `PYTHONPATH=CHECKOUT`.
 """
 
 from __future__ import annotations
