@@ -10,8 +10,9 @@ plays the same loss; ours is timed without terms, as the plain loop is, and as i
 own terms and the moving average. Each loop has a process of its own, ours set up as by `launch.train_worker`, and
 they take short turns, so that whatever else the machine does falls on all. Memory is the process's peak, beyond what it
 held before its first step. `--profile` says where the time of the shipped step goes. `--first` takes so many steps of
-it, unconditional, and says what each took; all lazy terms are due at the first. `--against CHECKOUT` compares the
-shipped step with that of another checkout of this project, in turns; `--every 1` applies all terms at every step.
+it, unconditional, and says what each took; all lazy terms are due at the first. `--against CHECKOUT` compares the CPU
+time of the shipped step with that of another checkout of this project, in turns; `--every 1` applies all terms at every
+step.
 """
 
 from __future__ import annotations
@@ -196,10 +197,10 @@ if args.every:
     game = dataclasses.replace(game, terms=tuple(dataclasses.replace(term, every=args.every) for term in game.terms))
 play = step.ours(game, loss, data, shipped=True)
 for _ in sys.stdin:
-    start = time.perf_counter()
+    start = time.process_time()
     for i in range(args.steps):
         play(i)
-    print(time.perf_counter() - start, flush=True)
+    print(time.process_time() - start, flush=True)
 """
 
 
