@@ -205,7 +205,7 @@ for _ in sys.stdin:
 
 
 def against(family, args):
-    """How fast this checkout's shipped step is beside that of another one."""
+    """The CPU time of another checkout's shipped step, as a ratio to this one's."""
     said = json.dumps({name: found for name, found in vars(args).items() if name != "against"})
     loops = [
         subprocess.Popen(

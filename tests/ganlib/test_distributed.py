@@ -128,7 +128,7 @@ def in_buckets(rank, world, _):
 
 
 def in_buckets_unarmed(rank, world, _):
-    """All is summed at the end; and what nobody may do is refused."""
+    """Everything is summed at the end, and arming twice or a second backward pass is refused."""
     network = torch.nn.Linear(2, 1)
     averager = distributed.GradientBuckets(network.parameters(), 1)
     network(torch.full((1, 2), float(rank))).sum().backward()
