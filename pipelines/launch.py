@@ -9,7 +9,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -32,11 +31,11 @@ from ganlib.registry import nearest
 from ganlib.shards import read_spec
 from ganlib.trainer import Report, build_game, check_groups, plan, train
 from pipelines._stage import REFERENCE, StageError, home
+from pipelines.cluster import cluster
 
 __all__ = [
     "Job",
     "check_resources",
-    "cluster",
     "fingerprint",
     "gpu_slots",
     "keep_freed_memory",
@@ -46,7 +45,6 @@ __all__ = [
     "storage",
     "train_distributed",
     "train_worker",
-    "usable_resources",
     "why_fewer",
 ]
 
@@ -158,54 +156,6 @@ def storage(params: Params) -> Path:
     if "://" in folder:
         raise ConfigError(f"scale.storage: {folder!r} is an address; a folder that all nodes share is wanted")
     return (home() / folder).resolve()
-
-
-@contextmanager
-def cluster(params: Params) -> Iterator[dict[str, float]]:
-    """Connect to the cluster that `scale.ray_address` names, or start one on this machine.
-
-    Yields its resources, as far as they can be used. Raises StageError if there is no such cluster.
-    """
-    import ray
-
-    address = params.scale.ray_address or os.environ.get("RAY_ADDRESS")
-    if address:
-        _check_reachable(address)
-    # Ray frees an early-stopped trial's workers through its dashboard, which listens on loopback only. Ray's other
-    # servers listen on all interfaces, whatever address they are given; what keeps strangers out is Ray's token
-    # authentication, which is on for a cluster started here unless RAY_AUTH_MODE says otherwise.
-    local: dict[str, Any] = {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
-    try:
-        ray.init(
-            address=address or "local",
-            logging_level="error",
-            log_to_driver=False,
-            **({} if address else local),
-        )
-    except (ConnectionError, RuntimeError) as error:
-        raise StageError(f"scale.ray_address: no Ray cluster: {' '.join(str(error).split())}") from error
-    try:
-        yield usable_resources(ray.cluster_resources())
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Raise StageError if nothing listens at HOST:PORT: Ray would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        except OSError as error:
-            raise StageError(f"scale.ray_address: no Ray cluster at {address}: {error}") from error
-
-
-def usable_resources(resources: Mapping[str, float]) -> dict[str, float]:
-    """Ray's resources without GPUs that this torch cannot use; prints a line if there are such."""
-    usable = dict(resources)
-    if usable.get("GPU") and not torch.backends.cuda.is_built():
-        print(f"scale: {usable.pop('GPU'):g} GPUs stay idle: torch {torch.__version__} is built without CUDA")
-    return usable
 
 
 def gpu_slots(available: Mapping[str, float], gpus_per_worker: float) -> int:

@@ -23,10 +23,10 @@ from ganlib.config import ConfigError, Params, ResolvedScale, Search, override, 
 from ganlib.health import Diverged
 from pipelines import tracking
 from pipelines._stage import PREPARED, REFERENCE, TUNED, StageError, main, whole_folder
+from pipelines.cluster import cluster
 from pipelines.launch import (
     Job,
     check_resources,
-    cluster,
     fingerprint,
     gpu_slots,
     resolve_scale,

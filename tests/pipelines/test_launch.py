@@ -10,9 +10,9 @@ from ganlib.config import ConfigError, ResolvedScale, ScaleConfig, override
 from ganlib.distributed import WorkerLost
 from ganlib.shards import read_spec
 from pipelines._stage import StageError, whole_folder
+from pipelines.cluster import _check_reachable, usable_resources
 from pipelines.launch import (
     Job,
-    _check_reachable,
     _repair_snapshot,
     cause,
     check_resources,
@@ -22,7 +22,6 @@ from pipelines.launch import (
     resolve_scale,
     run_workers,
     storage,
-    usable_resources,
     why_fewer,
 )
 
