@@ -156,12 +156,16 @@ def lineage(model_uri: ModelURI) -> None:
 
 @app.command()
 @_one_line_errors
-def doctor() -> None:
+def doctor(
+    address: Annotated[
+        str | None, typer.Option(help="of a cluster's dashboard, http://HOST:8265: look at that instead")
+    ] = None,
+) -> None:
     """Look for what would stop the pipeline, and say what to do about it."""
-    from pipelines.doctor import examine
+    from pipelines.doctor import examine, examine_cluster
 
     failed = False
-    for finding in examine():
+    for finding in examine_cluster(address, Path.cwd()) if address else examine():
         failed |= finding.status == "fail"
         remedy = f" -> {finding.remedy}" if finding.remedy else ""
         typer.echo(f"{finding.status:4}  {finding.what}{remedy}")

@@ -25,6 +25,7 @@ __all__ = [
     "cluster",
     "cluster_address",
     "on_every_node",
+    "one_line",
     "protect_token",
     "require_shared_folders",
     "token",

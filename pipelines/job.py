@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import configparser
 import io
 import os
 import shutil
@@ -23,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from ganlib.config import Params
 from pipelines._stage import StageError, main, whole_folder
 
-__all__ = ["RESULT", "jobs_folder", "pack_results", "prepare_environment", "unpack_results"]
+__all__ = ["RESULT", "dvc_config", "jobs_folder", "pack_results", "prepare_environment", "unpack_results"]
 
 RESULT = "ganlib-result:"
 """how a line of the job's log begins that carries a piece of the results"""
@@ -79,16 +80,16 @@ def run_job(params: Params, name: str, arguments: list[str], *, pull: bool, push
             shutil.copytree(".", copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         print(f"job: in {folder}", flush=True)
     os.chdir(folder)
-    _dvc("config", "--local", "core.no_scm", "true")
-    _dvc("config", "--local", "cache.dir", str(folder.parents[1] / "cache"))
-    remote = subprocess.run([*_DVC, "config", "core.remote"], capture_output=True, text=True).stdout.strip()
+    local = f"[core]\n    no_scm = true\n[cache]\n    dir = {folder.parents[1] / 'cache'}\n"
+    Path(".dvc/config.local").write_text(local, encoding="utf-8")
+    remote = dvc_config(Path()).get("core", "remote", fallback="")
     if not remote:
         print("job: no default DVC remote in .dvc/config: nothing is pulled or pushed", flush=True)
     raw = Path("data/raw") / params.data
     tracked = raw.with_name(f"{raw.name}.dvc")
     targets = ["dvc.yaml", *([str(tracked)] if tracked.exists() else [])]
     # what is not there is made by the stages; the raw data are not, so they are looked for
-    _dvc("pull" if pull and remote else "checkout", "--allow-missing", *targets)
+    _dvc("pull" if pull and remote else "checkout", "--quiet", "--allow-missing", *targets)
     if not raw.exists():
         where = f"the DVC remote {remote!r}" if pull and remote else f"the cache of {folder.parents[1]}"
         raise StageError(f"{raw}: not in {where}; run `dvc push {tracked}` where the data are, then submit again")
@@ -99,14 +100,21 @@ def run_job(params: Params, name: str, arguments: list[str], *, pull: bool, push
         print(line)
 
 
-_DVC = (sys.executable, "-m", "dvc")
-
-
 def _dvc(*arguments: str) -> None:
-    status = subprocess.run([*_DVC, *arguments]).returncode
+    status = subprocess.run([sys.executable, "-m", "dvc", *arguments]).returncode
     if status:
         print(f"ganlib: `dvc {' '.join(arguments)}` ended with status {status}", file=sys.stderr)
         sys.exit(status if status > 0 else 128 - status)
+
+
+def dvc_config(project: Path) -> configparser.ConfigParser:
+    """`.dvc/config`, which a job is sent; raises StageError if it cannot be read."""
+    config = configparser.ConfigParser(interpolation=None)
+    try:
+        config.read(project / ".dvc/config", encoding="utf-8")
+    except (configparser.Error, ValueError) as error:
+        raise StageError(f".dvc/config: {' '.join(str(error).split())}") from error
+    return config
 
 
 def pack_results(project: Path) -> Iterator[str]:

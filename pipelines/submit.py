@@ -7,9 +7,9 @@ come from the cluster's environment. Its name is a digest of what is sent, so th
 from __future__ import annotations
 
 import asyncio
-import configparser
 import hashlib
 import json
+import logging
 import os
 import shlex
 import tempfile
@@ -25,12 +25,22 @@ from ganlib.config import load_params
 from pipelines import lineage, tracking
 from pipelines._stage import StageError
 from pipelines.cluster import TokenMissing, token
-from pipelines.job import RESULT, unpack_results
+from pipelines.job import RESULT, dvc_config, unpack_results
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-__all__ = ["DEFAULT_ADDRESS", "Package", "connect", "follow", "pack", "submit"]
+__all__ = [
+    "DEFAULT_ADDRESS",
+    "Package",
+    "asks_for_token",
+    "connect",
+    "explain",
+    "follow",
+    "pack",
+    "start",
+    "submit",
+]
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 PACKAGE_MIB = 64
@@ -104,7 +114,7 @@ def submit(project: Path, address: str, arguments: Sequence[str], *, pull: bool,
         files = unpack_results(results, project)
         print(f"{job}: succeeded; {len(files)} files brought back, such as {', '.join(files[:2])}")
         return 0
-    print(f"{job}: {ended.status.value.lower()}: {' '.join(str(ended.message).split())[:300]}")
+    print(f"{job}: {explain(ended)}")
     return ended.driver_exit_code or 1
 
 
@@ -120,11 +130,7 @@ def _check_project(project: Path) -> None:
             f"tracking.uri: {tracking.shown(uri)} holds a secret, which would be sent with the project; "
             "set MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, on the cluster"
         )
-    config = configparser.ConfigParser(interpolation=None)
-    try:
-        config.read(project / ".dvc/config", encoding="utf-8")
-    except configparser.Error as error:
-        raise StageError(f".dvc/config: {' '.join(str(error).split())}") from error
+    config = dvc_config(project)
     for section in config.sections():
         for option, value in config[section].items():
             if option in SECRET_OPTIONS or tracking.shown(value) != value:
@@ -182,8 +188,8 @@ def pack(project: Path, file: Path) -> Package:
         largest = sorted(sizes, key=lambda path: sizes[path], reverse=True)[:3]
         named = ", ".join(f"{path.relative_to(project)} ({sizes[path] / 2**20:.0f} MiB)" for path in largest)
         raise StageError(
-            f"the project is {mib:.0f} MiB, more than the {PACKAGE_MIB} MiB that a job may be sent; the largest: {named};"
-            " list in .rayignore what the pipeline does not need, and keep data in DVC"
+            f"the project is {mib:.0f} MiB, more than the {PACKAGE_MIB} MiB that a job may be sent; largest: {named}; "
+            "list in .rayignore what the pipeline does not need, and keep data in DVC"
         )
     digest = hashlib.sha256()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as zipped:
@@ -215,22 +221,36 @@ def connect(address: str) -> JobSubmissionClient:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    if not address.startswith(("http://", "https://")):
-        raise StageError(f"--address: {address!r}: expected the address of Ray's dashboard, such as {DEFAULT_ADDRESS}")
-    asks = f"--address: the cluster at {address} asks for a token"
+    for name in ("dashboard_sdk", "job.sdk"):  # which tell of uploads and connections that go well
+        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
     try:
-        try:
+        if not asks_for_token(address):
             return JobSubmissionClient(address, headers={"Authorization": ""})
-        except AuthenticationError:
+        try:
             secret, place = token()  # sent only where it is asked for
+        except TokenMissing as error:
+            raise StageError(f"--address: the cluster at {address} asks for a token; {error}") from error
         try:
             return JobSubmissionClient(address, headers={"Authorization": f"Bearer {secret}"})
         except AuthenticationError as error:
-            raise StageError(f"{asks}, and refuses the one here ({place})") from error
-    except TokenMissing as error:
-        raise StageError(f"{asks}; {error}") from error
+            raise StageError(
+                f"--address: the cluster at {address} refuses the token that is here ({place}); "
+                "copy ~/.ray/auth_token of its head node, or set RAY_AUTH_TOKEN"
+            ) from error
     except (ConnectionError, RuntimeError, requests.RequestException) as error:
-        raise StageError(f"--address: no Ray cluster at {address}: {' '.join(str(error).split())[:300]}") from error
+        if isinstance(error, StageError):
+            raise
+        why = "nothing answers there" if isinstance(error, requests.ConnectionError) else _brief(error)
+        raise StageError(f"--address: no Ray cluster at {address}: {why}") from error
+
+
+def asks_for_token(address: str) -> bool:
+    """Whether the dashboard at `address` answers only to those who have the token; requests' errors pass."""
+    import requests
+
+    if not address.startswith(("http://", "https://")):
+        raise StageError(f"--address: {address!r}: expected the address of Ray's dashboard, such as {DEFAULT_ADDRESS}")
+    return requests.get(f"{address.rstrip('/')}/api/version", timeout=10).status_code == 401
 
 
 def start(client: JobSubmissionClient, job: str, entrypoint: str, runtime_env: dict[str, Any]) -> None:
@@ -243,7 +263,7 @@ def start(client: JobSubmissionClient, job: str, entrypoint: str, runtime_env: d
         try:
             client.get_job_status(job)
         except (RuntimeError, requests.RequestException):
-            raise StageError(f"the cluster takes no job: {' '.join(str(error).split())[:300]}") from error
+            raise StageError(f"the cluster takes no job: {_brief(error)}") from error
 
 
 def _attempt(name: str, number: int) -> str:
@@ -252,7 +272,7 @@ def _attempt(name: str, number: int) -> str:
 
 def _number(job: str) -> int:
     """Which attempt a job's name says that it is."""
-    return int((job.split("-") + ["1"])[2])
+    return int([*job.split("-"), "1"][2])
 
 
 def _last_attempt(client: JobSubmissionClient, name: str) -> tuple[str, str | None]:
@@ -295,8 +315,17 @@ def follow(client: JobSubmissionClient, job: str, show: Callable[[str], None]) -
             answered = time.monotonic()
         except (RuntimeError, OSError, aiohttp.ClientError, requests.RequestException) as error:
             if time.monotonic() - answered > PATIENCE_S:
-                raise StageError(
-                    f"{job}: the cluster has not answered for {PATIENCE_S:.0f} s ({' '.join(str(error).split())[:200]}); "
-                    "the same command follows the job again"
-                ) from error
+                silence = f"the cluster has not answered for {PATIENCE_S:.0f} s ({_brief(error)})"
+                raise StageError(f"{job}: {silence}; the same command follows the job again") from error
         time.sleep(RETRY_S)
+
+
+def explain(ended: JobDetails) -> str:
+    """Why a job did not succeed, in a line; where it got as far as a log, that says more."""
+    if ended.driver_exit_code:
+        return f"{ended.status.value.lower()} with status {ended.driver_exit_code}"
+    return f"{ended.status.value.lower()}: {' '.join((ended.message or '').split())[:300]}"
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
