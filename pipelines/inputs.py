@@ -9,13 +9,14 @@ import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from filelock import FileLock
 
 from ganlib.config import ConfigError
 from ganlib.shards import read_spec
 from pipelines._stage import StageError
+from pipelines.cluster import on_every_node, one_line
 from pipelines.storage import Storage
 
 __all__ = ["fetch", "publish"]
@@ -23,30 +24,29 @@ __all__ = ["fetch", "publish"]
 COMPLETE = "complete"
 """a file that is written last"""
 
-T = TypeVar("T")
-
 
 def publish(prepared: Path, reference: Path, storage: Storage) -> Storage | None:
     """Put both folders where all nodes of the cluster can read them; None where they can do so already.
 
     Raises StageError if a node cannot read `storage`, as where it is a folder of this machine alone.
     """
-    nodes = _nodes()
-    if len(nodes) == 1:
+    import ray
+
+    if sum(node["Alive"] for node in ray.nodes()) == 1:
         return None
     marker = f".marker-{uuid.uuid4().hex}"
     storage.write(marker, b"")
     try:
-        blind = [nodes[node] for node, seen in _on_each(nodes, _reads, storage, marker).items() if not seen]
+        blind = [node for node, seen in _everywhere(_reads, storage, marker).items() if not seen]
     finally:
         storage.remove(marker)
     if blind:
         raise StageError(
-            f"scale.storage: {storage} is not what the node{'s' * (len(blind) > 1)} {', '.join(blind)} see there; with "
-            "more than one node it has to be a folder that all share, or an address such as s3://bucket/folder"
+            f"scale.storage: {storage} is not the same on {', '.join(blind)}; with more than one node it has to be a "
+            "folder that all share, or an address such as s3://bucket/folder"
         )
     key = _key(prepared, reference)
-    if all(seen == key for seen in _on_each(nodes, _key, prepared, reference).values()):
+    if all(seen == key for seen in _everywhere(_key, prepared, reference).values()):
         return None
     inputs = storage / "inputs" / key
     if COMPLETE not in inputs.files():
@@ -92,28 +92,10 @@ def _reads(storage: Storage, name: str) -> bool:
         return False
 
 
-def _nodes() -> dict[str, str]:
-    """Addresses of the living nodes, by their IDs."""
-    import ray
-
-    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-
-
-def _on_each(nodes: dict[str, str], fn: Callable[..., T], *args: object) -> dict[str, T]:
-    """What `fn(*args)` returns on each node. Raises StageError if one does not answer within a minute."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    task = ray.remote(num_cpus=0)(fn)
-    asked = {
-        node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*args)
-        for node in nodes
-    }
-    found = {}
-    for node, answer in asked.items():
-        try:
-            found[node] = ray.get(answer, timeout=60)
-        except (ray.exceptions.RayError, TimeoutError) as error:
-            reason = " ".join(str(error).split())[-200:]
-            raise StageError(f"scale: node {nodes[node]} does not do its work: {reason}") from error
-    return found
+def _everywhere(function: Callable[..., Any], *args: object) -> dict[str, Any]:
+    """What a function returns on each node. Raises StageError if one fails."""
+    answers = on_every_node(function, *args)
+    for node, answer in answers.items():
+        if isinstance(answer, Exception):
+            raise StageError(f"node {node} runs no task: {one_line(answer)}")
+    return answers

@@ -11,7 +11,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import threading
 import time
@@ -38,7 +37,7 @@ from ganlib.shards import read_spec
 from ganlib.trainer import Report, build_game, check_groups, plan, train
 from pipelines._stage import REFERENCE, StageError, home
 from pipelines.checkpoints import Checkpoints, Saved
-from pipelines.guard import restarting
+from pipelines.cluster import cluster, cluster_address, usable_resources
 from pipelines.inputs import fetch, publish
 from pipelines.storage import Storage, exclusive
 
@@ -46,7 +45,6 @@ __all__ = [
     "QUALITY",
     "Job",
     "check_resources",
-    "cluster",
     "fingerprint",
     "gpu_slots",
     "keep",
@@ -58,7 +56,6 @@ __all__ = [
     "storage",
     "train_distributed",
     "train_worker",
-    "usable_resources",
     "why_fewer",
 ]
 
@@ -209,57 +206,6 @@ def storage(params: Params) -> Storage:
     return found
 
 
-@contextmanager
-def cluster(params: Params) -> Iterator[dict[str, float]]:
-    """Connect to the cluster that `scale.ray_address` names, or start one on this machine.
-
-    Yields its resources, as far as they can be used. Raises StageError if there is no such cluster.
-    """
-    import ray
-
-    address, terminate = cluster_address(params.scale), signal.getsignal(signal.SIGTERM)  # Ray sets its own
-    if address:
-        _check_reachable(address)
-    # Ray frees an early-stopped trial's workers through its dashboard, which listens on loopback only. Ray's other
-    # servers listen on all interfaces, whatever address they are given; what keeps strangers out is Ray's token
-    # authentication, which is on for a cluster started here unless RAY_AUTH_MODE says otherwise.
-    local: dict[str, Any] = {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
-    try:
-        ray.init(
-            address=address or "local",
-            logging_level="error",
-            log_to_driver=False,
-            **({} if address else local),
-        )
-    except (ConnectionError, RuntimeError) as error:
-        raise StageError(f"scale.ray_address: no Ray cluster: {' '.join(str(error).split())}") from error
-    signal.signal(signal.SIGTERM, terminate)
-    gcs_address = ray.get_runtime_context().gcs_address
-    try:
-        with restarting(gcs_address, local=not address, at_most=params.scale.max_failures):
-            yield usable_resources(ray.cluster_resources())
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Raise StageError if nothing listens at HOST:PORT: Ray would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        except OSError as error:
-            raise StageError(f"scale.ray_address: no Ray cluster at {address}: {error}") from error
-
-
-def usable_resources(resources: Mapping[str, float]) -> dict[str, float]:
-    """Ray's resources without GPUs that this torch cannot use; prints a line if there are such."""
-    usable = dict(resources)
-    if usable.get("GPU") and not torch.backends.cuda.is_built():
-        print(f"scale: {usable.pop('GPU'):g} GPUs stay idle: torch {torch.__version__} is built without CUDA")
-    return usable
-
-
 def gpu_slots(available: Mapping[str, float], gpus_per_worker: float) -> int:
     """How many workers the GPUs hold. A share is of one GPU: two GPUs hold two workers of 0.6, not three."""
     return int(available.get("GPU", 0)) * int(1 / gpus_per_worker + 1e-6)
@@ -342,11 +288,6 @@ def await_workers(scale: ScaleConfig, key: str, possible: Collection[int]) -> Re
             request_resources(bundles=[each] * workers)
             asked = True
         time.sleep(2)
-
-
-def cluster_address(scale: ScaleConfig) -> str | None:
-    """The address of the cluster to connect to, or None for one of this machine."""
-    return scale.ray_address or os.environ.get("RAY_ADDRESS")
 
 
 def resources_per_worker(scale: ResolvedScale) -> dict[str, float]:

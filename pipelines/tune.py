@@ -29,12 +29,12 @@ from ganlib.health import Diverged
 from pipelines import tracking
 from pipelines._stage import PREPARED, REFERENCE, TUNED, StageError, main, whole_folder
 from pipelines.checkpoints import Checkpoints
+from pipelines.cluster import cluster
 from pipelines.halving import Outcome, Trial, best, rungs, search
 from pipelines.launch import (
     QUALITY,
     Job,
     check_resources,
-    cluster,
     fingerprint,
     gpu_slots,
     keep,

@@ -12,9 +12,9 @@ from ganlib.distributed import WorkerLost
 from ganlib.health import Diverged
 from ganlib.shards import read_spec
 from pipelines._stage import StageError, whole_folder
+from pipelines.cluster import _check_reachable, usable_resources
 from pipelines.launch import (
     Job,
-    _check_reachable,
     _fit,
     cause,
     check_resources,
@@ -24,7 +24,6 @@ from pipelines.launch import (
     possible_workers,
     resolve_scale,
     storage,
-    usable_resources,
     why_fewer,
 )
 from pipelines.storage import Storage

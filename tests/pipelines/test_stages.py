@@ -26,6 +26,8 @@ WITHOUT_EFFECT = {
     "pipelines/storage.py": "where checkpoints lie",
     "pipelines/checkpoints.py": "keeps them",
     "pipelines/inputs.py": "carries data to other nodes",
+    "pipelines/cluster.py": "where the work runs",
+    "pipelines/guard.py": "starts it again",
     "pipelines/prepare.py -> ganlib/reference.py": "how few examples are too few",
     "pipelines/launch.py -> ganlib/evaluate.py": "names of metrics, to refuse what is not one",
     "pipelines/tune.py -> pipelines/train.py": "a file's name",
