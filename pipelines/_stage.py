@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from ganlib.config import ConfigError, Params, load_params
+from pipelines.clean import sweep_scratch
 from pipelines.storage import Storage, exclusive
 
 __all__ = [
@@ -92,6 +93,7 @@ def main(stage: Callable[[Params], None]) -> None:
     name = Path(inspect.getfile(stage)).stem
     try:
         params = load_params()
+        sweep_scratch()
         # DVC's own lock ends with DVC, and a stage may outlive it
         with exclusive(Storage(str(Path(".ganlib/stages", name).absolute())), f"stage {name}"):
             stage(params)

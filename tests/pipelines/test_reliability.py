@@ -189,6 +189,48 @@ def test_an_interrupted_run_goes_on(project, undisturbed):
     assert weights(project) == undisturbed
 
 
+def test_a_terminated_run_goes_on(project, undisturbed):
+    """SIGTERM is what Slurm and Kubernetes send before they kill."""
+    forget(project)
+    process = start(project)
+    read_until(process, 3)
+    process.terminate()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "ganlib: terminated; the same command goes on from what is kept" in said
+    assert [p.name for p in Path(project.folder / "outputs").iterdir() if "train" in p.name] == []
+    output = project.run(sys.executable, "-m", "pipelines.train")
+    assert all(kimg > 1.5 for kimg in reports(output)), "it began anew"
+    assert weights(project) == undisturbed
+
+
+@pytest.mark.parametrize("server", ["gcs_server", "raylet"])
+def test_a_run_whose_ray_servers_are_gone_starts_again(server, project, undisturbed):
+    forget(project)
+    process = start(project)
+    read_until(process, 3)
+    before = psutil.Process(process.pid).children(recursive=True)
+    next(child for child in before if child.name() == server).kill()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert f"lost: Ray's {server}; starting again from what is kept" in output
+    assert all(kimg > 1.5 for kimg in reports(output)), "it began anew"
+    assert weights(project) == undisturbed
+    _, alive = psutil.wait_procs(before, timeout=20)
+    assert not alive, "Ray's processes outlived it"
+
+
+def test_a_second_run_waits_and_finds_the_work_done(project, undisturbed):
+    """The first was orphaned: DVC is gone, which would have kept the second out."""
+    forget(project)
+    first, second = start(project), start(project)
+    said = [process.communicate(timeout=300)[0] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), said
+    (waited,) = [output for output in said if "is at this work; waiting for it to end" in output]
+    assert reports(waited) == [], "it trained again"
+    assert weights(project) == undisturbed
+
+
 def test_a_pipeline_goes_on(project, undisturbed):
     """After Ctrl-C, then a kill of DVC and all that it started, `dvc repro` needs no help."""
     forget(project)
