@@ -2,8 +2,8 @@
 
     python tests/bench/checkpoints.py [--kimg 60] [--storage FOLDER]
 
-The shipped model and data in one process, as a trial of a search trains, each checkpoint with its checksums, its exported
-generator and its picture, stored and synced to disk. Time is wall-clock: what waits for the disk counts.
+The shipped model and data in one process, as a trial of a search trains, each checkpoint with its checksums, its
+exported generator and its picture, stored and synced to disk. Time is wall-clock: what waits for the disk counts.
 """
 
 from __future__ import annotations
