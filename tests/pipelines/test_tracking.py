@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import socket
 import time
 
@@ -132,7 +133,15 @@ def test_a_value_that_a_table_lacks_is_no_rollback(store):
         ("http://user:secret@host:5000/x", "http://***@host:5000/x"),
         ("postgresql+psycopg2://user:se/cr@t@host/db", "postgresql+psycopg2://***@host/db"),
         ("postgresql:///db?user=me&password=secret", "postgresql:///db?***"),
-        ("request to https://user:secret@host/api?a=b failed", "request to https://***@host/api?*** failed"),
+        ("http://user:s3 cret@host/x", "http://***@host/x"),
+        ("http://user@host", "http://***@host"),
+        ("http://host/x;token=secret", "http://host/x?***"),
+        ("http://host/x#secret", "http://host/x?***"),
+        ("postgresql:user:secret@host/db", "postgresql:***"),
+        ("http://[::secret", "http:***"),
+        ("s3://bucket/folder", "s3://bucket/folder"),
+        ("/mnt/me@work/ray", "/mnt/me@work/ray"),
+        ("databricks", "databricks"),
         ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
         ("http://host:5000", "http://host:5000"),
     ],
@@ -142,12 +151,43 @@ def test_what_is_shown_of_an_address(uri, expected):
 
 
 @pytest.mark.parametrize(
-    "uri", ["http://user:secret@127.0.0.1:1", "mysql+none://user:secret@h/db", "x://user:secret@h"]
+    "uri",
+    [
+        "http://user:secret@127.0.0.1:1",
+        "http://user:s%65cret@127.0.0.1:1",
+        "mysql+none://user:secret@h/db",
+        "x://user:secret@h",
+        "http://user:secret@h:port",
+        "postgresql:user:secret@h/db",
+        "http://[::secret",
+    ],
 )
-def test_no_password_in_errors(project, uri):
-    with pytest.raises(StageError, match=r"not answer|known") as error:
-        tracking.open_store(TrackingConfig(uri=uri))
+def test_no_password_in_errors(project, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(StageError, match=r"not answer|known|MLFLOW_TRACKING_URI: .* is not an address") as error:
+        tracking.open_store(TrackingConfig())
     assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_secrets_of_addresses_and_of_the_environment_are_cut_from_errors(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "pass word")
+    uri = "postgresql://me:s%2Fcret@h/db?sslpassword=key"
+    error = ValueError(
+        "to https://user:other@host/api?a=b\n failed: s/cret, s%2Fcret, key, pass word (see http://x.org/e)"
+    )
+    assert (
+        tracking._one_line(error, uri) == "to https://***@host/api?*** failed: ***, ***, ***, *** (see http://x.org/e)"
+    )
+
+
+@pytest.mark.parametrize("uri", ["http://user:secret@h", "postgresql://h/db?user=me&password=secret"])
+def test_a_password_in_the_parameters_is_refused(project, monkeypatch, uri):
+    for variable in ("", f"sqlite:///{project}/mlflow.db"):  # also where it is not used: git and DVC keep it
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
+        with pytest.raises(StageError, match=r"^tracking\.uri: .*holds a password.*MLFLOW_TRACKING_URI") as error:
+            tracking.open_store(TrackingConfig(uri=uri))
+        assert "secret" not in str(error.value)
 
 
 def test_no_password_in_what_the_gate_gives_as_its_reason(store, tmp_path, monkeypatch):
@@ -258,5 +298,15 @@ def test_missing_alias_and_model(store):
     assert tracking.find_version(store, "none", "key") is None
     with pytest.raises(StageError, match="no such model"):
         tracking.version_by_uri(store, "models:/none@champion")
-    with pytest.raises(StageError, match="is wanted"):
+    with pytest.raises(StageError, match="expected models:/NAME@ALIAS"):
         tracking.version_by_uri(store, "runs:/abc")
+
+
+def test_a_copied_project_does_not_write_into_the_first(store, project, tmp_path_factory, monkeypatch):
+    copy = tmp_path_factory.mktemp("copy")
+    shutil.copy(project / "mlflow.db", copy)
+    monkeypatch.chdir(copy)
+    with pytest.raises(StageError, match=rf"{copy}/mlflow.db came from another folder.* in {project}/mlartifacts"):
+        tracking.open_store(TrackingConfig())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")  # shared knowingly
+    assert tracking.open_store(TrackingConfig()).experiment == store.experiment
