@@ -273,15 +273,16 @@ def run(
 def _begin(store: Store, key: str, name: str, parent: Run | None, tags: Mapping[str, str]) -> Run:
     """Find the run or create it, and set it running."""
     tags = {**tags, **({"mlflow.parentRunId": parent.id} if parent else {})}
-    run_id = _find_run(store, RUN_KEY, key)
-    if run_id is None:
-        run_id = _create_run(store, key, name, tags)
-    store.client.update_run(run_id, status="RUNNING")
-    found = store.client.get_run(run_id).data
+    owner = next(iter(_find_runs(store, RUN_KEY, key)), None) or _create_run(store, key, name, tags)
+    for claim in _find_runs(store, CLAIM_KEY, key):
+        if claim != owner:
+            _delete_run(store, claim)
+    store.client.update_run(owner, status="RUNNING")
+    found = store.client.get_run(owner).data
     for tag, value in tags.items():
         if found.tags.get(tag) != value:
-            store.client.set_tag(run_id, tag, value)
-    return Run(store, run_id, key, _logged(store, run_id, found.metrics))
+            store.client.set_tag(owner, tag, value)
+    return Run(store, owner, key, _logged(store, owner, found.metrics))
 
 
 def _create_run(store: Store, key: str, name: str, tags: Mapping[str, str]) -> str:
@@ -294,27 +295,35 @@ def _create_run(store: Store, key: str, name: str, tags: Mapping[str, str]) -> s
     """
     for attempt in range(CLAIM_ATTEMPTS):
         mine = store.client.create_run(store.experiment, run_name=name, tags={**tags, CLAIM_KEY: key}).info.run_id
-        other = _find_run(store, CLAIM_KEY, key, without=mine)
-        if other is None:
+        if _find_runs(store, CLAIM_KEY, key) == [mine]:
             store.client.set_tag(mine, RUN_KEY, key)
             return str(mine)
-        store.client.delete_run(mine)
+        _delete_run(store, mine)
         time.sleep(random.uniform(0, 0.1 * 2**attempt))
-        found = _find_run(store, RUN_KEY, key)
-        if found is not None:
-            return found
-    other = _find_run(store, CLAIM_KEY, key)
-    if other is None:
+        if owners := _find_runs(store, RUN_KEY, key):
+            return owners[0]
+    claims = _find_runs(store, CLAIM_KEY, key)
+    if not claims:
         raise StoreError(f"tracking store {shown(store.uri)}: other processes begin the run {key} too; {AGAIN}")
-    store.client.set_tag(other, RUN_KEY, key)
-    return other
+    store.client.set_tag(claims[0], RUN_KEY, key)
+    return claims[0]
 
 
-def _find_run(store: Store, tag: str, key: str, without: str = "") -> str | None:
-    """The ID of the first run whose `tag` is `key`, or None."""
-    found = store.client.search_runs([store.experiment], f"tags.`{tag}` = '{key}'")
-    known = [one.info for one in found if one.info.run_id != without]
-    return min(((info.start_time, info.run_id) for info in known), default=(0, None))[1]
+def _find_runs(store: Store, tag: str, key: str) -> list[str]:
+    """The IDs of the runs whose `tag` is `key`, the first to start first."""
+    found = [one.info for one in store.client.search_runs([store.experiment], f"tags.`{tag}` = '{key}'")]
+    return [info.run_id for info in sorted(found, key=lambda info: (info.start_time, info.run_id))]
+
+
+def _delete_run(store: Store, run_id: str) -> None:
+    """Delete a run that only claims its key, unless another process did."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        store.client.delete_run(run_id)
+    except MlflowException:
+        if store.client.get_run(run_id).info.lifecycle_stage == "active":
+            raise
 
 
 def log_stats(run: Run | Draft, rows: Iterable[Mapping[str, float]], at_ms: int | None = None) -> None:
