@@ -191,6 +191,7 @@ def _settle_race(
     elsewhere was moved by a person, or by the gate over one of them, and stays.
     """
     displaced = decision.champion_version
+    version = dataclasses.replace(version, tags=decision.tags())
     known: set[int] = set()
     while True:
         rivals = _rivals(store, version, displaced, before)
@@ -221,18 +222,13 @@ def _settle_race(
 def _rivals(
     store: tracking.Store, version: tracking.Version, displaced: int | None, before: list[int]
 ) -> list[tracking.Version]:
-    """The versions promoted over `displaced`, or over one of these, since `before` was read; without `version`."""
+    """The versions promoted over `displaced`, `version` or one another since `before` was read, without `version`."""
     since = [one for one in _promoted(store, version.model) if one.number not in (*before, version.number)]
-    found: dict[int | None, tracking.Version] = {}
-    while True:
-        more = [
-            one
-            for one in since
-            if one.number not in found and Decision.from_tags(one.tags).champion_version in (displaced, *found)
-        ]
-        if not more:
-            return list(found.values())
-        found |= {one.number: one for one in more}
+    over = {one.number: Decision.from_tags(one.tags).champion_version for one in since}
+    found: set[int | None] = set()
+    while more := {number for number in over if over[number] in {displaced, version.number} | found} - found:
+        found |= more
+    return [one for one in since if one.number in found]
 
 
 def _promoted(store: tracking.Store, model: str) -> list[tracking.Version]:
