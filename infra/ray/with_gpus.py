@@ -2,13 +2,15 @@
 
     python infra/ray/with_gpus.py [--timeout SECONDS] GPUS -- COMMAND...
 
-A stage takes what the cluster has when it starts, so a cluster that grows on demand must be asked before. The cluster is
-the one that RAY_ADDRESS names (in a job, Ray sets it). The exit status is the command's, or 1 if the GPUs do not come.
+A stage takes what the cluster has when it starts, so a cluster that grows on demand must be asked before. It is the one
+that RAY_ADDRESS names (in a job, Ray sets it); of several that ask one cluster, the last one counts. The exit
+status is the command's, or 1 if there is no cluster or the GPUs do not come.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -46,7 +48,12 @@ def main(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     if asked.gpus < 1:
         parser.error(f"gpus: {asked.gpus}; at least 1 expected")
-    ray.init(address="auto", log_to_driver=False)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False)
+    except (ConnectionError, RuntimeError) as error:
+        print(f"with_gpus: no Ray cluster: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     try:
         if not wait_for_gpus(asked.gpus, asked.timeout):
             return 1

@@ -18,7 +18,7 @@ FILES = {"RayCluster": "kuberay/cluster.yaml", "RayJob": "kuberay/job.yaml"}
 
 
 def strict(schema):
-    """A structural schema of Kubernetes as one of JSON that refuses unknown keys, as `kubectl --validate=strict` does."""
+    """A schema of Kubernetes as one of JSON that refuses unknown keys, as `kubectl --validate=strict` does."""
     if isinstance(schema, list):
         return [strict(item) for item in schema]
     if not isinstance(schema, dict):
