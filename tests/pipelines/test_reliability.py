@@ -110,7 +110,7 @@ def test_a_killed_worker_is_replaced(project, undisturbed):
 
 def test_a_hung_worker_is_replaced(project, undisturbed):
     forget(project)
-    project.env["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = "5"  # instead of a minute
+    project.env["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = "15"  # instead of a minute
     process = start(project)
     read_until(process, 2)
     workers = [
