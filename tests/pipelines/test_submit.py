@@ -20,7 +20,7 @@ import pytest
 from budgets import SHORT
 from ruamel.yaml import YAML
 
-from pipelines import job, submit
+from pipelines import cluster, job, submit
 from pipelines._stage import StageError
 
 ROOT = Path(__file__).parents[2]
@@ -404,24 +404,47 @@ def test_ctrl_c_leaves_the_job_running_and_the_same_again_follows_it(project, ra
 
 @pytest.mark.pipeline
 @pytest.mark.parametrize(
-    ("env", "said"),
+    ("variable", "value", "said"),
     [
-        ({"HOME": "/nonexistent"}, "asks for a token; no token here: set RAY_AUTH_TOKEN, or copy ~/.ray/auth_token of"),
-        ({"RAY_AUTH_TOKEN": "wrong"}, "refuses the token that is here (RAY_AUTH_TOKEN)"),
+        ("HOME", "/nonexistent", "asks for a token; no token here: set RAY_AUTH_TOKEN, or copy ~/.ray/auth_token of"),
+        (
+            "RAY_AUTH_TOKEN",
+            "wrong",
+            r"refuses the .* here \(RAY_AUTH_TOKEN\)|asks .* refuses the one here \(RAY_AUTH_TOK",
+        ),
     ],
 )
-def test_a_missing_or_wrong_token_is_one_line(project, ray_cluster, env, said):
-    done = ganlib(project, "submit", **env)
-    assert done.returncode == 1
-    assert done.stdout.startswith(f"ganlib: --address: the cluster at {ray_cluster.url} {said}")
-    assert len(done.stdout.splitlines()) == 1
+def test_a_missing_or_wrong_token_is_said_at_once(ray_cluster, variable, value, said, monkeypatch):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(StageError, match=rf"^--address: the cluster at {ray_cluster.url} ({said})"):
+        submit.connect(ray_cluster.url)
+    with pytest.raises(StageError, match=rf"^scale\.ray_address: the cluster at {ray_cluster.address} ({said})"):
+        cluster._check_token(ray_cluster.address, "scale.ray_address")
+    monkeypatch.setenv("HOME", str(ray_cluster.home))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    assert submit.connect(ray_cluster.url).list_jobs() is not None
+    cluster._check_token(ray_cluster.address, "scale.ray_address")
+
+
+def test_a_port_where_nothing_listens_is_said():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    with pytest.raises(StageError, match=rf"^--address: no Ray cluster at {url}: nothing answers there$"):
+        submit.connect(url)
+    with pytest.raises(
+        StageError, match=r"^--address: 'x:6379': expected the address of Ray's dashboard, such as http"
+    ):
+        submit.connect("x:6379")
 
 
 CONNECT = """
 import sys
+from pathlib import Path
 from ganlib.config import load_params
-from pipelines._stage import main
-from pipelines.cluster import cluster
+from pipelines._stage import StageError, main
+from pipelines.cluster import cluster, require_shared_folders
 import ray.tune  # Ray reads its variables when it is imported
 
 params = load_params()
@@ -429,61 +452,45 @@ params = params.model_copy(update={"scale": params.scale.model_copy(update={"ray
 def stage(_):
     with cluster(params) as available:
         print("CPUs", available["CPU"])
+        require_shared_folders(Path("data"))
+        print("all see", "data")
+        require_shared_folders(Path("data"), *map(Path, sys.argv[2:]))
 main(stage)
 """
 
 
 @pytest.mark.pipeline
-@pytest.mark.parametrize(
-    ("env", "said"),
-    [
-        ({}, "CPUs "),
-        ({"HOME": "/nonexistent"}, "asks for a token; no token here: set RAY_AUTH_TOKEN, or copy"),
-        ({"RAY_AUTH_TOKEN": "wrong"}, "asks for a token, and refuses the one here (RAY_AUTH_TOKEN)"),
-    ],
-)
-def test_a_stage_that_is_given_the_clusters_address_has_its_token_or_says_so_at_once(project, ray_cluster, env, said):
-    start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", CONNECT, ray_cluster.address],
+def test_a_cluster_is_looked_at_node_by_node(project, ray_cluster):
+    """One of its nodes, where this can be done, does not see the folder of jobs."""
+    folder = ray_cluster.home / ".ganlib" / "jobs"
+    folder.mkdir(parents=True, exist_ok=True)
+    hidden = os.geteuid() == 0  # others may not mount
+    if hidden:
+        hide = f'mount -t tmpfs none {folder.parent} && exec "$@"'
+        before = ("unshare", "-m", "sh", "-c", hide, "-")
+        ray_cluster.start(f"--address={ray_cluster.address}", "--num-cpus=1", before=before)
+        ray_cluster.wait(2)
+
+    done = ganlib(project, "doctor", "--address", ray_cluster.url)
+    assert done.returncode == int(hidden), done.stdout
+    lines = done.stdout.splitlines()
+    expected = ("answers", "takes the token", "CPUs, 0 GPUs", f"kept in {folder}", "tracking store", "DVC remote r")
+    for part in (*expected, "1 workers want 1 CPUs"):
+        assert any(line.startswith("ok") and part in line for line in lines), f"no word of {part}:\n{done.stdout}"
+    faults = [line for line in lines if not line.startswith("ok")]
+    assert len(faults) == int(hidden)
+    assert all(f"it does not see {folder} -> set scale.storage to a folder on a file system" in one for one in faults)
+
+    connected = subprocess.run(
+        [sys.executable, "-c", CONNECT, ray_cluster.address, str(folder)],
         cwd=project.folder,
-        env={**project.env, **env},
+        env=project.env,
         capture_output=True,
         text=True,
     )
-    assert said in done.stdout + done.stderr
-    assert len((done.stdout + done.stderr).splitlines()) == 1
-    assert time.monotonic() - start < 30  # Ray would try for 40 s
-
-
-@pytest.mark.pipeline
-def test_the_doctor_looks_at_each_node_of_a_cluster(project, ray_cluster):
-    done = ganlib(project, "doctor", "--address", ray_cluster.url)
-    assert done.returncode == 0, done.stdout
-    found = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
-    assert {status for status, _ in found} == {"ok"}
-    said = [what for _, what in found]
-    expected = (
-        "answers",
-        "takes the token",
-        "CPUs, 0 GPUs",
-        f"kept in {ray_cluster.home}",
-        "tracking store",
-        "remote r",
-    )
-    for part in (*expected, "1 workers want 1 CPUs"):
-        assert any(part in what for what in said), f"no word of {part}: {said}"
-
-
-@pytest.mark.pipeline
-@pytest.mark.skipif(os.geteuid() != 0, reason="a file system that one node alone does not see needs root")
-def test_a_node_that_does_not_see_the_storage_is_named(project, ray_cluster):
-    hide = f'mount -t tmpfs none {ray_cluster.home}/.ganlib && exec "$@"'
-    ray_cluster.start(
-        f"--address={ray_cluster.address}", "--num-cpus=1", before=("unshare", "-m", "sh", "-c", hide, "-")
-    )
-    ray_cluster.wait(2)
-    done = ganlib(project, "doctor", "--address", ray_cluster.url)
-    assert done.returncode == 1, done.stdout
-    (fault,) = [line for line in done.stdout.splitlines() if line.startswith("fail")]
-    assert f"it does not see {ray_cluster.home}/.ganlib/jobs -> set scale.storage to a folder on a file system" in fault
+    assert connected.returncode == int(hidden), connected.stderr
+    assert connected.stdout.startswith("CPUs ")
+    assert connected.stdout.endswith("\nall see data\n")
+    refusal = connected.stderr.splitlines()
+    assert len(refusal) == int(hidden)
+    assert all(line.startswith(f"ganlib: {folder}: node ") and "does not see it; put the" in line for line in refusal)
