@@ -201,7 +201,7 @@ def test_an_address_where_nothing_listens_is_said_at_once():
 
 
 def test_the_cause_is_the_workers_own_exception():
-    from ray.train.v2.api.exceptions import WorkerGroupError
+    from ray.train import WorkerGroupError
 
     lonely, full = RuntimeError("gloo: connection closed by peer"), OSError(28, "No space left on device", "/x")
     assert cause(WorkerGroupError("...", {0: lonely, 1: full})) == (
@@ -215,7 +215,7 @@ def test_the_cause_is_the_workers_own_exception():
 
 
 def test_what_no_retry_mends_ends_a_training():
-    from ray.train.v2.api.exceptions import WorkerGroupError
+    from ray.train import WorkerGroupError
 
     diverged, full, lost = Diverged("training diverged"), OSError(errno.ENOSPC, "full"), WorkerLost("rank 1 is gone")
     for final in (diverged, full, ConfigError("batch"), Damaged("format")):
