@@ -33,27 +33,41 @@ def alone(project):
     return generator(project)
 
 
-@pytest.fixture
-def cluster(monkeypatch):
-    """Two nodes of one core each."""
-    from ray.cluster_utils import Cluster
+# in a process of its own: Ray reads how it authenticates when it is imported
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+cluster.add_node(num_cpus=1)
+print(cluster.address, flush=True)
+for _ in sys.stdin:
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+cluster.shutdown()
+"""
 
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
-    yield cluster
-    cluster.shutdown()
+
+@pytest.fixture
+def cluster(project):
+    """Two nodes of one core each, of which the second is killed at a line on stdin; the project is to use them."""
+    project.env.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="t" * 32)
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER], env=project.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    project.env["RAY_ADDRESS"] = process.stdout.readline().strip()
+    yield process
+    del project.env["RAY_ADDRESS"]
+    process.communicate(timeout=60)
 
 
 def test_two_nodes_and_then_one(project, alone, cluster, object_store):
     """As many workers as the cluster holds: two, then one, after a node was killed; checkpoints in an object store."""
     forget(project)
-    project.edit({"scale.num_workers": [1, 2], "scale.storage": f"{object_store.replace('kept', 'nodes')}"})
-    project.env |= {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_MODE")}
-    project.env["RAY_ADDRESS"] = cluster.address
+    project.edit({"scale.num_workers": [1, 2], "scale.storage": object_store.replace("kept", "nodes")})
+    project.env.update({name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")})
     process = start(project)
     read_until(process, 2)
-    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    cluster.stdin.write("kill\n")
+    cluster.stdin.flush()
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
     assert "training goes on from" in output
@@ -62,10 +76,10 @@ def test_two_nodes_and_then_one(project, alone, cluster, object_store):
         assert_close(mine, alone[name], rtol=1e-2, atol=1e-3)
 
 
-def test_a_cluster_that_is_too_small_is_one_line(project, cluster):
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_that_is_too_small_is_one_line(project):
     forget(project)
     project.edit({"scale.num_workers": 4, "scale.storage": None, "scale.wait_seconds": 3})
-    project.env["RAY_ADDRESS"] = cluster.address
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.train"], cwd=project.folder, env=project.env, capture_output=True, text=True
     )
