@@ -381,12 +381,14 @@ def log_folder(run: Run | Draft, folder: Path, into: str) -> None:
     """Copy the files of `folder` to the run's artifacts, below `into`."""
     if isinstance(run, Draft):
         return run.send("log_folder", into, files=folder)
-    run.store.client.log_artifacts(run.id, str(folder), into)
+    with _storing(run.store):
+        run.store.client.log_artifacts(run.id, str(folder), into)
     return None
 
 
 def log_json(run: Run, content: Mapping[str, Any], name: str) -> None:
-    run.store.client.log_text(run.id, json.dumps(content, indent=2, sort_keys=True) + "\n", name)
+    with _storing(run.store):
+        run.store.client.log_text(run.id, json.dumps(content, indent=2, sort_keys=True) + "\n", name)
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -674,24 +676,27 @@ def register_generator(run: Run, folder: Path, model: str, key: str, tags: Mappi
 
 
 def _find_model(store: Store, key: str, digest: str) -> str | None:
-    """The ID of a model that was logged under `key` and whose files are whole, or None."""
+    """The ID of a model that was logged under `key` and whose files are whole, or None; failed ones are deleted."""
     from mlflow.entities import LoggedModelStatus
 
     # (a search by status finds nothing in a SQL store)
     found = store.client.search_logged_models([store.experiment], f"tags.`{VERSION_KEY}` = '{key}'")
     for logged in found:
-        if logged.status == LoggedModelStatus.READY and _stored_sha256(store, logged) == digest:
+        if logged.status == LoggedModelStatus.FAILED:
+            store.client.delete_logged_model(logged.model_id)
+        elif logged.status == LoggedModelStatus.READY and _stored_sha256(store, logged) == digest:
             return str(logged.model_id)
     return None
 
 
 def _log_model(run: Run, folder: Path, key: str, digest: str) -> str:
-    """The ID of the new model; MLflow lists one whose upload failed as such."""
+    """The ID of the new model. One whose upload fails is marked as failed by MLflow, and deleted when all is well."""
     import mlflow
 
     from pipelines import pyfunc
 
-    with _environment({"MLFLOW_TRACKING_URI": run.store.uri}), mlflow.start_run(run_id=run.id):
+    uri = {"MLFLOW_TRACKING_URI": run.store.uri}
+    with _storing(run.store), _environment(uri), mlflow.start_run(run_id=run.id):
         made = mlflow.pyfunc.log_model(name="generator", tags={VERSION_KEY: key}, **pyfunc.logged(folder))
     found = _stored_sha256(run.store, run.store.client.get_logged_model(made.model_id))
     if found != digest:
@@ -807,6 +812,16 @@ def _answering(store: Store) -> Iterator[None]:
         raise StoreError(f"tracking store {shown(store.uri)}: {_one_line(error, store.uri)}; {AGAIN}") from error
 
 
+@contextmanager
+def _storing(store: Store) -> Iterator[None]:
+    """An OSError, as of a full disk, while files are copied to the store becomes a StoreError."""
+    try:
+        yield
+    except OSError as error:
+        reason = _one_line(error, store.uri)
+        raise StoreError(f"tracking store {shown(store.uri)} did not take a file: {reason}; {AGAIN}") from error
+
+
 def _probe_sqlite(path: Path, create: bool) -> None:
     """Open SQLite ourselves: MLflow would retry for a minute what cannot work."""
     if not create and not path.is_file():
@@ -828,6 +843,8 @@ def _quiet() -> None:
         os.environ["MLFLOW_LOGGING_LEVEL"] = "ERROR"
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        # it prints the traceback of each error that it then raises
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 @contextmanager
