@@ -350,7 +350,7 @@ def _log(store: tracking.Store, params: Params, generator: Generator, metrics: M
         # without the store's address, which may hold a password
         tracking.log_json(run, tuned.model_dump(mode="json", exclude={"tracking": {"uri"}}), "params.json")
         tracking.log_json(run, facts, "lineage.json")
-        tracking.log_stats(run, _curves(TRAINED / "stats.jsonl"))
+        tracking.log_past_stats(run, _curves(TRAINED / "stats.jsonl"))
         tracking.log_metrics(run, _flat(metrics))
         with tempfile.TemporaryDirectory() as scratch:
             for folder in (PREPARED, REFERENCE, TUNED, TRAINED, EVALUATED):

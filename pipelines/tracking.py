@@ -48,6 +48,7 @@ __all__ = [
     "log_json",
     "log_metrics",
     "log_params",
+    "log_past_stats",
     "log_stats",
     "open_outbox",
     "open_store",
@@ -101,6 +102,7 @@ class Run:
     id: str
     key: str
     logged: dict[str, set[tuple[int, float]]]
+    start_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -278,11 +280,11 @@ def _begin(store: Store, key: str, name: str, parent: Run | None, tags: Mapping[
         if claim != owner:
             _delete_run(store, claim)
     store.client.update_run(owner, status="RUNNING")
-    found = store.client.get_run(owner).data
+    found = store.client.get_run(owner)
     for tag, value in tags.items():
-        if found.tags.get(tag) != value:
+        if found.data.tags.get(tag) != value:
             store.client.set_tag(owner, tag, value)
-    return Run(store, owner, key, _logged(store, owner, found.metrics))
+    return Run(store, owner, key, _logged(store, owner, found.data.metrics), found.info.start_time)
 
 
 def _create_run(store: Store, key: str, name: str, tags: Mapping[str, str]) -> str:
@@ -352,6 +354,16 @@ def log_stats(run: Run | Draft, rows: Iterable[Mapping[str, float]], at_ms: int 
         for point, times in part:
             run.logged.setdefault(point.key, set()).add((point.step, times))
     return None
+
+
+def log_past_stats(run: Run, rows: Iterable[Mapping[str, float]]) -> None:
+    """Curves of a training that is over, as `log_stats` does, when several processes may do so at once.
+
+    They are logged as of the run's start: MLflow stores equal points once. Where the training was rolled back, they
+    must come after what was abandoned, and are logged as of now.
+    """
+    rolled_back = any(times for _, times in run.logged.get(ROLLBACKS, ()))
+    log_stats(run, rows, None if rolled_back else run.start_ms)
 
 
 def log_metrics(run: Run, metrics: Mapping[str, float]) -> None:
