@@ -48,7 +48,7 @@ def stage(params: Params) -> None:
 class _Progress:
     """What the driver does with each report: it prints a line, and logs points to the tracking store."""
 
-    def __init__(self, run: tracking.Run, cfg: TrainConfig):
+    def __init__(self, run: tracking.Run | tracking.Draft, cfg: TrainConfig):
         self.run, self.kimg, self.health = run, cfg.kimg, cfg.health
         self.monitor, self.said = Monitor(cfg.health), dict[str, float]()
         self.rows: list[dict[str, float]] = []

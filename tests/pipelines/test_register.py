@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -302,6 +303,40 @@ def test_a_late_move_gives_way_to_all_that_came_meanwhile(contest):
     contest.register(9.0)
     assert aliases() == (4, 3)
     assert set(decisions().values()) == {"promoted"}
+
+
+def test_a_claim_that_another_process_carries_out(contest, monkeypatch):
+    """Version 2 has decided and not yet looked at the alias again when version 3 registers from start to end."""
+    tag = tracking.tag_version
+
+    def claimed(store, version, tags):
+        tag(store, version, tags)
+        if version.number == 2:
+            monkeypatch.setattr(tracking, "tag_version", tag)
+            contest.register(5.2)
+
+    monkeypatch.setattr(tracking, "tag_version", claimed)
+    contest.register(5.0)
+    assert aliases() == (2, 1)
+    assert decisions() == {1: "promoted", 2: "promoted", 3: "refused"}
+    assert "better than version 1" in versions()[2]["gate.reason"]
+
+
+def test_a_decision_is_read_only_when_all_of_it_is_written(contest, monkeypatch):
+    from mlflow import MlflowClient
+
+    set_tag = MlflowClient.set_model_version_tag
+    names = []
+
+    def recorded(self, name, number, key, value):
+        names.append(key)
+        set_tag(self, name, number, key, value)
+
+    monkeypatch.setattr(MlflowClient, "set_model_version_tag", recorded)
+    contest.register(5.0)
+    claim = names[: names.index("gate.decision") + 1]
+    assert {f"gate.{field.name}" for field in dataclasses.fields(register.Decision)} <= {*claim}
+    assert names[-1] == register.TERMS
 
 
 def test_killed_after_a_late_move(contest, monkeypatch):
