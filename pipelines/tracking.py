@@ -24,7 +24,7 @@ import sqlite3
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,13 +96,14 @@ class Store:
 
 @dataclass(frozen=True)
 class Run:
-    """An open run. `logged`: the points of each metric that it has, as (step, rollbacks of training until then)."""
+    """An open run. `logged`: the points of each metric that it has, as (step, rollbacks of training until then);
+    `latest_ms`: when the last of them came, or else the run began."""
 
     store: Store
     id: str
     key: str
     logged: dict[str, set[tuple[int, float]]]
-    start_ms: int = 0
+    latest_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,9 @@ def _begin(store: Store, key: str, name: str, parent: Run | None, tags: Mapping[
     for tag, value in tags.items():
         if found.data.tags.get(tag) != value:
             store.client.set_tag(owner, tag, value)
-    return Run(store, owner, key, _logged(store, owner, found.data.metrics), found.info.start_time)
+    history = {name: store.client.get_metric_history(owner, name) for name in found.data.metrics}
+    times = [point.timestamp for points in history.values() for point in points]
+    return Run(store, owner, key, _logged(history), max([found.info.start_time, *times]))
 
 
 def _create_run(store: Store, key: str, name: str, tags: Mapping[str, str]) -> str:
@@ -359,11 +362,11 @@ def log_stats(run: Run | Draft, rows: Iterable[Mapping[str, float]], at_ms: int 
 def log_past_stats(run: Run, rows: Iterable[Mapping[str, float]]) -> None:
     """Curves of a training that is over, as `log_stats` does, when several processes may do so at once.
 
-    They are logged as of the run's start: MLflow stores equal points once. Where the training was rolled back, they
-    must come after what was abandoned, and are logged as of now.
+    They are logged as of the last point, or the run's start: MLflow stores equal points once. Where the training was
+    rolled back, they must come after what was abandoned, and are logged as of now.
     """
     rolled_back = any(times for _, times in run.logged.get(ROLLBACKS, ()))
-    log_stats(run, rows, None if rolled_back else run.start_ms)
+    log_stats(run, rows, None if rolled_back else run.latest_ms)
 
 
 def log_metrics(run: Run, metrics: Mapping[str, float]) -> None:
@@ -793,9 +796,9 @@ def _version(found: Any) -> Version:
     return Version(found.name, int(found.version), dict(found.tags))
 
 
-def _logged(store: Store, run_id: str, names: Iterable[str]) -> dict[str, set[tuple[int, float]]]:
-    """`Run.logged` as the store has it: of the points at one step, those of a later course have the later time."""
-    found = {name: store.client.get_metric_history(run_id, name) for name in names}
+def _logged(found: Mapping[str, Sequence[Any]]) -> dict[str, set[tuple[int, float]]]:
+    """`Run.logged` from each metric's history: of the points at one step, those of a later course have the later
+    time."""
     rolled = defaultdict(list)
     for point in found.get(ROLLBACKS, ()):
         rolled[point.step].append(point)
