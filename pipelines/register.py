@@ -78,10 +78,10 @@ class Decision:
     high: float | None = None
 
     def tags(self) -> dict[str, str]:
-        return {
-            f"gate.{name}": value if isinstance(value, str) else json.dumps(value)
-            for name, value in dataclasses.asdict(self).items()
-        }
+        """Tags of a version, `gate.decision` last: where another process reads it, the others are there."""
+        values = dataclasses.asdict(self)
+        values["decision"] = values.pop("decision")
+        return {f"gate.{k}": v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> Decision:
@@ -166,9 +166,12 @@ def _promote_or_refuse(
 
     Also returns the numbers of the versions whose promotion was over before this one's claim.
     """
+    decision, before = None, list[int]()
     while True:
         champion = tracking.version_by_alias(store, version.model, CHAMPION)
         holds = _same(champion, version)
+        if holds and decision is not None:  # another process found our claim, and moved the alias to us
+            return decision, before
         decision = _decide(store, params, None if holds else champion, generator, metrics)
         before = [one.number for one in _promoted(store, version.model) if TERMS in one.tags]
         # the claim: whoever moves the alias after us finds it
@@ -350,7 +353,7 @@ def _log(store: tracking.Store, params: Params, generator: Generator, metrics: M
         # without the store's address, which may hold a password
         tracking.log_json(run, tuned.model_dump(mode="json", exclude={"tracking": {"uri"}}), "params.json")
         tracking.log_json(run, facts, "lineage.json")
-        tracking.log_stats(run, _curves(TRAINED / "stats.jsonl"))
+        tracking.log_past_stats(run, _curves(TRAINED / "stats.jsonl"))
         tracking.log_metrics(run, _flat(metrics))
         with tempfile.TemporaryDirectory() as scratch:
             for folder in (PREPARED, REFERENCE, TUNED, TRAINED, EVALUATED):

@@ -24,7 +24,7 @@ import sqlite3
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,7 @@ __all__ = [
     "log_json",
     "log_metrics",
     "log_params",
+    "log_past_stats",
     "log_stats",
     "open_outbox",
     "open_store",
@@ -95,12 +96,14 @@ class Store:
 
 @dataclass(frozen=True)
 class Run:
-    """An open run. `logged`: the points of each metric that it has, as (step, rollbacks of training until then)."""
+    """An open run. `logged`: the points of each metric that it has, as (step, rollbacks of training until then);
+    `latest_ms`: when the last of them came, or else the run began."""
 
     store: Store
     id: str
     key: str
     logged: dict[str, set[tuple[int, float]]]
+    latest_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -278,11 +281,13 @@ def _begin(store: Store, key: str, name: str, parent: Run | None, tags: Mapping[
         if claim != owner:
             _delete_run(store, claim)
     store.client.update_run(owner, status="RUNNING")
-    found = store.client.get_run(owner).data
+    found = store.client.get_run(owner)
     for tag, value in tags.items():
-        if found.tags.get(tag) != value:
+        if found.data.tags.get(tag) != value:
             store.client.set_tag(owner, tag, value)
-    return Run(store, owner, key, _logged(store, owner, found.metrics))
+    history = {name: store.client.get_metric_history(owner, name) for name in found.data.metrics}
+    times = [point.timestamp for points in history.values() for point in points]
+    return Run(store, owner, key, _logged(history), max([found.info.start_time, *times]))
 
 
 def _create_run(store: Store, key: str, name: str, tags: Mapping[str, str]) -> str:
@@ -354,6 +359,16 @@ def log_stats(run: Run | Draft, rows: Iterable[Mapping[str, float]], at_ms: int 
     return None
 
 
+def log_past_stats(run: Run, rows: Iterable[Mapping[str, float]]) -> None:
+    """Curves of a training that is over, as `log_stats` does, when several processes may do so at once.
+
+    They are logged as of the last point, or the run's start: MLflow stores equal points once. Where the training was
+    rolled back, they must come after what was abandoned, and are logged as of now.
+    """
+    rolled_back = any(times for _, times in run.logged.get(ROLLBACKS, ()))
+    log_stats(run, rows, None if rolled_back else run.latest_ms)
+
+
 def log_metrics(run: Run, metrics: Mapping[str, float]) -> None:
     """Figures that are no curve; logged again, the latest counts."""
     from mlflow.entities import Metric
@@ -381,12 +396,14 @@ def log_folder(run: Run | Draft, folder: Path, into: str) -> None:
     """Copy the files of `folder` to the run's artifacts, below `into`."""
     if isinstance(run, Draft):
         return run.send("log_folder", into, files=folder)
-    run.store.client.log_artifacts(run.id, str(folder), into)
+    with _storing(run.store):
+        run.store.client.log_artifacts(run.id, str(folder), into)
     return None
 
 
 def log_json(run: Run, content: Mapping[str, Any], name: str) -> None:
-    run.store.client.log_text(run.id, json.dumps(content, indent=2, sort_keys=True) + "\n", name)
+    with _storing(run.store):
+        run.store.client.log_text(run.id, json.dumps(content, indent=2, sort_keys=True) + "\n", name)
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -674,24 +691,27 @@ def register_generator(run: Run, folder: Path, model: str, key: str, tags: Mappi
 
 
 def _find_model(store: Store, key: str, digest: str) -> str | None:
-    """The ID of a model that was logged under `key` and whose files are whole, or None."""
+    """The ID of a model that was logged under `key` and whose files are whole, or None; failed ones are deleted."""
     from mlflow.entities import LoggedModelStatus
 
     # (a search by status finds nothing in a SQL store)
     found = store.client.search_logged_models([store.experiment], f"tags.`{VERSION_KEY}` = '{key}'")
     for logged in found:
-        if logged.status == LoggedModelStatus.READY and _stored_sha256(store, logged) == digest:
+        if logged.status == LoggedModelStatus.FAILED:
+            store.client.delete_logged_model(logged.model_id)
+        elif logged.status == LoggedModelStatus.READY and _stored_sha256(store, logged) == digest:
             return str(logged.model_id)
     return None
 
 
 def _log_model(run: Run, folder: Path, key: str, digest: str) -> str:
-    """The ID of the new model; MLflow lists one whose upload failed as such."""
+    """The ID of the new model. One whose upload fails is marked as failed by MLflow, and deleted when all is well."""
     import mlflow
 
     from pipelines import pyfunc
 
-    with _environment({"MLFLOW_TRACKING_URI": run.store.uri}), mlflow.start_run(run_id=run.id):
+    uri = {"MLFLOW_TRACKING_URI": run.store.uri}
+    with _storing(run.store), _environment(uri), mlflow.start_run(run_id=run.id):
         made = mlflow.pyfunc.log_model(name="generator", tags={VERSION_KEY: key}, **pyfunc.logged(folder))
     found = _stored_sha256(run.store, run.store.client.get_logged_model(made.model_id))
     if found != digest:
@@ -776,9 +796,9 @@ def _version(found: Any) -> Version:
     return Version(found.name, int(found.version), dict(found.tags))
 
 
-def _logged(store: Store, run_id: str, names: Iterable[str]) -> dict[str, set[tuple[int, float]]]:
-    """`Run.logged` as the store has it: of the points at one step, those of a later course have the later time."""
-    found = {name: store.client.get_metric_history(run_id, name) for name in names}
+def _logged(found: Mapping[str, Sequence[Any]]) -> dict[str, set[tuple[int, float]]]:
+    """`Run.logged` from each metric's history: of the points at one step, those of a later course have the later
+    time."""
     rolled = defaultdict(list)
     for point in found.get(ROLLBACKS, ()):
         rolled[point.step].append(point)
@@ -807,6 +827,16 @@ def _answering(store: Store) -> Iterator[None]:
         raise StoreError(f"tracking store {shown(store.uri)}: {_one_line(error, store.uri)}; {AGAIN}") from error
 
 
+@contextmanager
+def _storing(store: Store) -> Iterator[None]:
+    """An OSError, as of a full disk, while files are copied to the store becomes a StoreError."""
+    try:
+        yield
+    except OSError as error:
+        reason = _one_line(error, store.uri)
+        raise StoreError(f"tracking store {shown(store.uri)} did not take a file: {reason}; {AGAIN}") from error
+
+
 def _probe_sqlite(path: Path, create: bool) -> None:
     """Open SQLite ourselves: MLflow would retry for a minute what cannot work."""
     if not create and not path.is_file():
@@ -828,6 +858,8 @@ def _quiet() -> None:
         os.environ["MLFLOW_LOGGING_LEVEL"] = "ERROR"
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        # it prints the traceback of each error that it then raises
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 @contextmanager

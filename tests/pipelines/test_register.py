@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -303,6 +305,40 @@ def test_a_late_move_gives_way_to_all_that_came_meanwhile(contest):
     assert set(decisions().values()) == {"promoted"}
 
 
+def test_a_claim_that_another_process_carries_out(contest, monkeypatch):
+    """Version 2 has decided and not yet looked at the alias again when version 3 registers from start to end."""
+    tag = tracking.tag_version
+
+    def claimed(store, version, tags):
+        tag(store, version, tags)
+        if version.number == 2:
+            monkeypatch.setattr(tracking, "tag_version", tag)
+            contest.register(5.2)
+
+    monkeypatch.setattr(tracking, "tag_version", claimed)
+    contest.register(5.0)
+    assert aliases() == (2, 1)
+    assert decisions() == {1: "promoted", 2: "promoted", 3: "refused"}
+    assert "better than version 1" in versions()[2]["gate.reason"]
+
+
+def test_a_decision_is_read_only_when_all_of_it_is_written(contest, monkeypatch):
+    from mlflow import MlflowClient
+
+    set_tag = MlflowClient.set_model_version_tag
+    names = []
+
+    def recorded(self, name, number, key, value):
+        names.append(key)
+        set_tag(self, name, number, key, value)
+
+    monkeypatch.setattr(MlflowClient, "set_model_version_tag", recorded)
+    contest.register(5.0)
+    claim = names[: names.index("gate.decision") + 1]
+    assert {f"gate.{field.name}" for field in dataclasses.fields(register.Decision)} <= {*claim}
+    assert names[-1] == register.TERMS
+
+
 def test_killed_after_a_late_move(contest, monkeypatch):
     contest.before_the_alias_moves = lambda: contest.register(5.0)
     with monkeypatch.context() as dying:
@@ -387,6 +423,45 @@ def test_files_that_the_store_did_not_keep_are_noticed_before_they_are_registere
     assert aliases() == (2, 1)
 
 
+@pytest.fixture
+def small_disk(tmp_path_factory):
+    """A folder on a disk of 6 MB of its own, which root may make."""
+    folder = tmp_path_factory.mktemp("small")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"needs to mount a small disk: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize("full", ["database", "artifacts"])
+def test_a_full_disk_is_one_line_and_the_next_run_finishes(
+    project, params, train, monkeypatch, small_disk, capfd, full
+):
+    monkeypatch.setattr(tracking, "home", lambda: small_disk if full == "artifacts" else project)
+    place = small_disk if full == "database" else project
+    if full == "database":
+        shutil.move(project / "mlflow.db", small_disk)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}/mlflow.db")
+    contest = Contest(params, train, monkeypatch)
+    contest.register(10.0)
+    disk = os.statvfs(small_disk)
+    (small_disk / "filler").write_bytes(bytes(disk.f_bavail * disk.f_frsize - 2**15))
+    capfd.readouterr()
+    with pytest.raises(tracking.StoreError, match=r"disk is full|No space left on device") as error:
+        contest.register(5.0)
+    assert "\n" not in str(error.value)
+    assert str(error.value).endswith(tracking.AGAIN)
+    assert capfd.readouterr().err == ""
+    (small_disk / "filler").unlink()
+    assert list(versions()) == [1]
+    contest.again()
+    assert aliases() == (2, 1)
+    store = tracking.open_store(TrackingConfig())
+    assert len(store.client.search_logged_models([store.experiment])) == 2
+    assert {run.info.status for run in store.client.search_runs([store.experiment])} == {"FINISHED"}
+
+
 def interrupted(function, calls=0):
     """`function` dies instead of being called, after `calls` calls."""
     left = iter(range(calls))
@@ -426,8 +501,6 @@ def test_the_stores_address_is_not_in_the_parameters_logged(stage, params, proje
     [("outputs/train/generator", "generator.json"), ("outputs/evaluate", "metrics.json")],
 )
 def test_missing_outputs_are_named(project, params, train, missing, named):
-    import shutil
-
     train(0, metrics())
     shutil.rmtree(missing)
     with pytest.raises(StageError, match=named):

@@ -491,3 +491,67 @@ def test_a_stage_that_fails_says_so_later(server, project):
     server.down = False
     (found,), _ = logged(project)
     assert found[1] == "KILLED"
+
+
+@pytest.mark.parametrize("when", ["before the claim", "after the claim"])
+def test_a_run_begun_by_two_processes_at_once_is_one(store, monkeypatch, when):
+    """Another process begins the run from start to end while this one is about to create it, or has just claimed it."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    other, create, begun = tracking.open_store(TrackingConfig()), store.client.create_run, []
+
+    def elsewhere():
+        with tracking.run(other, "key", "name") as run:
+            tracking.log_stats(run, [{"kimg": 1.0, "loss": 1.0}])
+            begun.append(run.id)
+
+    def racing(*args, **kwargs):
+        monkeypatch.setattr(store.client, "create_run", create)
+        if when == "before the claim":
+            elsewhere()
+        made = create(*args, **kwargs)
+        if when == "after the claim":
+            elsewhere()
+        return made
+
+    monkeypatch.setattr(store.client, "create_run", racing)
+    with tracking.run(store, "key", "name") as run:
+        tracking.log_stats(run, [{"kimg": 1.0, "loss": 1.0}, {"kimg": 2.0, "loss": 0.5}])
+    assert begun == [run.id]
+    (only,) = store.client.search_runs([store.experiment])
+    assert only.info.run_id == run.id
+    assert (only.info.status, history(run, "loss")) == ("FINISHED", [(1000, 1.0), (2000, 0.5)])
+
+
+def test_an_experiment_made_by_two_processes_at_once_is_one(project, monkeypatch):
+    from mlflow import MlflowClient
+
+    find, blind = MlflowClient.get_experiment_by_name, iter([None])
+    first = tracking.open_store(TrackingConfig())
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", lambda self, name: next(blind, find(self, name)))
+    assert tracking.open_store(TrackingConfig()).experiment == first.experiment
+
+
+def test_a_registered_model_made_by_two_processes_at_once_is_one(store, monkeypatch):
+    store.client.create_registered_model("m")
+    monkeypatch.setattr(store.client, "search_registered_models", lambda *_, **__: [])
+    tracking._create_registered_model(store, "m")
+    with pytest.raises(tracking.StoreError, match="name"), tracking._answering(store):
+        tracking._create_registered_model(store, "no/name")
+
+
+def test_curves_logged_by_two_processes_at_once_are_logged_once(store):
+    rows = [{"kimg": float(kimg), "loss": 1 / kimg, "nan": math.nan} for kimg in (1, 2, 3)]
+    other = tracking.open_store(TrackingConfig())
+    with tracking.run(store, "key", "name") as run, tracking.run(other, "key", "name") as same:
+        tracking.log_past_stats(run, rows)
+        tracking.log_past_stats(same, rows)
+    assert [step for step, _ in sorted(history(run, "loss"))] == [1000, 2000, 3000]
+    assert len(history(run, "nan")) == 3
+
+
+def test_curves_logged_late_come_after_what_was_rolled_back(store):
+    with tracking.run(store, "key", "name") as run:
+        tracking.log_stats(run, [{"kimg": 1.0, "loss": 9.0}, {"kimg": 0.5, "loss": 1.0, "health/rollbacks": 1.0}])
+    with tracking.run(store, "key", "name") as run:
+        tracking.log_past_stats(run, [{"kimg": 1.0, "loss": 0.5, "health/rollbacks": 1.0}])
+    assert store.client.get_run(run.id).data.metrics["loss"] == 0.5
