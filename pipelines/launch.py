@@ -12,6 +12,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -60,8 +61,8 @@ QUALITY = "quality/fd"
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 # a worker that says nothing for so long is replaced; at Ray's default of 10 minutes it is waited for
 os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "60")
-# starting workers import torch, on a busy machine for longer than Ray's default of a minute
-os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")
+# how long Ray Train waits to reserve what the cluster has; then we look again what that is: a node may be lost
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
 # Ray hides the GPUs from a worker that asked for none only if told so: gpus_per_worker 0 means the CPU
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 
@@ -204,14 +205,15 @@ def run_workers(job: Job, scale: ScaleConfig, *, key: str, run: Storage, callbac
     """Train by `scale.KEY` Ray Train workers from the newest sound checkpoint in `run` on. Returns the last one.
 
     Lost workers are replaced, as long as no more than `scale.max_failures` fits in a row fail without a new checkpoint.
-    Each fit takes as many workers as the cluster then holds, where `scale` leaves that open. `callbacks` makes Ray
-    Train's for a fit. Raises StageError, and what a worker raised that no retry would mend.
+    Each fit takes as many workers as the cluster then holds, where `scale` leaves that open; while others use what it
+    holds, it is waited for, `scale.wait_seconds` long. `callbacks` makes Ray Train's for a fit. Raises StageError, and
+    what a worker raised that no retry would mend.
     """
     from ray.exceptions import RayError
-    from ray.train import TrainingFailedError
+    from ray.train import ControllerError, TrainingFailedError
 
     checkpoints = Checkpoints(run / "checkpoints")
-    start, failures = checkpoints.newest(), 0
+    start, failures, since = checkpoints.newest(), 0, time.monotonic()
     while not job.is_done(start):
         now = await_workers(scale, key, job.possible_workers)
         try:
@@ -221,8 +223,12 @@ def run_workers(job: Job, scale: ScaleConfig, *, key: str, run: Storage, callbac
             if (final := permanent(error)) is not None:
                 raise final from error
             before, start = start, checkpoints.newest()
-            failures = failures + 1 if start == before else 1
-            if failures > scale.max_failures:
+            if isinstance(error, ControllerError):  # no worker has started
+                given_up = time.monotonic() - since > scale.wait_seconds
+            else:
+                failures, since = failures + 1 if start == before else 1, time.monotonic()
+                given_up = failures > scale.max_failures
+            if given_up:
                 raise StageError(f"training failed: {reason} (checkpoints: {checkpoints.folder})") from error
             where = f"{start.kimg:g} kimg" if start else "the start"
             print(f"lost: {reason}; training goes on from {where}", flush=True)
