@@ -245,7 +245,8 @@ def require_shared_folders(*folders: Path) -> None:
 
     if sum(node["Alive"] for node in ray.nodes()) < 2:
         return
-    markers = [folder / f".seen-{secrets.token_hex(8)}" for folder in folders]
+    # absolute: a task's working directory is Ray's
+    markers = [folder.absolute() / f".seen-{secrets.token_hex(8)}" for folder in folders]
     try:
         for marker in markers:
             marker.touch()

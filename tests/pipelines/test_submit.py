@@ -466,7 +466,9 @@ def test_a_cluster_is_looked_at_node_by_node(project, ray_cluster):
     folder.mkdir(parents=True, exist_ok=True)
     hidden = os.geteuid() == 0  # others may not mount
     if hidden:
-        hide = f'mount -t tmpfs none {folder.parent} && exec "$@"'
+        # nodes on one machine share Ray's session, where each would tidy away what jobs on the other run from
+        private = f"{ray_cluster.scratch}/session_latest/runtime_resources"
+        hide = f'mount -t tmpfs none {folder.parent} && mount -t tmpfs none {private} && exec "$@"'
         before = ("unshare", "-m", "sh", "-c", hide, "-")
         ray_cluster.start(f"--address={ray_cluster.address}", "--num-cpus=1", before=before)
         ray_cluster.wait(2)
