@@ -298,13 +298,14 @@ def follow(client: JobSubmissionClient, job: str, show: Callable[[str], None]) -
     import aiohttp
     import requests
 
-    shown, rest, answered = 0, "", time.monotonic()
+    shown, rest = 0, ""
+    lost: float | None = None  # since when the cluster does not answer; a job may be silent for much longer
 
     async def tail() -> None:
-        nonlocal shown, rest, answered
+        nonlocal shown, rest, lost
         number, rest = 0, ""
         async for part in client.tail_job_logs(job):
-            answered = time.monotonic()
+            lost = None
             *lines, rest = (rest + part).split("\n")
             for line in lines:
                 number += 1
@@ -320,9 +321,10 @@ def follow(client: JobSubmissionClient, job: str, show: Callable[[str], None]) -
                 if rest:
                     show(rest)
                 return details
-            answered = time.monotonic()
+            lost = None
         except (RuntimeError, OSError, aiohttp.ClientError, requests.RequestException) as error:
-            if time.monotonic() - answered > PATIENCE_S:
+            lost = lost or time.monotonic()
+            if time.monotonic() - lost > PATIENCE_S:
                 silence = f"the cluster has not answered for {PATIENCE_S:.0f} s ({_brief(error)})"
                 raise StageError(f"{job}: {silence}; the same command follows the job again") from error
         time.sleep(RETRY_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -203,6 +204,7 @@ class Interrupted:
         self.seen += 1
         for piece in self.pieces[: self.seen]:
             yield piece
+        await asyncio.sleep(0.1)  # as a job that says nothing
         if self.seen < len(self.pieces):
             raise RuntimeError("WebSocket connection closed unexpectedly")
 
@@ -212,6 +214,7 @@ class Interrupted:
 
 def test_a_lost_connection_is_made_anew_and_no_line_is_shown_twice(monkeypatch):
     monkeypatch.setattr(submit, "RETRY_S", 0)
+    monkeypatch.setattr(submit, "PATIENCE_S", 0.05)  # with a cluster that does not answer, not with a silent job
     shown: list[str] = []
     submit.follow(Interrupted(for_good=False), "job", shown.append)
     assert shown == ["one\n", "two\n", "three\n", "four"]
