@@ -17,7 +17,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pathspec import GitIgnoreSpec
 
@@ -56,11 +56,11 @@ SECRET_OPTIONS = {
 }
 
 
-class Package:
+class Package(NamedTuple):
     """A project as a zip file of the same bytes for the same content. `digest`: of the content."""
 
-    def __init__(self, file: Path, digest: str) -> None:
-        self.file, self.digest = file, digest
+    file: Path
+    digest: str
 
 
 def submit(project: Path, address: str, arguments: Sequence[str], *, pull: bool, push: bool, wait: bool) -> int:
@@ -75,24 +75,9 @@ def submit(project: Path, address: str, arguments: Sequence[str], *, pull: bool,
             "in this folder: `ganlib submit -- repro`"
         )
     _check_project(project)
-    with tempfile.TemporaryDirectory() as scratch:
-        package = pack(project, Path(scratch) / "project.zip")
-        variables = _variables(project)
-        options = [*(["--no-pull"] if not pull else []), *(["--no-push"] if not push else [])]
-        content = json.dumps([package.digest, variables, options, arguments])
-        name = f"ganlib-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-        client = connect(address)
-        job, status = _last_attempt(client, name)
-        if status in (None, "FAILED", "STOPPED"):
-            if status:
-                print(f"{job}: {status.lower()} before; submitted again")
-            job = _attempt(name, _number(job) + 1 if job else 1)
-            command = ["python", "-m", "pipelines.job", *options, name, *arguments]
-            runtime_env = {"working_dir": str(package.file), "env_vars": variables}
-            start(client, job, shlex.join(command), runtime_env)
-            print(f"{job}: submitted to {address}")
-        else:
-            print(f"{job}: {'is running' if status != 'SUCCEEDED' else 'has succeeded'}, submitted before")
+    client = connect(address)
+    options = [option for option, wanted in (("--no-pull", not pull), ("--no-push", not push)) if wanted]
+    job, succeeded = _submit_or_find(client, project, options, arguments)
     again = f"the same command follows it, `ray job stop --address {address} {job}` stops it"
     if not wait:
         print(f"{job}: {again}")
@@ -102,7 +87,7 @@ def submit(project: Path, address: str, arguments: Sequence[str], *, pull: bool,
     def show(line: str) -> None:
         if line.startswith(RESULT):
             results.append(line)
-        elif status != "SUCCEEDED":
+        elif not succeeded:
             print(line, end="", flush=True)
 
     try:
@@ -116,6 +101,29 @@ def submit(project: Path, address: str, arguments: Sequence[str], *, pull: bool,
         return 0
     print(f"{job}: {explain(ended)}")
     return ended.driver_exit_code or 1
+
+
+def _submit_or_find(
+    client: JobSubmissionClient, project: Path, options: list[str], arguments: list[str]
+) -> tuple[str, bool]:
+    """The job that does this for the project as it is, submitted now or before, and whether it has succeeded."""
+    with tempfile.TemporaryDirectory() as scratch:
+        package = pack(project, Path(scratch) / "project.zip")
+        variables = _variables(project)
+        content = json.dumps([package.digest, variables, options, arguments])
+        name = f"ganlib-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+        job, status = _last_attempt(client, name)
+        if status not in (None, "FAILED", "STOPPED"):
+            print(f"{job}: {'has succeeded' if status == 'SUCCEEDED' else 'is running'}, submitted before")
+            return job, status == "SUCCEEDED"
+        if status:
+            print(f"{job}: {status.lower()} before; submitted again, it goes on with what is kept")
+        job = _attempt(name, _number(job) + 1 if job else 1)
+        command = ["python", "-m", "pipelines.job", *options, name, *arguments]
+        runtime_env = {"working_dir": str(package.file), "env_vars": variables}
+        start(client, job, shlex.join(command), runtime_env)
+        print(f"{job}: submitted to {client.get_address()}")
+        return job, False
 
 
 def _check_project(project: Path) -> None:
@@ -250,7 +258,7 @@ def asks_for_token(address: str) -> bool:
 
     if not address.startswith(("http://", "https://")):
         raise StageError(f"--address: {address!r}: expected the address of Ray's dashboard, such as {DEFAULT_ADDRESS}")
-    return requests.get(f"{address.rstrip('/')}/api/version", timeout=10).status_code == 401
+    return requests.get(f"{address.rstrip('/')}/api/version", timeout=30).status_code == 401
 
 
 def start(client: JobSubmissionClient, job: str, entrypoint: str, runtime_env: dict[str, Any]) -> None:
@@ -290,31 +298,33 @@ def follow(client: JobSubmissionClient, job: str, show: Callable[[str], None]) -
     import aiohttp
     import requests
 
-    shown, answered = 0, time.monotonic()
+    shown, rest = 0, ""
+    lost: float | None = None  # since when the cluster does not answer; a job may be silent for much longer
 
     async def tail() -> None:
-        nonlocal shown, answered
+        nonlocal shown, rest, lost
         number, rest = 0, ""
         async for part in client.tail_job_logs(job):
-            answered = time.monotonic()
+            lost = None
             *lines, rest = (rest + part).split("\n")
             for line in lines:
                 number += 1
                 if number > shown:
                     show(f"{line}\n")
                     shown = number
-        if rest:
-            show(rest)
 
     while True:
         try:
             asyncio.run(tail())
             details = client.get_job_info(job)
             if details.status.is_terminal():
+                if rest:
+                    show(rest)
                 return details
-            answered = time.monotonic()
+            lost = None
         except (RuntimeError, OSError, aiohttp.ClientError, requests.RequestException) as error:
-            if time.monotonic() - answered > PATIENCE_S:
+            lost = lost or time.monotonic()
+            if time.monotonic() - lost > PATIENCE_S:
                 silence = f"the cluster has not answered for {PATIENCE_S:.0f} s ({_brief(error)})"
                 raise StageError(f"{job}: {silence}; the same command follows the job again") from error
         time.sleep(RETRY_S)
