@@ -33,9 +33,9 @@ BUDGET: dict[str, Any] = {
     "tune.report_kimg": 1,
     "tune.grace_kimg": 1,
     "tune.quality_samples": 100,
-    "train.kimg": 16,
-    "train.report_kimg": 1,
-    "train.checkpoint_kimg": 2,
+    "train.kimg": 60,  # half a minute on two quiet cores
+    "train.report_kimg": 2,
+    "train.checkpoint_kimg": 4,
     "train.quality_samples": 100,
     "evaluate.num_samples": 100,
     "evaluate.resamples": 10,

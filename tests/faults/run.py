@@ -8,7 +8,8 @@ Every case works on a clone of this checkout's last commit with a small budget: 
 the fault, `dvc repro` again as long as it takes, and a comparison with the quiet run: the bits of all outputs and of
 dvc.lock, the runs and versions in MLflow, processes and half-written files left behind. Each prints one row of a
 table: fault, command, outcome. The exit status is 1 if a case failed. All output is kept in the work folder, which
-has to have a short path, as Ray's sockets lie below it. `disk-full`, `node`, `link` and `clock-of-node` need root.
+has to have a short path, as Ray's sockets lie below it. The cases with disks and with several
+hosts need root.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import hashlib
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -51,6 +53,7 @@ from project import (
 )
 
 WORKER = "ray::RayTrainWorker"
+KIMG = BUDGET["train.report_kimg"]
 GRACE = 10.0
 """seconds from SIGTERM to SIGKILL"""
 CLUSTER = ROOT / "infra/local-cluster/cluster.sh"
@@ -66,12 +69,12 @@ class Case:
     args: argparse.Namespace
     chance: random.Random
 
-    def training(self, kimg: float = 5, commands: str = "dvc repro") -> Command:
+    def training(self, kimg: float = 5 * KIMG, commands: str = "dvc repro") -> Command:
         """The pipeline, from where the search is done, as soon as training has reported `kimg`."""
         self.project.restore(self.work / "tuned")
         return self.go_on_training(kimg, commands)
 
-    def go_on_training(self, kimg: float = 5, commands: str = "dvc repro") -> Command:
+    def go_on_training(self, kimg: float = 5 * KIMG, commands: str = "dvc repro") -> Command:
         command = self.project.start(*commands.split())
         self.until_trained(command, kimg)
         return command
@@ -80,7 +83,7 @@ class Case:
         def reached() -> bool:
             if command.process.poll() is not None:
                 raise Failure(f"ended before {kimg} kimg: {command.last_line()} ({command.output})")
-            return f" {kimg:.1f} of " in command.text()
+            return max(kimg_of(command), default=0.0) >= kimg
 
         await_(reached, 300, f"training of {kimg} kimg")
 
@@ -90,6 +93,11 @@ class Case:
         if wrong:
             raise Failure("; ".join([*([said] if said else []), *wrong]))
         return f"{said + '; ' if said else ''}the quiet run's bits and MLflow runs, nothing left behind"
+
+
+def kimg_of(command: Command) -> list[float]:
+    """What training reported so far, as the stage prints it."""
+    return [float(kimg) for kimg in re.findall(r"^ *([0-9.]+) of [0-9.]+ kimg", command.text(), re.MULTILINE)]
 
 
 Run = Callable[[Case], str]
@@ -328,7 +336,7 @@ def flip(path: Path, chance: random.Random) -> str:
 
 
 def damaged_checkpoint(case: Case, damage: Callable[[Path], str]) -> str:
-    case.training(9)
+    case.training(9 * KIMG)
     kill_all()
     newest = case.project.checkpoints()[-1]
     what = damage(newest)
@@ -444,12 +452,12 @@ def clock(case: Case) -> str:
     case.project.restore(case.work / "tuned")
     ahead = {"LD_PRELOAD": str(library), "FAKETIME": "+1d", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     command = case.project.start("dvc", "repro", extra=ahead)
-    case.until_trained(command, 9)
+    case.until_trained(command, 9 * KIMG)
     kill_all()
     command.wait()
     command, since = case.project.start("dvc", "repro"), time.monotonic()
-    case.until_trained(command, 11)
-    went_on = " 8.0 of " not in command.text()
+    case.until_trained(command, 11 * KIMG)
+    went_on = min(kimg_of(command)) > 4 * KIMG
     said = "it went on from the last checkpoint; " if went_on else "it trained anew what it had; "
     return said + finish_after(case, command, since)
 
