@@ -42,15 +42,15 @@ address() { echo "$SUBNET.$((10 + $1))"; }
 limit_cpu() { # of process $1, which is to be the ancestor of all of host $2
     [[ -n $CPUS && $2 != 0 ]] || return 0
     local quota group
-    quota=$(awk -v cpus="$CPUS" 'BEGIN { printf "%d", cpus * 100000 }')
+    quota=$(awk -v cpus="$CPUS" 'BEGIN { printf "%d", cpus * 10000 }')
     if [[ -f /sys/fs/cgroup/cgroup.controllers ]]; then
         group=/sys/fs/cgroup/$NAME$2
         mkdir -p "$group"
-        echo "$quota 100000" >"$group/cpu.max" || die "NODE_CPUS: the cgroup controller cpu is not enabled"
+        echo "$quota 10000" >"$group/cpu.max" || die "NODE_CPUS: the cgroup controller cpu is not enabled"
     else
         group=/sys/fs/cgroup/cpu/$NAME$2
         mkdir -p "$group" || die "NODE_CPUS: no cgroup controller cpu on this machine"
-        echo 100000 >"$group/cpu.cfs_period_us"
+        echo 10000 >"$group/cpu.cfs_period_us" # short, or one host waits long for another that is held back
         echo "$quota" >"$group/cpu.cfs_quota_us"
     fi
     echo "$1" >"$group/cgroup.procs"
