@@ -33,14 +33,20 @@ def save(directory: str | Path, state: dict[str, Any]) -> None:
 
 
 def load(directory: str | Path) -> dict[str, Any]:
-    """Read what `save` wrote, onto the CPU. Raises Damaged for what is not a checkpoint."""
+    """Read what `save` wrote, onto the CPU.
+
+    Raises Damaged for what is not a checkpoint; OSError or MemoryError where a sound one could not be read.
+    """
     path = Path(directory) / NAME
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise Damaged(f"{path}: no such checkpoint") from error
+    except (OSError, MemoryError):
+        raise
     except Exception as error:
-        raise Damaged(f"{path}: damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise Damaged(f"{path}: damaged or not a checkpoint: {reason}") from error
     if state.get("format") != FORMAT:
         raise Damaged(f"{path}: expected checkpoint format {FORMAT}, found {state.get('format')}")
     return state

@@ -291,6 +291,7 @@ class TuneConfig(Config):
     grace_kimg: PositiveFloat
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     quality_samples: Annotated[int, Field(ge=64)] = 1000
+    bracket_size: PositiveInt = 16
 
 
 class EvaluateConfig(Config):
@@ -319,22 +320,35 @@ class TrackingConfig(Config):
 GpuShare = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+def _in_order(bounds: tuple[int, int]) -> tuple[int, int]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("the least comes first")
+    return bounds
+
+
+_Range = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_in_order)]
+
+
 class ScaleConfig(Config):
     """Where the work runs; nothing here changes what is computed, so DVC does not track it."""
 
-    num_workers: Annotated[int | Literal["auto"], _auto_or(PositiveInt, "a whole number above 0")] = "auto"
+    num_workers: Annotated[
+        int | tuple[int, int] | Literal["auto"],
+        _auto_or(PositiveInt | _Range, "a whole number above 0, or [least, most]"),
+    ] = "auto"
     cpus_per_worker: PositiveInt = 1
     gpus_per_worker: Annotated[float | Literal["auto"], _auto_or(GpuShare, "a number from 0 to 1")] = "auto"
     workers_per_trial: PositiveInt = 1
     max_concurrent_trials: NonNegativeInt = 0
     max_failures: NonNegativeInt = 3
+    wait_seconds: NonNegativeFloat = 300.0
     ray_address: str | None = None
     storage: str | None = None
 
     @property
     def min_workers(self) -> int:
-        """The number of workers as far as it is known without a cluster: 1 for `auto`."""
-        return 1 if self.num_workers == "auto" else self.num_workers
+        """The number of workers as far as it is known without a cluster: 1 where it is not."""
+        return self.num_workers if isinstance(self.num_workers, int) else 1
 
 
 class ResolvedScale(ScaleConfig):

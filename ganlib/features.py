@@ -78,7 +78,7 @@ def inception(path: str | Path, device: torch.device = CPU) -> Extractor:
         network = torch.jit.load(str(path), map_location=device).eval()
         probe = network(torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=device), return_features=True)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ConfigError(f"{where}: not a TorchScript Inception with `return_features`: {reason}") from error
     if tuple(probe.shape) != (1, 2048):
         raise ConfigError(f"{where}: features of shape {tuple(probe.shape)} found, (1, 2048) expected")

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import dataclasses
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,12 +49,24 @@ Report = Callable[[dict[str, float], Path | None], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """When things happen, in steps."""
+    """When things happen. Due steps are counted from kimg, so that they are the same for any budget."""
 
     steps: int
     images_per_step: int
-    report_every: int
-    checkpoint_every: int
+    report_kimg: float
+    reports_per_checkpoint: int
+
+    def reports(self, step: int) -> int:
+        """How many reports are due by the end of `step`, the last step aside."""
+        return math.floor(step * self.images_per_step / (1000 * self.report_kimg) + 1e-9)
+
+    def report_due(self, step: int) -> bool:
+        return step == self.steps or self.reports(step) > self.reports(step - 1)
+
+    def checkpoint_due(self, step: int) -> bool:
+        """Whether one is due at `step`, a step that is reported. The last step's checkpoint is due always."""
+        due, before = (self.reports(n) // self.reports_per_checkpoint for n in (step, step - 1))
+        return step == self.steps or due > before
 
 
 def plan(params: Params, world: int) -> Plan:
@@ -65,12 +78,11 @@ def plan(params: Params, world: int) -> Plan:
             f"microbatches (scale.num_workers, train.accumulate); expected a multiple of {world * cfg.accumulate}"
         )
     images = batch * params.game.discriminator_steps
-    report_every = max(1, round(cfg.report_kimg * 1000 / images))
     return Plan(
-        steps=max(1, math.ceil(cfg.kimg * 1000 / images)),
+        steps=max(1, math.ceil(cfg.kimg * 1000 / images - 1e-9)),
         images_per_step=images,
-        report_every=report_every,
-        checkpoint_every=report_every * max(1, round(cfg.checkpoint_kimg / cfg.report_kimg)),
+        report_kimg=cfg.report_kimg,
+        reports_per_checkpoint=max(1, round(cfg.checkpoint_kimg / cfg.report_kimg)),
     )
 
 
@@ -217,7 +229,7 @@ class _Run:
         while state["step"] < timing.steps:
             statistics.add(training.step(self.batches(state["step"])))
             done = state["step"]
-            if done % timing.report_every and done < timing.steps:
+            if not timing.report_due(done):
                 continue
             means = statistics.means(self.world)  # waits for the device
             elapsed = time.perf_counter() - since
@@ -252,12 +264,12 @@ class _Run:
             return
         state["rows"] = [*state["rows"], row]
         last = state["step"] == self.timing.steps
-        due = not last and state["step"] % self.timing.checkpoint_every == 0
+        due = not last and self.timing.checkpoint_due(state["step"])
         if self.healthy is not None and suspicion:
             due = False
         elif self.healthy is not None and due:
             self.healthy = copy.deepcopy(training.snapshot())
-        with tempfile.TemporaryDirectory(prefix="ganlib-") as scratch:
+        with tempfile.TemporaryDirectory(prefix=f"ganlib-{os.getpid()}-") as scratch:
             folder = Path(scratch) if self.watch is not None and (last or due) else None
             if folder is not None:
                 self.save(folder, row["kimg"])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from ganlib.config import ConfigError, Params, load_params
+from pipelines.storage import Storage, exclusive
 
 __all__ = [
     "EVALUATED",
@@ -19,6 +23,7 @@ __all__ = [
     "TRAINED",
     "TUNED",
     "StageError",
+    "Terminated",
     "home",
     "main",
     "whole_folder",
@@ -74,12 +79,30 @@ def whole_folder(final: Path) -> Iterator[Path]:
         tidy()
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as schedulers send it: everything that ends on Ctrl-C ends on it alike."""
+
+
 def main(stage: Callable[[Params], None]) -> None:
-    """Run a stage on `params.yaml`. A fault the user can mend is one line on stderr and exit status 1."""
+    """Run a stage on `params.yaml`, one process at a time in a folder.
+
+    A fault the user can mend is one line on stderr and exit status 1; Ctrl-C is 130, SIGTERM 143.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    name = Path(inspect.getfile(stage)).stem
     try:
-        stage(load_params())
+        params = load_params()
+        # DVC's own lock ends with DVC, and a stage may outlive it
+        with exclusive(Storage(str(Path(".ganlib/stages", name).absolute())), f"stage {name}"):
+            stage(params)
     except (ConfigError, StageError, OSError) as error:
         sys.exit(f"ganlib: {error}")
-    except KeyboardInterrupt:
-        print("ganlib: interrupted; the same command goes on from what is kept", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        terminated = isinstance(interrupt, Terminated)
+        said = "terminated" if terminated else "interrupted"
+        print(f"ganlib: {said}; the same command goes on from what is kept", file=sys.stderr)
+        sys.exit(143 if terminated else 130)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated

@@ -156,17 +156,45 @@ def lineage(model_uri: ModelURI) -> None:
 
 @app.command()
 @_one_line_errors
-def doctor() -> None:
+def doctor(
+    address: Annotated[
+        str | None, typer.Option(help="of a cluster's dashboard, http://HOST:8265: look at that instead")
+    ] = None,
+) -> None:
     """Look for what would stop the pipeline, and say what to do about it."""
-    from pipelines.doctor import examine
+    from pipelines.doctor import examine, examine_cluster
 
     failed = False
-    for finding in examine():
+    for finding in examine_cluster(address, Path.cwd()) if address else examine():
         failed |= finding.status == "fail"
         remedy = f" -> {finding.remedy}" if finding.remedy else ""
         typer.echo(f"{finding.status:4}  {finding.what}{remedy}")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+@_one_line_errors
+def submit(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="-- DVC_ARGUMENTS", help="what `dvc` is to do; default: repro")
+    ] = None,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="of the cluster's dashboard")
+    ] = "http://127.0.0.1:8265",
+    follow: Annotated[bool, typer.Option(help="show the log, and bring the results here at the end")] = True,
+    pull: Annotated[bool, typer.Option(help="what the DVC remote has, before")] = True,
+    push: Annotated[bool, typer.Option(help="what was made to the DVC remote, after")] = True,
+) -> None:
+    """Run the pipeline as a job of a Ray cluster, with the pipeline's exit status.
+
+    The same submitted again is followed while it runs, brings its results once it has succeeded, and goes on with
+    what is kept if it failed.
+    """
+    from pipelines.submit import submit as submit_job
+
+    status = submit_job(Path.cwd(), address, arguments or [], pull=pull, push=push, wait=follow)
+    raise typer.Exit(status)
 
 
 def _store() -> Store:

@@ -1,26 +1,37 @@
-"""What `ganlib doctor` looks at: whatever would otherwise stop a pipeline half-way. It changes nothing."""
+"""What `ganlib doctor` looks at: whatever would otherwise stop a pipeline half-way. It changes nothing.
+
+A cluster (`--address`) is looked at by a job of its own, `python -m pipelines.doctor`, in the way that the pipeline's
+job would be run there; it leaves no more than its log.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
+import platform
+import secrets
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
 from ganlib.config import ConfigError, Params, load_params
 from pipelines import tracking
 from pipelines._stage import StageError, home
+from pipelines.cluster import cluster, cluster_address, on_every_node, one_line, token_file
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Finding", "examine", "examine_cluster"]
 
 GIB = 2**30
+FINDING = "ganlib-finding:"
+"""how a line of a cluster's log begins that holds a finding"""
 
 
 class Finding(NamedTuple):
@@ -44,8 +55,148 @@ def examine() -> Iterator[Finding]:
     yield Finding("ok", f"params.yaml: {params.model} on {params.data}")
     yield from _storage(params)
     yield _tracking(params)
+    yield _token()
     yield from _gpus()
     yield _resources(params)
+
+
+def examine_cluster(address: str, project: Path) -> Iterator[Finding]:
+    """Every finding on the cluster whose dashboard is at `address`, by a job that is sent `project`."""
+    from pipelines.submit import asks_for_token, connect, explain, follow, pack, start
+
+    try:
+        client = connect(address)
+        yield Finding("ok", f"cluster at {address} answers")
+        if asks_for_token(address):
+            yield Finding("ok", "it takes the token that is here")
+        else:
+            what = "it asks for no token: whoever reaches its ports runs code there"
+            yield Finding("warn", what, "start Ray with RAY_AUTH_MODE=token, and the same ~/.ray/auth_token everywhere")
+        with tempfile.TemporaryDirectory() as scratch:
+            package = pack(project, Path(scratch) / "project.zip")
+            job = f"ganlib-doctor-{secrets.token_hex(6)}"
+            command = shlex.join(["python", "-m", "pipelines.doctor", json.dumps(_versions())])
+            start(client, job, command, {"working_dir": str(package.file)})
+        found: list[Finding] = []
+        said: list[str] = []
+
+        def note(line: str) -> None:
+            if line.startswith(FINDING):
+                found.append(Finding(**json.loads(line.removeprefix(FINDING))))
+            elif line.strip():
+                said.append(line.strip())
+
+        ended = follow(client, job, note)
+    except StageError as error:
+        yield Finding("fail", str(error), "see that it runs, and that this machine reaches its dashboard")
+        return
+    yield from found
+    if ended.status != "SUCCEEDED":
+        what = f"the job {job} that looks at it {explain(ended)}; it said last: {said[-1] if said else 'nothing'}"
+        yield Finding("fail", what, "see that `python` on its nodes is one with ganlib's packages")
+
+
+def _versions() -> dict[str, str]:
+    """What must be the same here and on all nodes."""
+    return {"Python": platform.python_version(), "Ray": importlib.metadata.version("ray")}
+
+
+def _examine_from_a_job(here: Mapping[str, str]) -> Iterator[Finding]:
+    """Every finding on the cluster that this job runs in. `here`: the versions where it was submitted."""
+    from pipelines.job import prepare_environment
+
+    try:
+        params = load_params()
+        jobs = prepare_environment(params)
+        os.environ["DVC_ROOT"] = str(jobs)  # as in the pipeline's job: what lasts is kept there
+        marker = jobs / f".seen-{secrets.token_hex(8)}"
+        with cluster(params) as available:
+            marker.touch()
+            try:
+                yield from _nodes(here, marker)
+            finally:
+                marker.unlink()
+            yield _tracking(params)
+            yield _remote()
+            yield _fit(params, available)
+    except (ConfigError, StageError, OSError) as error:
+        yield Finding("fail", str(error), "see to it on the cluster")
+
+
+def _nodes(here: Mapping[str, str], marker: Path) -> Iterator[Finding]:
+    """Of each node: that it runs a task, what it has, and what it lacks."""
+    import ray
+
+    has = {f"{node['NodeName']} ({node['NodeID'][:8]})": node for node in ray.nodes()}
+    for name, node in has.items():
+        if not node["Alive"]:
+            yield Finding("warn", f"node {name} is dead", "`ray status` there says more; a lost node may come back")
+    answers = on_every_node(_look, str(marker), ["ganlib", "pipelines", "torch"])
+    for name, answer in answers.items():
+        if isinstance(answer, Exception):
+            yield Finding("fail", f"node {name} runs no task: {one_line(answer)}", "see Ray's logs on that node")
+            continue
+        resources = has[name]["Resources"]
+        cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+        memory = resources.get("memory", 0) / GIB
+        what = f"node {name}: {cpus:g} CPUs, {gpus:g} GPUs, {memory:.0f} GiB for tasks, torch {answer['torch']}"
+        faults = [
+            (f"{kind} {answer[kind]}, here {version}", f"install {kind} {version} on that node, or that one here")
+            for kind, version in here.items()
+            if answer[kind] != version
+        ]
+        faults += [(why, "install ganlib's packages in the Python that starts Ray there") for why in answer["lacks"]]
+        if gpus and not answer["cuda"]:
+            faults.append(("its torch does not see the GPUs", "install torch with CUDA there, and NVIDIA's driver"))
+        if not answer["sees"]:
+            remedy = "set scale.storage to a folder on a file system that all nodes share, at the same path"
+            faults.append((f"it does not see {marker.parent}", remedy))
+        elif not answer["writes"]:
+            faults.append((f"it cannot write to {marker.parent}", "give Ray's user there the right to"))
+        if not faults:
+            yield Finding("ok", what)
+        yield from (Finding("fail", f"node {name}: {fault}", remedy) for fault, remedy in faults)
+    free = shutil.disk_usage(marker.parent).free / GIB
+    status: Literal["ok", "warn"] = "ok" if free >= 5 else "warn"
+    yield Finding(status, f"jobs are kept in {marker.parent}: {free:.0f} GiB free", "" if free >= 5 else "make room")
+
+
+def _look(marker: str, modules: list[str]) -> dict[str, Any]:
+    """What a node has to say; runs there."""
+    import importlib
+    import os
+    import platform
+
+    import ray
+
+    lacks, torch_version, cuda = [], "none", False
+    for name in modules:
+        try:
+            module = importlib.import_module(name)
+        except Exception as error:
+            lacks.append(f"it cannot import {name}: {error}")
+            continue
+        if name == "torch":
+            torch_version, cuda = module.__version__, module.cuda.is_available()
+    return {
+        "Python": platform.python_version(),
+        "Ray": ray.__version__,
+        "torch": torch_version,
+        "cuda": cuda,
+        "lacks": lacks,
+        "sees": os.path.exists(marker),
+        "writes": os.access(os.path.dirname(marker), os.W_OK),
+    }
+
+
+def _remote() -> Finding:
+    """Where a job pulls from and pushes to."""
+    from pipelines.job import dvc_config
+
+    if remote := dvc_config(Path()).get("core", "remote", fallback=""):
+        return Finding("ok", f"DVC remote {remote}: named, not tried")
+    remedy = "`dvc remote add --default NAME URL`, where weights and data should come back"
+    return Finding("warn", "no default DVC remote: only a job's small results come back, by its log", remedy)
 
 
 def _python() -> Finding:
@@ -136,6 +287,29 @@ def _tracking(params: Params) -> Finding:
     return Finding("ok", f"tracking store {tracking.shown(uri)}")
 
 
+def _token() -> Finding:
+    """Whether Ray's token keeps strangers, and others on this machine, out."""
+    mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
+    if mode != "token":
+        what = f"RAY_AUTH_MODE={mode}: whoever reaches Ray's ports while it runs can run code as you"
+        return Finding("warn", what, "unset it")
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return Finding("ok", "Ray's token: in RAY_AUTH_TOKEN")
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or token_file())
+    try:
+        if not file.exists():
+            there = next(parent for parent in file.parents if parent.exists())
+            if os.access(there, os.W_OK):
+                return Finding("ok", f"Ray's token {file}: will be made")
+            return Finding("fail", f"Ray's token {file}: {there} cannot be written", "set HOME, or RAY_AUTH_TOKEN")
+        if file.stat().st_mode & 0o077:
+            what = f"Ray's token {file}: others on this machine may read it, and then run code as you"
+            return Finding("warn", what, f"`chmod 600 {file}`; the next run does it where Ray made the file")
+    except OSError as error:
+        return Finding("fail", f"Ray's token {file}: {error.strerror or error}", "set HOME, or RAY_AUTH_TOKEN")
+    return Finding("ok", f"Ray's token {file}: readable by you only")
+
+
 def _gpus() -> Iterator[Finding]:
     """Each GPU that torch sees; or why it sees none, where the machine seems to have one."""
     import torch
@@ -169,24 +343,34 @@ def _driver_cuda() -> str:
 
 def _resources(params: Params) -> Finding:
     """A cluster is asked when a stage starts; this machine is looked at now."""
-    address = params.scale.ray_address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(params.scale)
     if address:
-        return Finding("warn", f"Ray cluster {address}: not looked at", "`ray status` there shows what it has")
+        remedy = "`ganlib doctor --address http://HOST:8265`, of its dashboard, does"
+        return Finding("warn", f"Ray cluster {address}: not looked at", remedy)
     import torch
 
+    return _fit(params, {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())})
+
+
+def _fit(params: Params, available: Mapping[str, float]) -> Finding:
+    """What `auto` takes of what there is, or that what is asked for does not fit."""
     from pipelines.launch import check_resources, possible_workers, resolve_scale, why_fewer
 
-    available = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
     possible = possible_workers(params)
     scale = resolve_scale(params.scale, available, possible)
     workers, auto = scale.num_workers, params.scale.num_workers == "auto"
     cpus, gpus = workers * scale.cpus_per_worker, workers * scale.gpus_per_worker
     what = (
         f"{workers} workers{' (auto)' if auto else ''} want {cpus} CPUs and {gpus:g} GPUs; "
-        f"there are {available['CPU']:g} and {available['GPU']:g}"
+        f"there are {available.get('CPU', 0):g} and {available.get('GPU', 0):g}"
     )
     try:
         check_resources(scale, "num_workers", available)
     except StageError:
         return Finding("fail", what, "lower scale.num_workers, or the CPUs or GPUs of each")
     return Finding("warn" if (fewer := why_fewer(params.scale, available, possible)) else "ok", what, fewer)
+
+
+if __name__ == "__main__":
+    for finding in _examine_from_a_job(json.loads(sys.argv[1])):
+        print(FINDING, json.dumps(finding._asdict()), flush=True)

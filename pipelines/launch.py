@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import errno
 import hashlib
 import json
 import math
 import os
 import shutil
 import signal
-import socket
+import tempfile
 import threading
+import time
+import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -32,26 +36,38 @@ from ganlib.registry import nearest
 from ganlib.shards import read_spec
 from ganlib.trainer import Report, build_game, check_groups, plan, train
 from pipelines._stage import REFERENCE, StageError, home
+from pipelines.checkpoints import Checkpoints, Saved
+from pipelines.cluster import cluster, cluster_address, usable_resources
+from pipelines.inputs import fetch, publish
+from pipelines.storage import Storage, exclusive
 
 __all__ = [
+    "QUALITY",
     "Job",
     "check_resources",
-    "cluster",
     "fingerprint",
     "gpu_slots",
+    "keep",
     "keep_freed_memory",
     "possible_workers",
     "resolve_scale",
+    "resources_per_worker",
     "run_workers",
     "storage",
     "train_distributed",
     "train_worker",
-    "usable_resources",
     "why_fewer",
 ]
 
+QUALITY = "quality/fd"
+"""what a search, and the choice of the best checkpoint, goes by: a Fréchet distance on few samples; lower is better"""
+
 # Ray asks for the workers' news this often; at its default of 2 s a report waits a second on average
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# a worker that says nothing for so long is replaced; at Ray's default of 10 minutes it is waited for
+os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "60")
+# starting workers import torch, on a busy machine for longer than Ray's default of a minute
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")
 # Ray hides the GPUs from a worker that asked for none only if told so: gpus_per_worker 0 means the CPU
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 
@@ -65,6 +81,8 @@ class Job:
     reference: str
     possible_workers: tuple[int, ...] = ()
     """the numbers of workers among which the batch can be divided"""
+    inputs: Storage | None = None
+    """where the folders lie for nodes that do not see `prepared` and `reference`"""
 
     @classmethod
     def of(cls, params: Params, prepared: Path, reference: Path, world: int) -> Job:
@@ -81,14 +99,33 @@ class Job:
             )
         game = build_game(params, spec)
         check_groups(params, game, world)
+        possible = tuple(possible_workers(params, game))
+        if isinstance(asked := params.scale.num_workers, tuple) and not any(
+            asked[0] <= n <= asked[1] for n in possible
+        ):
+            raise ConfigError(
+                f"scale.num_workers: the batch of {batch} divides among no number of workers from {asked[0]} to "
+                f"{asked[1]}; expected one of {', '.join(map(str, possible))}"
+            )
         if (reference / "reference.json").is_file():
             _check_gate(params.gate.metric, measurable(Reference.load(reference, "cpu"), labelled=game.classes > 0))
-        return cls(
-            params.model_dump(mode="json"),
-            str(prepared.resolve()),
-            str(reference.resolve()),
-            tuple(possible_workers(params, game)),
-        )
+        return cls(params.model_dump(mode="json"), str(prepared.resolve()), str(reference.resolve()), possible)
+
+    def everywhere(self, storage: Storage) -> Job:
+        """The job with its data where all nodes of the cluster can read them. Raises StageError."""
+        return dataclasses.replace(self, inputs=publish(Path(self.prepared), Path(self.reference), storage))
+
+    def is_done(self, saved: Saved | None) -> TypeGuard[Saved]:
+        """Whether a checkpoint is that of the whole budget."""
+        return saved is not None and saved.kimg >= self.params["train"]["kimg"] - 1e-6
+
+    def folders(self) -> tuple[Path, Path]:
+        """The prepared data and the reference, as this machine sees them."""
+        prepared, reference = Path(self.prepared), Path(self.reference)
+        if self.inputs is None:
+            return prepared, reference
+        here = fetch(self.inputs)
+        return here / prepared.name, here / reference.name
 
 
 def possible_workers(params: Params, game: Game | None = None) -> list[int]:
@@ -118,7 +155,8 @@ def train_worker(job: Job, report: Report, resume: str | Path | None = None) -> 
     keep_freed_memory()
     torch.set_num_threads(params.scale.cpus_per_worker)
     device = default_device(params.scale.gpus_per_worker)
-    train(params, report, prepared=job.prepared, reference=job.reference, resume=resume, device=device)
+    prepared, reference = job.folders()
+    train(params, report, prepared=prepared, reference=reference, resume=resume, device=device)
 
 
 def keep_freed_memory() -> None:
@@ -152,60 +190,20 @@ def fingerprint(params: Params, prepared: Path, stage: str, reference: Path = RE
     return f"{stage}-{params.data}-{params.model}-{digest.hexdigest()[:12]}"
 
 
-def storage(params: Params) -> Path:
-    """Ray's folder, absolute, outside of what DVC deletes before a stage runs. Raises ConfigError for an address."""
-    folder = params.scale.storage or ".ganlib/ray"
-    if "://" in folder:
-        raise ConfigError(f"scale.storage: {folder!r} is an address; a folder that all nodes share is wanted")
-    return (home() / folder).resolve()
+def storage(params: Params) -> Storage:
+    """Where runs keep their checkpoints, outside of what DVC deletes before a stage runs.
 
-
-@contextmanager
-def cluster(params: Params) -> Iterator[dict[str, float]]:
-    """Connect to the cluster that `scale.ray_address` names, or start one on this machine.
-
-    Yields its resources, as far as they can be used. Raises StageError if there is no such cluster.
+    Raises ConfigError for an address of no known store.
     """
-    import ray
-
-    address = params.scale.ray_address or os.environ.get("RAY_ADDRESS")
-    if address:
-        _check_reachable(address)
-    # Ray frees an early-stopped trial's workers through its dashboard, which listens on loopback only. Ray's other
-    # servers listen on all interfaces, whatever address they are given; what keeps strangers out is Ray's token
-    # authentication, which is on for a cluster started here unless RAY_AUTH_MODE says otherwise.
-    local: dict[str, Any] = {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    folder = params.scale.storage or ".ganlib/runs"
+    if "://" not in folder:
+        return Storage(str((home() / folder).resolve()))
     try:
-        ray.init(
-            address=address or "local",
-            logging_level="error",
-            log_to_driver=False,
-            **({} if address else local),
-        )
-    except (ConnectionError, RuntimeError) as error:
-        raise StageError(f"scale.ray_address: no Ray cluster: {' '.join(str(error).split())}") from error
-    try:
-        yield usable_resources(ray.cluster_resources())
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Raise StageError if nothing listens at HOST:PORT: Ray would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        except OSError as error:
-            raise StageError(f"scale.ray_address: no Ray cluster at {address}: {error}") from error
-
-
-def usable_resources(resources: Mapping[str, float]) -> dict[str, float]:
-    """Ray's resources without GPUs that this torch cannot use; prints a line if there are such."""
-    usable = dict(resources)
-    if usable.get("GPU") and not torch.backends.cuda.is_built():
-        print(f"scale: {usable.pop('GPU'):g} GPUs stay idle: torch {torch.__version__} is built without CUDA")
-    return usable
+        found = Storage(folder)
+        found.folders()
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"scale.storage: {folder.partition('?')[0]}: {' '.join(str(error).split())}") from error
+    return found
 
 
 def gpu_slots(available: Mapping[str, float], gpus_per_worker: float) -> int:
@@ -214,18 +212,22 @@ def gpu_slots(available: Mapping[str, float], gpus_per_worker: float) -> int:
 
 
 def resolve_scale(scale: ScaleConfig, available: Mapping[str, float], possible: Collection[int]) -> ResolvedScale:
-    """`scale` with numbers in place of `auto`, for a cluster with the resources `available`.
+    """`scale` with numbers in place of `auto` and `[least, most]`, for a cluster with the resources `available`.
 
     `gpus_per_worker`: 1 if there are GPUs, or 1/k where k workers must share one, else 0. `num_workers`: as many as
-    the GPUs hold, or 2 without GPUs; no more than there are cores for, and one of the `possible` numbers. A number that
-    a person has set stays, even if the cluster does not hold it: see `check_resources`.
+    the GPUs hold, or 2 without GPUs; no more than there are cores for, and one of the `possible` numbers. Of
+    `[least, most]` the most that the cluster holds. A number that a person has set stays, even if the cluster does not
+    hold it: see `check_resources`.
     """
     workers, share, gpus = scale.num_workers, scale.gpus_per_worker, int(available.get("GPU", 0))
     if share == "auto":
-        share = 0.0 if gpus == 0 else 1.0 if workers == "auto" else 1 / math.ceil(workers / gpus)
-    if workers == "auto":
-        at_most = min(_worker_slots(share, available), int(available.get("CPU", 0) // scale.cpus_per_worker))
-        workers = max((n for n in possible if n <= at_most), default=1)
+        share = 0.0 if gpus == 0 else 1 / math.ceil(workers / gpus) if isinstance(workers, int) else 1.0
+    if not isinstance(workers, int):
+        least, most = (1, _worker_slots(share, available)) if workers == "auto" else workers
+        held = int(available.get("CPU", 0) // scale.cpus_per_worker)
+        if share:
+            held = min(held, gpu_slots(available, share))
+        workers = max((n for n in possible if least <= n <= min(most, held)), default=least)
     numbers = {"num_workers": workers, "gpus_per_worker": share}
     return ResolvedScale.model_validate({**scale.model_dump(), **numbers})
 
@@ -261,159 +263,202 @@ def check_resources(scale: ResolvedScale, key: str, available: Mapping[str, floa
             )
 
 
-def run_workers(job: Job, scale: ResolvedScale, *, workers: int, name: str, folder: Path, callbacks: list[Any]) -> Any:
-    """Ray Train's result of a job, going on from where a run of the same name stopped.
+def await_workers(scale: ScaleConfig, key: str, possible: Collection[int]) -> ResolvedScale:
+    """`scale` with numbers, as soon as the cluster holds as many workers as `scale.KEY` says.
 
-    Raises StageError for what no retry would mend, and Ray's own errors.
+    A cluster that grows is asked to, and one that has lost a node may get it back: after `scale.wait_seconds` without,
+    raises StageError. The one of this machine does not grow: it raises at once.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    deadline, asked = time.monotonic() + scale.wait_seconds, False
+    while True:
+        available = usable_resources(ray.cluster_resources())
+        found = resolve_scale(scale, available, possible)
+        try:
+            check_resources(found, key, available)
+            return found
+        except StageError:
+            if not cluster_address(scale) or time.monotonic() > deadline:
+                raise
+        if not asked:
+            workers, each = getattr(found, key), resources_per_worker(found)
+            print(f"scale.{key}: waiting for a cluster with room for {workers} workers of {each}", flush=True)
+            request_resources(bundles=[each] * workers)
+            asked = True
+        time.sleep(2)
+
+
+def resources_per_worker(scale: ResolvedScale) -> dict[str, float]:
+    each = {"CPU": float(scale.cpus_per_worker)}
+    return each | {"GPU": scale.gpus_per_worker} if scale.gpus_per_worker else each
+
+
+def run_workers(job: Job, scale: ScaleConfig, *, key: str, run: Storage, callbacks: Callable[[], list[Any]]) -> Saved:
+    """Train by `scale.KEY` Ray Train workers from the newest sound checkpoint in `run` on. Returns the last one.
+
+    Lost workers are replaced, as long as no more than `scale.max_failures` fits in a row fail without a new checkpoint.
+    Each fit takes as many workers as the cluster then holds, where `scale` leaves that open. `callbacks` makes Ray
+    Train's for a fit. Raises StageError, and what a worker raised that no retry would mend.
+    """
+    from ray.exceptions import RayError
+    from ray.train import TrainingFailedError
+
+    checkpoints = Checkpoints(run / "checkpoints")
+    start, failures = checkpoints.newest(), 0
+    while not job.is_done(start):
+        now = await_workers(scale, key, job.possible_workers)
+        try:
+            _fit(job, now, getattr(now, key), run, start, callbacks())
+        except (TrainingFailedError, RayError) as error:
+            reason = cause(error)
+            if (final := permanent(error)) is not None:
+                raise final from error
+            before, start = start, checkpoints.newest()
+            failures = failures + 1 if start == before else 1
+            if failures > scale.max_failures:
+                raise StageError(f"training failed: {reason} (checkpoints: {checkpoints.folder})") from error
+            where = f"{start.kimg:g} kimg" if start else "the start"
+            print(f"lost: {reason}; training goes on from {where}", flush=True)
+        else:
+            start = checkpoints.newest()
+            if not job.is_done(start):
+                raise StageError(f"training ended without its last checkpoint in {checkpoints.folder}")
+    return start
+
+
+def _fit(job: Job, scale: ResolvedScale, workers: int, run: Storage, start: Saved | None, callbacks: list[Any]) -> None:
+    """One Ray Train run. What it keeps of its own is deleted after it: checkpoints are not Ray's here."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    resources = {"CPU": float(scale.cpus_per_worker)}
-    if scale.gpus_per_worker:
-        resources["GPU"] = scale.gpus_per_worker
-    verdict = folder / name / "verdict.txt"
-    verdict.parent.mkdir(parents=True, exist_ok=True)
-    verdict.unlink(missing_ok=True)
-    _repair_snapshot(verdict.parent)
-    result = TorchTrainer(
-        _worker,
-        train_loop_config={"job": job, "verdict": str(verdict)},
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=scale.gpus_per_worker > 0, resources_per_worker=resources
-        ),
-        # NCCL refuses two ranks on one GPU, and knows no CPU tensors
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if scale.gpus_per_worker == 1 else "gloo"),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=scale.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=callbacks,
-        ),
-    ).fit()
-    if verdict.exists():
-        raise StageError(verdict.read_text())
-    return result
+    try:
+        TorchTrainer(
+            _worker,
+            train_loop_config={"job": job, "run": run, "start": start},
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=scale.gpus_per_worker > 0, resources_per_worker=resources_per_worker(scale)
+            ),
+            # NCCL refuses two ranks on one GPU, and knows no CPU tensors
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if scale.gpus_per_worker == 1 else "gloo"),
+            run_config=RunConfig(
+                name=f"fit-{uuid.uuid4().hex[:8]}",
+                storage_path=(run / "ray").address,
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+                callbacks=callbacks,
+            ),
+        ).fit()
+    finally:
+        with suppress(OSError):
+            (run / "ray").delete()
 
 
 def _worker(config: dict[str, Any]) -> None:
     import ray.train
 
-    checkpoint = ray.train.get_checkpoint()
-    with checkpoint.as_directory() if checkpoint else nullcontext() as resume:
-        try:
-            train_worker(config["job"], _report_to_train, resume)
-        except (Diverged, ConfigError, Damaged) as error:
-            # every rank fails alike and would again: no retry, but an end that the driver reads
-            if ray.train.get_context().get_world_rank() == 0:
-                verdict = Path(config["verdict"])
-                remedy = f"; delete {verdict.parent} to train from the start" if isinstance(error, Damaged) else ""
-                verdict.write_text(f"{error}{remedy}")
+    job, start = config["job"], config["start"]
+    checkpoints = Checkpoints(config["run"] / "checkpoints", start)
+
+    def report(row: dict[str, float], folder: Path | None) -> None:
+        if folder is not None:
+            keep(checkpoints, row, folder)
+        ray.train.report(row)
+
+    with nullcontext() if start is None else checkpoints.as_folder(start) as resume:
+        train_worker(job, report, resume)
 
 
-def _report_to_train(row: dict[str, float], folder: Path | None) -> None:
-    import ray.train
-
-    ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder) if folder else None)
+def keep(checkpoints: Checkpoints, row: Mapping[str, float], folder: Path) -> Saved:
+    """Store what `train` reported: a checkpoint, and its picture, which outlives it."""
+    picture = f"{row['kimg']:09.1f}-kimg.png"
+    (checkpoints.folder.parent / "samples").write(picture, (folder / "samples.png").read_bytes())
+    return checkpoints.save(folder, kimg=row["kimg"], score=row.get(QUALITY))
 
 
 def train_distributed(
-    params: Params, prepared: Path, reference: Path, on_row: Callable[[dict[str, float]], None]
-) -> Path:
+    params: Params, prepared: Path, reference: Path, on_row: Callable[[dict[str, float]], None], into: Path
+) -> list[dict[str, float]]:
     """Train with Ray Train, going on from where a run of the same fingerprint stopped.
 
-    `on_row(row)` is called here, in the driver, as reports come. Returns the last checkpoint's folder; `samples/`
-    beside it has the pictures of all. Raises StageError if the run cannot succeed.
+    `on_row(row)` is called here, in the driver, as reports come. Writes `generator/`, and the pictures of all
+    checkpoints as `samples/`, into the folder `into`. Returns all rows. Raises StageError if the run cannot succeed.
     """
     job = Job.of(params, prepared, reference, params.scale.min_workers)
-    folder, name = storage(params), fingerprint(params, prepared, "train", reference)
-    live = folder / name / "live.jsonl"
-    (live.parent / "samples").mkdir(parents=True, exist_ok=True)
-    live.write_text("")
+    run = storage(params) / fingerprint(params, prepared, "train", reference)
+    checkpoints = Checkpoints(run / "checkpoints")
+    with exclusive(run, run.name):
+        done = checkpoints.newest()
+        if not job.is_done(done):
+            with cluster(params) as available, tempfile.TemporaryDirectory(prefix=f"ganlib-{os.getpid()}-") as scratch:
+                if fewer := why_fewer(params.scale, available, job.possible_workers):
+                    print(fewer)
+                job = job.everywhere(run.parent)
+                live = Path(scratch) / "rows.jsonl"
+                with _following(live, on_row), _ctrl_c(), _in_a_line():
+                    done = run_workers(job, params.scale, key="num_workers", run=run, callbacks=lambda: [_relay(live)])
+        with checkpoints.as_folder(done) as folder:
+            shutil.copytree(folder / "generator", into / "generator")
+            rows: list[dict[str, float]] = load(folder)["rows"]
+        (into / "samples").mkdir()
+        for name in (pictures := run / "samples").files():
+            (into / "samples" / name).write_bytes(pictures.read(name))
+    return rows
 
-    with cluster(params) as available:
-        scale = resolve_scale(params.scale, available, job.possible_workers)
-        check_resources(scale, "num_workers", available)
-        if fewer := why_fewer(params.scale, available, job.possible_workers):
-            print(fewer)
-        with _following(live, on_row):
-            from ray.exceptions import RayError
-            from ray.train import TrainingFailedError
 
-            ctrl_c = signal.getsignal(signal.SIGINT)
-            try:
-                result = run_workers(
-                    job, scale, workers=scale.num_workers, name=name, folder=folder, callbacks=[_relay(live)]
-                )
-            except (TrainingFailedError, RayError) as error:
-                raise StageError(f"training failed: {cause(error)} (Ray's storage: {live.parent})") from error
-            except SystemExit as error:  # Ray's answer to Ctrl-C
-                raise KeyboardInterrupt from error
-            finally:  # Ray leaves its own, which would start Ray anew to abort what is over
-                signal.signal(signal.SIGINT, ctrl_c)
-    if result.checkpoint is None:
-        raise StageError("training ended without a checkpoint")
-    return Path(result.checkpoint.path)
+@contextmanager
+def _in_a_line() -> Iterator[None]:
+    """What ends a training for good, as the line that a person reads."""
+    try:
+        yield
+    except (Diverged, Damaged, torch.OutOfMemoryError) as error:
+        raise StageError(" ".join(str(error).split())[:500]) from error
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[None]:
+    """Ctrl-C is a KeyboardInterrupt, as ever: Ray Train takes it for its own, and leaves a handler behind which would
+    start Ray anew to abort what is over."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def workers_own(error: Exception) -> dict[int, Exception]:
+    """The exceptions by rank that failed a Ray Train run, but for those of ranks that only lost their company."""
+    failures: dict[int, Exception] = dict(getattr(error, "worker_failures", {}))
+    left = {rank for rank, f in failures.items() if isinstance(f, WorkerLost) or "gloo" in str(f) or "NCCL" in str(f)}
+    return {rank: failure for rank, failure in failures.items() if rank not in left} or failures
 
 
 def cause(error: Exception) -> str:
-    """Why a Ray Train run failed, in one line: the workers' own exceptions, not those of who lost their company."""
-    failures = {
-        rank: getattr(failure, "_base_exc", failure) for rank, failure in getattr(error, "worker_failures", {}).items()
-    }
-    left = {rank for rank, f in failures.items() if isinstance(f, WorkerLost) or "gloo" in str(f) or "NCCL" in str(f)}
-    own = {rank: failure for rank, failure in failures.items() if rank not in left} or failures
-    for rank, failure in own.items():
+    """Why a Ray Train run failed, in one line."""
+    for rank, failure in workers_own(error).items():
         return f"worker {rank}: {type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
     return str(error).strip().splitlines()[-1]
 
 
-def _repair_snapshot(run: Path) -> None:
-    """Make Ray's book of checkpoints anew if a kill cut it short, which Ray would stumble over."""
-    book = run / "checkpoint_manager_snapshot.json"
-    if book.exists():
-        try:
-            json.loads(book.read_text())
-        except ValueError:
-            _rewrite(book)
-
-
-def _rewrite(book: Path) -> None:
-    """List the checkpoints that are whole, the last of which Ray goes on from, and delete the others."""
-    from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState
-
-    found = []
-    for folder in sorted(book.parent.glob("checkpoint_*/")):  # named by the time they were made
-        try:
-            load(folder)
-            found.append({"checkpoint_dir_name": folder.name, "metrics": {}})
-        except Damaged:
-            shutil.rmtree(folder)
-    print(f"{book}: cut short; training from {found[-1]['checkpoint_dir_name'] if found else 'the start'}")
-    state = _CheckpointManagerState(
-        checkpoint_results=found,
-        checkpoint_report_indices=list(range(len(found))),
-        latest_checkpoint_result=found[-1] if found else None,
-        current_report_index=len(found),
-        pending_training_results=[],
-        pending_validation_specs=[],
-        validated_checkpoint_dir_names=[],
-        timed_out_validation_checkpoint_dir_names=[],
-        failed_validation_checkpoint_dir_names=[],
-    )
-    book.write_text(state.model_dump_json())
+def permanent(error: Exception) -> Exception | None:
+    """The worker's exception that a retry would only meet again: what follows from parameters and data, or a disk that
+    is full or cannot be written; None if there is none."""
+    for failure in workers_own(error).values():
+        if isinstance(failure, Diverged | ConfigError | StageError | Damaged | torch.OutOfMemoryError):
+            return failure
+        if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return failure
+    return None
 
 
 def _relay(live: Path) -> Any:
-    """A callback that keeps each report and picture; Ray calls it in a process beside the driver, not in it."""
+    """A callback that appends each report to a file; Ray calls it in a process of the driver's machine."""
     from ray.train import UserCallback
 
     class Relay(UserCallback):
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            if checkpoint:  # which Ray deletes when there are newer ones
-                picture = live.parent / "samples" / f"{metrics[0]['kimg']:09.1f}-kimg.png"
-                shutil.copy(Path(checkpoint.path) / "samples.png", picture)
             with live.open("a") as file:
                 file.write(json.dumps(metrics[0]) + "\n")
 
@@ -424,6 +469,7 @@ def _relay(live: Path) -> Any:
 def _following(live: Path, on_row: Callable[[dict[str, float]], None]) -> Iterator[None]:
     """Call `on_row` for each line of the file, as they come."""
     over = threading.Event()
+    live.touch()
 
     def follow() -> None:
         with live.open() as file:

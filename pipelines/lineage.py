@@ -20,7 +20,10 @@ from ganlib.config import Params
 from ganlib.shards import read_spec
 from pipelines._stage import PREPARED, StageError
 
-__all__ = ["Check", "facts", "verify"]
+__all__ = ["GIT_SHA", "Check", "facts", "git_sha", "verify"]
+
+GIT_SHA = "GANLIB_GIT_SHA"
+"""the variable that says what `git_sha` would where there is no Git, as in a submitted job"""
 
 PACKAGES = ("ganlib", "torch", "ray", "mlflow", "dvc", "numpy", "pyarrow")
 # what a working tree can be compared on; the rest says where it happened
@@ -69,17 +72,26 @@ def _content_hash() -> str:
         return "none"
 
 
+def git_sha(project: Path = Path()) -> str:
+    """HEAD of the repository that holds `project`, with `-dirty` if the tree differs; empty without a repository.
+
+    What stages themselves write does not count as a difference. The variable GIT_SHA has the first word.
+    """
+    if said := os.environ.get(GIT_SHA):
+        return said
+    git = ("git", "-C", str(project))
+    sha = _command(*git, "rev-parse", "HEAD")
+    changed = sha and _command(*git, "status", "--porcelain", "--", ".", ":!dvc.lock", ":!outputs", ":!data")
+    return f"{sha}-dirty" if changed else sha
+
+
 def _git() -> dict[str, str]:
-    """HEAD, and whether the tree differs from it; what stages themselves write does not count."""
-    sha = _command("git", "rev-parse", "HEAD")
-    if not sha:
-        return {"git.sha": "none", "git.dirty": "none"}
-    changed = _command("git", "status", "--porcelain", "--", ".", ":!dvc.lock", ":!outputs", ":!data")
+    sha, _, dirty = git_sha().partition("-")
     experiment = os.environ.get("DVC_EXP_NAME")
     return {
-        "git.sha": sha,
-        "git.dirty": "true" if changed else "false",
-        **({"dvc_exp_name": experiment} if experiment else {}),
+        "git.sha": sha or "none",
+        "git.dirty": ("true" if dirty else "false") if sha else "none",
+        **({"dvc_exp_name": experiment} if sha and experiment else {}),
     }
 
 

@@ -155,7 +155,7 @@ def _by_ray(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table]:
         yield from encoded.iter_batches(batch_size=None, batch_format="pyarrow")
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, OSError | SourceError):  # Ray Data adds lines of its own to the message
-            raise SourceError(str(error.cause).splitlines()[0]) from error
+            raise SourceError(" ".join(str(error.cause).split()) or type(error.cause).__name__) from error
         raise
     finally:
         if started:

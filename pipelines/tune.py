@@ -1,69 +1,73 @@
-"""The stage `tune`: learning rates and architecture by Ray Tune. `python -m pipelines.tune`.
+"""The stage `tune`: learning rates and architecture, searched by Ray Tune. `python -m pipelines.tune`.
 
-Optuna proposes, ASHA stops what does badly, both by `quality/fd`, a Fréchet distance on few samples; never by a
-loss, which tells nothing of a GAN's quality. The first trial is `params.yaml` as it stands, if that lies in the space.
+Trials are compared at rungs by `quality/fd`, a Fréchet distance on few samples; never by a loss, which tells nothing
+of a GAN's quality. The first trial is `params.yaml` as it stands, if that lies in the space. The result is a function
+of seed, data, parameters and code: see `halving.py`.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
+import json
 import math
 import os
-import shutil
-from collections.abc import Mapping
-from contextlib import nullcontext
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Column, Table
 from ruamel.yaml import YAML
 
+from ganlib import checkpoint
 from ganlib.config import ConfigError, Params, ResolvedScale, Search, override, parse_params
 from ganlib.health import Diverged
 from pipelines import tracking
 from pipelines._stage import PREPARED, REFERENCE, TUNED, StageError, main, whole_folder
+from pipelines.checkpoints import Checkpoints
+from pipelines.cluster import cluster
+from pipelines.halving import Outcome, Trial, best, rungs, search
 from pipelines.launch import (
+    QUALITY,
     Job,
     check_resources,
-    cluster,
     fingerprint,
     gpu_slots,
+    keep,
     resolve_scale,
+    resources_per_worker,
     run_workers,
     storage,
     train_worker,
 )
+from pipelines.storage import Storage, exclusive
 from pipelines.train import BEST
 
 __all__ = ["stage"]
 
-METRIC = "quality/fd"
-
-WORST = 1e9  # what ASHA and Optuna are told of a trial that diverged; finite, since ASHA interpolates
-
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the table below says it
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would end an interrupted search as if complete
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")  # how often the search's state is saved, for a kill
 
 
 def stage(params: Params) -> None:
     space = _space(params)
-    if params.tune.num_samples == 0 or not space:
-        trials: list[dict[str, Any]] = []
-    else:
+    trials: list[Trial] = []
+    if params.tune.num_samples and space:
         # fail on a key that the model lacks, or on what `train` would refuse, before any resource is asked for
         for name, dimension in space.items():
             for example in dimension.examples if name == "batch" else dimension.examples[:1]:
                 Job.of(override(params, {name: example}), PREPARED, REFERENCE, params.scale.min_workers)
         trials = _search(_of_a_trial(params), space)
-    sound = [t for t in trials if METRIC in t["row"] and not t["error"]]
-    best = min(sound, key=lambda t: t["row"][METRIC], default=None)
-    if trials and best is None:
-        error = next((t["error"] for t in trials if t["error"]), f"no {METRIC}")
+    winner = best(trials)
+    if trials and winner is None:
+        error = next((trial.last.error for trial in trials if trial.last.error), f"no {QUALITY}")
         raise StageError(f"tune: none of {len(trials)} trials succeeded; the first: {error}")
     with whole_folder(TUNED) as out:
-        YAML().dump(best["changes"] if best else {}, out / BEST)
+        YAML().dump(winner.changes if winner else {}, out / BEST)
         _write_table(trials, list(space), out / "trials.csv")
         if trials:
             _plot(trials, space, out / "trials.png")
@@ -107,160 +111,218 @@ def _of_a_trial(params: Params) -> Params:
     return params.model_copy(update={"train": params.train.model_copy(update=changes)})
 
 
-def _search(params: Params, space: dict[str, Search]) -> list[dict[str, Any]]:
-    """Run, or go on with, the search. Trials as `{"name", "changes", "row", "rows", "error"}`."""
-    import optuna
-    from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    cfg, workers = params.tune, params.scale.workers_per_trial
-    job = Job.of(params, PREPARED, REFERENCE, workers)
-    store = tracking.open_store(params.tracking)
+def _search(params: Params, space: dict[str, Search]) -> list[Trial]:
+    """Run the search, or go on with it: a trial that was trained to a rung before is not trained again."""
+    cfg, scale = params.tune, params.scale
+    job = Job.of(params, PREPARED, REFERENCE, scale.workers_per_trial)
     name = fingerprint(params, PREPARED, "tune")
-    folder = storage(params)
-    with cluster(params) as available:
-        scale = resolve_scale(params.scale.model_copy(update={"num_workers": workers}), available, ())
-        check_resources(scale, "workers_per_trial", available)
-        # of `train`, which would refuse only after the search
-        check_resources(resolve_scale(params.scale, available, job.possible_workers), "num_workers", available)
-        cores = workers * scale.cpus_per_worker
-        # a nested run's workers are Ray Train's to reserve; its driver only waits, but must reserve something
-        resources = {"memory": 2**20} if workers > 1 else {"CPU": cores, "GPU": scale.gpus_per_worker}
-        at_once = int(available["CPU"] // cores)
-        if scale.gpus_per_worker:
-            at_once = min(at_once, gpu_slots(available, scale.gpus_per_worker) // workers)
-        trainable = tune.with_resources(
-            tune.with_parameters(_trial, job=job, scale=scale, storage=str(folder)), resources
+    run = storage(params) / name
+    store = tracking.open_store(params.tracking)
+    with exclusive(run, name), _TrialRunner(params, job, run) as runner:
+        trials = search(
+            _Optuna(space, _starting_points(params, space), params.seed),
+            runner.play,
+            num_samples=cfg.num_samples,
+            bracket_size=cfg.bracket_size,
+            rungs=rungs(cfg.kimg, cfg.grace_kimg, cfg.report_kimg, cfg.reduction_factor),
+            reduction_factor=cfg.reduction_factor,
         )
-        if tune.Tuner.can_restore(folder / name) and any((folder / name).glob("experiment_state-*.json")):
-            tuner = tune.Tuner.restore(str(folder / name), trainable, resume_unfinished=True, restart_errored=True)
-        else:
-            shutil.rmtree(folder / name, ignore_errors=True)  # a search killed before its first state was saved
-            tuner = tune.Tuner(
-                trainable,
-                param_space={key: _domain(dimension) for key, dimension in space.items()},
-                tune_config=tune.TuneConfig(
-                    metric=METRIC,
-                    mode="min",
-                    num_samples=cfg.num_samples,
-                    trial_name_creator=lambda trial: f"trial-{trial.trial_id}",
-                    trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
-                    max_concurrent_trials=min(scale.max_concurrent_trials or at_once, at_once),
-                    search_alg=OptunaSearch(points_to_evaluate=_starting_points(params, space), seed=params.seed),
-                    scheduler=ASHAScheduler(
-                        # a report comes a little before its time or after; counting reports would take a trial that
-                        # goes on after a kill for a young one
-                        time_attr="kimg",
-                        max_t=cfg.kimg,
-                        grace_period=min(cfg.kimg, max(cfg.grace_kimg - cfg.report_kimg / 2, cfg.report_kimg / 2)),
-                        reduction_factor=cfg.reduction_factor,
-                    ),
-                ),
-                run_config=tune.RunConfig(
-                    name=name,
-                    storage_path=str(folder),
-                    verbose=0,
-                    callbacks=[_progress()],
-                    # more than there can be new ones before the search's state, which names them, is saved again
-                    checkpoint_config=tune.CheckpointConfig(num_to_keep=5),
-                    failure_config=tune.FailureConfig(max_failures=scale.max_failures),
-                ),
-            )
-        results = tuner.fit()
-        trials = [_outcome(result) for result in results]
     with tracking.run(store, name, name, tags={"stage": "tune"}) as parent:
         for trial in trials:
-            key = f"{name}/{trial['name']}"
-            with tracking.run(store, key, trial["name"], parent=parent, tags={"stage": "tune"}) as child:
-                tracking.log_params(child, trial["changes"])
-                tracking.log_stats(child, trial["rows"])
+            key = f"{name}/{trial.name}"
+            with tracking.run(store, key, trial.name, parent=parent, tags={"stage": "tune"}) as child:
+                tracking.log_params(child, trial.changes)
+                tracking.log_stats(child, trial.last.rows)
     return trials
 
 
-def _outcome(result: Any) -> dict[str, Any]:
-    metrics = result.metrics or {}
-    rows = [] if result.metrics_dataframe is None else result.metrics_dataframe.to_dict("records")
-    # by kimg, since a trial that goes on after a kill repeats rows
-    rows = list({row["kimg"]: row for row in rows if row.get(METRIC, 0) < WORST}.values())
-    rows = [{name: value for name, value in row.items() if name != "error"} for row in rows]
-    return {
-        "name": Path(result.path).name,
-        "changes": dict(result.config or {}),
-        "row": metrics if "error" not in metrics else rows[-1] if rows else {},
-        "rows": rows,
-        "error": metrics.get("error") or _last_line(result.error),
-    }
+class _Optuna:
+    """Proposals by Optuna's TPE, after the points of `start`: a function of the seed and of what it was told."""
+
+    def __init__(self, space: dict[str, Search], start: list[dict[str, Any]], seed: int):
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.space, self.pruned = space, optuna.trial.TrialState.PRUNED
+        self.study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+        self.distributions = {key: _distribution(dimension) for key, dimension in space.items()}
+        self.asked: list[Any] = []
+        for point in start:
+            self.study.enqueue_trial({key: self._index(key, value) for key, value in point.items()})
+
+    def ask(self) -> dict[str, Any]:
+        self.asked.append(self.study.ask(self.distributions))
+        return {
+            key: choices[value] if (choices := self.space[key].choice) else value
+            for key, value in self.asked[-1].params.items()
+        }
+
+    def tell(self, trial: Trial, *, stopped: bool) -> None:
+        asked = self.asked[trial.number]
+        for rung, outcome in enumerate(trial.outcomes):
+            if outcome.score is not None:
+                asked.report(outcome.score, rung)
+        if stopped or trial.last.score is None:
+            self.study.tell(asked, state=self.pruned)
+        else:
+            self.study.tell(asked, trial.last.score)
+
+    def _index(self, key: str, value: Any) -> Any:
+        choices = self.space[key].choice
+        return choices.index(value) if choices else value
 
 
-def _last_line(error: Exception | None) -> str:
+def _distribution(dimension: Search) -> Any:
+    """Of a choice, that of its index: choices may be of any type."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if dimension.uniform:
+        return FloatDistribution(*dimension.uniform)
+    if dimension.loguniform:
+        return FloatDistribution(*dimension.loguniform, log=True)
+    if dimension.randint:
+        low, high = dimension.randint
+        return IntDistribution(low, high - 1)
+    return CategoricalDistribution(range(len(dimension.choice or ())))
+
+
+class _TrialRunner:
+    """Trains trials to a rung by Ray Tune, as many at once as the cluster holds; it connects when there is work."""
+
+    def __init__(self, params: Params, job: Job, run: Storage):
+        self.params, self.job, self.run = params, job, run
+        self.open = ExitStack()
+        self.resources: dict[str, float] = {}
+
+    def __enter__(self) -> _TrialRunner:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.open.close()
+
+    def play(self, trials: Sequence[Trial], kimg: float) -> list[Outcome]:
+        """The outcome of each trial at the rung `kimg`. Raises StageError if one could not be trained."""
+        file = f"rung-{round(kimg * 1000):012d}.json"
+        missing = [trial for trial in trials if file not in (self.run / trial.name).files()]
+        if missing:
+            if not self.resources:
+                self._connect()
+            self._fit(missing, kimg, file)
+        return [Outcome(**json.loads((self.run / trial.name).read(file))) for trial in trials]
+
+    def _connect(self) -> None:
+        params, workers = self.params, self.params.scale.workers_per_trial
+        self.resources = available = self.open.enter_context(cluster(params))
+        self.scale = resolve_scale(params.scale.model_copy(update={"num_workers": workers}), available, ())
+        check_resources(self.scale, "workers_per_trial", available)
+        # of `train`, which would refuse only after the search
+        check_resources(resolve_scale(params.scale, available, self.job.possible_workers), "num_workers", available)
+        self.job = self.job.everywhere(self.run.parent)
+        self.at_once = int(available["CPU"] // (workers * self.scale.cpus_per_worker))
+        if self.scale.gpus_per_worker:
+            self.at_once = min(self.at_once, gpu_slots(available, self.scale.gpus_per_worker) // workers)
+
+    def _fit(self, trials: list[Trial], kimg: float, file: str) -> None:
+        from ray import tune
+
+        scale = self.scale
+        # a nested run's workers are Ray Train's to reserve; its driver only waits, but must reserve something
+        alone = scale.workers_per_trial == 1
+        resources = resources_per_worker(scale) if alone else {"memory": 2**20}
+        settings = {trial.name: trial.changes for trial in trials}
+        trainable = tune.with_parameters(
+            _trial, job=self.job, scale=scale, run=self.run, settings=settings, kimg=kimg, file=file
+        )
+        results = tune.Tuner(
+            tune.with_resources(trainable, resources),
+            param_space={"name": tune.grid_search(list(settings))},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=min(scale.max_concurrent_trials or self.at_once, self.at_once),
+                trial_name_creator=lambda trial: trial.config["name"],
+                trial_dirname_creator=lambda trial: trial.config["name"],
+            ),
+            run_config=tune.RunConfig(
+                name=f"rung-{uuid.uuid4().hex[:8]}",
+                storage_path=(self.run / "ray").address,
+                verbose=0,
+                callbacks=[_progress()],
+                failure_config=tune.FailureConfig(max_failures=scale.max_failures),
+            ),
+        ).fit()
+        with suppress(OSError):
+            (self.run / "ray").delete()
+        for result in results:
+            if result.error is not None:
+                name = (result.config or {}).get("name", "a trial")
+                raise StageError(
+                    f"tune: {name} failed: {_last_line(result.error)}; `dvc repro` goes on with the others"
+                )
+
+
+def _last_line(error: Exception) -> str:
     """The exception itself, below the traceback that Ray wraps it in."""
-    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
-def _trial(changes: dict[str, Any], job: Job, scale: ResolvedScale, storage: str) -> None:
-    """One trial: the same work with a few keys overridden, in this process or in several workers.
+def _trial(
+    config: dict[str, Any],
+    *,
+    job: Job,
+    scale: ResolvedScale,
+    run: Storage,
+    settings: dict[str, dict[str, Any]],
+    kimg: float,
+    file: str,
+) -> None:
+    """Train one trial to `kimg` from its newest checkpoint on, and write its outcome to `file`.
 
-    One that diverges, or that cannot be built, ends here and is not tried again.
+    One that diverges, that cannot be built, or that the GPU's memory does not hold, has failed: it is not tried again.
     """
     from ray import tune
 
+    folder = run / config["name"]
+    checkpoints = Checkpoints(folder / "checkpoints")
+    error = ""
     try:
-        _play(changes, job, scale, storage)
-    except (Diverged, ConfigError, StageError) as error:
-        tune.report({METRIC: WORST, "error": str(error)})
+        params = override(parse_params(job.params), settings[config["name"]])
+        params = params.model_copy(update={"train": params.train.model_copy(update={"kimg": kimg})})
+        _train_trial(dataclasses.replace(job, params=params.model_dump(mode="json")), scale, folder, checkpoints)
+    except (Diverged, ConfigError, torch.OutOfMemoryError) as failed:
+        error = " ".join(str(failed).split())[:500]
+    newest = checkpoints.newest()
+    rows: list[dict[str, float]] = []
+    if newest is not None:
+        with checkpoints.as_folder(newest) as files:
+            rows = checkpoint.load(files)["rows"]
+    score = None if error or not rows else rows[-1].get(QUALITY)
+    folder.write(file, json.dumps({"rows": rows, "score": score, "error": error}).encode())
+    tune.report({"error": error} if error else {"kimg": kimg})
 
 
-def _play(changes: dict[str, Any], job: Job, scale: ResolvedScale, storage: str) -> None:
+def _train_trial(job: Job, scale: ResolvedScale, folder: Storage, checkpoints: Checkpoints) -> None:
+    """In this process, or in several workers."""
     from ray import tune
 
-    params = override(parse_params(job.params), changes)
-    job = Job(params.model_dump(mode="json"), job.prepared, job.reference)
-    if scale.workers_per_trial == 1:
-        checkpoint = tune.get_checkpoint()
-        with checkpoint.as_directory() if checkpoint else nullcontext() as resume:
-            train_worker(job, _report_to_tune, resume)
+    if scale.workers_per_trial > 1:
+        from ray.tune.integration.ray_train import TuneReportCallback
+
+        run_workers(job, scale, key="workers_per_trial", run=folder, callbacks=lambda: [TuneReportCallback()])
         return
-    import ray
-    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
-    from ray.tune.integration.ray_train import TuneReportCallback
+    start = checkpoints.newest()
+    if job.is_done(start):
+        return
 
-    # what frees an early-stopped run's workers looks for its cluster, and gives up if there are two on the machine
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
-    result = run_workers(
-        job,
-        scale,
-        workers=scale.workers_per_trial,
-        name=f"train-{tune.get_context().get_trial_id()}",
-        folder=Path(storage) / tune.get_context().get_experiment_name(),
-        callbacks=[TuneReportCallback()],
-    )
-    if result.metrics:  # again, for a trial that had ended unheard when the search was killed
-        tune.report(result.metrics)
+    def report(row: dict[str, float], files: Path | None) -> None:
+        if files is not None:
+            keep(checkpoints, row, files)
+        tune.report(row)
+
+    with nullcontext() if start is None else checkpoints.as_folder(start) as resume:
+        train_worker(job, report, resume)
 
 
-def _report_to_tune(row: dict[str, float], folder: Path | None) -> None:
-    from ray import tune
-
-    tune.report(row, checkpoint=tune.Checkpoint.from_directory(folder) if folder else None)
-
-
-def _domain(dimension: Search) -> Any:
-    from ray import tune
-
-    if dimension.uniform:
-        return tune.uniform(*dimension.uniform)
-    if dimension.loguniform:
-        return tune.loguniform(*dimension.loguniform)
-    if dimension.randint:
-        return tune.randint(*dimension.randint)
-    return tune.choice(list(dimension.choice or ()))
-
-
-def _starting_points(params: Params, space: dict[str, Search]) -> list[dict[str, Any]] | None:
+def _starting_points(params: Params, space: dict[str, Search]) -> list[dict[str, Any]]:
     """The model as it stands, if it lies in the space: so a search never does worse than no search."""
     point: dict[str, Any] = {}
     for dotted, dimension in space.items():
@@ -273,7 +335,7 @@ def _starting_points(params: Params, space: dict[str, Search]) -> list[dict[str,
             point[dotted] = here
         else:
             print(f"tune: {dotted} {here} lies outside of its search space, so params.yaml as it stands is not tried")
-            return None
+            return []
     return [point]
 
 
@@ -287,65 +349,61 @@ def _progress() -> Any:
 
     class Progress(tune.Callback):
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
-            print(
-                f"{trial.trial_id}  "
-                + (result.get("error") or f"{result['kimg']:7.1f} kimg  {METRIC} {result.get(METRIC, math.nan):.3g}"),
-                flush=True,
-            )
+            if "error" in result:
+                print(f"{trial}  {result['error']}", flush=True)
+            elif QUALITY in result:
+                print(f"{trial}  {result['kimg']:7.1f} kimg  {QUALITY} {result[QUALITY]:.3g}", flush=True)
 
     return Progress()
 
 
-def _write_table(trials: list[dict[str, Any]], keys: list[str], path: Path) -> None:
+def _write_table(trials: list[Trial], keys: list[str], path: Path) -> None:
     with path.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["trial", *keys, "kimg", METRIC, "error"])
+        table.writerow(["trial", *keys, "kimg", QUALITY, "error"])
         for trial in trials:
-            row = trial["row"]
-            table.writerow(
-                [
-                    trial["name"],
-                    *[trial["changes"].get(key) for key in keys],
-                    row.get("kimg"),
-                    row.get(METRIC),
-                    trial["error"],
-                ]
-            )
+            row = _last_row(trial)
+            settings = [trial.changes[key] for key in keys]
+            table.writerow([trial.name, *settings, row.get("kimg"), row.get(QUALITY), trial.last.error])
 
 
-def _plot(trials: list[dict[str, Any]], space: dict[str, Search], path: Path) -> None:
+def _last_row(trial: Trial) -> dict[str, float]:
+    return trial.last.rows[-1] if trial.last.rows else {}
+
+
+def _plot(trials: list[Trial], space: dict[str, Search], path: Path) -> None:
     """Each parameter against quality, a dot a trial; fuller dots were trained for longer."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.2 * len(space), 3), layout="constrained")
     axes = figure.subplots(1, len(space), sharey=True, squeeze=False)[0]
-    done = [t for t in trials if METRIC in t["row"]]
-    longest = max((t["row"]["kimg"] for t in done), default=1)
+    done = [(trial.changes, _last_row(trial)) for trial in trials if trial.last.score is not None]
+    longest = max((row["kimg"] for _, row in done), default=1)
     for ax, (key, dimension) in zip(axes, space.items(), strict=True):
         choices = dimension.choice or ()
         if choices:
             ax.set_xticks(range(len(choices)), [str(choice) for choice in choices])
             ax.set_xlim(-0.5, len(choices) - 0.5)
         ax.scatter(
-            [choices.index(t["changes"][key]) if choices else t["changes"][key] for t in done],
-            [t["row"][METRIC] for t in done],
-            alpha=[t["row"]["kimg"] / longest for t in done],
+            [choices.index(changes[key]) if choices else changes[key] for changes, _ in done],
+            [row[QUALITY] for _, row in done],
+            alpha=[row["kimg"] / longest for _, row in done],
         )
         ax.set_xlabel(key)
         ax.set_yscale("log")
         if dimension.loguniform:
             ax.set_xscale("log")
             ax.tick_params(axis="x", which="both", rotation=45, labelsize="small")
-    axes[0].set_ylabel(METRIC)
+    axes[0].set_ylabel(QUALITY)
     figure.savefig(path, dpi=100)
 
 
-def _print(trials: list[dict[str, Any]], keys: list[str]) -> None:
-    table = Table("trial", *(Column(key, overflow="fold") for key in keys), "kimg", METRIC)
-    for trial in sorted(trials, key=lambda t: t["row"].get(METRIC, float("inf"))):
-        row = trial["row"]
-        figures = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in trial["changes"].values()]
-        table.add_row(trial["name"], *figures, f"{row.get('kimg', 0):.1f}", f"{row.get(METRIC, float('nan')):.3g}")
+def _print(trials: list[Trial], keys: list[str]) -> None:
+    table = Table("trial", *(Column(key, overflow="fold") for key in keys), "kimg", QUALITY)
+    for trial in sorted(trials, key=lambda trial: _last_row(trial).get(QUALITY, math.inf)):
+        row = _last_row(trial)
+        figures = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in trial.changes.values()]
+        table.add_row(trial.name, *figures, f"{row.get('kimg', 0):.1f}", f"{row.get(QUALITY, math.nan):.3g}")
     Console().print(table)
 
 

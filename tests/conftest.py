@@ -95,6 +95,26 @@ def data_of(prepared, pairs):
     return lambda family: pairs[1] if registry.load("models", family).MODALITY == "image_pair" else prepared
 
 
+@pytest.fixture(scope="session")
+def object_store():
+    """The address of an empty bucket: `moto`, a stand-in for Amazon's S3 that speaks its protocol, on loopback."""
+    import logging
+
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "tests")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "tests")
+        server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="runs")
+        yield f"s3://runs/kept?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+        server.stop()
+
+
 @dataclass(frozen=True)
 class Checkout:
     """A copy of the project as it is now, in a git repository of its own: what a person who cloned it has."""

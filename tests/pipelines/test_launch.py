@@ -1,30 +1,32 @@
 """What the door to training says, and mends, without starting Ray."""
 
+import errno
 import socket
 from types import SimpleNamespace
 
 import pytest
 
-from ganlib.checkpoint import save
-from ganlib.config import ConfigError, ResolvedScale, ScaleConfig, override
+from ganlib.checkpoint import Damaged
+from ganlib.config import ConfigError, ResolvedScale, ScaleConfig, override, parse_params
 from ganlib.distributed import WorkerLost
+from ganlib.health import Diverged
 from ganlib.shards import read_spec
 from pipelines._stage import StageError, whole_folder
+from pipelines.cluster import _check_reachable, usable_resources
 from pipelines.launch import (
     Job,
-    _check_reachable,
-    _repair_snapshot,
+    _fit,
     cause,
     check_resources,
     fingerprint,
     gpu_slots,
+    permanent,
     possible_workers,
     resolve_scale,
-    run_workers,
     storage,
-    usable_resources,
     why_fewer,
 )
+from pipelines.storage import Storage
 
 
 def scaled(params, **scale):
@@ -56,16 +58,17 @@ def test_another_reference_is_another_run(params, prepared, tmp_path):
         assert name() == name() != unmeasured
 
 
-def test_rays_folder_is_below_the_project(params, tmp_path, monkeypatch):
+def test_runs_are_kept_below_the_project(params, tmp_path, monkeypatch):
     scratch = tmp_path / ".dvc" / "tmp" / "exps" / "1"
     scratch.mkdir(parents=True)
     monkeypatch.chdir(scratch)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    assert storage(params) == tmp_path / ".ganlib" / "ray"
-    assert storage(scaled(params, storage="runs/ray")) == tmp_path / "runs" / "ray"
-    assert storage(scaled(params, storage="/mnt/ray")).as_posix() == "/mnt/ray"
-    with pytest.raises(ConfigError, match=r"^scale\.storage: 's3://bucket/ray' is an address; a folder .* is wanted$"):
-        storage(scaled(params, storage="s3://bucket/ray"))
+    assert storage(params).local == tmp_path / ".ganlib" / "runs"
+    assert storage(scaled(params, storage="kept/runs")).local == tmp_path / "kept" / "runs"
+    assert storage(scaled(params, storage="/mnt/runs")).address == "/mnt/runs"
+    assert storage(scaled(params, storage="mock://bucket/runs")).address == "mock://bucket/runs"
+    with pytest.raises(ConfigError, match=r"^scale\.storage: gopher://hole: Unrecognized filesystem type"):
+        storage(scaled(params, storage="gopher://hole"))
 
 
 def test_workers_that_the_cluster_can_never_hold_are_refused(params):
@@ -115,12 +118,19 @@ DIVISORS_OF_32 = [1, 2, 4, 8, 16, 32]
         (16, 0, {"gpus_per_worker": 1}, (1, 1)),
         # both are: they stay, whatever there is
         (1, 0, {"num_workers": 7, "gpus_per_worker": 1}, (7, 1)),
+        # a range: the most that is there and divides the batch, or the least, which check_resources then judges
+        (16, 0, {"num_workers": (2, 8)}, (8, 0)),
+        (5, 0, {"num_workers": (2, 8)}, (4, 0)),
+        (16, 3, {"num_workers": (1, 8)}, (2, 1)),
+        (1, 0, {"num_workers": (2, 8)}, (2, 0)),
     ],
 )
 def test_auto_is_what_the_cluster_has(cpus, gpus, scale, expected):
     available = {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}
     found = resolve_scale(ScaleConfig(**scale), available, DIVISORS_OF_32)
     assert (found.num_workers, found.gpus_per_worker) == expected
+    if isinstance(scale.get("num_workers"), tuple):
+        return
     held = gpu_slots(available, found.gpus_per_worker) if found.gpus_per_worker else found.num_workers
     assert found.num_workers <= held or "GPU" not in available, "check_resources would refuse what is automatic"
 
@@ -176,7 +186,7 @@ def test_nccl_is_for_workers_with_a_gpu_of_their_own(gpus, backend, tmp_path, mo
     monkeypatch.setattr(ray_torch, "TorchTrainer", trainer)
     scale = ResolvedScale(num_workers=2, gpus_per_worker=gpus)
     with pytest.raises(Asked) as asked:
-        run_workers(Job({}, "", ""), scale, workers=2, name="run", folder=tmp_path, callbacks=[])
+        _fit(Job({}, "", ""), scale, 2, Storage(str(tmp_path)), None, [])
     assert asked.value.args == (backend, gpus > 0, 2)
 
 
@@ -204,42 +214,37 @@ def test_the_cause_is_the_workers_own_exception():
     assert cause(RuntimeError("a traceback\nthe last line\n")) == "the last line"
 
 
-@pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # of Ray's reading
-def test_a_run_whose_book_was_cut_short_goes_on_from_its_newest_whole_checkpoint(tmp_path, capsys):
-    from ray.train import CheckpointConfig
-    from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
-    from ray.train.v2._internal.execution.storage import StorageContext
+def test_what_no_retry_mends_ends_a_training():
+    from ray.train.v2.api.exceptions import WorkerGroupError
 
-    run = tmp_path / "run"
-    book = run / "checkpoint_manager_snapshot.json"
+    diverged, full, lost = Diverged("training diverged"), OSError(errno.ENOSPC, "full"), WorkerLost("rank 1 is gone")
+    for final in (diverged, full, ConfigError("batch"), Damaged("format")):
+        assert permanent(WorkerGroupError("...", {0: lost, 1: final})) is final
+    for passing in (OSError(errno.EIO, "read"), MemoryError(), lost, RuntimeError("gloo")):
+        assert permanent(WorkerGroupError("...", {0: passing})) is None
+    assert permanent(RuntimeError("the controller died")) is None
 
-    def newest():
-        """As Ray reads the book."""
-        found = CheckpointManager(CheckpointConfig(num_to_keep=2), StorageContext(tmp_path, "run"))
-        return found.latest_checkpoint_result and found.latest_checkpoint_result.checkpoint.path
 
-    old, new, torn = (run / f"checkpoint_2026-01-01_00-00-0{second}.000000" for second in range(3))
-    for folder in (old, new, torn):
-        folder.mkdir(parents=True)
-        save(folder, {"step": 1})
-    (torn / "checkpoint.pt").write_bytes((torn / "checkpoint.pt").read_bytes()[:99])
-    _repair_snapshot(run)
-    assert not book.exists()
-    book.write_text('{"checkpoint_res')
-    _repair_snapshot(run)
-    assert f"{book}: cut short; training from {new.name}" in capsys.readouterr().out
-    assert newest() == str(new)
-    assert (old.exists(), torn.exists()) == (True, False)
-    whole = book.read_text()
-    _repair_snapshot(run)
-    assert book.read_text() == whole
+def test_a_range_without_a_number_that_divides_the_batch_is_refused(params, prepared, tmp_path):
+    changed = scaled(override(params, {"batch": 32}), num_workers=(5, 7))
+    message = (
+        r"^scale\.num_workers: the batch of 32 divides among no number of workers from 5 to 7; .* one of 1, 2, 4, 8"
+    )
+    with pytest.raises(ConfigError, match=message):
+        Job.of(changed, prepared, tmp_path, 1)
+    Job.of(scaled(changed, num_workers=(5, 8)), prepared, tmp_path, 1)
 
-    for folder in (old, new):
-        (folder / "checkpoint.pt").unlink()
-    book.write_text("")
-    _repair_snapshot(run)
-    assert f"{book}: cut short; training from the start" in capsys.readouterr().out
-    assert newest() is None
+
+@pytest.mark.parametrize(
+    ("value", "message"), [([2], "at least 2|expected auto"), ([3, 2], "expected auto or"), ([0, 2], "expected auto")]
+)
+def test_bad_ranges_are_named(params, value, message):
+    raw = params.model_dump(mode="json")
+    raw["scale"]["num_workers"] = value
+    with pytest.raises(ConfigError, match=rf"scale\.num_workers.*({message})"):
+        parse_params(raw)
+    raw["scale"]["num_workers"] = [2, 3]
+    assert parse_params(raw).scale.num_workers == (2, 3)
 
 
 def test_a_folder_is_whole_or_absent(tmp_path):

@@ -108,6 +108,49 @@ def test_a_killed_worker_is_replaced(project, undisturbed):
     assert weights(project) == undisturbed
 
 
+def test_a_hung_worker_is_replaced(project, undisturbed):
+    forget(project)
+    project.env["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = "5"  # instead of a minute
+    process = start(project)
+    read_until(process, 2)
+    workers = [
+        p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
+    ]
+    workers[1].suspend()
+    output, _ = process.communicate(timeout=300)
+    del project.env["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"]
+    assert process.returncode == 0, output
+    assert "training goes on from" in output
+    assert weights(project) == undisturbed
+    assert not psutil.pid_exists(workers[1].pid), "the hung worker is still there"
+
+
+def test_a_damaged_checkpoint_is_passed_over(project, undisturbed):
+    forget(project)
+    process = start(project)
+    read_until(process, 4)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    time.sleep(1)
+    newest = sorted(project.folder.glob(".ganlib/runs/train-*/checkpoints/checkpoint-*/checkpoint.pt"))[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    output = project.run(sys.executable, "-m", "pipelines.train")
+    assert f"{newest.parent}: checkpoint.pt is damaged" in output
+    assert all(kimg > 1.5 for kimg in reports(output)), "it began anew"
+    assert weights(project) == undisturbed
+
+
+def test_a_finished_training_is_not_done_again(project, undisturbed):
+    forget(project)
+    project.run(sys.executable, "-m", "pipelines.train")
+    shutil.rmtree(project.folder / "outputs/train")
+    assert reports(project.run(sys.executable, "-m", "pipelines.train")) == []
+    assert weights(project) == undisturbed
+    assert len(list((project.folder / "outputs/train/samples").iterdir())) == 12
+
+
 def test_a_killed_run_goes_on(project, undisturbed):
     forget(project)
     process = start(project)
@@ -190,9 +233,8 @@ def test_the_trials_of_a_killed_search_go_on(workers, project):
     assert float(trial["kimg"]) == pytest.approx(8, abs=0.1)
 
 
-@pytest.mark.timeout(400)  # a trial that waits for the cores of one that was stopped does so for ever
-def test_a_stopped_trial_gives_back_its_workers(project):
-    """Trials that each drive a Ray Train run of two workers, which hold both cores until Tune has them stopped."""
+def test_trials_of_several_workers_each(project):
+    """Each drives a Ray Train run of two workers, which hold both cores, from one rung to the next."""
     forget(project)
     file = project.folder / "params.yaml"
     before = file.read_bytes()

@@ -9,7 +9,8 @@ from ganlib.config import ConfigError, Search, parse_params
 from ganlib.health import Monitor
 from pipelines import tune
 from pipelines._stage import StageError
-from pipelines.tune import _domain, _of_a_trial, _plot, _space, _starting_points
+from pipelines.halving import Outcome, Trial
+from pipelines.tune import _of_a_trial, _Optuna, _plot, _space, _starting_points
 
 
 def with_preset(params, **preset):
@@ -32,7 +33,7 @@ def test_the_first_trial_is_the_model_as_it_stands(params, capsys):
     space = params.game.search
     (point,) = _starting_points(params, space)
     assert point == {"generator.lr": 0.001, "discriminator.lr": 0.001, "network.width": 32}
-    assert _starting_points(params, {"generator.lr": Search(uniform=(0.1, 0.2))}) is None
+    assert _starting_points(params, {"generator.lr": Search(uniform=(0.1, 0.2))}) == []
     assert "generator.lr 0.001 lies outside" in capsys.readouterr().out
     (point,) = _starting_points(params, {"discriminator_steps": whole(1.0)})
     assert isinstance(point["discriminator_steps"], float), "the value of the choice, not of the model"
@@ -42,19 +43,49 @@ def whole(*values):
     return Search(choice=values)
 
 
+def proposed(dimension, count=100):
+    """What is proposed first, before anything is known."""
+    proposals = _Optuna({"key": Search(**dimension)}, [], seed=0)
+    return [proposals.ask()["key"] for _ in range(count)]
+
+
 @pytest.mark.parametrize(
     ("dimension", "low", "middle", "high"),
     [({"uniform": (0.1, 0.3)}, 0.1, 0.2, 0.3), ({"loguniform": (1e-4, 1e-2)}, 1e-4, 1e-3, 1e-2)],
 )
 def test_numbers_are_drawn_from_between_the_bounds(dimension, low, middle, high):
-    values = _domain(Search(**dimension)).sample(size=400, random_state=0)
+    values = proposed(dimension, 400)
     assert low <= min(values) <= max(values) <= high
     assert sum(value < middle for value in values) == pytest.approx(200, abs=40), "they lean to one side"
 
 
-@pytest.mark.parametrize("dimension", [{"randint": (2, 5)}, {"choice": (2, 3, 4)}])
+@pytest.mark.parametrize("dimension", [{"randint": (2, 5)}, {"choice": (2, 3, 4)}, {"choice": ("2", 3.0, [4])}])
 def test_whole_numbers_and_choices_are_all_drawn(dimension):
-    assert set(_domain(Search(**dimension)).sample(size=100, random_state=0)) == {2, 3, 4}
+    expected = dimension.get("choice", (2, 3, 4))
+    drawn = proposed(dimension)
+    assert all(value in expected for value in drawn)
+    assert all(value in drawn for value in expected)
+
+
+def test_proposals_follow_from_the_seed_and_from_results(params):
+    space = params.game.search
+
+    def course(seed, score):
+        proposals, settings = _Optuna(space, _starting_points(params, space), seed), []
+        for number in range(14):
+            trial = Trial(number, proposals.ask(), [Outcome([], score(number))])
+            settings.append(trial.changes)
+            proposals.tell(trial, stopped=number % 3 == 0)
+        return settings
+
+    rising = course(0, float)
+    assert rising[0] == _starting_points(params, space)[0], "the first is params.yaml as it stands"
+    assert rising == course(0, float)
+    assert rising != course(1, float)
+    falling = course(0, lambda number: -float(number))
+    assert rising[:10] == falling[:10], "TPE draws its first ten at random"
+    assert rising[10:] != falling[10:], "results change nothing"
+    assert course(0, lambda number: None)[:10] == rising[:10], "failed trials are told, too"
 
 
 # a trial of the shipped search that reached a distance of 5.7, and one that shows a single picture
@@ -85,7 +116,10 @@ def test_a_longer_trial_is_the_more_patient(params):
 
 def test_choices_are_drawn_in_their_order(tmp_path):
     rows = [({"l1": 100.0}, 2.0), ({"l1": 10}, 1.0), ({"l1": 100}, math.e)]
-    trials = [{"changes": changes, "row": {"kimg": 1.0, "quality/fd": fd}} for changes, fd in rows]
+    trials = [
+        Trial(number, changes, [Outcome([{"kimg": 1.0, "quality/fd": fd}], fd)])
+        for number, (changes, fd) in enumerate(rows)
+    ]
     _plot(trials, {"l1": whole(10, 30, 100)}, tmp_path / "trials.png")
     assert (tmp_path / "trials.png").exists()
 
@@ -128,14 +162,13 @@ def asked(prepared, monkeypatch):
         pass
 
     class Tuner:
-        can_restore = staticmethod(lambda path: False)
-
         def __init__(self, resources, *, tune_config, **_):
             raise Asked(tune_config.max_concurrent_trials, resources)
 
     monkeypatch.setattr(tune, "PREPARED", prepared)
     monkeypatch.setattr(ray_tune, "Tuner", Tuner)
     monkeypatch.setattr(ray_tune, "with_resources", lambda trainable, resources: resources)
+    monkeypatch.setattr(tune.Job, "everywhere", lambda job, storage: job)
 
     def search(params):
         with pytest.raises(Asked) as raised:
@@ -163,7 +196,7 @@ def test_trials_at_once_are_those_wanted_that_the_cluster_holds(
         (4, 2, "auto", 2, {"memory": 2**20}),  # what the two workers take, Ray Train reserves
         (1, 2, "auto", 1, {"memory": 2**20}),  # half a GPU each
         (16, 1, "auto", 8, {"CPU": 1, "GPU": 1.0}),
-        (2, 1, 0.0, 8, {"CPU": 1, "GPU": 0.0}),
+        (2, 1, 0.0, 8, {"CPU": 1}),
     ],
 )
 def test_a_trials_workers_take_gpus_where_there_are_some(

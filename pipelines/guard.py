@@ -1,0 +1,78 @@
+"""Start a stage again when the servers of its Ray are gone, for Ray itself waits and then ends without a word."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+
+__all__ = ["restarting"]
+
+SERVERS = ("gcs_server", "raylet")
+RESTARTS = "GANLIB_RESTARTS"
+LOOK_SECONDS = 1.0
+PATIENCE = 10
+"""looks in a row at which a cluster's server refuses to answer"""
+
+
+@contextmanager
+def restarting(gcs_address: str, *, local: bool, at_most: int) -> Iterator[None]:
+    """While in the block: if a server of this Ray dies, run this process's command again, in its place.
+
+    The stage then goes on from what is kept. After `at_most` such restarts the process ends, with one line, instead.
+    `local`: this process started the servers, so they are its children; else the cluster's GCS is asked to answer.
+    """
+    over = threading.Event()
+    thread = threading.Thread(target=_watch, args=(over, gcs_address, local, at_most), name="guard", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _watch(over: threading.Event, address: str, local: bool, at_most: int) -> None:
+    me, ours, silent = psutil.Process(), set[psutil.Process](), 0
+    servers = [(child, child.name()) for child in me.children() if local and child.name() in SERVERS]
+    while not over.wait(LOOK_SECONDS):
+        ours |= set(me.children(recursive=True))
+        gone = next((name for server, name in servers if not _lives(server)), "")
+        silent = 0 if local or _answers(address) else silent + 1
+        if gone or silent >= PATIENCE:
+            _again(gone or f"cluster at {address}", ours, at_most)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _again(gone: str, ours: set[psutil.Process], at_most: int) -> None:
+    """Never returns."""
+    for process in ours:  # a Ray without its servers does not end by itself, or not soon
+        if _lives(process):
+            process.kill()
+    times = int(os.environ.get(RESTARTS, "0"))
+    if times >= at_most:
+        print(f"ganlib: Ray's {gone} is gone; the same command goes on from what is kept", file=sys.stderr, flush=True)
+        os._exit(1)
+    print(f"lost: Ray's {gone}; starting again from what is kept", flush=True)
+    os.environ[RESTARTS] = str(times + 1)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

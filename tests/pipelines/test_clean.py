@@ -1,0 +1,105 @@
+"""`ganlib clean` deletes what the rule names, and nothing else."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+
+from pipelines import clean
+from pipelines.clean import leftovers, sweep_scratch
+from pipelines.storage import Storage, exclusive
+
+DAY = 86400
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    """A temporary folder of its own, so that nobody's leftovers are touched."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    return tmp_path / "tmp"
+
+
+def age(path, days):
+    for one in (*path.rglob("*"), path):
+        os.utime(one, (time.time() - days * DAY,) * 2)
+
+
+def test_old_runs_go_and_the_newest_of_each_kind_stays(tmp_path):
+    storage = Storage(str(tmp_path / "runs"))
+    days = {
+        "train-mnist-dcgan-aaaaaaaaaaaa": 30,
+        "train-mnist-dcgan-bbbbbbbbbbbb": 20,
+        "train-mnist-dcgan-cccccccccccc": 10,
+        "train-mnist-mlp-dddddddddddd": 30,
+        "tune-mnist-dcgan-eeeeeeeeeeee": 30,
+        "a-folder-of-mine": 99,
+    }
+    for name, old in days.items():
+        storage.write(f"{name}/checkpoints/checkpoint-000001-x/checkpoint.pt", b"12345")
+        age(tmp_path / "runs" / name, old)
+    found = {one.place.rpartition("/")[2]: one for one in leftovers(storage, 7)}
+    assert set(found) == {"train-mnist-dcgan-aaaaaaaaaaaa", "train-mnist-dcgan-bbbbbbbbbbbb"}
+    first = found["train-mnist-dcgan-aaaaaaaaaaaa"]
+    assert (first.bytes, first.why) == (5, "not changed for 30 days, and train-mnist-dcgan-cccccccccccc is newer")
+    assert [one.place[-12:] for one in leftovers(storage, 25)] == ["aaaaaaaaaaaa"]
+    first.delete()
+    assert set(storage.folders()) == set(days) - {"train-mnist-dcgan-aaaaaaaaaaaa"}
+
+
+def test_a_run_that_somebody_is_at_stays(tmp_path):
+    storage = Storage(str(tmp_path / "runs"))
+    old, new = "train-digits-mlp-aaaaaaaaaaaa", "train-digits-mlp-bbbbbbbbbbbb"
+    for name in (old, new):
+        storage.write(f"{name}/x", b"1")
+    with exclusive(storage / old, old):
+        age(tmp_path / "runs" / old, 30)
+        assert list(leftovers(storage, 7)) == []
+    age(tmp_path / "runs" / old, 30)
+    assert [one.place[-12:] for one in leftovers(storage, 7)] == ["aaaaaaaaaaaa"]
+
+
+def test_old_runs_in_an_object_store(object_store, tmp_path):
+    storage = Storage(object_store) / tmp_path.name
+    for name in ("tune-digits-mlp-aaaaaaaaaaaa", "tune-digits-mlp-bbbbbbbbbbbb"):
+        storage.write(f"{name}/trial-0000/x", b"1")
+        time.sleep(1.1)  # it tells seconds
+    assert list(leftovers(storage, 1)) == []
+    (old,) = leftovers(storage, 0)
+    assert old.place.endswith("aaaaaaaaaaaa")
+    old.delete()
+    assert storage.folders() == ["tune-digits-mlp-bbbbbbbbbbbb"]
+
+
+def test_scratch_of_killed_processes_goes(temporary):
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    names = {f"ganlib-{gone.stdout.strip()}-abc": 1, f"ganlib-{os.getpid()}-abc": 1, "ganlib-x": 1, "other-1-x": 1}
+    names |= {f"ganlib-{gone.stdout.strip()}-young": 0}
+    for name, old in names.items():
+        (temporary / name).mkdir()
+        (temporary / name / "checkpoint.pt").write_bytes(b"123")
+        age(temporary / name, old)
+    (found,) = leftovers(Storage(str(temporary / "runs")), 7)
+    assert (found.place, found.bytes) == (str(temporary / f"ganlib-{gone.stdout.strip()}-abc"), 3)
+    sweep_scratch()
+    assert {path.name for path in temporary.iterdir()} == set(names) - {f"ganlib-{gone.stdout.strip()}-abc"}
+
+
+def test_ray_sessions_without_a_process_go(temporary):
+    ended, running, young = (temporary / "ray" / f"session_2026-01-0{i}_x" for i in (1, 2, 3))
+    for session in (ended, running, young):
+        session.mkdir(parents=True)
+        age(session, 0 if session is young else 1)
+    (temporary / "ray" / "session_latest").symlink_to(ended)
+    process = subprocess.Popen([sys.executable, "-c", "input()", str(running)], stdin=subprocess.PIPE)
+    try:
+        (found,) = clean._ray_sessions()
+        assert found.place == str(ended)
+        found.delete()
+        assert running.exists()
+    finally:
+        process.communicate(b"\n")
