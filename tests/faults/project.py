@@ -241,18 +241,21 @@ class Project:
         self.remove()
         subprocess.run(["cp", "-a", str(kept), str(self.folder)], check=True)
 
-    def checkpoints(self, stage: str = "train") -> list[Path]:
-        """Files of at least 10 kB that belong to checkpoints of a stage, oldest first."""
-        storage = self.folder / ".ganlib/ray"
-        found = [
-            path
-            for path in storage.rglob("*")
-            if path.is_file()
-            and path.stat().st_size > 10_000
-            and path.relative_to(storage).parts[0].startswith(f"{stage}-")
-            and "checkpoint" in str(path.relative_to(storage))
-        ]
-        return sorted(found, key=lambda path: path.stat().st_mtime)
+    def newest_checkpoint(self, stage: str = "train") -> Path:
+        """The largest file of the newest checkpoint of a stage that is complete, that is has as many files as any."""
+        folders: dict[Path, list[Path]] = {}
+        for path in (self.folder / ".ganlib").rglob("*"):
+            whole = [parent for parent in path.parents if parent.name.startswith("checkpoint")]
+            if path.is_file() and whole and any(parent.name.startswith(f"{stage}-") for parent in path.parents):
+                folders.setdefault(whole[-1], []).append(path)
+        most = max((len(files) for files in folders.values()), default=0)
+        complete = [files for files in folders.values() if len(files) == most]
+        if len(complete) < 2:
+            raise Failure(
+                f"found {len(complete)} complete checkpoints in {self.folder / '.ganlib'}, expected 2 or more"
+            )
+        newest = max(complete, key=lambda files: max(path.stat().st_mtime for path in files))
+        return max(newest, key=lambda path: path.stat().st_size)
 
 
 def clone(folder: Path, changes: dict[str, Any]) -> Project:

@@ -338,7 +338,7 @@ def flip(path: Path, chance: random.Random) -> str:
 def damaged_checkpoint(case: Case, damage: Callable[[Path], str]) -> str:
     case.training(9 * KIMG)
     kill_all()
-    newest = case.project.checkpoints()[-1]
+    newest = case.project.newest_checkpoint()
     what = damage(newest)
     command, since = case.project.start("dvc", "repro"), time.monotonic()
     command.wait()
@@ -492,7 +492,7 @@ class Cluster:
         print(f"  {self.do('up', str(self.nodes)).strip()}")
         self.mark()
         project.prefix = (str(CLUSTER), "run")
-        project.edit({"scale.ray_address": "10.77.0.10:6379", "scale.storage": str(project.folder / ".ganlib/ray")})
+        project.edit({"scale.ray_address": "10.77.0.10:6379", "scale.storage": str(project.folder / ".ganlib/runs")})
         return self
 
     def mark(self) -> None:
