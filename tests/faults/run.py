@@ -375,7 +375,7 @@ def empty_checkpoint(case: Case) -> str:
 def corrupt_shard(case: Case) -> str:
     case.project.restore(case.work / "tuned")
     shard = max((case.project.folder / "data/prepared").rglob("*.parquet"), key=lambda path: path.stat().st_size)
-    what = flip(shard, case.chance)
+    what = flip(shard, random.Random(case.args.seed))
     alone = case.project.start("python", "-m", "pipelines.train")
     said = "the stage alone did not notice" if alone.wait() == 0 else f"the stage alone: “{alone.last_line()[:160]}”"
     case.project.restore(case.work / "tuned")  # what the stage alone has left is not to be measured
