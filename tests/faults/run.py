@@ -496,9 +496,13 @@ class Cluster:
         return self
 
     def mark(self) -> None:
-        """The hosts' inits and Ray's servers are not the run's; workers are, and are known by their names."""
+        """The hosts' inits, Ray's servers and its idle workers are not the run's; what trains and what drives is."""
         LASTING.clear()
-        LASTING.update(process.pid for process in descendants() if not name_of(process).startswith("ray::RayTrain"))
+        LASTING.update(
+            process.pid
+            for process in descendants()
+            if not name_of(process).startswith(("ray::RayTrain", "ray::TrainController", "python -m pipelines", "dvc"))
+        )
 
     def __exit__(self, *error: object) -> None:
         self.case.project.prefix = ()
@@ -506,9 +510,11 @@ class Cluster:
         self.do("down")
 
 
-def on_hosts(case: Case, fault: Callable[[Cluster], str], mend: Callable[[Cluster], str], pause: float) -> str:
+def on_hosts(
+    case: Case, fault: Callable[[Cluster], str], mend: Callable[[Cluster], str], pause: float, **env: str
+) -> str:
     """Training on two hosts with a fault, and what mends it `pause` seconds later."""
-    with Cluster(case, 2) as cluster:
+    with Cluster(case, 2, **env) as cluster:
         command = case.go_on_training()
         since = time.monotonic()
         fault(cluster)
@@ -556,6 +562,13 @@ def link(case: Case) -> str:
 @case("blink", "the link of a node is cut in training, and healed 5 s later")
 def blink(case: Case) -> str:
     return on_hosts(case, lambda cluster: cluster.do("cut", "2"), lambda cluster: cluster.do("heal", "2"), 5)
+
+
+@case("clock-of-nodes", "both nodes' clocks an hour ahead of the head's; one node ends and is back 30 s later")
+def clock_of_nodes(case: Case) -> str:
+    return on_hosts(
+        case, lambda cluster: cluster.do("kill", "2"), lambda cluster: cluster.do("start", "2"), 30, NODE_CLOCK="+1h"
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------------
