@@ -1,6 +1,6 @@
 """Ray Train against torchrun: images/s of the same training with two workers of one thread each.
 
-    dvc repro tune          # or any run before: uses data/prepared, data/reference and outputs/tune
+    dvc repro reference     # or any run before: uses data/prepared and data/reference
     python tests/bench/torchrun.py [--kimg 24] [--rounds 3] [--width 32]
 
 One side is the stage, `python -m pipelines.train`; the other is `torchrun --standalone --nproc-per-node 2` with
@@ -59,10 +59,11 @@ def torchrun_worker(folder: Path) -> None:
 
 def copy(folder: Path, args: argparse.Namespace) -> None:
     """The project as it is here, with what the stages before left, and the budget."""
-    for name in ("ganlib", "pipelines", "data", "outputs/tune"):
+    for name in ("ganlib", "pipelines", "data/prepared", "data/reference"):
         if not (ROOT / name).is_dir():
-            sys.exit(f"{ROOT / name}: no such folder; run: dvc repro tune")
+            sys.exit(f"{ROOT / name}: no such folder; run: dvc repro reference")
         shutil.copytree(ROOT / name, folder / name)
+    (folder / "outputs/tune").mkdir(parents=True)
     (folder / "outputs/tune/best_params.yaml").write_text("{}\n")  # both sides train params.yaml as it stands
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")

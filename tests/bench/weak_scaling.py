@@ -1,6 +1,6 @@
 """Weak scaling over hosts in network namespaces: 1, 2 and 4 nodes with the same work each and links of a stated rate.
 
-    dvc repro tune                         # or any run before: uses data/prepared and data/reference
+    dvc repro reference                    # or any run before: uses data/prepared and data/reference
     sudo -E python tests/bench/weak_scaling.py [--nodes 1 2 4] [--rate 1gbit] [--cpus 0.4] [--steps 400] [--rounds 2]
 
 Needs root, for `infra/local-cluster`. Each node has one worker, `--cpus` of a core and a batch of `--batch`; all
