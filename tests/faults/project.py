@@ -367,7 +367,7 @@ def faults_of(project: Project, quiet: Quiet, kept: Path, *, compare: bool = Tru
 
 
 def quiet_run(work: Path, changes: dict[str, Any]) -> tuple[Project, Quiet]:
-    """The project, and its run without a fault; done once for each commit and budget, kept in `work`.
+    """The project, and its run without a fault; done once for each state of the code and budget, kept in `work`.
 
     Beside it are kept `fresh`, nothing run yet; `tuned`, done up to `tune`; `quiet`, all done.
     """

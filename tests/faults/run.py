@@ -595,10 +595,13 @@ def main() -> None:
         parser.error(f"no case {', '.join(unknown)}; known: {', '.join(CASES)}")
     adopt_orphans()
     changes = BUDGET | ({"tune.num_samples": 0} if args.no_search else {})
-    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
-    budget = hashlib.sha256(f"{head.stdout}{sorted(changes.items())}".encode()).hexdigest()[:8]
+    listed = ["git", "-C", str(ROOT), "ls-tree", "HEAD", "ganlib", "pipelines", "params.yaml", "dvc.yaml", "dvc.lock"]
+    code = subprocess.run(listed, check=True, capture_output=True, text=True).stdout
+    budget = hashlib.sha256(f"{code}{sorted(changes.items())}".encode()).hexdigest()[:8]
     project, quiet = quiet_run(args.work / budget, changes)
-    print(f"quiet run of {head.stdout[:7]}: {quiet.seconds:.0f} s, {len(quiet.bits)} files, {quiet.runs}", flush=True)
+    print(
+        f"quiet run in {args.work / budget}: {quiet.seconds:.0f} s, {len(quiet.bits)} files, {quiet.runs}", flush=True
+    )
     rows, failed = [], 0
     flags = "".join(
         f" --{name} {getattr(args, name)}"
