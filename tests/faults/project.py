@@ -98,16 +98,6 @@ def named(*names: str) -> list[psutil.Process]:
     return [process for process in descendants() if name_of(process) in names]
 
 
-def await_(what: Callable[[], Any], seconds: float, why: str) -> Any:
-    """What `what()` returns once that is true. Raises Failure after `seconds`."""
-    until = time.monotonic() + seconds
-    while not (found := what()):
-        if time.monotonic() > until:
-            raise Failure(f"{why}: not within {seconds:.0f} s")
-        time.sleep(0.05)
-    return found
-
-
 def kill_all(processes: list[psutil.Process] | None = None) -> None:
     """SIGKILL to all processes of the run, until there is none."""
     for _ in range(50):

@@ -35,12 +35,12 @@ from project import (
     BUDGET,
     LASTING,
     ROOT,
+    STUCK,
     Command,
     Failure,
     Project,
     Quiet,
     adopt_orphans,
-    await_,
     descendants,
     faults_of,
     kill_all,
@@ -69,23 +69,26 @@ class Case:
     args: argparse.Namespace
     chance: random.Random
 
-    def training(self, kimg: float = 5 * KIMG, commands: str = "dvc repro") -> Command:
-        """The pipeline, from where the search is done, as soon as training has reported `kimg`."""
+    def training(self, kimg: float = 5 * KIMG) -> Command:
+        """`dvc repro` from where the search is done, as soon as training has reported `kimg`."""
         self.project.restore(self.work / "tuned")
-        return self.go_on_training(kimg, commands)
+        return self.go_on_training(kimg)
 
-    def go_on_training(self, kimg: float = 5 * KIMG, commands: str = "dvc repro") -> Command:
-        command = self.project.start(*commands.split())
-        self.until_trained(command, kimg)
-        return command
-
-    def until_trained(self, command: Command, kimg: float) -> None:
-        def reached() -> bool:
-            if command.process.poll() is not None:
-                raise Failure(f"ended before {kimg} kimg: {command.last_line()} ({command.output})")
-            return max(kimg_of(command), default=0.0) >= kimg
-
-        await_(reached, 300, f"training of {kimg} kimg")
+    def go_on_training(self, kimg: float = 5 * KIMG, **extra: str) -> Command:
+        """The same from where the project is. A run that fails to start, as on a busy machine, is repeated."""
+        for _ in range(3):
+            command = self.project.start("dvc", "repro", extra=extra)
+            until = time.monotonic() + STUCK
+            while command.process.poll() is None and time.monotonic() < until:
+                if max(kimg_of(command), default=0.0) >= kimg:
+                    return command
+                time.sleep(0.05)
+            print(
+                f"  no training of {kimg:g} kimg: {(command.errors() or ['nothing was said'])[-1]} ({command.output})"
+            )
+            kill_all()
+            command.wait()
+        raise Failure(f"no training of {kimg:g} kimg: {command.last_line()} ({command.output})")
 
     def check(self, said: str = "") -> str:
         """The outcome after all is done. Raises Failure if it is not that of the quiet run."""
@@ -451,12 +454,10 @@ def clock(case: Case) -> str:
         raise Failure("libfaketime is not installed: apt-get install faketime")
     case.project.restore(case.work / "tuned")
     ahead = {"LD_PRELOAD": str(library), "FAKETIME": "+1d", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    command = case.project.start("dvc", "repro", extra=ahead)
-    case.until_trained(command, 9 * KIMG)
+    case.go_on_training(9 * KIMG, **ahead)
     kill_all()
-    command.wait()
-    command, since = case.project.start("dvc", "repro"), time.monotonic()
-    case.until_trained(command, 11 * KIMG)
+    since = time.monotonic()
+    command = case.go_on_training(11 * KIMG)
     went_on = min(kimg_of(command)) > 4 * KIMG
     said = "it went on from the last checkpoint; " if went_on else "it trained anew what it had; "
     return said + finish_after(case, command, since)
