@@ -434,8 +434,7 @@ def twice_one_storage(case: Case) -> str:
     took = f"after {time.monotonic() - since:.0f} s exit statuses {said[0]} and {said[1]}"
     if any(command.process.returncode for command in (first, second)):
         raise Failure(took)
-    trained = "outputs/train/generator/weights.safetensors"
-    prints = [hashlib.sha256((p.folder / trained).read_bytes()).hexdigest() for p in (case.project, other)]
+    prints = [hashlib.sha256(weights(p.folder).read_bytes()).hexdigest() for p in (case.project, other)]
     if len(set(prints)) > 1:
         raise Failure(f"{took}; the two have different weights")
     outcome = case.check(took)
@@ -532,13 +531,17 @@ def on_hosts(
         return f"{said}; {different}, nothing left behind"
 
 
+def weights(folder: Path) -> Path:
+    """The file of the trained generator's weights."""
+    return next((folder / "outputs/train/generator").glob("*.safetensors"))
+
+
 def differing_weights(case: Case) -> str:
     """How the generator compares with the quiet run's, on one host."""
     import numpy as np
     from safetensors.numpy import load_file
 
-    name = "outputs/train/generator/weights.safetensors"
-    mine, other = (load_file(folder / name) for folder in (case.project.folder, case.work / "quiet"))
+    mine, other = (load_file(weights(folder)) for folder in (case.project.folder, case.work / "quiet"))
     if all(np.array_equal(mine[key], other[key]) for key in other):
         return "the weights of the quiet run on one host, to the bit"
     largest = max(float(np.abs(mine[key] - other[key]).max()) for key in other)
