@@ -8,7 +8,8 @@ which repeats another; with a class each, in Parquet files of 20,000. Both sides
 shuffle, split off a tenth for testing and write the result to disk: `pipelines.prepare`, and `load_dataset`, `map` on
 all cores, `select`, `shuffle`, `train_test_split`, `save_to_disk`. (ganlib also makes its card.) They take turns, each
 in a process of its own; the peak is of that process and all its children, of proportional set size (PSS), sampled
-every 0.2 s. A PSS counts memory that several processes share once.
+every 0.2 s (a PSS counts memory that several processes share once). CPU seconds are of the same processes, up to their
+last sample; other work on the machine disturbs them less than the time of a clock.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -93,29 +95,35 @@ def huggingface(raw: Path, out: Path) -> None:
 SIDES = {"ganlib": ganlib, "datasets": huggingface}
 
 
-def memory(process: psutil.Process) -> int:
-    """Bytes of PSS of a process and all below it."""
-    total = 0
-    for one in [process, *process.children(recursive=True)]:
-        try:
-            total += one.memory_full_info().pss
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue  # it has ended meanwhile
-    return total
+@dataclass(frozen=True)
+class Cost:
+    """What one run took."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
 
 
-def measure(side: str, raw: Path) -> tuple[float, int]:
-    """Seconds, with the start of the process, and the peak in bytes."""
+def measure(side: str, raw: Path) -> Cost:
+    """Run a side to its end, the start of its process included."""
     with tempfile.TemporaryDirectory(dir=raw.parent) as out:
-        start, peak = time.perf_counter(), 0
+        start, peak, cpu = time.perf_counter(), 0, dict[int, float]()
         child = subprocess.Popen([sys.executable, __file__, "--side", side, str(raw), out], stdout=subprocess.DEVNULL)
         process = psutil.Process(child.pid)
         while child.poll() is None:
-            peak = max(peak, memory(process))
+            total = 0
+            for one in [process, *process.children(recursive=True)]:
+                try:
+                    total += one.memory_full_info().pss
+                    times = one.cpu_times()
+                except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                    continue  # it has ended meanwhile
+                cpu[one.pid] = times.user + times.system
+            peak = max(peak, total)
             time.sleep(0.2)
         if child.returncode:
             sys.exit(f"{side} failed with exit status {child.returncode}")
-        return time.perf_counter() - start, peak
+        return Cost(time.perf_counter() - start, sum(cpu.values()), peak)
 
 
 def main() -> None:
@@ -127,28 +135,29 @@ def main() -> None:
     if args.side:
         SIDES[args.side[0]](Path(args.side[1]), Path(args.side[2]))
         return
-    found: dict[str, list[tuple[float, int]]] = {side: [] for side in SIDES}
+    found: dict[str, list[Cost]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as scratch:
         raw = Path(scratch, "raw")
         raw.mkdir()
         write(raw, args.images)
         for _ in range(args.rounds):
-            for side, figures in found.items():
+            for side, costs in found.items():
                 load = os.getloadavg()[0]
-                figures.append(measure(side, raw))
-                seconds, peak = figures[-1]
+                costs.append(cost := measure(side, raw))
                 print(
-                    f"{side:9} {args.images} images: {seconds:6.1f} s, {args.images / seconds:7.0f} images/s, "
-                    f"peak {peak >> 20} MiB (load {load:.1f} before)",
+                    f"{side:9} {args.images} images: "
+                    f"{cost.seconds:6.1f} s, {args.images / cost.seconds:6.0f} images/s; "
+                    f"{cost.cpu_seconds:6.1f} CPU s, {args.images / cost.cpu_seconds:6.0f} images/s of CPU; "
+                    f"peak {cost.peak_bytes >> 20} MiB (load {load:.1f} before)",
                     flush=True,
                 )
     pairs = list(zip(*found.values(), strict=True))
-    speed = [b[0] / a[0] for a, b in pairs]
-    peaks = [a[1] / b[1] for a, b in pairs]
-    print(
-        f"ganlib against datasets: x{statistics.median(speed):.2f} images/s ({min(speed):.2f} to {max(speed):.2f}), "
-        f"x{statistics.median(peaks):.2f} peak memory"
-    )
+    for what, ratios in (
+        ("images/s", [other.seconds / own.seconds for own, other in pairs]),
+        ("images/s of CPU", [other.cpu_seconds / own.cpu_seconds for own, other in pairs]),
+        ("peak memory", [own.peak_bytes / other.peak_bytes for own, other in pairs]),
+    ):
+        print(f"ganlib / datasets, {what}: x{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 if __name__ == "__main__":
