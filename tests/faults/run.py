@@ -181,6 +181,7 @@ def graceful(case: Case, victims: Callable[[Command], list[psutil.Process]], *, 
     chosen, since = victims(command), time.monotonic()
     if not chosen:
         raise Failure(f"found no process to send SIGTERM to among {sorted({name_of(p) for p in descendants()})}")
+    names = {process.pid: name_of(process) for process in chosen}
     for process in chosen:
         send(process, signal.SIGTERM)
     _, deaf = psutil.wait_procs(chosen, timeout=GRACE)
@@ -492,7 +493,9 @@ class Cluster:
         print(f"  {self.do('up', str(self.nodes)).strip()}")
         self.mark()
         project.prefix = (str(CLUSTER), "run")
-        project.edit({"scale.ray_address": "10.77.0.10:6379", "scale.storage": str(project.folder / ".ganlib/runs")})
+        # two, as on one machine, so that the bits are the same: `auto` would go on with the node that is left
+        scale = {"ray_address": "10.77.0.10:6379", "storage": str(project.folder / ".ganlib/runs"), "num_workers": 2}
+        project.edit({f"scale.{key}": value for key, value in scale.items()})
         return self
 
     def mark(self) -> None:
