@@ -187,7 +187,7 @@ def graceful(case: Case, victims: Callable[[Command], list[psutil.Process]], *, 
     _, deaf = psutil.wait_procs(chosen, timeout=GRACE)
     for process in deaf:
         send(process, signal.SIGKILL)
-    said = "" if not deaf else f"SIGKILL was needed for {', '.join(sorted({name_of(p) for p in deaf}))}; "
+    said = "" if not deaf else f"SIGKILL was needed for {', '.join(sorted({names[p.pid] for p in deaf}))}; "
     if group:  # what was started by the killed is killed with it, as a container or a job step ends
         kill_all()
         command.wait()
