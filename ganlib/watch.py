@@ -66,6 +66,7 @@ class Watch:
                 self.judged = lambda: iter(deals)
         reals = torch.cat([_small(tensors_of(deal.real)[0]) for deal in self.judged()])
         self.varied = reals[health.some(len(reals))]
+        self.monitor, self.last = health.Monitor(params.train.health), dict[str, float]()
 
     def _deal(self, prepared: Path, split: str, size: int, purpose: str, **how: bool) -> Deal:
         return _joined(list(self._deals(prepared, split, size, purpose, **how)))
@@ -130,9 +131,11 @@ class Watch:
         except health.Diverged as error:
             return str(error), True
         row |= self._measure(step)
-        monitor = health.Monitor(cfg)
-        for earlier in past:
-            monitor.look(earlier)
+        if not past or past[-1] is not self.last:  # at the start, after a resume, or after a rollback
+            self.monitor = health.Monitor(cfg)
+            for earlier in past:
+                self.monitor.look(earlier)
+        monitor, self.last = self.monitor, row
         alarms = monitor.look(row)
         row["health/alarms"] = len(alarms)
         return "; ".join(a.message for a in alarms) if cfg.policy != "warn" else "", monitor.suspects or bool(alarms)

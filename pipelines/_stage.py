@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from ganlib.config import ConfigError, Params, load_params
+from pipelines.clean import sweep_scratch
 from pipelines.storage import Storage, exclusive
 
 __all__ = [
@@ -23,7 +24,6 @@ __all__ = [
     "TRAINED",
     "TUNED",
     "StageError",
-    "Terminated",
     "home",
     "main",
     "whole_folder",
@@ -79,8 +79,8 @@ def whole_folder(final: Path) -> Iterator[Path]:
         tidy()
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as schedulers send it: everything that ends on Ctrl-C ends on it alike."""
+_terminated: list[int] = []
+"""SIGTERM, once it has come. What raises it may be passed on as a KeyboardInterrupt: Ray does so."""
 
 
 def main(stage: Callable[[Params], None]) -> None:
@@ -92,17 +92,19 @@ def main(stage: Callable[[Params], None]) -> None:
     name = Path(inspect.getfile(stage)).stem
     try:
         params = load_params()
+        sweep_scratch()
         # DVC's own lock ends with DVC, and a stage may outlive it
         with exclusive(Storage(str(Path(".ganlib/stages", name).absolute())), f"stage {name}"):
             stage(params)
     except (ConfigError, StageError, OSError) as error:
         sys.exit(f"ganlib: {error}")
-    except KeyboardInterrupt as interrupt:
-        terminated = isinstance(interrupt, Terminated)
-        said = "terminated" if terminated else "interrupted"
+    except KeyboardInterrupt:
+        said, status = ("terminated", 143) if _terminated else ("interrupted", 130)
         print(f"ganlib: {said}; the same command goes on from what is kept", file=sys.stderr)
-        sys.exit(143 if terminated else 130)
+        sys.exit(status)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise Terminated
+    """Schedulers send SIGTERM: everything that ends on Ctrl-C ends on it alike."""
+    _terminated.append(signum)
+    raise KeyboardInterrupt

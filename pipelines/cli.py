@@ -156,6 +156,29 @@ def lineage(model_uri: ModelURI) -> None:
 
 @app.command()
 @_one_line_errors
+def clean(
+    delete: Annotated[bool, typer.Option("--delete", help="delete what is listed")] = False,
+    days: Annotated[float, typer.Option(min=0, help="how long a run must not have changed")] = 7.0,
+) -> None:
+    """List what earlier runs left: checkpoints, Ray's session folders, scratch folders of killed processes."""
+    from ganlib.config import load_params
+    from pipelines.clean import leftovers
+    from pipelines.launch import storage
+
+    total = 0
+    for leftover in leftovers(storage(load_params()), days):
+        total += leftover.bytes
+        typer.echo(f"{leftover.bytes / 1e6:8.1f} MB  {leftover.place}: {leftover.why}")
+        if delete:
+            leftover.delete()
+    if total and not delete:
+        typer.echo(f"{total / 1e6:8.1f} MB in all; `ganlib clean --delete` deletes them")
+    elif not total:
+        typer.echo("nothing is left over")
+
+
+@app.command()
+@_one_line_errors
 def doctor(
     address: Annotated[
         str | None, typer.Option(help="of a cluster's dashboard, http://HOST:8265: look at that instead")

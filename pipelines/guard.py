@@ -39,7 +39,8 @@ def restarting(gcs_address: str, *, local: bool, at_most: int) -> Iterator[None]
 
 def _watch(over: threading.Event, address: str, local: bool, at_most: int) -> None:
     me, ours, silent = psutil.Process(), set[psutil.Process](), 0
-    servers = [(child, child.name()) for child in me.children() if local and child.name() in SERVERS]
+    # (those of a run before a restart may still be there as zombies)
+    servers = [(child, child.name()) for child in me.children() if local and child.name() in SERVERS and _lives(child)]
     while not over.wait(LOOK_SECONDS):
         ours |= set(me.children(recursive=True))
         gone = next((name for server, name in servers if not _lives(server)), "")
@@ -69,6 +70,7 @@ def _again(gone: str, ours: set[psutil.Process], at_most: int) -> None:
     for process in ours:  # a Ray without its servers does not end by itself, or not soon
         if _lives(process):
             process.kill()
+    psutil.wait_procs(ours, timeout=10)
     times = int(os.environ.get(RESTARTS, "0"))
     if times >= at_most:
         print(f"ganlib: Ray's {gone} is gone; the same command goes on from what is kept", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What `ganlib submit` runs on a cluster: `python -m pipelines.job NAME [--no-pull] [--no-push] DVC-ARGUMENTS`.
+"""What `ganlib submit` runs on a cluster: `python -m pipelines.job [--no-pull] [--no-push] NAME DVC-ARGUMENTS`.
 
 A job is to its submitter's project what an experiment in `.dvc/tmp/exps` is to its own: a copy in which DVC runs.
 The copies, one for each submission, lie in `jobs/.dvc/jobs`, so that `home()` is `jobs`: there MLflow's store, Ray's

@@ -142,9 +142,13 @@ def _by_ray(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table]:
     import ray
     import ray.data
 
+    from pipelines.cluster import protect_token
+
     started = not ray.is_initialized()
     if started:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+        protect_token()
+        # on this machine, whatever cluster there is: the raw data lie here
+        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True

@@ -3,6 +3,18 @@
 Each step finds what an earlier, killed run of the stage did and goes on from there; the alias moves last.
 A version is keyed by its weights, its metrics and its data: registering the same again under the same gate
 changes nothing, even where a person has since moved an alias.
+
+Several processes may register at once. MLflow cannot move an alias on the condition that it still points where it
+did, so `_settle` reads it again right before it moves it, and `_settle_race` looks afterwards for who did the same:
+
+- An alias that somebody moves while models are compared is respected: the comparison is made again, with the champion
+  of now.
+- However many versions are promoted at once, the aliases and the decisions end as if they had been registered one
+  after the other, in the order of their numbers: whoever moves the alias last sees the claims of all others. Each
+  process applies its own gate; if the gates differ, so may the decisions.
+- A process that is killed right after it moved the alias leaves the version that came later as the champion, until
+  its stage is run again.
+- Not guaranteed: a person's move in the milliseconds between the last reading and the move is overwritten.
 """
 
 from __future__ import annotations
@@ -44,6 +56,7 @@ __all__ = ["Decision", "stage", "weaknesses"]
 CHAMPION = "champion"
 PREVIOUS = "previous_champion"
 TERMS = "gate.terms"  # set last: the gate whose decision has been carried out
+BEFORE = "gate.before"  # the versions whose promotion had been carried out when this one was promoted
 VIEWABLE = (".csv", ".json", ".md", ".png", ".yaml")
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, float | None]]]
@@ -86,6 +99,8 @@ def stage(params: Params) -> None:
     metrics = _metrics(EVALUATED / "metrics.json", params.gate)
     key = _key(folder, metrics, generator.spec.content_hash)
     known = tracking.find_version(store, params.registered_model, key)
+    if known:
+        _check_whole(store, known)
     version = known or _log(store, params, generator, metrics, key)
     decision = _settle(store, params, version, generator, metrics)
     with whole_folder(REGISTERED) as out:
@@ -132,18 +147,117 @@ def _settle(
     if version.tags.get(TERMS) == terms:
         return Decision.from_tags(version.tags)
     champion = tracking.version_by_alias(store, version.model, CHAMPION)
-    holds = champion is not None and champion.number == version.number
-    if holds and "gate.decision" in version.tags:  # killed after the last alias moved, or the gate has changed since
+    if _same(champion, version) and "gate.decision" in version.tags:
+        # killed after the last alias moved, or the gate has changed since
         decision = Decision.from_tags(version.tags)
+        before = None if TERMS in version.tags else json.loads(version.tags.get(BEFORE, "null"))
     else:
-        decision = _decide(store, params, None if holds else champion, generator, metrics)
-        tracking.tag_version(store, version, decision.tags())
-        if decision.decision == "promoted":
-            if champion is not None and not holds:
-                tracking.set_alias(store, champion, PREVIOUS)
-            tracking.set_alias(store, version, CHAMPION)
+        decision, before = _promote_or_refuse(store, params, version, generator, metrics)
+    if decision.decision == "promoted" and before is not None:
+        decision = _settle_race(store, params, version, decision, before)
     tracking.tag_version(store, version, {TERMS: terms})
     return decision
+
+
+def _promote_or_refuse(
+    store: tracking.Store, params: Params, version: tracking.Version, generator: Generator, metrics: Metrics
+) -> tuple[Decision, list[int]]:
+    """Decide against a champion that is still the champion then, and move the aliases.
+
+    Also returns the numbers of the versions whose promotion was over before this one's claim.
+    """
+    while True:
+        champion = tracking.version_by_alias(store, version.model, CHAMPION)
+        holds = _same(champion, version)
+        decision = _decide(store, params, None if holds else champion, generator, metrics)
+        before = [one.number for one in _promoted(store, version.model) if TERMS in one.tags]
+        # the claim: whoever moves the alias after us finds it
+        tracking.tag_version(store, version, {BEFORE: json.dumps(before), **decision.tags()})
+        if not _same(tracking.version_by_alias(store, version.model, CHAMPION), champion):
+            continue
+        if decision.decision == "promoted" and not holds:
+            if champion is not None:
+                tracking.set_alias(store, champion, PREVIOUS)
+            tracking.set_alias(store, version, CHAMPION)
+        return decision, before
+
+
+def _settle_race(
+    store: tracking.Store, params: Params, version: tracking.Version, decision: Decision, before: list[int]
+) -> Decision:
+    """The decision on a promoted version once those that were promoted at the same time are known.
+
+    They are compared in the order of their numbers, and the aliases set to what comes of it. An alias that points
+    elsewhere was moved by a person, or by the gate over one of them, and stays.
+    """
+    displaced = decision.champion_version
+    version = dataclasses.replace(version, tags=decision.tags())
+    known: set[int] = set()
+    while True:
+        rivals = _rivals(store, version, displaced, before)
+        if known >= {one.number for one in rivals}:
+            return decision
+        known = {one.number for one in rivals}
+        order = sorted([version, *rivals], key=lambda one: one.number)
+        holder, previous = order[0], displaced
+        outcomes = []
+        for challenger in order[1:]:
+            outcome = _contest(store, params, holder, challenger)
+            outcomes.append((challenger, outcome))
+            if outcome.decision == "promoted":
+                holder, previous = challenger, holder.number
+        champion = tracking.version_by_alias(store, version.model, CHAMPION)
+        if champion is None or champion.number not in {one.number for one in order}:
+            return decision
+        if previous is not None:
+            tracking.set_alias(store, tracking.Version(version.model, previous, {}), PREVIOUS)
+        tracking.set_alias(store, holder, CHAMPION)
+        # after the aliases: a process that is killed in between finds the same rivals again
+        for challenger, outcome in outcomes:
+            tracking.tag_version(store, challenger, outcome.tags())
+            if challenger.number == version.number:
+                decision = outcome
+
+
+def _rivals(
+    store: tracking.Store, version: tracking.Version, displaced: int | None, before: list[int]
+) -> list[tracking.Version]:
+    """The versions promoted over `displaced`, `version` or one another since `before` was read, without `version`."""
+    since = [one for one in _promoted(store, version.model) if one.number not in (*before, version.number)]
+    over = {one.number: Decision.from_tags(one.tags).champion_version for one in since}
+    found: set[int | None] = set()
+    while more := {number for number in over if over[number] in {displaced, version.number} | found} - found:
+        found |= more
+    return [one for one in since if one.number in found]
+
+
+def _promoted(store: tracking.Store, model: str) -> list[tracking.Version]:
+    return tracking.versions(store, model, "gate.decision", "promoted")
+
+
+def _same(one: tracking.Version | None, other: tracking.Version | None) -> bool:
+    return (one and one.number) == (other and other.number)
+
+
+def _contest(
+    store: tracking.Store, params: Params, champion: tracking.Version, challenger: tracking.Version
+) -> Decision:
+    """The decision on a version that meets the thresholds, against another that does."""
+    own = Decision.from_tags(challenger.tags).challenger
+    with tempfile.TemporaryDirectory() as scratch:
+        generator = _load(store, challenger, Path(scratch))
+    if isinstance(generator, str):
+        return Decision("refused", f"it cannot be loaded: {generator}", params.gate.metric, own, champion.number)
+    return _against(store, params, champion, generator, own)
+
+
+def _load(store: tracking.Store, version: tracking.Version, scratch: Path) -> Generator | str:
+    """The version's generator, or why there is none."""
+    try:
+        return load_generator(tracking.download(store, version, scratch), default_device())
+    except (ValueError, StageError) as error:
+        tracking.version_by_alias(store, version.model, CHAMPION)  # a store that is lost refuses nobody: it raises
+        return str(error)
 
 
 def _decide(
@@ -156,19 +270,24 @@ def _decide(
     gate = params.gate
     space, name = gate.metric.split(".")
     own = _number(metrics[space][name]["value"])
-    number = None if champion is None else champion.number
     weak = weaknesses(metrics, gate)
     if weak:
-        return Decision("refused", "; ".join(weak), gate.metric, own, number)
+        return Decision("refused", "; ".join(weak), gate.metric, own, None if champion is None else champion.number)
     if champion is None:
         return Decision("promoted", "the first to meet the thresholds", gate.metric, own)
+    return _against(store, params, champion, generator, own)
+
+
+def _against(
+    store: tracking.Store, params: Params, champion: tracking.Version, generator: Generator, own: float
+) -> Decision:
+    """The decision on a generator that meets the thresholds; `own` is its figure in the stage `evaluate`."""
+    gate, number = params.gate, champion.number
     with tempfile.TemporaryDirectory() as scratch:
-        try:
-            rival = load_generator(tracking.download(store, champion, Path(scratch)), default_device())
-        except (ValueError, StageError) as error:
-            tracking.version_by_alias(store, champion.model, CHAMPION)  # a store that is lost refuses nobody: it raises
-            reason = f"the champion, version {number}, cannot be loaded, so the alias is yours to move: {error}"
-            return Decision("refused", reason, gate.metric, own, number)
+        rival = _load(store, champion, Path(scratch))
+    if isinstance(rival, str):
+        reason = f"the champion, version {number}, cannot be loaded, so the alias is yours to move: {rival}"
+        return Decision("refused", reason, gate.metric, own, number)
     differs = [
         key
         for key in ("kind", "shape", "classes", "attributes", "given")
@@ -207,6 +326,15 @@ def _compare(challenger: Generator, champion: Generator, params: Params) -> Comp
     n = min(cfg.num_samples, reference.size)
     made, rivals = (draw(one, PREPARED, n, seed=params.seed, batch=cfg.batch) for one in (challenger, champion))
     return compare(made, rivals, reference, params.gate.metric, cfg, params.seed)
+
+
+def _check_whole(store: tracking.Store, version: tracking.Version) -> None:
+    """Raise StageError if the version's files are not those that were registered."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            tracking.download(store, version, Path(scratch))
+        except StageError as error:
+            raise StageError(f"{error}; if they are lost, delete this version, then `dvc repro`") from error
 
 
 def _log(store: tracking.Store, params: Params, generator: Generator, metrics: Metrics, key: str) -> tracking.Version:

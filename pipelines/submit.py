@@ -87,7 +87,7 @@ def submit(project: Path, address: str, arguments: Sequence[str], *, pull: bool,
             if status:
                 print(f"{job}: {status.lower()} before; submitted again")
             job = _attempt(name, _number(job) + 1 if job else 1)
-            command = ["python", "-m", "pipelines.job", name, *options, *arguments]
+            command = ["python", "-m", "pipelines.job", *options, name, *arguments]
             runtime_env = {"working_dir": str(package.file), "env_vars": variables}
             start(client, job, shlex.join(command), runtime_env)
             print(f"{job}: submitted to {address}")

@@ -31,24 +31,24 @@ def stage(params: Params) -> None:
     preset = params.preset  # which the changes are laid over
     params = override(params, YAML(typ="safe").load((TUNED / BEST).read_text()) or {})
     key = fingerprint(params, PREPARED, "train")
-    store = tracking.open_store(params.tracking)
-    with whole_folder(TRAINED) as out, tracking.run(store, key, key, tags={"stage": "train"}) as run:
+    outbox = tracking.open_outbox(params.tracking)
+    with whole_folder(TRAINED) as out, tracking.try_run(outbox, key, key, tags={"stage": "train"}) as run:
         tracking.log_params(run, params.model_dump(mode="json", include={"seed", "data", "model", "train"}))
         tracking.log_params(run, {"preset": preset, "game": params.game.model_dump(mode="json")})
-        rows = train_distributed(params, PREPARED, REFERENCE, _News(run, params.train), out)
+        rows = train_distributed(params, PREPARED, REFERENCE, _Progress(run, params.train), out)
         _write_curves(rows, out)
         tracking.log_stats(run, rows)  # what was not logged when it came
         tracking.log_folder(run, out / "samples", "samples")
 
 
-class _News:
-    """What the driver does with each report: a line to read, and points for the tracking store."""
+class _Progress:
+    """What the driver does with each report: it prints a line, and logs points to the tracking store."""
 
-    def __init__(self, run: tracking.Run, cfg: TrainConfig):
+    def __init__(self, run: tracking.Draft, cfg: TrainConfig):
         self.run, self.kimg, self.health = run, cfg.kimg, cfg.health
         self.monitor, self.said = Monitor(cfg.health), dict[str, float]()
         self.rows: list[dict[str, float]] = []
-        self.reached = True
+        self.logging = True
         self.console = Console(soft_wrap=True)
 
     def __call__(self, row: dict[str, float]) -> None:
@@ -61,20 +61,22 @@ class _News:
             f"{row['kimg']:7.1f} of {self.kimg:g} kimg  {row['images_per_second']:6.0f} images/s  {figures}  "
             f"left {left // 60}:{left % 60:02d}",
             highlight=False,
+            markup=False,
         )
         for alarm in self.monitor.look(row):
             if self.said.get(alarm.kind) != alarm.since_kimg:  # once for each time it goes wrong
                 self.said[alarm.kind] = alarm.since_kimg
-                self.console.print(alarm.message, style="yellow")
-        if not self.reached:  # the end of the stage logs what is missing
+                self.console.print(alarm.message, style="yellow", markup=False)
+        if not self.logging:  # the end of the stage logs what is missing
             return
         try:
             tracking.log_stats(self.run, [row])
-        except Exception as error:  # whatever the store's client raises: training must not stop for it
-            self.reached = False
+        except Exception as error:  # whatever is raised: this thread must live on to print the next report
+            self.logging = False
             self.console.print(
                 f"tracking: {' '.join(str(error).split())[:200]}; training goes on, and logs at its end",
                 style="yellow",
+                markup=False,  # an error may hold what looks like markup, as [/html]
             )
 
     def _back(self, row: dict[str, float]) -> None:
@@ -93,6 +95,7 @@ class _News:
                 f"learning rates at {pace:.3g} of what they were",
                 style="yellow",
                 highlight=False,
+                markup=False,
             )
 
 

@@ -117,7 +117,7 @@ def _search(params: Params, space: dict[str, Search]) -> list[Trial]:
     job = Job.of(params, PREPARED, REFERENCE, scale.workers_per_trial)
     name = fingerprint(params, PREPARED, "tune")
     run = storage(params) / name
-    store = tracking.open_store(params.tracking)
+    outbox = tracking.open_outbox(params.tracking)
     with exclusive(run, name), _TrialRunner(params, job, run) as runner:
         trials = search(
             _Optuna(space, _starting_points(params, space), params.seed),
@@ -127,10 +127,10 @@ def _search(params: Params, space: dict[str, Search]) -> list[Trial]:
             rungs=rungs(cfg.kimg, cfg.grace_kimg, cfg.report_kimg, cfg.reduction_factor),
             reduction_factor=cfg.reduction_factor,
         )
-    with tracking.run(store, name, name, tags={"stage": "tune"}) as parent:
+    with tracking.try_run(outbox, name, name, tags={"stage": "tune"}) as parent:
         for trial in trials:
             key = f"{name}/{trial.name}"
-            with tracking.run(store, key, trial.name, parent=parent, tags={"stage": "tune"}) as child:
+            with tracking.try_run(outbox, key, trial.name, parent=parent, tags={"stage": "tune"}) as child:
                 tracking.log_params(child, trial.changes)
                 tracking.log_stats(child, trial.last.rows)
     return trials

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +18,8 @@ import ray
 
 from ganlib.config import load_params
 from pipelines import launch
+from pipelines.checkpoints import Checkpoints
+from pipelines.storage import Storage
 
 
 def trivial(config):
@@ -27,10 +28,11 @@ def trivial(config):
     with tempfile.TemporaryDirectory() as scratch:
         Path(scratch, "x").write_text("x")
         context = ray.train.get_context()
-        folder = Path(scratch) if context.get_world_rank() == 0 else None
-        launch._report_to_train({"began": began, "imported": "torch" in sys.modules}, folder)
-    if ray.train.get_context().get_world_rank() == 0:
-        Path(config["verdict"]).with_name("times.json").write_text(json.dumps([began, time.time()]))
+        if context.get_world_rank() == 0:
+            Checkpoints(config["run"] / "checkpoints").save(Path(scratch), kimg=1.0, score=None)
+        ray.train.report({"began": began})
+    if context.get_world_rank() == 0:
+        config["run"].write("times.json", json.dumps([began, time.time()]).encode())
 
 
 def main():
@@ -39,16 +41,18 @@ def main():
     args = parser.parse_args()
     launch._worker = trivial
     params = load_params()
+    scale = launch.resolve_scale(params.scale.model_copy(update={"num_workers": 2}), {"CPU": 2.0}, ())
     phases = {"connect": [], "fit until the function": [], "function": [], "fit after the function": [], "all": []}
-    for i in range(args.rounds):
+    for _ in range(args.rounds):
         with tempfile.TemporaryDirectory() as scratch:
             start = time.time()
+            run = Storage(scratch)
             with launch.cluster(params):
                 connected = time.time()
-                launch.run_workers(None, params, workers=2, name=f"r{i}", folder=Path(scratch), callbacks=[])
+                launch._fit(None, scale, 2, run, None, [])
                 ended = time.time()
             down = time.time()
-            began, over = json.loads(Path(scratch, f"r{i}", "times.json").read_text())
+            began, over = json.loads(run.read("times.json"))
         for name, seconds in zip(
             phases, (connected - start, began - connected, over - began, ended - over, down - start), strict=True
         ):

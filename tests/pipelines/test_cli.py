@@ -211,3 +211,25 @@ def test_doctor(project, monkeypatch):
     assert "99999 workers want" in next(line for line in ganlib("doctor").stdout.splitlines() if "workers" in line)
     (project / "params.yaml").write_text("seed: x")
     assert any(line.startswith("fail  params.yaml: seed") for line in ganlib("doctor").stdout.splitlines())
+
+
+def test_submit_passes_on_what_it_is_told(tmp_path, monkeypatch):
+    from pipelines import submit
+
+    asked = []
+    monkeypatch.setattr(submit, "submit", lambda *words, **options: asked.append((words, options)) or 7)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    assert ganlib("submit").exit_code == 7
+    assert (
+        ganlib("submit", "--address", "http://x", "--no-follow", "--no-pull", "--", "repro", "-f", "train").exit_code
+        == 7
+    )
+    every = {"pull": True, "push": True, "wait": True}
+    assert asked == [
+        ((tmp_path, submit.DEFAULT_ADDRESS, []), every),
+        ((tmp_path, "http://x", ["repro", "-f", "train"]), {"pull": False, "push": True, "wait": False}),
+    ]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    refused(ganlib("submit"), str(tmp_path), "holds no dvc.yaml")

@@ -92,74 +92,48 @@ def undisturbed(project) -> bytes:
     return weights(project)
 
 
-def test_a_killed_worker_is_replaced(project, undisturbed):
+def workers_of(process) -> list[psutil.Process]:
+    found = psutil.Process(process.pid).children(recursive=True)
+    return [one for one in found if "RayTrainWorker" in " ".join(one.cmdline())]
+
+
+def test_a_killed_worker_is_replaced_and_then_a_hung_one(project, undisturbed):
     forget(project)
+    project.env["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = "15"  # instead of a minute
     process = start(project)
     read_until(process, 2)
     time.sleep(0.5)
-    workers = [
-        p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
-    ]
-    assert len(workers) == 2
-    workers[1].kill()
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    assert reports(output)[-1] == pytest.approx(12, abs=0.1)
-    assert weights(project) == undisturbed
-
-
-def test_a_hung_worker_is_replaced(project, undisturbed):
-    forget(project)
-    project.env["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = "5"  # instead of a minute
-    process = start(project)
+    killed = workers_of(process)
+    assert len(killed) == 2
+    killed[1].kill()
     read_until(process, 2)
-    workers = [
-        p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
-    ]
-    workers[1].suspend()
+    hung = workers_of(process)
+    assert len(hung) == 2
+    hung[1].suspend()
     output, _ = process.communicate(timeout=300)
     del project.env["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"]
     assert process.returncode == 0, output
     assert "training goes on from" in output
+    assert reports(output)[-1] == pytest.approx(12, abs=0.1)
     assert weights(project) == undisturbed
-    assert not psutil.pid_exists(workers[1].pid), "the hung worker is still there"
+    assert not psutil.pid_exists(hung[1].pid), "the hung worker is still there"
 
 
-def test_a_damaged_checkpoint_is_passed_over(project, undisturbed):
+def test_a_killed_run_goes_on(project, undisturbed):
+    """Also where its newest checkpoint is damaged: the one before it is used."""
     forget(project)
     process = start(project)
     read_until(process, 4)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    time.sleep(1)
+    assert not (project.folder / "outputs/train").exists()
+    time.sleep(3)  # Ray's workers train on for a moment when their driver is gone
     newest = sorted(project.folder.glob(".ganlib/runs/train-*/checkpoints/checkpoint-*/checkpoint.pt"))[-1]
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     output = project.run(sys.executable, "-m", "pipelines.train")
     assert f"{newest.parent}: checkpoint.pt is damaged" in output
-    assert all(kimg > 1.5 for kimg in reports(output)), "it began anew"
-    assert weights(project) == undisturbed
-
-
-def test_a_finished_training_is_not_done_again(project, undisturbed):
-    forget(project)
-    project.run(sys.executable, "-m", "pipelines.train")
-    shutil.rmtree(project.folder / "outputs/train")
-    assert reports(project.run(sys.executable, "-m", "pipelines.train")) == []
-    assert weights(project) == undisturbed
-    assert len(list((project.folder / "outputs/train/samples").iterdir())) == 12
-
-
-def test_a_killed_run_goes_on(project, undisturbed):
-    forget(project)
-    process = start(project)
-    read_until(process, 3)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (project.folder / "outputs/train").exists()
-    output = project.run(sys.executable, "-m", "pipelines.train")
-    # there may be nothing left to report: Ray's workers train on for a moment when their driver is gone
     assert all(kimg > 1.5 for kimg in reports(output)), "it began anew"
     assert weights(project) == undisturbed
     rows = (project.folder / "outputs/train/stats.jsonl").read_text().splitlines()
@@ -187,6 +161,53 @@ def test_an_interrupted_run_goes_on(project, undisturbed):
     output = project.run(sys.executable, "-c", AND_THEN)
     assert all(kimg > 1.5 for kimg in reports(output)), "it began anew"
     assert weights(project) == undisturbed
+
+
+def test_a_terminated_run_goes_on(project, undisturbed):
+    """SIGTERM is what Slurm and Kubernetes send before they kill."""
+    forget(project)
+    process = start(project)
+    read_until(process, 3)
+    process.terminate()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "ganlib: terminated; the same command goes on from what is kept" in said
+    assert [p.name for p in Path(project.folder / "outputs").iterdir() if "train" in p.name] == []
+    output = project.run(sys.executable, "-m", "pipelines.train")
+    assert all(kimg > 1.5 for kimg in reports(output)), "it began anew"
+    assert weights(project) == undisturbed
+
+
+def test_a_run_whose_ray_servers_are_gone_starts_again(project, undisturbed):
+    forget(project)
+    process = start(project)
+    for server in ("gcs_server", "raylet"):
+        read_until(process, 2)
+        before = [one for one in psutil.Process(process.pid).children(recursive=True) if one.is_running()]
+        next(one for one in before if one.name() == server and one.status() != psutil.STATUS_ZOMBIE).kill()
+        line = process.stdout.readline()
+        while "starting again" not in line:
+            assert line, "it ended"
+            line = process.stdout.readline()
+        assert line == f"lost: Ray's {server}; starting again from what is kept\n"
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert all(kimg > 1.5 for kimg in reports(output)), "it began anew"
+    assert weights(project) == undisturbed
+    _, alive = psutil.wait_procs(before, timeout=20)
+    assert not alive, "Ray's processes outlived it"
+
+
+def test_a_second_run_waits_and_finds_the_work_done(project, undisturbed):
+    """The first was orphaned: DVC is gone, which would have kept the second out."""
+    forget(project)
+    first, second = start(project), start(project)
+    said = [process.communicate(timeout=300)[0] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), said
+    (waited,) = [output for output in said if "is at this work; waiting for it to end" in output]
+    assert reports(waited) == [], "it trained again"
+    assert weights(project) == undisturbed
+    assert len(list((project.folder / "outputs/train/samples").iterdir())) == 12
 
 
 def test_a_pipeline_goes_on(project, undisturbed):

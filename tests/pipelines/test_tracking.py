@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import socket
 import time
 
@@ -132,7 +133,15 @@ def test_a_value_that_a_table_lacks_is_no_rollback(store):
         ("http://user:secret@host:5000/x", "http://***@host:5000/x"),
         ("postgresql+psycopg2://user:se/cr@t@host/db", "postgresql+psycopg2://***@host/db"),
         ("postgresql:///db?user=me&password=secret", "postgresql:///db?***"),
-        ("request to https://user:secret@host/api?a=b failed", "request to https://***@host/api?*** failed"),
+        ("http://user:s3 cret@host/x", "http://***@host/x"),
+        ("http://user@host", "http://***@host"),
+        ("http://host/x;token=secret", "http://host/x?***"),
+        ("http://host/x#secret", "http://host/x?***"),
+        ("postgresql:user:secret@host/db", "postgresql:***"),
+        ("http://[::secret", "http:***"),
+        ("s3://bucket/folder", "s3://bucket/folder"),
+        ("/mnt/me@work/ray", "/mnt/me@work/ray"),
+        ("databricks", "databricks"),
         ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
         ("http://host:5000", "http://host:5000"),
     ],
@@ -142,12 +151,43 @@ def test_what_is_shown_of_an_address(uri, expected):
 
 
 @pytest.mark.parametrize(
-    "uri", ["http://user:secret@127.0.0.1:1", "mysql+none://user:secret@h/db", "x://user:secret@h"]
+    "uri",
+    [
+        "http://user:secret@127.0.0.1:1",
+        "http://user:s%65cret@127.0.0.1:1",
+        "mysql+none://user:secret@h/db",
+        "x://user:secret@h",
+        "http://user:secret@h:port",
+        "postgresql:user:secret@h/db",
+        "http://[::secret",
+    ],
 )
-def test_no_password_in_errors(project, uri):
-    with pytest.raises(StageError, match=r"not answer|known") as error:
-        tracking.open_store(TrackingConfig(uri=uri))
+def test_no_password_in_errors(project, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(StageError, match=r"not answer|known|MLFLOW_TRACKING_URI: .* is not an address") as error:
+        tracking.open_store(TrackingConfig())
     assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_secrets_of_addresses_and_of_the_environment_are_cut_from_errors(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "pass word")
+    uri = "postgresql://me:s%2Fcret@h/db?sslpassword=key"
+    error = ValueError(
+        "to https://user:other@host/api?a=b\n failed: s/cret, s%2Fcret, key, pass word (see http://x.org/e)"
+    )
+    assert (
+        tracking._one_line(error, uri) == "to https://***@host/api?*** failed: ***, ***, ***, *** (see http://x.org/e)"
+    )
+
+
+@pytest.mark.parametrize("uri", ["http://user:secret@h", "postgresql://h/db?user=me&password=secret"])
+def test_a_password_in_the_parameters_is_refused(project, monkeypatch, uri):
+    for variable in ("", f"sqlite:///{project}/mlflow.db"):  # also where it is not used: git and DVC keep it
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
+        with pytest.raises(StageError, match=r"^tracking\.uri: .*holds a password.*MLFLOW_TRACKING_URI") as error:
+            tracking.open_store(TrackingConfig(uri=uri))
+        assert "secret" not in str(error.value)
 
 
 def test_no_password_in_what_the_gate_gives_as_its_reason(store, tmp_path, monkeypatch):
@@ -258,5 +298,196 @@ def test_missing_alias_and_model(store):
     assert tracking.find_version(store, "none", "key") is None
     with pytest.raises(StageError, match="no such model"):
         tracking.version_by_uri(store, "models:/none@champion")
-    with pytest.raises(StageError, match="is wanted"):
+    with pytest.raises(StageError, match="expected models:/NAME@ALIAS"):
         tracking.version_by_uri(store, "runs:/abc")
+
+
+def test_a_copied_project_does_not_write_into_the_first(store, project, tmp_path_factory, monkeypatch):
+    copy = tmp_path_factory.mktemp("copy")
+    shutil.copy(project / "mlflow.db", copy)
+    monkeypatch.chdir(copy)
+    with pytest.raises(StageError, match=rf"{copy}/mlflow.db came from another folder.* in {project}/mlartifacts"):
+        tracking.open_store(TrackingConfig())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")  # shared knowingly
+    assert tracking.open_store(TrackingConfig()).experiment == store.experiment
+
+
+class Server:
+    """A proxy of the store's client that can be taken down, now or after `left` calls: each call then fails."""
+
+    def __init__(self, client):
+        self.client, self.down, self.calls, self.left = client, False, 0, math.inf
+
+    def __getattr__(self, name):
+        from mlflow.exceptions import MlflowException
+
+        def call(*args, **kwargs):
+            self.calls, self.left = self.calls + 1, self.left - 1
+            if self.down or self.left < 0:
+                raise MlflowException("connection refused: [/html]")
+            return getattr(self.client, name)(*args, **kwargs)
+
+        return call
+
+
+@pytest.fixture
+def server(project, monkeypatch):
+    """The store behind a `Server`; a call to it is tried at once after a failure."""
+    import mlflow
+
+    real = mlflow.MlflowClient(tracking_uri=f"sqlite:///{project}/mlflow.db")
+    server = Server(real)
+    monkeypatch.setattr(mlflow, "MlflowClient", lambda **_: server)
+    monkeypatch.setattr(tracking, "PAUSE_SECONDS", 0.0)
+    return server
+
+
+def work(server, down, project):
+    """Log a search of one trial as a stage does, with the store down in the parts of the work that `down` names."""
+    samples = project / "samples"
+    samples.mkdir(exist_ok=True)
+    (samples / "1.png").write_bytes(b"png")
+    server.down = "start" in down
+    outbox = tracking.open_outbox(TrackingConfig())
+    with (
+        tracking.try_run(outbox, "search", "search", tags={"stage": "tune"}) as parent,
+        tracking.try_run(outbox, "search/1", "trial", parent=parent) as trial,
+    ):
+        tracking.log_params(trial, {"lr": {"d": 0.1}})
+        tracking.log_stats(trial, [{"kimg": 1.0, "loss": 3.0}])
+        server.down = "middle" in down
+        tracking.log_stats(trial, [{"kimg": 2.0, "loss": 2.0}])
+        tracking.log_folder(trial, samples, "samples")
+        (samples / "1.png").write_bytes(b"later")
+        server.down = "end" in down
+        tracking.log_stats(trial, [{"kimg": 2.0, "loss": 2.0}, {"kimg": 3.0, "loss": math.nan}])
+    (samples / "1.png").write_bytes(b"png")
+    server.down = False
+
+
+def logged(project):
+    """All runs as `{name: (status, params, points, parent's name)}`, and the artifacts' contents."""
+    client = tracking.open_store(TrackingConfig()).client
+    runs = client.search_runs([client.get_experiment_by_name("ganlib").experiment_id])
+    names = {run.info.run_id: run.info.run_name for run in runs}
+    found = [
+        (
+            run.info.run_name,
+            run.info.status,
+            run.data.params,
+            [
+                (p.step, str(p.value))
+                for name in run.data.metrics
+                for p in client.get_metric_history(run.info.run_id, name)
+            ],
+            names.get(run.data.tags.get("mlflow.parentRunId")),
+            run.data.tags.get("stage"),
+        )
+        for run in runs
+    ]
+    return sorted(found, key=str), [file.read_bytes() for file in (project / "mlartifacts").rglob("*.png")]
+
+
+POINTS = [(1000, "3.0"), (2000, "2.0"), (3000, "nan")]
+COMPLETE = (
+    [
+        ("search", "FINISHED", {}, [], None, "tune"),
+        ("trial", "FINISHED", {"lr.d": "0.1"}, POINTS, "search", None),
+    ],
+    [b"png"],
+)
+
+
+@pytest.mark.parametrize(
+    ("down", "outages"),
+    [
+        ((), 0),
+        (("start",), 1),
+        (("middle",), 1),
+        (("end",), 1),
+        (("start", "end"), 2),
+        (("start", "middle", "end"), 1),
+    ],
+)
+def test_what_a_lost_store_misses_is_sent_later(server, project, capsys, down, outages):
+    work(server, down, project)
+    assert capsys.readouterr().out.count("connection refused: [/html]; the work goes on, and ") == outages
+    assert logged(project) == COMPLETE
+    assert not list((project / ".ganlib/tracking").rglob("entry.json"))
+    work(server, (), project)  # the stage is run again, as after a kill
+    assert logged(project) == COMPLETE
+
+
+def test_a_stage_that_runs_again_without_the_store_adds_nothing(server, project):
+    for _ in range(2):
+        work(server, ("start", "middle", "end"), project)
+    assert logged(project) == COMPLETE
+
+
+def test_a_send_that_is_cut_short_goes_on_where_it_was(server, project, monkeypatch):
+    monkeypatch.setattr(tracking, "CLAIM_ATTEMPTS", 1)  # of the claims that are seen here none is alive
+    work(server, ("start", "middle", "end"), project)
+    for calls in range(100):
+        server.left = calls
+        try:
+            tracking.open_store(TrackingConfig())
+            break
+        except tracking.StoreError:
+            pass
+    server.left = math.inf
+    assert calls > 5, "it was cut short at several places"
+    assert logged(project) == COMPLETE
+
+
+def test_a_lost_store_is_not_tried_at_every_call(server, project, monkeypatch):
+    monkeypatch.setattr(tracking, "PAUSE_SECONDS", 60.0)
+    server.down = True
+    outbox = tracking.open_outbox(TrackingConfig())
+    with tracking.try_run(outbox, "key", "name") as run:
+        before = server.calls
+        for kimg in range(5):
+            tracking.log_stats(run, [{"kimg": float(kimg), "loss": 1.0}])
+        assert server.calls == before
+        server.down = False
+    (found,), _ = logged(project)
+    assert len(found[3]) == 5, "the end of the stage tries at once"
+
+
+def test_an_entry_that_the_store_refuses_names_itself(server, project):
+    server.down = True
+    outbox = tracking.open_outbox(TrackingConfig())
+    with tracking.try_run(outbox, "key", "name") as run:
+        tracking.log_stats(run, [{"kimg": 1.0, "a metric?": 1.0}])
+    server.down = False
+    with pytest.raises(
+        tracking.StoreError, match=r"a metric\?.*to give up what is kept in .*/0000000\d, delete it$"
+    ) as e:
+        tracking.open_store(TrackingConfig())
+    assert "\n" not in str(e.value)
+
+
+def test_an_outbox_that_cannot_be_written_stops_nothing(server, project, capsys, monkeypatch):
+    server.down = True
+    (project / ".ganlib").write_text("no folder")
+    with tracking.try_run(tracking.open_outbox(TrackingConfig()), "key", "name") as run:
+        tracking.log_stats(run, [{"kimg": 1.0, "loss": 1.0}])
+    assert "log_stats of key is lost: cannot keep it" in capsys.readouterr().out
+
+
+def test_an_outbox_is_refused_what_only_the_user_can_settle(project):
+    with pytest.raises(StageError, match="known: http"):
+        tracking.open_outbox(TrackingConfig(uri="ftp://x"))
+    store = tracking.open_store(TrackingConfig())
+    store.client.delete_experiment(store.experiment)
+    with pytest.raises(StageError, match="was deleted"):
+        tracking.open_outbox(TrackingConfig())
+
+
+def test_a_stage_that_fails_says_so_later(server, project):
+    server.down = True
+    outbox = tracking.open_outbox(TrackingConfig())
+    with pytest.raises(KeyboardInterrupt), tracking.try_run(outbox, "key", "name"):
+        raise KeyboardInterrupt
+    server.down = False
+    (found,), _ = logged(project)
+    assert found[1] == "KILLED"

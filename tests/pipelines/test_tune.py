@@ -146,7 +146,7 @@ def test_what_the_stage_train_would_refuse_is_refused_before_the_search(params, 
 def test_more_workers_than_the_cluster_has_are_refused_before_the_search(params, monkeypatch):
     params = params.model_copy(update={"scale": params.scale.model_copy(update={"num_workers": 2})})
     monkeypatch.setattr(tune.Job, "of", lambda *_: tune.Job({}, "", "", (1, 2)))
-    monkeypatch.setattr(tune.tracking, "open_store", lambda *_: None)
+    monkeypatch.setattr(tune.tracking, "open_outbox", lambda *_: None)
     monkeypatch.setattr(tune, "fingerprint", lambda *_: "tune")
     monkeypatch.setattr(tune, "cluster", lambda _: contextlib.nullcontext({"CPU": 1.0}))
     with pytest.raises(StageError, match=r"scale\.num_workers: 2 workers x 1 CPU wanted, the cluster has 1"):

@@ -4,14 +4,14 @@ import pytest
 
 from ganlib.config import TrainConfig
 from pipelines import tracking
-from pipelines.train import _News
+from pipelines.train import _Progress
 
 
 @pytest.fixture
-def news(monkeypatch):
+def progress(monkeypatch):
     monkeypatch.setattr(tracking, "log_stats", lambda *_: None)
     health = {"policy": "rollback", "patience": 2, "warmup_kimg": 0, "lr_factor": 0.5, "max_rollbacks": 3}
-    return _News(None, TrainConfig.model_validate({"kimg": 10, "health": health}))
+    return _Progress(None, TrainConfig.model_validate({"kimg": 10, "health": health}))
 
 
 def row(kimg, gap=1.0, rollbacks=0):
@@ -19,20 +19,32 @@ def row(kimg, gap=1.0, rollbacks=0):
     return {**figures, "health/rollbacks": rollbacks} if rollbacks else figures
 
 
-def test_an_alarm_is_said_once_each_time(news, capsys):
+def test_an_alarm_is_said_once_each_time(progress, capsys):
     for one in (row(1), row(2, -1), row(3, -1), row(4, -1), row(5), row(6, -1), row(7, -1)):
-        news(one)
+        progress(one)
     said = [line for line in capsys.readouterr().out.splitlines() if "kimg (2 reports)" in line]
     assert [line.split(":")[0] for line in said] == ["discriminator lost"] * 2
     assert not any("discriminator lost: discriminator lost" in line for line in said)
 
 
-def test_a_rollback_is_told_and_what_led_to_it_forgotten(news, capsys):
+def test_a_rollback_is_told_and_what_led_to_it_forgotten(progress, capsys):
     for one in (row(1), row(2, -1), row(3, -1), row(2, -1, 1), row(3, 1, 1)):
-        news(one)
+        progress(one)
     out = capsys.readouterr().out
     assert out.count("discriminator lost") == 1
     assert "rolled back to 1.0 kimg, rollback 1 of 3; learning rates at 0.5 of what they were" in out
     for one in (row(4, -1, 1), row(4, -1, 1), row(5, 1, 1)):  # a worker was lost, and its last report comes again
-        news(one)
+        progress(one)
     assert len(capsys.readouterr().out.splitlines()) == 3, "a line a report, and nothing else"
+
+
+def test_a_store_error_that_looks_like_markup_stops_nothing(progress, capsys, monkeypatch):
+    def lost(*_):
+        raise tracking.StoreError("HTTP 502: [/html] [bold]")
+
+    monkeypatch.setattr(tracking, "log_stats", lost)
+    for one in (row(1), row(2), row(3)):
+        progress(one)
+    out = capsys.readouterr().out
+    assert out.count("tracking: HTTP 502: [/html] [bold]; training goes on") == 1
+    assert out.count("images/s") == 3

@@ -1,0 +1,75 @@
+"""Training over several nodes of a Ray cluster, each with a raylet of its own, on this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+from test_reliability import SHORT, forget, read_until, reports, start
+from torch.testing import assert_close
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def project(checkout):
+    """A copy of the project, ready for the stage `train`, with what one worker made of it on this machine alone."""
+    project = checkout("nodes", ready=True)
+    project.edit(SHORT | {"scale.num_workers": 1})
+    project.run("dvc", "repro", "tune")
+    project.run(sys.executable, "-m", "pipelines.train")
+    return project
+
+
+def generator(project):
+    return load_file(project.folder / "outputs/train/generator/generator.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(project):
+    return generator(project)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Two nodes of one core each."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+def test_two_nodes_and_then_one(project, alone, cluster, object_store):
+    """As many workers as the cluster holds: two, then one, after a node was killed; checkpoints in an object store."""
+    forget(project)
+    project.edit({"scale.num_workers": [1, 2], "scale.storage": f"{object_store.replace('kept', 'nodes')}"})
+    project.env |= {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_MODE")}
+    project.env["RAY_ADDRESS"] = cluster.address
+    process = start(project)
+    read_until(process, 2)
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    assert "training goes on from" in output
+    assert reports(output)[-1] == pytest.approx(12, abs=0.1)
+    for name, mine in generator(project).items():
+        assert_close(mine, alone[name], rtol=1e-2, atol=1e-3)
+
+
+def test_a_cluster_that_is_too_small_is_one_line(project, cluster):
+    forget(project)
+    project.edit({"scale.num_workers": 4, "scale.storage": None, "scale.wait_seconds": 3})
+    project.env["RAY_ADDRESS"] = cluster.address
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.train"], cwd=project.folder, env=project.env, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "waiting for a cluster with room for 4 workers" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ganlib: scale.num_workers: 4 workers x 1 CPU wanted, the cluster has 2; lower it")
