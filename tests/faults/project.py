@@ -235,9 +235,9 @@ class Project:
         """The largest file of the newest checkpoint of a stage that is complete, that is has as many files as any."""
         folders: dict[Path, list[Path]] = {}
         for path in (self.folder / ".ganlib").rglob("*"):
-            whole = [parent for parent in path.parents if parent.name.startswith("checkpoint")]
+            whole = [parent for parent in path.parents if parent.name.startswith(("checkpoint-", "checkpoint_"))]
             if path.is_file() and whole and any(parent.name.startswith(f"{stage}-") for parent in path.parents):
-                folders.setdefault(whole[-1], []).append(path)
+                folders.setdefault(whole[0], []).append(path)
         most = max((len(files) for files in folders.values()), default=0)
         complete = [files for files in folders.values() if len(files) == most]
         if len(complete) < 2:
