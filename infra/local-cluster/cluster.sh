@@ -103,6 +103,10 @@ init_of() { # the process whose namespaces are the host's
     echo "$pid"
 }
 
+runs() { # whether host $1 does; the process that held it may be a zombie for a while
+    pgrep -P "$(cat "$STATE/host$1/pid")" >/dev/null
+}
+
 on_head() {
     nsenter --target "$(init_of 0)" --net --mount --uts --pid --wdns="$PWD" \
         env PATH="$BIN:$PATH" RAY_ADDRESS="$(address 0):$PORT" "$@"
@@ -222,7 +226,7 @@ case $command in
             kill) kill -KILL "$(cat "$STATE/host$i/pid")" ;;
             start)
                 export PYTHONPATH=${PYTHONPATH:-$PWD} RAY_USAGE_STATS_ENABLED=0
-                ! kill -0 "$(cat "$STATE/host$i/pid")" 2>/dev/null || die "node $host runs"
+                ! runs "$i" || die "node $host runs"
                 boot "$i"
                 ;;
         esac
@@ -231,7 +235,7 @@ case $command in
         for folder in "$STATE"/host[0-9]*; do
             [[ -d $folder ]] || die "no cluster: cluster.sh up N"
             i=${folder##*host}
-            kill -0 "$(cat "$folder/pid")" 2>/dev/null && state="up" || state="down"
+            runs "$i" && state="up" || state="down"
             ip -o link show "$NAME$i" | grep -q "master ${NAME}br" && link="connected" || link="cut"
             echo "$NAME$i $(address "$i") $state $link $(tc qdisc show dev "$NAME$i" root)"
         done

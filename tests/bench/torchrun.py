@@ -76,7 +76,8 @@ def copy(folder: Path, args: argparse.Namespace) -> None:
 
 def measure(command: list[str], folder: Path) -> dict[str, float]:
     """Images/s of one run."""
-    env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     env.pop("RAY_ADDRESS", None)
     process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     seen: list[tuple[float, float, float]] = []
