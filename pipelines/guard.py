@@ -1,4 +1,7 @@
-"""Start a stage again when the servers of its Ray are gone, for Ray itself waits and then ends without a word."""
+"""Start a stage again when the servers of its Ray are gone, for Ray itself waits and then ends without a word.
+
+It also ends processes of this machine's Ray that are stopped for a minute: Ray Train notices hung workers, Tune none.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import socket
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,9 +19,11 @@ __all__ = ["restarting"]
 
 SERVERS = ("gcs_server", "raylet")
 RESTARTS = "GANLIB_RESTARTS"
-LOOK_SECONDS = 1.0
-PATIENCE = 10
+LOOK_SECONDS = 2.0
+PATIENCE = 5
 """looks in a row at which a cluster's server refuses to answer"""
+STOPPED = 30
+"""looks in a row at which a process of this machine's Ray is stopped (SIGSTOP)"""
 
 
 @contextmanager
@@ -38,22 +44,31 @@ def restarting(gcs_address: str, *, local: bool, at_most: int) -> Iterator[None]
 
 
 def _watch(over: threading.Event, address: str, local: bool, at_most: int) -> None:
-    me, ours, silent = psutil.Process(), set[psutil.Process](), 0
+    me, ours, silent, stopped = psutil.Process(), set[psutil.Process](), 0, Counter[psutil.Process]()
     # (those of a run before a restart may still be there as zombies)
     servers = [(child, child.name()) for child in me.children() if local and child.name() in SERVERS and _lives(child)]
     while not over.wait(LOOK_SECONDS):
         ours |= set(me.children(recursive=True))
+        stopped = Counter({process: stopped[process] + 1 for process in ours if _status(process) == "stopped"})
+        for process, looks in stopped.items():
+            if looks == STOPPED:  # whoever waits for it would do so for ever: it fails instead, and is replaced
+                process.kill()
         gone = next((name for server, name in servers if not _lives(server)), "")
         silent = 0 if local or _answers(address) else silent + 1
         if gone or silent >= PATIENCE:
             _again(gone or f"cluster at {address}", ours, at_most)
 
 
-def _lives(process: psutil.Process) -> bool:
+def _status(process: psutil.Process) -> str:
+    """As psutil calls it; "dead" of one that is gone."""
     try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        return str(process.status()) if process.is_running() else "dead"
     except psutil.NoSuchProcess:
-        return False
+        return "dead"
+
+
+def _lives(process: psutil.Process) -> bool:
+    return _status(process) not in ("zombie", "dead")
 
 
 def _answers(address: str) -> bool:

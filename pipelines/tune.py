@@ -34,16 +34,13 @@ from pipelines.halving import Outcome, Trial, best, rungs, search
 from pipelines.launch import (
     QUALITY,
     Job,
-    check_resources,
     fingerprint,
-    gpu_slots,
     keep,
-    resolve_scale,
-    resources_per_worker,
     run_workers,
     storage,
     train_worker,
 )
+from pipelines.scale import check_resources, gpu_slots, resolve_scale, resources_per_worker
 from pipelines.storage import Storage, exclusive
 from pipelines.train import BEST
 

@@ -12,12 +12,21 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import ray
 from ray.autoscaler.sdk import request_resources
+
+
+def connect(address: str) -> None:
+    """Connect to the cluster; an error at once where nothing listens, as Ray itself would try for a minute."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=5).close()
+    ray.init(address=address, log_to_driver=False)
 
 
 def wait_for_gpus(count: int, timeout_s: float) -> bool:
@@ -48,11 +57,11 @@ def main(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     if asked.gpus < 1:
         parser.error(f"gpus: {asked.gpus}; at least 1 expected")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    address = os.environ.get("RAY_ADDRESS", "auto")
     try:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False)
-    except (ConnectionError, RuntimeError) as error:
-        print(f"with_gpus: no Ray cluster: {' '.join(str(error).split())}", file=sys.stderr)
+        connect(address)
+    except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+        print(f"with_gpus: no Ray cluster at {address}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     try:
         if not wait_for_gpus(asked.gpus, asked.timeout):

@@ -19,6 +19,7 @@ import ray
 from ganlib.config import load_params
 from pipelines import launch
 from pipelines.checkpoints import Checkpoints
+from pipelines.scale import resolve_scale
 from pipelines.storage import Storage
 
 
@@ -41,7 +42,7 @@ def main():
     args = parser.parse_args()
     launch._worker = trivial
     params = load_params()
-    scale = launch.resolve_scale(params.scale.model_copy(update={"num_workers": 2}), {"CPU": 2.0}, ())
+    scale = resolve_scale(params.scale.model_copy(update={"num_workers": 2}), {"CPU": 2.0}, ())
     phases = {"connect": [], "fit until the function": [], "function": [], "fit after the function": [], "all": []}
     for _ in range(args.rounds):
         with tempfile.TemporaryDirectory() as scratch:

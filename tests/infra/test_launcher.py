@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -73,12 +75,12 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory):
+def head():
     """The environment of a process beside a Ray head of one core and one GPU, on ports and in a folder of its own."""
-    port, token = free_port(), "0" * 32
-    # below a short path, as Ray's sockets have at most 107 characters
-    folder = Path("/tmp") / f"ganlib-{os.getpid()}"
-    env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
+    port = free_port()
+    # a short path, as those of Ray's sockets have at most 107 characters
+    folder = Path(tempfile.mkdtemp(prefix="ganlib-", dir="/tmp"))
+    env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32, "RAY_USAGE_STATS_ENABLED": "0"}
     ray_program = Path(sys.executable).with_name("ray")
     ports = ("port", "ray-client-server-port", "dashboard-agent-listen-port")
     process = subprocess.Popen(
@@ -97,11 +99,16 @@ def head(tmp_path_factory):
             assert time.monotonic() < deadline, "Ray was not up after 120 s"
         yield env | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
     finally:
-        started = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.terminate()
-        _, alive = psutil.wait_procs([psutil.Process(one.pid) for one in started if psutil.pid_exists(one.pid)], 40)
-        for one in alive:
-            one.kill()
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for child in psutil.wait_procs(children, 10)[1]:
+            child.kill()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def with_gpus(*arguments, env):
@@ -123,6 +130,13 @@ def test_gpus_that_do_not_come_are_said(head):
 
 
 @pytest.mark.pipeline
+def test_a_wrong_token_is_said(head):
+    done = with_gpus("1", "--", "touch", "never", env=head | {"RAY_AUTH_TOKEN": "1" * 32})
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"with_gpus: no Ray cluster at {head['RAY_ADDRESS']}: "), done.stderr
+
+
+@pytest.mark.pipeline
 def test_the_signal_reaches_the_command(head, tmp_path):
     started = tmp_path / "started"
     command = ["bash", "-c", f"trap 'exit 5' TERM; touch {started}; while :; do sleep 0.1; done"]
@@ -135,11 +149,12 @@ def test_the_signal_reaches_the_command(head, tmp_path):
     assert process.wait(60) == 5
 
 
-def test_what_is_no_cluster_or_no_number_is_said(tmp_path):
-    env = os.environ | {"RAY_ADDRESS": f"127.0.0.1:{free_port()}", "RAY_AUTH_MODE": "disabled"}
-    nobody = with_gpus("1", "--", "true", env=env | {"RAY_NUM_REDIS_GET_RETRIES": "1"})
+def test_what_is_no_cluster_or_no_number_is_said():
+    address = f"127.0.0.1:{free_port()}"
+    env = os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
+    nobody = with_gpus("1", "--", "true", env=env)
     assert nobody.returncode == 1
-    assert nobody.stderr.splitlines()[-1].startswith("with_gpus: no Ray cluster: ")
+    assert nobody.stderr == f"with_gpus: no Ray cluster at {address}: [Errno 111] Connection refused\n"
     none = with_gpus("0", "--", "true", env=env)
     assert none.returncode == 2
     assert "gpus: 0; at least 1 expected" in none.stderr

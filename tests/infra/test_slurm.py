@@ -15,8 +15,9 @@ SCRIPT = Path(__file__).parents[2] / "infra/slurm/ganlib.sbatch"
 # srun runs what follows its options, as the one task of this node; ray runs the command after `--`.
 STANDINS = {
     "srun": 'echo "srun $*" >>"$LOG"; while [[ $1 == --* ]]; do shift; done; exec "$@"',
-    "ray": 'echo "ray $*" >>"$LOG"; env >"$LOG.env"; [[ -z ${NO_RAY:-} ]] || exit 0\n'
-    'while [[ $1 != -- ]]; do shift; done; shift; "$@"',
+    "ray": 'echo "ray $*" >>"$LOG"; cp --preserve=mode "$RAY_AUTH_TOKEN_PATH" "$LOG.token"\n'
+    'stat --format %a "$(dirname "$RAY_AUTH_TOKEN_PATH")" >"$LOG.mode"; env >"$LOG.env"\n'
+    '[[ -z ${NO_RAY:-} ]] || exit 0; while [[ $1 != -- ]]; do shift; done; shift; "$@"',
     "scontrol": 'echo "scontrol $*" >>"$LOG"',
     "squeue": 'echo "${STATE:-RUNNING}"',
     "getent": 'echo "${IP:-10.1.2.3} STREAM node"',
@@ -97,13 +98,14 @@ def test_every_job_has_a_token_of_its_own(job):
     tokens = []
     for number in ("1", "2"):
         assert job.run("true", SLURM_JOB_ID=number)[0] == 0
-        file = job.folder / ".ganlib/slurm" / number / "token"
-        assert stat.S_IMODE(file.stat().st_mode) == 0o600
-        assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+        token, folder = Path(f"{job.log}.token"), job.folder / ".ganlib/slurm" / number
+        assert stat.S_IMODE(token.stat().st_mode) == 0o600
+        assert Path(f"{job.log}.mode").read_text() == "700\n"
         seen = dict(line.split("=", 1) for line in Path(f"{job.log}.env").read_text().splitlines() if "=" in line)
         assert seen["RAY_AUTH_MODE"] == "token"
-        assert seen["RAY_AUTH_TOKEN_PATH"] == str(file)
-        tokens.append(file.read_text())
+        assert seen["RAY_AUTH_TOKEN_PATH"] == str(folder / "token")
+        assert not folder.exists(), "the token outlives its job"
+        tokens.append(token.read_text())
     assert len(set(tokens)) == 2
     assert all(len(token) == 64 for token in tokens)
 
@@ -122,11 +124,9 @@ def test_the_signal_reaches_the_command_and_the_job_is_requeued(job):
 
 
 def test_a_requeued_job_forgets_its_last_start(job):
-    assert job.run("false")[0] == 1
-    status, _ = job.run("true", NO_RAY="1")
-    assert status == 1
-    assert not (job.state / "status").exists()
-    assert job.run("true")[0] == 0
+    job.state.mkdir(parents=True)
+    (job.state / "status").write_text("0\n")
+    assert job.run("true", NO_RAY="1")[0] == 1
 
 
 def test_a_cancelled_job_is_not_requeued(job):

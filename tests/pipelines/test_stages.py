@@ -28,6 +28,7 @@ WITHOUT_EFFECT = {
     "pipelines/inputs.py": "carries data to other nodes",
     "pipelines/cluster.py": "where the work runs",
     "pipelines/guard.py": "starts it again",
+    "pipelines/scale.py": "by how many workers",
     "pipelines/prepare.py -> ganlib/reference.py": "how few examples are too few",
     "pipelines/launch.py -> ganlib/evaluate.py": "names of metrics, to refuse what is not one",
     "pipelines/tune.py -> pipelines/train.py": "a file's name",
