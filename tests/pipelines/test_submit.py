@@ -451,7 +451,9 @@ import sys
 from pathlib import Path
 from ganlib.config import load_params
 from pipelines._stage import StageError, main
-from pipelines.cluster import cluster, require_shared_folders
+from pipelines.cluster import cluster
+from pipelines.inputs import publish
+from pipelines.storage import Storage
 import ray.tune  # Ray reads its variables when it is imported
 
 params = load_params()
@@ -459,9 +461,9 @@ params = params.model_copy(update={"scale": params.scale.model_copy(update={"ray
 def stage(_):
     with cluster(params) as available:
         print("CPUs", available["CPU"])
-        require_shared_folders(Path("data"))
-        print("all see", "data")
-        require_shared_folders(Path("data"), *map(Path, sys.argv[2:]))
+        folders = Path("data/prepared").absolute(), Path("data/reference").absolute()
+        print("data are read", publish(*folders, Storage(str(Path.cwd()))) or "in place")
+        publish(*folders, Storage(sys.argv[2]))
 main(stage)
 """
 
@@ -499,7 +501,7 @@ def test_a_cluster_is_looked_at_node_by_node(project, ray_cluster):
     )
     assert connected.returncode == int(hidden), connected.stderr
     assert connected.stdout.startswith("CPUs ")
-    assert connected.stdout.endswith("\nall see data\n")
+    assert connected.stdout.endswith("\ndata are read in place\n")
     refusal = connected.stderr.splitlines()
     assert len(refusal) == int(hidden)
-    assert all(line.startswith(f"ganlib: {folder}: node ") and "does not see it; put the" in line for line in refusal)
+    assert all(line.startswith(f"ganlib: scale.storage: {folder} is not the same on ") for line in refusal)
