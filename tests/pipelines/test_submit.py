@@ -396,7 +396,12 @@ def test_a_failed_job_is_submitted_again_under_a_counted_name(project, ray_clust
 def test_ctrl_c_leaves_the_job_running_and_the_same_again_follows_it(project, ray_cluster):
     command = [sys.executable, "-m", "pipelines.cli", "submit", "--no-push", "--", "repro", "--force", "prepare"]
     with subprocess.Popen(
-        command, cwd=project.folder, env=project.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ["env", "--default-signal=INT", *command],  # a script's background jobs are deaf to Ctrl-C
+        cwd=project.folder,
+        env=project.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as first:
         said = []
         for line in first.stdout:
