@@ -17,6 +17,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -35,6 +36,7 @@ from ganlib.data._spec import Spec
 
 __all__ = [
     "SPLITS",
+    "DamagedShard",
     "Group",
     "Rows",
     "Summary",
@@ -55,6 +57,10 @@ _KEY = b"ganlib"
 _TENSOR_BYTES = 64 * 64 * 3  # larger samples are stored as PNG
 _GROUP_BYTES = 2 * 2**20  # of decoded samples in a row group: what a streaming reader takes at once
 _SPILL_BYTES = 128 * 2**20  # of packed samples held while sorting
+
+
+class DamagedShard(OSError):
+    """A shard whose checksums do not fit what it holds. The message names it."""
 
 
 # -- writing -------------------------------------------------------------------------------------------------
@@ -272,6 +278,7 @@ class _Writer:
                 column_encoding={"sample.list.element": "BYTE_STREAM_SPLIT"} if tensors else None,
                 use_dictionary=False,
                 write_statistics=False,
+                write_page_checksum=True,
             )
         assert self._file is not None
         rows = rows.combine_chunks()
@@ -319,14 +326,17 @@ class Group:
 
 def read_spec(directory: str | Path) -> Spec:
     """The spec that every shard carries. Raises FileNotFoundError where there are no shards."""
-    return Spec.from_json(pq.read_schema(_shards(Path(directory), "train")[0]).metadata[_KEY].decode())
+    path = _shards(Path(directory), "train")[0]
+    with _undamaged(path):
+        return Spec.from_json(pq.read_schema(path).metadata[_KEY].decode())
 
 
 def row_groups(directory: str | Path, split: str) -> list[Group]:
     """All row groups of a split, in stored order."""
     groups = []
     for path in _shards(Path(directory), split):
-        footer = pq.read_metadata(path)
+        with _undamaged(path):
+            footer = pq.read_metadata(path)
         groups += [Group(path, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
     return groups
 
@@ -409,10 +419,24 @@ def _tables(groups: list[Group], names: list[str]) -> Iterator[tuple[Group, pa.T
     """Each group's table; a file is opened once for neighbours."""
     path, file = None, None
     for group in groups:
-        if group.path != path:
-            path, file = group.path, pq.ParquetFile(group.path)
-        assert file is not None
-        yield group, file.read_row_group(group.index, columns=names)
+        with _undamaged(group.path):
+            if group.path != path:
+                path, file = group.path, pq.ParquetFile(group.path, page_checksum_verification=True)
+            assert file is not None
+            table = file.read_row_group(group.index, columns=names)
+        yield group, table
+
+
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """Raise DamagedShard where what was read is not Parquet, or not what its checksums say."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno:  # it could not be read, which says nothing of what it holds
+            raise
+        why = " ".join(str(error).split())[:150]
+        raise DamagedShard(f"{path}: damaged: {why}; `dvc repro` makes the folder anew") from error
 
 
 def _samples(column: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import psutil
 
 from pipelines.storage import Storage, is_held
 
-__all__ = ["Leftover", "leftovers", "sweep_scratch"]
+__all__ = ["Leftover", "leftovers", "remove_scratch", "sweep_scratch"]
 
 HOUR, DAY = 3600.0, 86400.0
 RUN = re.compile(r"(train|tune)-.+-[0-9a-f]{12}")
@@ -50,6 +50,13 @@ def sweep_scratch() -> None:
     """Delete scratch folders of this user's processes that are gone: a kill leaves a checkpoint in them."""
     for folder in _scratch():
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_scratch(pids: Iterable[int]) -> None:
+    """Delete the scratch folders of processes that are gone, or that are not to need them any more."""
+    for pid in pids:
+        for folder in Path(tempfile.gettempdir()).glob(f"ganlib-{pid}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _old_runs(storage: Storage, days: float) -> Iterator[Leftover]:

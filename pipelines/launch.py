@@ -32,7 +32,7 @@ from ganlib.game import Game
 from ganlib.health import Diverged
 from ganlib.reference import Reference
 from ganlib.registry import nearest
-from ganlib.shards import read_spec
+from ganlib.shards import DamagedShard, read_spec
 from ganlib.trainer import Report, build_game, check_groups, plan, train
 from pipelines._stage import REFERENCE, StageError, home
 from pipelines.checkpoints import Checkpoints, Saved
@@ -357,7 +357,7 @@ def permanent(error: Exception) -> Exception | None:
     """The worker's exception that a retry would only meet again: what follows from parameters and data, or a disk that
     is full or cannot be written; None if there is none."""
     for failure in workers_own(error).values():
-        if isinstance(failure, Diverged | ConfigError | StageError | Damaged | torch.OutOfMemoryError):
+        if isinstance(failure, Diverged | ConfigError | StageError | Damaged | DamagedShard | torch.OutOfMemoryError):
             return failure
         if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             return failure

@@ -139,10 +139,10 @@ def _encode(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table]:
 
 def _by_ray(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table]:
     """As `_encode`, in processes on all cores of this machine."""
-    import ray
-    import ray.data
+    from pipelines.cluster import protect_token  # before Ray, which reads at once how it authenticates
 
-    from pipelines.cluster import protect_token
+    import ray  # isort: skip
+    import ray.data
 
     started = not ray.is_initialized()
     if started:

@@ -200,3 +200,16 @@ def test_what_describe_raises_stops_before_a_shard(tmp_path, data):
 def test_nothing_prepared_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="run the stage `prepare`"):
         shards.read_spec(tmp_path)
+
+
+def test_a_flipped_byte_is_noticed_and_the_shard_named(tmp_path, data):
+    write(tmp_path / "out", *data)
+    (shard,) = (tmp_path / "out").glob("train-*.parquet")
+    whole = shard.read_bytes()
+    middle = pq.read_metadata(shard).row_group(0).column(0).data_page_offset + 200
+    shard.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    with pytest.raises(shards.DamagedShard, match=rf"^{shard}: damaged: .*CRC.*; `dvc repro` makes the folder anew$"):
+        shards.read(tmp_path / "out", "train")
+    shard.write_bytes(whole[:-9])
+    with pytest.raises(shards.DamagedShard, match=rf"^{shard}: damaged: Parquet magic bytes not found"):
+        shards.read(tmp_path / "out", "train")

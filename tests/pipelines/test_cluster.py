@@ -178,9 +178,9 @@ def test_a_dashboards_address_is_refused(home):
 
 def test_a_jobs_own_cluster_goes_before_params(home, params, monkeypatch):
     far = params.model_copy(update={"scale": params.scale.model_copy(update={"ray_address": "far:6379"})})
-    assert (cluster.cluster_address(params), cluster.cluster_address(far)) == (None, "far:6379")
+    assert (cluster.cluster_address(params.scale), cluster.cluster_address(far.scale)) == (None, "far:6379")
     monkeypatch.setenv("RAY_ADDRESS", "here:6379")
-    assert (cluster.cluster_address(params), cluster.cluster_address(far)) == ("here:6379", "here:6379")
+    assert (cluster.cluster_address(params.scale), cluster.cluster_address(far.scale)) == ("here:6379", "here:6379")
 
 
 def test_of_a_remote_traceback_the_last_line_is_said():
