@@ -14,8 +14,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import ray
-
 from ganlib.config import load_params
 from pipelines import launch
 from pipelines.checkpoints import Checkpoints
@@ -25,6 +23,8 @@ from pipelines.storage import Storage
 
 def trivial(config):
     """In place of the training: say when it began and ended."""
+    import ray.train  # not above: Ray reads at once how it authenticates, which `pipelines.cluster` settles
+
     began = time.time()
     with tempfile.TemporaryDirectory() as scratch:
         Path(scratch, "x").write_text("x")
