@@ -19,7 +19,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side: threads that outnumber the cores wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pipelines.cluster  # noqa: E402, F401  before Ray, which reads at once how it authenticates
+import pipelines.cluster  # noqa: F401  before Ray, which reads at once how it authenticates
 
 ROOT = Path(__file__).parent.parent
 
