@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -179,7 +180,8 @@ def _refuses(address: str, secret: str | None) -> bool:
 def protect_token() -> None:
     """Make the token of a cluster on this machine, readable by its owner only; Ray would make it readable by all.
 
-    One that is there keeps its value. Raises StageError if there can be none.
+    One that is there keeps its value. Call it before Ray is imported, and Ray asks for it. Raises StageError if there
+    can be none.
     """
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
@@ -201,6 +203,8 @@ def protect_token() -> None:
         for path, mode in ((file.parent, 0o700), (file, 0o600)):
             if path.stat().st_mode & 0o077:
                 path.chmod(mode)
+        if "ray" not in sys.modules:
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
     except OSError as error:
         raise StageError(
             f"Ray's token: {file}: {error.strerror or error}; set HOME to a folder of your own that can be written, "

@@ -139,14 +139,14 @@ def _encode(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table]:
 
 def _by_ray(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table]:
     """As `_encode`, in processes on all cores of this machine."""
-    from pipelines.cluster import protect_token  # before Ray, which reads at once how it authenticates
+    from pipelines.cluster import protect_token
 
-    import ray  # isort: skip
+    protect_token()
+    import ray
     import ray.data
 
     started = not ray.is_initialized()
     if started:
-        protect_token()
         # on this machine, whatever cluster there is: the raw data lie here
         ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
