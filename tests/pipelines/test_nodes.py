@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
-import torch
-from safetensors.torch import load_file
 from test_reliability import SHORT, forget, read_until, reports, start
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(600)]
@@ -24,13 +23,15 @@ def project(checkout):
     return project
 
 
-def generator(project):
-    return load_file(project.folder / "outputs/train/generator/generator.safetensors")
+def losses(project):
+    """The discriminator's at each report."""
+    rows = (project.folder / "outputs/train/stats.jsonl").read_text().splitlines()
+    return [json.loads(row)["loss/discriminator"] for row in rows]
 
 
 @pytest.fixture(scope="module")
 def alone(project):
-    return generator(project)
+    return losses(project)
 
 
 # in a process of its own: Ray reads how it authenticates when it is imported
@@ -72,11 +73,10 @@ def test_two_nodes_and_then_one(project, alone, cluster, object_store):
     assert process.returncode == 0, output
     assert "training goes on from" in output
     assert reports(output)[-1] == pytest.approx(12, abs=0.1)
-    # two sum in another order than one, and training magnifies what rounding differs by; other batches, or an order of
-    # their own, would leave weights that have less to do with one another
-    mine = generator(project)
-    difference = torch.cat([(mine[name] - alone[name]).flatten().float() for name in alone])
-    assert difference.norm() / torch.cat([w.flatten().float() for w in alone.values()]).norm() < 0.05
+    # the same batches in the same order, but two sum in another order than one, which training magnifies
+    mine = losses(project)
+    assert mine[:2] == pytest.approx(alone[:2], rel=2e-3)
+    assert mine == pytest.approx(alone, rel=0.15)
 
 
 @pytest.mark.usefixtures("cluster")
