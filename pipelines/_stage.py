@@ -44,7 +44,7 @@ class StageError(RuntimeError):
 def home() -> Path:
     """The project folder, absolute; the real one when DVC runs an experiment in `.dvc/tmp/exps/`.
 
-    What must outlive a stage's run (Ray's storage, MLflow's store) is kept below it, never relative to the
+    What must outlive a stage's run (checkpoints, MLflow's store) is kept below it, never relative to the
     working directory.
     """
     here = Path(os.environ.get("DVC_ROOT", ".")).resolve()

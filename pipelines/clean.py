@@ -1,8 +1,9 @@
 """What earlier runs left, and `ganlib clean` may delete.
 
-The rule: a run's checkpoints, when nobody is at work on it, nothing in it has changed for some days, and a newer run of
-the same stage, data set and model is there; data published for such runs to nodes; Ray's session folders without a
-process; and scratch folders of processes that were killed.
+The rule: a run's checkpoints, when no process works on it, nothing in it has changed for some days, and a newer run of
+the same stage, data set and model is there; data that were published to nodes, when no process works on any run and
+they are as old (they are published again when needed); Ray's session folders without a process; and scratch folders of
+processes that were killed.
 """
 
 from __future__ import annotations
@@ -65,17 +66,19 @@ def _old_runs(storage: Storage, days: float) -> Iterator[Leftover]:
     newest: dict[str, str] = {}
     for name in sorted(found, key=lambda name: changed[name]):
         newest[_kind(name)] = name
-    kept = 0
+    held = {name for name in found if is_held(storage / name)}
     for name, files in found.items():
         newer, age = newest[_kind(name)], (time.time() - changed[name]) / DAY
-        if name == newer or age < days or is_held(storage / name):
-            kept += 1
+        if name == newer or age < days or name in held:
             continue
         why = f"not changed for {age:.0f} days, and {newer} is newer"
         yield Leftover(str(storage / name), sum(size for size, _ in files), why, (storage / name).delete)
-    inputs = storage / "inputs"
-    if not kept and (files := inputs.contents()):
-        yield Leftover(str(inputs), sum(size for size, _ in files), "no run is left to use it", inputs.delete)
+    for key in (published := storage / "inputs").folders() if not held else []:
+        files = (published / key).contents()
+        age = (time.time() - max((at for _, at in files), default=0.0)) / DAY
+        if age >= days:
+            why = f"published {age:.0f} days ago, and no run is at work"
+            yield Leftover(str(published / key), sum(size for size, _ in files), why, (published / key).delete)
 
 
 def _kind(run: str) -> str:

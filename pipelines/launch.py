@@ -170,7 +170,7 @@ def fingerprint(params: Params, prepared: Path, stage: str, reference: Path = RE
     """A name for what determines the result of `stage` (tune or train).
 
     That is: code, data, the reference that quality is measured against (if there is one), seed, model and budget.
-    Ray resumes a run of the same name. So the same inputs go on where they stopped, and changed ones start clean.
+    A run of the same name is gone on with, so the same inputs go on where they stopped, and changed ones start clean.
     """
     digest = hashlib.sha256()
     for source in sorted(Path(ganlib.__file__).parent.rglob("*.py")):

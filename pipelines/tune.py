@@ -251,9 +251,7 @@ class _TrialRunner:
         for result in results:
             if result.error is not None:
                 name = (result.config or {}).get("name", "a trial")
-                raise StageError(
-                    f"tune: {name} failed: {_last_line(result.error)}; `dvc repro` goes on with the others"
-                )
+                raise StageError(f"tune: {name} failed: {_last_line(result.error)}; `dvc repro` tries it again")
 
 
 def _last_line(error: Exception) -> str:

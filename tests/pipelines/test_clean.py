@@ -63,6 +63,20 @@ def test_a_run_that_somebody_is_at_stays(tmp_path):
     assert [one.place[-12:] for one in leftovers(storage, 7)] == ["aaaaaaaaaaaa"]
 
 
+def test_published_data_go_when_no_run_is_at_work(tmp_path):
+    storage = Storage(str(tmp_path / "runs"))
+    run = "train-digits-mlp-aaaaaaaaaaaa"
+    for name, old in ((run, 0), ("inputs/old", 30), ("inputs/new", 1)):
+        storage.write(f"{name}/x", b"123")
+        age(tmp_path / "runs" / name, old)
+    with exclusive(storage / run, run):
+        assert list(leftovers(storage, 7)) == []
+    (found,) = leftovers(storage, 7)
+    assert (found.place, found.bytes) == (str(tmp_path / "runs" / "inputs" / "old"), 3)
+    found.delete()
+    assert (storage / "inputs").folders() == ["new"]
+
+
 def test_old_runs_in_an_object_store(object_store, tmp_path):
     storage = Storage(object_store) / tmp_path.name
     for name in ("tune-digits-mlp-aaaaaaaaaaaa", "tune-digits-mlp-bbbbbbbbbbbb"):
