@@ -24,9 +24,9 @@ __all__ = [
     "TRAINED",
     "TUNED",
     "StageError",
-    "home",
+    "atomic_folder",
     "main",
-    "whole_folder",
+    "project_folder",
 ]
 
 PREPARED = Path("data/prepared")
@@ -41,7 +41,7 @@ class StageError(RuntimeError):
     """A stage cannot do its work, for a reason that is not a fault of the program. The message is one line."""
 
 
-def home() -> Path:
+def project_folder() -> Path:
     """The project folder, absolute; the real one when DVC runs an experiment in `.dvc/tmp/exps/`.
 
     What must outlive a stage's run (checkpoints, MLflow's store) is kept below it, never relative to the
@@ -55,7 +55,7 @@ def home() -> Path:
 
 
 @contextmanager
-def whole_folder(final: Path) -> Iterator[Path]:
+def atomic_folder(final: Path) -> Iterator[Path]:
     """A folder to write into that becomes `final` only when the block ends without an error; else it is gone.
 
     What `final` was before is kept until then; what a kill left is put right by the next use.

@@ -143,9 +143,9 @@ def lineage(model_uri: ModelURI) -> None:
 
     from ganlib.config import load_params
     from pipelines import lineage as facts
-    from pipelines import tracking
+    from pipelines.model_registry import version_by_uri
 
-    version = tracking.version_by_uri(_store(), model_uri)
+    version = version_by_uri(_store(), model_uri)
     prefix = "lineage."
     recorded = {tag.removeprefix(prefix): value for tag, value in version.tags.items() if tag.startswith(prefix)}
     table = Table("fact", "recorded", "here", "", title=f"{version.model} version {version.number}")
@@ -233,12 +233,12 @@ def _generator(model_uri: str) -> Generator:
     """Raises StageError if the address leads to no generator."""
     from ganlib.device import default_device
     from ganlib.export import load_generator
-    from pipelines import tracking
     from pipelines._stage import StageError
+    from pipelines.model_registry import download
 
     with tempfile.TemporaryDirectory() as scratch:
         registered = model_uri.startswith("models:/")
-        folder = tracking.download(_store(), model_uri, Path(scratch)) if registered else Path(model_uri)
+        folder = download(_store(), model_uri, Path(scratch)) if registered else Path(model_uri)
         try:
             return load_generator(folder, default_device())
         except ValueError as error:

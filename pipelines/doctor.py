@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 
 from ganlib.config import ConfigError, Params, load_params
 from pipelines import tracking
-from pipelines._stage import StageError, home
+from pipelines._stage import StageError, project_folder
 from pipelines.cluster import cluster, cluster_address, on_every_node, one_line, token_file
 
 __all__ = ["Finding", "examine", "examine_cluster"]
@@ -257,7 +257,7 @@ def _repository() -> Iterator[Finding]:
 
 
 def _storage(params: Params) -> Iterator[Finding]:
-    places = {str(home()), params.scale.storage or str(home())}
+    places = {str(project_folder()), params.scale.storage or str(project_folder())}
     for place in sorted(places):
         if "://" in place:
             yield Finding(

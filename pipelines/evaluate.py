@@ -24,7 +24,7 @@ from ganlib.export import Generator, load_generator
 from ganlib.metrics._neighbours import nearest
 from ganlib.metrics._types import Examples
 from ganlib.reference import Reference
-from pipelines._stage import EVALUATED, PREPARED, REFERENCE, TRAINED, StageError, main, whole_folder
+from pipelines._stage import EVALUATED, PREPARED, REFERENCE, TRAINED, StageError, atomic_folder, main
 
 __all__ = ["stage"]
 
@@ -47,7 +47,7 @@ def stage(params: Params) -> None:
         print(f"{n} samples, not {cfg.num_samples}: there are no more real examples to judge them by")
     seen = look(samples, reference, cfg.batch)
     metrics = evaluate(samples, reference, cfg, params.seed, seen)
-    with whole_folder(EVALUATED) as folder:
+    with atomic_folder(EVALUATED) as folder:
         _write(folder / "metrics.json", metrics)
         _write(folder / "about.json", _about(reference, generator, n, cfg, params.seed))
         preview = registry.load("data", spec.kind).preview

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import psutil
 
+from pipelines.background import background_thread
 from pipelines.clean import remove_scratch
 
 __all__ = ["restarting"]
@@ -35,14 +36,8 @@ def restarting(gcs_address: str, *, local: bool, at_most: int) -> Iterator[None]
     The stage then goes on from what is kept. After `at_most` such restarts the process ends, with one line, instead.
     `local`: this process started the servers, so they are its children; else the cluster's GCS is asked to answer.
     """
-    over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(over, gcs_address, local, at_most), name="guard", daemon=True)
-    thread.start()
-    try:
+    with background_thread(lambda over: _watch(over, gcs_address, local, at_most), "guard"):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _watch(over: threading.Event, address: str, local: bool, at_most: int) -> None:

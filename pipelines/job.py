@@ -1,9 +1,9 @@
 """What `ganlib submit` runs on a cluster: `python -m pipelines.job [--no-pull] [--no-push] NAME DVC-ARGUMENTS`.
 
 A job is to its submitter's project what an experiment in `.dvc/tmp/exps` is to its own: a copy in which DVC runs.
-The copies, one for each submission, lie in `jobs/.dvc/jobs`, so that `home()` is `jobs`: there MLflow's store, Ray's
-storage and DVC's cache outlive a job and are shared by all. `jobs` is in `scale.storage`, which all nodes see, or,
-without one, in `~/.ganlib` of the head node. A job that is submitted again goes on in the copy that it left.
+The copies, one for each submission, lie in `jobs/.dvc/jobs`, so that `project_folder()` is `jobs`: there MLflow's
+store, Ray's storage and DVC's cache outlive a job and are shared by all. `jobs` is in `scale.storage`, which all nodes
+see, or, without one, in `~/.ganlib` of the head node. A job that is submitted again goes on in the copy that it left.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from ganlib.config import Params
-from pipelines._stage import StageError, main, whole_folder
+from pipelines._stage import StageError, atomic_folder, main
 
 __all__ = ["RESULT", "dvc_config", "jobs_folder", "pack_results", "prepare_environment", "unpack_results"]
 
@@ -76,7 +76,7 @@ def run_job(params: Params, name: str, arguments: list[str], *, pull: bool, push
     if folder.exists():
         print(f"job: goes on in {folder}", flush=True)
     else:
-        with whole_folder(folder) as copy:
+        with atomic_folder(folder) as copy:
             shutil.copytree(".", copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         print(f"job: in {folder}", flush=True)
     os.chdir(folder)

@@ -34,7 +34,8 @@ from ganlib.reference import Reference
 from ganlib.registry import nearest
 from ganlib.shards import DamagedShard, read_spec
 from ganlib.trainer import Report, build_game, check_groups, plan, train
-from pipelines._stage import REFERENCE, StageError, home
+from pipelines._stage import REFERENCE, StageError, project_folder
+from pipelines.background import background_thread
 from pipelines.checkpoints import Checkpoints, Saved
 from pipelines.cluster import cluster
 from pipelines.inputs import fetch, publish
@@ -63,6 +64,8 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "60")
 # how long Ray Train waits to reserve what the cluster has; then we look again what that is: a node may be lost
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
+# a process less for each fit: checkpoints are written by the budget, not when a cloud is about to take a machine
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # Ray hides the GPUs from a worker that asked for none only if told so: gpus_per_worker 0 means the CPU
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 
@@ -192,7 +195,7 @@ def storage(params: Params) -> Storage:
     """
     folder = params.scale.storage or ".ganlib/runs"
     if "://" not in folder:
-        return Storage(str((home() / folder).resolve()))
+        return Storage(str((project_folder() / folder).resolve()))
     try:
         found = Storage(folder)
         found.folders()
@@ -379,10 +382,9 @@ def _relay(live: Path) -> Any:
 @contextmanager
 def _following(live: Path, on_row: Callable[[dict[str, float]], None]) -> Iterator[None]:
     """Call `on_row` for each line of the file, as they come."""
-    over = threading.Event()
     live.touch()
 
-    def follow() -> None:
+    def follow(over: threading.Event) -> None:
         with live.open() as file:
             ended = False
             while not ended:
@@ -390,10 +392,5 @@ def _following(live: Path, on_row: Callable[[dict[str, float]], None]) -> Iterat
                 for line in file:
                     on_row(json.loads(line))
 
-    thread = threading.Thread(target=follow, name="follow", daemon=True)
-    thread.start()
-    try:
+    with background_thread(follow, "follow"):
         yield
-    finally:
-        over.set()
-        thread.join()

@@ -28,7 +28,7 @@ from ganlib.config import DatasetConfig
 from ganlib.data._spec import Spec
 from ganlib.reference import LEAST
 from ganlib.sources._source import Part, Source, SourceError
-from pipelines._stage import PREPARED, StageError, main, whole_folder
+from pipelines._stage import PREPARED, StageError, atomic_folder, main
 
 __all__ = ["prepare"]
 
@@ -73,7 +73,7 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
         spec: Spec = kind.spec(cfg.sample, classes=classes, counts=found.counts, content_hash=found.content_hash)
         return dataclasses.replace(spec, attributes=source.attributes)
 
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         rejects = _Rejects(folder / "rejects.csv", source, cfg.max_reject_share)
         encode = partial(
             encode_part,

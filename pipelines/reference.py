@@ -7,7 +7,7 @@ from typing import Any
 
 from ganlib import reference, shards
 from ganlib.config import Params
-from pipelines._stage import PREPARED, REFERENCE, main, whole_folder
+from pipelines._stage import PREPARED, REFERENCE, atomic_folder, main
 
 __all__ = ["stage"]
 
@@ -16,7 +16,7 @@ def stage(params: Params) -> None:
     """Write `data/reference`, from which no later stage needs to compute features of real data again."""
     cfg, began = params.reference, time.perf_counter()
     train, test = (shards.stored(PREPARED, split, limit=cfg.max_samples) for split in ("train", "test"))
-    with whole_folder(REFERENCE) as folder:
+    with atomic_folder(REFERENCE) as folder:
         about = reference.build(folder, shards.read_spec(PREPARED), train, test, cfg, params.seed)
     _tell(about, time.perf_counter() - began)
 

@@ -23,6 +23,8 @@ from urllib.parse import urlsplit, urlunsplit
 import pyarrow.fs
 from filelock import FileLock, Timeout
 
+from pipelines.background import background_thread
+
 __all__ = ["Storage", "exclusive", "is_held"]
 
 OWNER, LOCK = "owner.json", "lock"
@@ -205,18 +207,14 @@ def _lease(folder: Storage, what: str, me: dict[str, Any]) -> Iterator[None]:
         found = _owner(folder)
         if found != seen:
             seen, since = found, time.monotonic()
-    over = threading.Event()
 
-    def keep() -> None:
+    def keep(over: threading.Event) -> None:
         beat = 0
         while not over.wait(BEAT_SECONDS):
             renew(beat := beat + 1)
 
-    thread = threading.Thread(target=keep, name="lease", daemon=True)
-    thread.start()
     try:
-        yield
+        with background_thread(keep, "lease"):
+            yield
     finally:
-        over.set()
-        thread.join()
         folder.write(OWNER, b"{}")

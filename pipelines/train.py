@@ -11,9 +11,9 @@ from ruamel.yaml import YAML
 
 from ganlib.config import Params, TrainConfig, override
 from ganlib.health import Monitor
-from pipelines import tracking
-from pipelines._stage import PREPARED, REFERENCE, TRAINED, TUNED, main, whole_folder
+from pipelines._stage import PREPARED, REFERENCE, TRAINED, TUNED, atomic_folder, main
 from pipelines.launch import fingerprint, train_distributed
+from pipelines.outbox import Draft, open_outbox, try_run
 
 __all__ = ["BEST", "stage"]
 
@@ -31,20 +31,20 @@ def stage(params: Params) -> None:
     preset = params.preset  # which the changes are laid over
     params = override(params, YAML(typ="safe").load((TUNED / BEST).read_text()) or {})
     key = fingerprint(params, PREPARED, "train")
-    outbox = tracking.open_outbox(params.tracking)
-    with whole_folder(TRAINED) as out, tracking.try_run(outbox, key, key, tags={"stage": "train"}) as run:
-        tracking.log_params(run, params.model_dump(mode="json", include={"seed", "data", "model", "train"}))
-        tracking.log_params(run, {"preset": preset, "game": params.game.model_dump(mode="json")})
+    outbox = open_outbox(params.tracking)
+    with atomic_folder(TRAINED) as out, try_run(outbox, key, key, tags={"stage": "train"}) as run:
+        run.log_params(params.model_dump(mode="json", include={"seed", "data", "model", "train"}))
+        run.log_params({"preset": preset, "game": params.game.model_dump(mode="json")})
         rows = train_distributed(params, PREPARED, REFERENCE, _Progress(run, params.train), out)
         _write_curves(rows, out)
-        tracking.log_stats(run, rows)  # what was not logged when it came
-        tracking.log_folder(run, out / "samples", "samples")
+        run.log_stats(rows)  # what was not logged when it came
+        run.log_folder(out / "samples", "samples")
 
 
 class _Progress:
     """What the driver does with each report: it prints a line, and logs points to the tracking store."""
 
-    def __init__(self, run: tracking.Draft, cfg: TrainConfig):
+    def __init__(self, run: Draft, cfg: TrainConfig):
         self.run, self.kimg, self.health = run, cfg.kimg, cfg.health
         self.monitor, self.said = Monitor(cfg.health), dict[str, float]()
         self.rows: list[dict[str, float]] = []
@@ -70,7 +70,7 @@ class _Progress:
         if not self.logging:  # the end of the stage logs what is missing
             return
         try:
-            tracking.log_stats(self.run, [row])
+            self.run.log_stats([row])
         except Exception as error:  # whatever is raised: this thread must live on to print the next report
             self.logging = False
             self.console.print(

@@ -7,11 +7,6 @@ differences of their means are seen; each half of the examples is judged by the 
 from __future__ import annotations
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
-from sklearn.model_selection import cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from ganlib.metrics._types import Examples
 
@@ -23,6 +18,13 @@ NEEDS = ("features",)
 
 
 def compute(real: Examples, fake: Examples) -> float:
+    # here, as it takes a second, which those that only look up the metrics need not wait
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import balanced_accuracy_score
+    from sklearn.model_selection import cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     features = np.concatenate([real["features"].numpy(), fake["features"].numpy()])
     is_fake = np.repeat([0, 1], [len(real["features"]), len(fake["features"])])
     # Far more features than the examples can fit: the strong ridge is what lets it generalise (and end soon).

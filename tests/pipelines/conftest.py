@@ -38,6 +38,14 @@ def project(tmp_path, migrated, monkeypatch) -> Path:
 
 
 @pytest.fixture
+def store(project):
+    from ganlib.config import TrackingConfig
+    from pipelines import tracking
+
+    return tracking.open_store(TrackingConfig())
+
+
+@pytest.fixture
 def train(project):
     """Write what the stages before `register` write, for a small generator; `weights` seeds it."""
     import torch

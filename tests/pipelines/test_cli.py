@@ -145,14 +145,14 @@ def test_sample_of_what_is_not_there(project):
 @pytest.fixture
 def registered(generator, project):
     from ganlib.config import TrackingConfig, load_params
-    from pipelines import lineage, tracking
+    from pipelines import lineage, model_registry, tracking
 
     shutil.copy(ROOT / "params.yaml", project)
     store = tracking.open_store(TrackingConfig())
     tags = {f"lineage.{name}": value for name, value in lineage.facts(load_params()).items()}
     with tracking.run(store, "key", "name") as run:
-        version = tracking.register_generator(run, generator, "m", "key", tags)
-    tracking.set_alias(store, version, "champion")
+        version = model_registry.register_generator(run, generator, "m", "key", tags)
+    model_registry.set_alias(store, version, "champion")
 
 
 def test_sample_from_the_registry(registered, generator):

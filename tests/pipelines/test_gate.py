@@ -9,8 +9,8 @@ from ganlib import shards
 from ganlib.config import ConfigError, EvaluateConfig, GateConfig
 from ganlib.evaluate import evaluate, measurable
 from ganlib.reference import Reference, build
+from pipelines.gate import weaknesses
 from pipelines.launch import Job
-from pipelines.register import weaknesses
 
 SMALL = {"max_samples": 60, "classifier": {"width": 2, "epochs": 1}}
 

@@ -11,7 +11,7 @@ from ganlib.config import ConfigError, ResolvedScale, override
 from ganlib.distributed import WorkerLost
 from ganlib.health import Diverged
 from ganlib.shards import read_spec
-from pipelines._stage import StageError, whole_folder
+from pipelines._stage import StageError, atomic_folder
 from pipelines.cluster import _check_reachable, usable_resources
 from pipelines.launch import (
     Job,
@@ -157,10 +157,10 @@ def test_a_range_without_a_number_that_divides_the_batch_is_refused(params, prep
 def test_a_folder_is_whole_or_absent(tmp_path):
     final = tmp_path / "out"
     for error in (OSError, KeyboardInterrupt):
-        with pytest.raises(error), whole_folder(final) as folder:  # noqa: PT012
+        with pytest.raises(error), atomic_folder(final) as folder:  # noqa: PT012
             (folder / "half").touch()
             raise error
         assert list(tmp_path.iterdir()) == []
-    with whole_folder(final) as folder:
+    with atomic_folder(final) as folder:
         (folder / "whole").touch()
     assert [p.name for p in final.iterdir()] == ["whole"]

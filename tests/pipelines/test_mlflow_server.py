@@ -14,7 +14,7 @@ import pytest
 from services import mlflow_server, need_postgresql
 
 from ganlib.config import TrackingConfig, TrainConfig
-from pipelines import tracking
+from pipelines import model_registry, outbox, tracking
 from pipelines.train import _Progress
 
 pytestmark = pytest.mark.pipeline
@@ -33,7 +33,7 @@ def server(running, project, monkeypatch):
     """The server, as the store of the project."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", running.uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    monkeypatch.setattr(tracking, "PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr(outbox, "PAUSE_SECONDS", 1.0)
     return running
 
 
@@ -52,10 +52,9 @@ def found(experiment, key):
 
 def test_training_logs_to_a_server_that_is_killed_on_the_way(server, project, capsys):
     config = TrackingConfig(experiment="training")
-    outbox = tracking.open_outbox(config)
     rows = [row(kimg) for kimg in range(1, 31)]
-    with tracking.try_run(outbox, "train-1", "train-1", tags={"stage": "train"}) as run:
-        tracking.log_params(run, {"train": {"kimg": 30}})
+    with outbox.try_run(outbox.open_outbox(config), "train-1", "train-1", tags={"stage": "train"}) as run:
+        run.log_params({"train": {"kimg": 30}})
         progress = _Progress(run, TrainConfig(kimg=30))
         for one in rows[:10]:
             progress(one)
@@ -64,10 +63,10 @@ def test_training_logs_to_a_server_that_is_killed_on_the_way(server, project, ca
             progress(one)
         assert list((project / ".ganlib/tracking").rglob("entry.json"))
         server.start()
-        time.sleep(tracking.PAUSE_SECONDS)
+        time.sleep(outbox.PAUSE_SECONDS)
         for one in rows[20:]:
             progress(one)
-        tracking.log_stats(run, rows)  # as the stage does, of all that its checkpoint knows
+        run.log_stats(rows)  # as the stage does, of all that its checkpoint knows
     expected = "FINISHED", {"train.kimg": "30"}, [(1000 * kimg, 1 / kimg) for kimg in range(1, 31)]
     assert found("training", "train-1") == expected
     said = capsys.readouterr().out
@@ -78,11 +77,11 @@ def test_training_logs_to_a_server_that_is_killed_on_the_way(server, project, ca
 LOGGER = """
 import sys
 from ganlib.config import TrackingConfig
-from pipelines import tracking
+from pipelines.outbox import open_outbox, try_run
 
-with tracking.try_run(tracking.open_outbox(TrackingConfig(experiment="kills")), "key", "name") as run:
+with try_run(open_outbox(TrackingConfig(experiment="kills")), "key", "name") as run:
     for kimg in range(1, 80):
-        tracking.log_stats(run, [{"kimg": float(kimg), "loss/generator": 1 / kimg}])
+        run.log_stats([{"kimg": float(kimg), "loss/generator": 1 / kimg}])
         print(kimg, flush=True)
 """
 
@@ -108,7 +107,7 @@ import json, sys, time
 from pathlib import Path
 from ganlib.config import parse_params
 from ganlib.evaluate import Comparison
-from pipelines import register, tracking
+from pipelines import gate, model_registry, register
 
 me, other, late = (Path(name) for name in sys.argv[1:])
 
@@ -124,13 +123,13 @@ def compare(challenger, champion, params):
     ours, theirs = (float(generator.about["fd"]) for generator in (challenger, champion))
     return Comparison("classifier.fd", "lower", ours, theirs, ours - theirs, ours - theirs - 0.5, ours - theirs + 0.5)
 
-def set_alias(store, version, alias, move=tracking.set_alias):
+def set_alias(store, version, alias, move=model_registry.set_alias):
     if alias == "champion" and me == late and not (me / "moved").exists():
         (me / "moved").touch()
         wait(other / "done")
     move(store, version, alias)
 
-register._compare, tracking.set_alias = compare, set_alias
+gate._compare, model_registry.set_alias = compare, set_alias
 register.fingerprint = lambda *_: me.name
 register.stage(parse_params(json.loads(Path("params.json").read_text())))
 (me / "done").touch()
@@ -181,8 +180,8 @@ def test_two_registrations_race_and_the_better_one_is_the_champion(server, proje
     versions = {int(one.version): one for one in store.client.search_model_versions(f"name = '{model}'")}
     fds = {number: json.loads(one.tags["gate.challenger"]) for number, one in versions.items()}
     assert sorted(fds.values()) == [5.0, 8.0, 10.0], "a version each"
-    champion = tracking.version_by_alias(store, model, "champion")
-    previous = tracking.version_by_alias(store, model, "previous_champion")
+    champion = model_registry.version_by_alias(store, model, "champion")
+    previous = model_registry.version_by_alias(store, model, "previous_champion")
     assert fds[champion.number] == 5.0
     # as if registered in the order of their numbers
     beaten = fds[previous.number]
@@ -217,7 +216,7 @@ def test_the_same_is_registered_by_two_at_once(server, project, candidate):
     store = tracking.open_store(TrackingConfig(experiment="twice"))
     (version,) = store.client.search_model_versions("name = 'twice'")
     assert version.tags["gate.decision"] == "promoted"
-    assert tracking.version_by_alias(store, "twice", "champion").number == int(version.version)
+    assert model_registry.version_by_alias(store, "twice", "champion").number == int(version.version)
     (run,) = store.client.search_runs([store.experiment])
     assert run.info.status == "FINISHED"
     assert [p.value for p in store.client.get_metric_history(run.info.run_id, "loss/d")] == [2.0, 1.0]

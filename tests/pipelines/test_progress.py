@@ -3,15 +3,21 @@
 import pytest
 
 from ganlib.config import TrainConfig
-from pipelines import tracking
+from pipelines.tracking import StoreError
 from pipelines.train import _Progress
 
 
+class Run:
+    """A run that is logged to no store."""
+
+    def log_stats(self, rows):
+        pass
+
+
 @pytest.fixture
-def progress(monkeypatch):
-    monkeypatch.setattr(tracking, "log_stats", lambda *_: None)
+def progress():
     health = {"policy": "rollback", "patience": 2, "warmup_kimg": 0, "lr_factor": 0.5, "max_rollbacks": 3}
-    return _Progress(None, TrainConfig.model_validate({"kimg": 10, "health": health}))
+    return _Progress(Run(), TrainConfig.model_validate({"kimg": 10, "health": health}))
 
 
 def row(kimg, gap=1.0, rollbacks=0):
@@ -40,9 +46,9 @@ def test_a_rollback_is_told_and_what_led_to_it_forgotten(progress, capsys):
 
 def test_a_store_error_that_looks_like_markup_stops_nothing(progress, capsys, monkeypatch):
     def lost(*_):
-        raise tracking.StoreError("HTTP 502: [/html] [bold]")
+        raise StoreError("HTTP 502: [/html] [bold]")
 
-    monkeypatch.setattr(tracking, "log_stats", lost)
+    monkeypatch.setattr(progress.run, "log_stats", lost)
     for one in (row(1), row(2), row(3)):
         progress(one)
     out = capsys.readouterr().out

@@ -14,7 +14,7 @@ import pytest
 
 from ganlib.config import GateConfig, TrackingConfig
 from ganlib.evaluate import Comparison
-from pipelines import register, tracking
+from pipelines import gate, model_registry, promotion, register, tracking
 from pipelines._stage import StageError
 
 MODEL = "ganlib-digits"
@@ -31,7 +31,7 @@ def stage(project, params, train, monkeypatch):
     """The stage, on a freshly "trained" generator of the given weights and metrics."""
 
     def run(weights=0, low=-2.0, high=-1.0, spec=None, **changed):
-        monkeypatch.setattr(register, "_compare", lambda *_: compared(low, high))
+        monkeypatch.setattr(gate, "_compare", lambda *_: compared(low, high))
         monkeypatch.setattr(register, "fingerprint", lambda *_: f"train-{weights}")
         train(weights, metrics(**changed), **(spec or {}))
         register.stage(params)
@@ -55,7 +55,7 @@ def compared(low, high):
 
 def aliases():
     store = tracking.open_store(TrackingConfig())
-    found = (tracking.version_by_alias(store, MODEL, name) for name in ("champion", "previous_champion"))
+    found = (model_registry.version_by_alias(store, MODEL, name) for name in ("champion", "previous_champion"))
     return tuple(version and version.number for version in found)
 
 
@@ -88,7 +88,7 @@ def test_again_respects_a_persons_rollback(stage):
     stage(weights=0)
     stage(weights=1)
     store = tracking.open_store(TrackingConfig())
-    tracking.set_alias(store, tracking.version_by_uri(store, f"models:/{MODEL}/1"), "champion")
+    model_registry.set_alias(store, model_registry.version_by_uri(store, f"models:/{MODEL}/1"), "champion")
     stage(weights=1)
     assert aliases()[0] == 1
 
@@ -105,11 +105,11 @@ def test_another_gate_decides_anew_but_takes_nothing_away(stage, params, monkeyp
 
 def test_alias_that_a_person_set_on_an_undecided_version(stage, monkeypatch):
     with monkeypatch.context() as dying:
-        dying.setattr(tracking, "tag_version", interrupted(tracking.tag_version))
+        dying.setattr(model_registry, "tag_version", interrupted(model_registry.tag_version))
         with pytest.raises(KeyboardInterrupt):
             stage()
     store = tracking.open_store(TrackingConfig())
-    tracking.set_alias(store, tracking.version_by_uri(store, f"models:/{MODEL}/1"), "champion")
+    model_registry.set_alias(store, model_registry.version_by_uri(store, f"models:/{MODEL}/1"), "champion")
     assert stage()["decision"] == "promoted"
     assert aliases() == (1, None)
 
@@ -147,15 +147,15 @@ def test_unhealthy_version_is_refused_with_or_without_champion(stage, changed, r
 
 
 def test_every_unmet_threshold_is_named():
-    found = register.weaknesses(metrics(coverage=0.0, memorisation_ratio=0.0), GateConfig(metric="classifier.fd"))
+    found = gate.weaknesses(metrics(coverage=0.0, memorisation_ratio=0.0), GateConfig(metric="classifier.fd"))
     assert [reason.split()[0] for reason in found] == ["coverage", "memorisation_ratio"]
 
 
 def test_thresholds_on_unlabelled_data():
-    gate = GateConfig(metric="classifier.fd")
-    assert register.weaknesses(metrics(label_accuracy=None), gate) == []
+    cfg = GateConfig(metric="classifier.fd")
+    assert gate.weaknesses(metrics(label_accuracy=None), cfg) == []
     with pytest.raises(StageError, match="needs coverage"):
-        register.weaknesses(metrics(coverage=None), gate)
+        gate.weaknesses(metrics(coverage=None), cfg)
 
 
 def test_another_shape_is_not_compared(stage):
@@ -184,10 +184,10 @@ def test_a_store_lost_before_the_champion_is_fetched_refuses_nobody(stage, monke
     with monkeypatch.context() as during:
 
         def lost_from_now_on(*_):
-            during.setattr(tracking, "version_by_alias", lost)
+            during.setattr(model_registry, "version_by_alias", lost)
             lost()
 
-        during.setattr(tracking, "download", lost_from_now_on)
+        during.setattr(model_registry, "download", lost_from_now_on)
         with pytest.raises(StageError, match="tracking store: lost"):
             stage(weights=1)
     assert "gate.decision" not in versions()[2]
@@ -203,9 +203,9 @@ def test_killed_at_any_step_and_run_again(stage, monkeypatch, step):
         if step == "create_model_version":
             dying.setattr(MlflowClient, step, interrupted(MlflowClient.create_model_version))
         elif step == "done":
-            dying.setattr(tracking, "tag_version", interrupted(tracking.tag_version, calls=1))
+            dying.setattr(model_registry, "tag_version", interrupted(model_registry.tag_version, calls=1))
         else:
-            dying.setattr(tracking, step, interrupted(getattr(tracking, step)))
+            dying.setattr(model_registry, step, interrupted(getattr(model_registry, step)))
         with pytest.raises(KeyboardInterrupt):
             stage(weights=1)
     assert stage(weights=1)["decision"] == "promoted"
@@ -222,9 +222,9 @@ class Contest:
     def __init__(self, params, train, monkeypatch):
         self.params, self.train, self.patch, self.made = params, train, monkeypatch, 0
         self.during = self.before_the_alias_moves = lambda: None
-        monkeypatch.setattr(register, "_compare", self.compare)
+        monkeypatch.setattr(gate, "_compare", self.compare)
         monkeypatch.setattr(register, "fingerprint", lambda *_: f"train-{self.made}")
-        set_alias = tracking.set_alias
+        set_alias = model_registry.set_alias
 
         def moved(store, version, alias):
             if alias == "champion":
@@ -232,7 +232,7 @@ class Contest:
                 happens()
             set_alias(store, version, alias)
 
-        monkeypatch.setattr(tracking, "set_alias", moved)
+        monkeypatch.setattr(model_registry, "set_alias", moved)
 
     def compare(self, challenger, champion, params):
         happens, self.during = self.during, lambda: None
@@ -307,15 +307,15 @@ def test_a_late_move_gives_way_to_all_that_came_meanwhile(contest):
 
 def test_a_claim_that_another_process_carries_out(contest, monkeypatch):
     """Version 2 has decided and not yet looked at the alias again when version 3 registers from start to end."""
-    tag = tracking.tag_version
+    tag = model_registry.tag_version
 
     def claimed(store, version, tags):
         tag(store, version, tags)
         if version.number == 2:
-            monkeypatch.setattr(tracking, "tag_version", tag)
+            monkeypatch.setattr(model_registry, "tag_version", tag)
             contest.register(5.2)
 
-    monkeypatch.setattr(tracking, "tag_version", claimed)
+    monkeypatch.setattr(model_registry, "tag_version", claimed)
     contest.register(5.0)
     assert aliases() == (2, 1)
     assert decisions() == {1: "promoted", 2: "promoted", 3: "refused"}
@@ -335,14 +335,14 @@ def test_a_decision_is_read_only_when_all_of_it_is_written(contest, monkeypatch)
     monkeypatch.setattr(MlflowClient, "set_model_version_tag", recorded)
     contest.register(5.0)
     claim = names[: names.index("gate.decision") + 1]
-    assert {f"gate.{field.name}" for field in dataclasses.fields(register.Decision)} <= {*claim}
-    assert names[-1] == register.TERMS
+    assert {f"gate.{field.name}" for field in dataclasses.fields(gate.Decision)} <= {*claim}
+    assert names[-1] == promotion.TERMS
 
 
 def test_killed_after_a_late_move(contest, monkeypatch):
     contest.before_the_alias_moves = lambda: contest.register(5.0)
     with monkeypatch.context() as dying:
-        dying.setattr(register, "_settle_race", interrupted(register._settle_race, calls=1))  # the nested one passes
+        dying.setattr(promotion, "_settle_race", interrupted(promotion._settle_race, calls=1))  # the nested one passes
         with pytest.raises(KeyboardInterrupt):
             contest.register(9.0)
     assert aliases()[0] == 2
@@ -373,7 +373,7 @@ def test_a_version_that_was_replaced_long_ago_is_no_rival(contest):
 
 def test_a_version_registered_twice_at_once_is_one(contest, monkeypatch):
     """Another process registers the same key between the search for it and the creation."""
-    find, seen = tracking.find_version, []
+    find, seen = model_registry.find_version, []
 
     def blind(*arguments):
         seen.append(None)
@@ -382,8 +382,8 @@ def test_a_version_registered_twice_at_once_is_one(contest, monkeypatch):
     before = versions()
     store = tracking.open_store(TrackingConfig())
     logged = len(store.client.search_logged_models([store.experiment]))
-    monkeypatch.setattr(tracking, "find_version", blind)
-    monkeypatch.setattr(tracking, "_find_model", lambda *_: None)
+    monkeypatch.setattr(model_registry, "find_version", blind)
+    monkeypatch.setattr(model_registry, "_find_model", lambda *_: None)
     contest.again()
     assert len(seen) == 2
     assert versions() == before
@@ -438,7 +438,7 @@ def small_disk(tmp_path_factory):
 def test_a_full_disk_is_one_line_and_the_next_run_finishes(
     project, params, train, monkeypatch, small_disk, capfd, full
 ):
-    monkeypatch.setattr(tracking, "home", lambda: small_disk if full == "artifacts" else project)
+    monkeypatch.setattr(tracking, "project_folder", lambda: small_disk if full == "artifacts" else project)
     place = small_disk if full == "database" else project
     if full == "database":
         shutil.move(project / "mlflow.db", small_disk)

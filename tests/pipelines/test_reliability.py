@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,11 +18,12 @@ from test_pipeline import ran
 
 pytestmark = pytest.mark.pipeline
 
+KIMG = 16  # seconds of training, for something to happen in the middle
 SHORT = {
     "data": "digits",
     "models.dcgan.batch": 64,
-    "models.dcgan.network.width": 64,  # slow enough for something to happen in the middle
-    "train.kimg": 12,
+    "models.dcgan.network.width": 192,
+    "train.kimg": KIMG,
     "train.report_kimg": 1,
     "train.checkpoint_kimg": 1,
     "train.quality_samples": 0,
@@ -41,18 +43,31 @@ def project(checkout):
     return project
 
 
-def start(project, *command: str) -> subprocess.Popen[str]:
-    """The command, or else the stage `train`, as a person starts it: a script's background jobs, and all that they
-    start, are deaf to Ctrl-C."""
-    return subprocess.Popen(
-        ["env", "--default-signal=INT", *(command or (sys.executable, "-m", "pipelines.train"))],
-        cwd=project.folder,
-        env=project.env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture
+def start(project):
+    """Start the command, or else the stage `train`, as a person does: a script's background jobs, and all that they
+    start, are deaf to Ctrl-C. What a failed test leaves running is killed."""
+    started = []
+
+    def begin(*command: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            ["env", "--default-signal=INT", *(command or (sys.executable, "-m", "pipelines.train"))],
+            cwd=project.folder,
+            env=project.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
 
 
 def reports(output: str) -> list[float]:
@@ -89,19 +104,22 @@ def forget(project) -> None:
 def undisturbed(project) -> bytes:
     forget(project)
     output = project.run(sys.executable, "-m", "pipelines.train")
-    assert len(reports(output)) == 12
+    assert len(reports(output)) == KIMG
     return weights(project)
 
 
 def workers_of(process) -> list[psutil.Process]:
-    found = psutil.Process(process.pid).children(recursive=True)
-    return [one for one in found if "RayTrainWorker" in " ".join(one.cmdline())]
+    found = []
+    for one in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # ended meanwhile, or a zombie
+            found += [one] if "RayTrainWorker" in " ".join(one.cmdline()) else []
+    return found
 
 
-def test_a_killed_worker_is_replaced_and_then_a_hung_one(project, undisturbed):
+def test_a_killed_worker_is_replaced_and_then_a_hung_one(project, undisturbed, start):
     forget(project)
     project.env["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = "15"  # instead of a minute
-    process = start(project)
+    process = start()
     read_until(process, 2)
     time.sleep(0.5)
     killed = workers_of(process)
@@ -115,31 +133,9 @@ def test_a_killed_worker_is_replaced_and_then_a_hung_one(project, undisturbed):
     del project.env["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"]
     assert process.returncode == 0, output
     assert "training goes on from" in output
-    assert reports(output)[-1] == pytest.approx(12, abs=0.1)
+    assert reports(output)[-1] == pytest.approx(KIMG, abs=0.1)
     assert weights(project) == undisturbed
     assert not psutil.pid_exists(hung[1].pid), "the hung worker is still there"
-
-
-def test_a_killed_run_goes_on(project, undisturbed):
-    """Also where its newest checkpoint is damaged: the one before it is used."""
-    forget(project)
-    process = start(project)
-    read_until(process, 4)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (project.folder / "outputs/train").exists()
-    time.sleep(3)  # Ray's workers train on for a moment when their driver is gone
-    whole = project.folder.glob(".ganlib/runs/train-*/checkpoints/checkpoint-*/manifest.json")
-    newest = sorted(whole)[-1].with_name("checkpoint.pt")
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    output = project.run(sys.executable, "-m", "pipelines.train")
-    assert f"{newest.parent}: checkpoint.pt is damaged" in output
-    assert all(kimg > 1.5 for kimg in reports(output)), "it began anew"
-    assert weights(project) == undisturbed
-    rows = (project.folder / "outputs/train/stats.jsonl").read_text().splitlines()
-    assert len(rows) == 12
 
 
 AND_THEN = """
@@ -150,39 +146,52 @@ assert signal.getsignal(signal.SIGINT) == before, "Ray's handler is left, which 
 """
 
 
-def test_an_interrupted_run_goes_on(project, undisturbed):
+def test_a_run_that_is_killed_interrupted_and_terminated_goes_on(project, undisturbed, start):
+    """Also where its newest checkpoint is damaged: the one before it is used."""
     forget(project)
-    process = start(project)
-    read_until(process, 3)
+    made = project.folder / "outputs"
+    process = start()
+    read_until(process, 2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (made / "train").exists()
+    time.sleep(3)  # Ray's workers train on for a moment when their driver is gone
+    whole = project.folder.glob(".ganlib/runs/train-*/checkpoints/checkpoint-*/manifest.json")
+    newest = sorted(whole)[-1].with_name("checkpoint.pt")
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+
+    process = start()
+    assert process.stdout.readline().startswith(f"{newest.parent}: checkpoint.pt is damaged")
+    (kimg,) = read_until(process, 1)
+    assert kimg > 1.5, "it began anew"
     os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does
     said, _ = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     (line,) = [line for line in said.splitlines() if not reports(line)]
     assert line.startswith("ganlib: interrupted")
-    assert [p.name for p in Path(project.folder / "outputs").iterdir() if "train" in p.name] == []
-    output = project.run(sys.executable, "-c", AND_THEN)
-    assert all(kimg > 1.5 for kimg in reports(output)), "it began anew"
-    assert weights(project) == undisturbed
+    assert [p.name for p in made.iterdir() if "train" in p.name] == []
 
-
-def test_a_terminated_run_goes_on(project, undisturbed):
-    """SIGTERM is what Slurm and Kubernetes send before they kill."""
-    forget(project)
-    process = start(project)
-    read_until(process, 3)
-    process.terminate()
+    process = start()
+    (after,) = read_until(process, 1)
+    assert after > kimg, "it began anew"
+    process.terminate()  # what Slurm and Kubernetes send before they kill
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 143, said
     assert "ganlib: terminated; the same command goes on from what is kept" in said
-    assert [p.name for p in Path(project.folder / "outputs").iterdir() if "train" in p.name] == []
-    output = project.run(sys.executable, "-m", "pipelines.train")
-    assert all(kimg > 1.5 for kimg in reports(output)), "it began anew"
+    assert [p.name for p in made.iterdir() if "train" in p.name] == []
+
+    output = project.run(sys.executable, "-c", AND_THEN)
+    assert all(kimg > after for kimg in reports(output)), "it began anew"
     assert weights(project) == undisturbed
+    rows = (made / "train/stats.jsonl").read_text().splitlines()
+    assert len(rows) == KIMG
 
 
-def test_a_run_whose_ray_servers_are_gone_starts_again(project, undisturbed):
+def test_a_run_whose_ray_servers_are_gone_starts_again(project, undisturbed, start):
     forget(project)
-    process = start(project)
+    process = start()
     for server in ("gcs_server", "raylet"):
         read_until(process, 2)
         before = [one for one in psutil.Process(process.pid).children(recursive=True) if one.is_running()]
@@ -200,28 +209,28 @@ def test_a_run_whose_ray_servers_are_gone_starts_again(project, undisturbed):
     assert not alive, "Ray's processes outlived it"
 
 
-def test_a_second_run_waits_and_finds_the_work_done(project, undisturbed):
+def test_a_second_run_waits_and_finds_the_work_done(project, undisturbed, start):
     """The first was orphaned: DVC is gone, which would have kept the second out."""
     forget(project)
-    first, second = start(project), start(project)
+    first, second = start(), start()
     said = [process.communicate(timeout=300)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), said
     (waited,) = [output for output in said if "is at this work; waiting for it to end" in output]
     assert reports(waited) == [], "it trained again"
     assert weights(project) == undisturbed
-    assert len(list((project.folder / "outputs/train/samples").iterdir())) == 12
+    assert len(list((project.folder / "outputs/train/samples").iterdir())) == KIMG
 
 
-def test_a_pipeline_goes_on(project, undisturbed):
+def test_a_pipeline_goes_on(project, undisturbed, start):
     """After Ctrl-C, then a kill of DVC and all that it started, `dvc repro` needs no help."""
     forget(project)
-    process = start(project, "dvc", "repro")
+    process = start("dvc", "repro")
     read_until(process, 2)
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode > 0, said
     assert "ganlib: interrupted" in said
-    process = start(project, "dvc", "repro")
+    process = start("dvc", "repro")
     (last,) = read_until(process, 1)
     assert last > 2.5, "it began anew"
     os.killpg(process.pid, signal.SIGKILL)
@@ -235,14 +244,14 @@ def test_a_pipeline_goes_on(project, undisturbed):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_trials_of_a_killed_search_go_on(workers, project):
+def test_the_trials_of_a_killed_search_go_on(workers, project, start):
     forget(project)
     file = project.folder / "params.yaml"
     before = file.read_bytes()
     project.edit({"tune.num_samples": 1, "tune.kimg": 8, "tune.report_kimg": 0.5, "tune.grace_kimg": 8})
     project.edit({"tune.quality_samples": 64, "scale.workers_per_trial": workers})
     try:
-        process = start(project, sys.executable, "-m", "pipelines.tune")
+        process = start(sys.executable, "-m", "pipelines.tune")
         last = read_until(process, 8, looks)[-1]
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines._stage import whole_folder
+from pipelines._stage import atomic_folder
 
 
 def write(final, content):
-    with whole_folder(final) as folder:
+    with atomic_folder(final) as folder:
         (folder / "file").write_text(content)
 
 
@@ -47,7 +47,7 @@ def test_what_a_kill_between_the_renames_left_is_put_right(final, placed):
     if placed:
         final.mkdir()
         (final / "file").write_text("new")
-    with pytest.raises(KeyboardInterrupt), whole_folder(final):
+    with pytest.raises(KeyboardInterrupt), atomic_folder(final):
         raise KeyboardInterrupt
     assert (final / "file").read_text() == ("new" if placed else "old")
     assert [path.name for path in final.parent.iterdir()] == ["out"]

@@ -14,11 +14,6 @@ from pipelines import tracking
 from pipelines._stage import StageError
 
 
-@pytest.fixture
-def store(project):
-    return tracking.open_store(TrackingConfig())
-
-
 def history(run, name):
     return [(point.step, point.value) for point in run.store.client.get_metric_history(run.id, name)]
 
@@ -177,7 +172,7 @@ def test_the_secrets_of_addresses_and_of_the_environment_are_cut_from_errors(mon
         "to https://user:other@host/api?a=b\n failed: s/cret, s%2Fcret, key, pass word (see http://x.org/e)"
     )
     assert (
-        tracking._one_line(error, uri) == "to https://***@host/api?*** failed: ***, ***, ***, *** (see http://x.org/e)"
+        tracking.error_text(error, uri) == "to https://***@host/api?*** failed: ***, ***, ***, *** (see http://x.org/e)"
     )
 
 
@@ -190,27 +185,11 @@ def test_a_password_in_the_parameters_is_refused(project, monkeypatch, uri):
         assert "secret" not in str(error.value)
 
 
-def test_no_password_in_what_the_gate_gives_as_its_reason(store, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    lost = tracking.Store("http://user:secret@127.0.0.1:1", store.client, store.experiment)
-    for ask in (
-        lambda: tracking.download(lost, "models:/m/1", tmp_path),
-        lambda: tracking.version_by_uri(lost, "models:/m/1"),
-    ):
-        with pytest.raises(StageError, match=r"not in http://\*\*\*@127") as error:
-            ask()
-        assert "secret" not in str(error.value)
-
-
 @pytest.mark.parametrize(
     ("method", "call"),
     [
-        ("search_runs", lambda store, _: tracking.run(store, "key", "name").__enter__()),
-        ("search_model_versions", lambda store, _: tracking.find_version(store, "m", "key")),
-        ("get_model_version_by_alias", lambda store, _: tracking.version_by_alias(store, "m", "champion")),
-        ("set_model_version_tag", lambda store, version: tracking.tag_version(store, version, {"a": "b"})),
-        ("set_registered_model_alias", lambda store, version: tracking.set_alias(store, version, "champion")),
-        ("log_batch", lambda store, _: tracking.log_stats(tracking.Run(store, "", "", {}), [{"kimg": 1.0, "a": 1.0}])),
+        ("search_runs", lambda store: tracking.run(store, "key", "name").__enter__()),
+        ("log_batch", lambda store: tracking.log_stats(tracking.Run(store, "", "", {}), [{"kimg": 1.0, "a": 1.0}])),
     ],
 )
 def test_a_store_lost_on_the_way_is_one_line(store, monkeypatch, method, call):
@@ -223,7 +202,7 @@ def test_a_store_lost_on_the_way_is_one_line(store, monkeypatch, method, call):
     with pytest.raises(
         StageError, match=r"^tracking store sqlite:.*failed; what was computed is kept.*`dvc repro`"
     ) as e:
-        call(store, tracking.Version("m", 1, {}))
+        call(store)
     assert "\n" not in str(e.value)
     assert "secret" not in str(e.value)
 
@@ -293,15 +272,6 @@ def test_deleted_experiment_is_named(store):
         tracking.open_store(TrackingConfig())
 
 
-def test_missing_alias_and_model(store):
-    assert tracking.version_by_alias(store, "none", "champion") is None
-    assert tracking.find_version(store, "none", "key") is None
-    with pytest.raises(StageError, match="no such model"):
-        tracking.version_by_uri(store, "models:/none@champion")
-    with pytest.raises(StageError, match="expected models:/NAME@ALIAS"):
-        tracking.version_by_uri(store, "runs:/abc")
-
-
 def test_a_copied_project_does_not_write_into_the_first(store, project, tmp_path_factory, monkeypatch):
     copy = tmp_path_factory.mktemp("copy")
     shutil.copy(project / "mlflow.db", copy)
@@ -310,187 +280,6 @@ def test_a_copied_project_does_not_write_into_the_first(store, project, tmp_path
         tracking.open_store(TrackingConfig())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")  # shared knowingly
     assert tracking.open_store(TrackingConfig()).experiment == store.experiment
-
-
-class Server:
-    """A proxy of the store's client that can be taken down, now or after `left` calls: each call then fails."""
-
-    def __init__(self, client):
-        self.client, self.down, self.calls, self.left = client, False, 0, math.inf
-
-    def __getattr__(self, name):
-        from mlflow.exceptions import MlflowException
-
-        def call(*args, **kwargs):
-            self.calls, self.left = self.calls + 1, self.left - 1
-            if self.down or self.left < 0:
-                raise MlflowException("connection refused: [/html]")
-            return getattr(self.client, name)(*args, **kwargs)
-
-        return call
-
-
-@pytest.fixture
-def server(project, monkeypatch):
-    """The store behind a `Server`; a call to it is tried at once after a failure."""
-    import mlflow
-
-    real = mlflow.MlflowClient(tracking_uri=f"sqlite:///{project}/mlflow.db")
-    server = Server(real)
-    monkeypatch.setattr(mlflow, "MlflowClient", lambda **_: server)
-    monkeypatch.setattr(tracking, "PAUSE_SECONDS", 0.0)
-    return server
-
-
-def work(server, down, project):
-    """Log a search of one trial as a stage does, with the store down in the parts of the work that `down` names."""
-    samples = project / "samples"
-    samples.mkdir(exist_ok=True)
-    (samples / "1.png").write_bytes(b"png")
-    server.down = "start" in down
-    outbox = tracking.open_outbox(TrackingConfig())
-    with (
-        tracking.try_run(outbox, "search", "search", tags={"stage": "tune"}) as parent,
-        tracking.try_run(outbox, "search/1", "trial", parent=parent) as trial,
-    ):
-        tracking.log_params(trial, {"lr": {"d": 0.1}})
-        tracking.log_stats(trial, [{"kimg": 1.0, "loss": 3.0}])
-        server.down = "middle" in down
-        tracking.log_stats(trial, [{"kimg": 2.0, "loss": 2.0}])
-        tracking.log_folder(trial, samples, "samples")
-        (samples / "1.png").write_bytes(b"later")
-        server.down = "end" in down
-        tracking.log_stats(trial, [{"kimg": 2.0, "loss": 2.0}, {"kimg": 3.0, "loss": math.nan}])
-    (samples / "1.png").write_bytes(b"png")
-    server.down = False
-
-
-def logged(project):
-    """All runs as `{name: (status, params, points, parent's name)}`, and the artifacts' contents."""
-    client = tracking.open_store(TrackingConfig()).client
-    runs = client.search_runs([client.get_experiment_by_name("ganlib").experiment_id])
-    names = {run.info.run_id: run.info.run_name for run in runs}
-    found = [
-        (
-            run.info.run_name,
-            run.info.status,
-            run.data.params,
-            [
-                (p.step, str(p.value))
-                for name in run.data.metrics
-                for p in client.get_metric_history(run.info.run_id, name)
-            ],
-            names.get(run.data.tags.get("mlflow.parentRunId")),
-            run.data.tags.get("stage"),
-        )
-        for run in runs
-    ]
-    return sorted(found, key=str), [file.read_bytes() for file in (project / "mlartifacts").rglob("*.png")]
-
-
-POINTS = [(1000, "3.0"), (2000, "2.0"), (3000, "nan")]
-COMPLETE = (
-    [
-        ("search", "FINISHED", {}, [], None, "tune"),
-        ("trial", "FINISHED", {"lr.d": "0.1"}, POINTS, "search", None),
-    ],
-    [b"png"],
-)
-
-
-@pytest.mark.parametrize(
-    ("down", "outages"),
-    [
-        ((), 0),
-        (("start",), 1),
-        (("middle",), 1),
-        (("end",), 1),
-        (("start", "end"), 2),
-        (("start", "middle", "end"), 1),
-    ],
-)
-def test_what_a_lost_store_misses_is_sent_later(server, project, capsys, down, outages):
-    work(server, down, project)
-    assert capsys.readouterr().out.count("connection refused: [/html]; the work goes on, and ") == outages
-    assert logged(project) == COMPLETE
-    assert not list((project / ".ganlib/tracking").rglob("entry.json"))
-    work(server, (), project)  # the stage is run again, as after a kill
-    assert logged(project) == COMPLETE
-
-
-def test_a_stage_that_runs_again_without_the_store_adds_nothing(server, project):
-    for _ in range(2):
-        work(server, ("start", "middle", "end"), project)
-    assert logged(project) == COMPLETE
-
-
-def test_a_send_that_is_cut_short_goes_on_where_it_was(server, project, monkeypatch):
-    monkeypatch.setattr(tracking, "CLAIM_ATTEMPTS", 1)  # of the claims that are seen here none is alive
-    work(server, ("start", "middle", "end"), project)
-    for calls in range(100):
-        server.left = calls
-        try:
-            tracking.open_store(TrackingConfig())
-            break
-        except tracking.StoreError:
-            pass
-    server.left = math.inf
-    assert calls > 5, "it was cut short at several places"
-    assert logged(project) == COMPLETE
-
-
-def test_a_lost_store_is_not_tried_at_every_call(server, project, monkeypatch):
-    monkeypatch.setattr(tracking, "PAUSE_SECONDS", 60.0)
-    server.down = True
-    outbox = tracking.open_outbox(TrackingConfig())
-    with tracking.try_run(outbox, "key", "name") as run:
-        before = server.calls
-        for kimg in range(5):
-            tracking.log_stats(run, [{"kimg": float(kimg), "loss": 1.0}])
-        assert server.calls == before
-        server.down = False
-    (found,), _ = logged(project)
-    assert len(found[3]) == 5, "the end of the stage tries at once"
-
-
-def test_an_entry_that_the_store_refuses_names_itself(server, project):
-    server.down = True
-    outbox = tracking.open_outbox(TrackingConfig())
-    with tracking.try_run(outbox, "key", "name") as run:
-        tracking.log_stats(run, [{"kimg": 1.0, "a metric?": 1.0}])
-    server.down = False
-    with pytest.raises(
-        tracking.StoreError, match=r"a metric\?.*to give up what is kept in .*/0000000\d, delete it$"
-    ) as e:
-        tracking.open_store(TrackingConfig())
-    assert "\n" not in str(e.value)
-
-
-def test_an_outbox_that_cannot_be_written_stops_nothing(server, project, capsys, monkeypatch):
-    server.down = True
-    (project / ".ganlib").write_text("no folder")
-    with tracking.try_run(tracking.open_outbox(TrackingConfig()), "key", "name") as run:
-        tracking.log_stats(run, [{"kimg": 1.0, "loss": 1.0}])
-    assert "log_stats of key is lost: cannot keep it" in capsys.readouterr().out
-
-
-def test_an_outbox_is_refused_what_only_the_user_can_settle(project):
-    with pytest.raises(StageError, match="known: http"):
-        tracking.open_outbox(TrackingConfig(uri="ftp://x"))
-    store = tracking.open_store(TrackingConfig())
-    store.client.delete_experiment(store.experiment)
-    with pytest.raises(StageError, match="was deleted"):
-        tracking.open_outbox(TrackingConfig())
-
-
-def test_a_stage_that_fails_says_so_later(server, project):
-    server.down = True
-    outbox = tracking.open_outbox(TrackingConfig())
-    with pytest.raises(KeyboardInterrupt), tracking.try_run(outbox, "key", "name"):
-        raise KeyboardInterrupt
-    server.down = False
-    (found,), _ = logged(project)
-    assert found[1] == "KILLED"
 
 
 @pytest.mark.parametrize("when", ["before the claim", "after the claim"])
@@ -529,14 +318,6 @@ def test_an_experiment_made_by_two_processes_at_once_is_one(project, monkeypatch
     first = tracking.open_store(TrackingConfig())
     monkeypatch.setattr(MlflowClient, "get_experiment_by_name", lambda self, name: next(blind, find(self, name)))
     assert tracking.open_store(TrackingConfig()).experiment == first.experiment
-
-
-def test_a_registered_model_made_by_two_processes_at_once_is_one(store, monkeypatch):
-    store.client.create_registered_model("m")
-    monkeypatch.setattr(store.client, "search_registered_models", lambda *_, **__: [])
-    tracking._create_registered_model(store, "m")
-    with pytest.raises(tracking.StoreError, match="name"), tracking._answering(store):
-        tracking._create_registered_model(store, "no/name")
 
 
 def test_curves_logged_by_two_processes_at_once_are_logged_once(store):

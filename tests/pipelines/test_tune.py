@@ -7,10 +7,11 @@ import pytest
 
 from ganlib.config import ConfigError, Search, parse_params
 from ganlib.health import Monitor
-from pipelines import tune
+from pipelines import trials, tune
 from pipelines._stage import StageError
 from pipelines.halving import Outcome, Trial
-from pipelines.tune import _of_a_trial, _Optuna, _plot, _space, _starting_points
+from pipelines.proposals import OptunaProposals, starting_points
+from pipelines.tune import _of_a_trial, _plot, _space
 
 
 def with_preset(params, **preset):
@@ -31,11 +32,11 @@ def test_what_a_preset_says_is_not_searched(params, capsys):
 
 def test_the_first_trial_is_the_model_as_it_stands(params, capsys):
     space = params.game.search
-    (point,) = _starting_points(params, space)
+    (point,) = starting_points(params, space)
     assert point == {"generator.lr": 0.001, "discriminator.lr": 0.001, "network.width": 32}
-    assert _starting_points(params, {"generator.lr": Search(uniform=(0.1, 0.2))}) == []
+    assert starting_points(params, {"generator.lr": Search(uniform=(0.1, 0.2))}) == []
     assert "generator.lr 0.001 lies outside" in capsys.readouterr().out
-    (point,) = _starting_points(params, {"discriminator_steps": whole(1.0)})
+    (point,) = starting_points(params, {"discriminator_steps": whole(1.0)})
     assert isinstance(point["discriminator_steps"], float), "the value of the choice, not of the model"
 
 
@@ -45,7 +46,7 @@ def whole(*values):
 
 def proposed(dimension, count=100):
     """What is proposed first, before anything is known."""
-    proposals = _Optuna({"key": Search(**dimension)}, [], seed=0)
+    proposals = OptunaProposals({"key": Search(**dimension)}, [], seed=0)
     return [proposals.ask()["key"] for _ in range(count)]
 
 
@@ -71,7 +72,7 @@ def test_proposals_follow_from_the_seed_and_from_results(params):
     space = params.game.search
 
     def course(seed, score):
-        proposals, settings = _Optuna(space, _starting_points(params, space), seed), []
+        proposals, settings = OptunaProposals(space, starting_points(params, space), seed), []
         for number in range(14):
             trial = Trial(number, proposals.ask(), [Outcome([], score(number))])
             settings.append(trial.changes)
@@ -79,7 +80,7 @@ def test_proposals_follow_from_the_seed_and_from_results(params):
         return settings
 
     rising = course(0, float)
-    assert rising[0] == _starting_points(params, space)[0], "the first is params.yaml as it stands"
+    assert rising[0] == starting_points(params, space)[0], "the first is params.yaml as it stands"
     assert rising == course(0, float)
     assert rising != course(1, float)
     falling = course(0, lambda number: -float(number))
@@ -146,9 +147,9 @@ def test_what_the_stage_train_would_refuse_is_refused_before_the_search(params, 
 def test_more_workers_than_the_cluster_has_are_refused_before_the_search(params, monkeypatch):
     params = params.model_copy(update={"scale": params.scale.model_copy(update={"num_workers": 2})})
     monkeypatch.setattr(tune.Job, "of", lambda *_: tune.Job({}, "", "", (1, 2)))
-    monkeypatch.setattr(tune.tracking, "open_outbox", lambda *_: None)
+    monkeypatch.setattr(tune, "open_outbox", lambda *_: None)
     monkeypatch.setattr(tune, "fingerprint", lambda *_: "tune")
-    monkeypatch.setattr(tune, "cluster", lambda _: contextlib.nullcontext({"CPU": 1.0}))
+    monkeypatch.setattr(trials, "cluster", lambda _: contextlib.nullcontext({"CPU": 1.0}))
     with pytest.raises(StageError, match=r"scale\.num_workers: 2 workers x 1 CPU wanted, the cluster has 1"):
         tune._search(params, params.game.search)
 
@@ -182,7 +183,7 @@ def asked(prepared, monkeypatch):
 def test_trials_at_once_are_those_wanted_that_the_cluster_holds(
     params, asked, project, monkeypatch, workers, wanted, at_once
 ):
-    monkeypatch.setattr(tune, "cluster", lambda _: contextlib.nullcontext({"CPU": 4.0}))
+    monkeypatch.setattr(trials, "cluster", lambda _: contextlib.nullcontext({"CPU": 4.0}))
     scale = {"workers_per_trial": workers, "max_concurrent_trials": wanted}
     params = params.model_copy(update={"scale": params.scale.model_copy(update=scale)})
     assert asked(params)[0] == at_once
@@ -202,7 +203,7 @@ def test_trials_at_once_are_those_wanted_that_the_cluster_holds(
 def test_a_trials_workers_take_gpus_where_there_are_some(
     params, asked, project, monkeypatch, gpus, workers, share, at_once, resources
 ):
-    monkeypatch.setattr(tune, "cluster", lambda _: contextlib.nullcontext({"CPU": 8.0, "GPU": float(gpus)}))
+    monkeypatch.setattr(trials, "cluster", lambda _: contextlib.nullcontext({"CPU": 8.0, "GPU": float(gpus)}))
     scale = {"workers_per_trial": workers, "gpus_per_worker": share}
     params = params.model_copy(update={"scale": params.scale.model_copy(update=scale)})
     assert asked(params) == (at_once, resources)

@@ -1,0 +1,170 @@
+"""The gate: a version is promoted if it meets the thresholds and is clearly better than the champion.
+
+The two are compared by `gate.metric`, on the same test examples. `promotion.py` carries the decision out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ganlib.config import GateConfig, Params
+from ganlib.device import default_device
+from ganlib.evaluate import Comparison, compare, draw
+from ganlib.export import Generator, load_generator
+from ganlib.reference import Reference
+from pipelines import model_registry
+from pipelines._stage import PREPARED, REFERENCE, StageError
+from pipelines.model_registry import Version
+from pipelines.tracking import Store
+
+__all__ = ["CHAMPION", "Decision", "Metrics", "decide", "decide_between", "weaknesses"]
+
+CHAMPION = "champion"
+
+Metrics = Mapping[str, Mapping[str, Mapping[str, float | None]]]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate decided, and on which figures. `difference` is challenger minus champion."""
+
+    decision: str
+    """`promoted` or `refused`"""
+    reason: str
+    metric: str
+    challenger: float
+    champion_version: int | None = None
+    champion: float | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    def tags(self) -> dict[str, str]:
+        """Tags of a version, `gate.decision` last: where another process reads it, the others are there."""
+        values = dataclasses.asdict(self)
+        values["decision"] = values.pop("decision")
+        return {f"gate.{k}": v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
+
+    @classmethod
+    def from_tags(cls, tags: Mapping[str, str]) -> Decision:
+        found = {field.name: tags[f"gate.{field.name}"] for field in dataclasses.fields(cls)}
+        text = ("decision", "reason", "metric")
+        parsed: dict[str, Any] = {k: v if k in text else json.loads(v) for k, v in found.items()}
+        return cls(**parsed)
+
+
+def decide(store: Store, params: Params, champion: Version | None, generator: Generator, metrics: Metrics) -> Decision:
+    """The decision on a generator with the metrics of the stage `evaluate`, against the champion, if there is one."""
+    gate = params.gate
+    space, name = gate.metric.split(".")
+    own = _number(metrics[space][name]["value"])
+    weak = weaknesses(metrics, gate)
+    if weak:
+        return Decision("refused", "; ".join(weak), gate.metric, own, None if champion is None else champion.number)
+    if champion is None:
+        return Decision("promoted", "the first to meet the thresholds", gate.metric, own)
+    return _against(store, params, champion, generator, own)
+
+
+def weaknesses(metrics: Metrics, gate: GateConfig) -> list[str]:
+    """The thresholds on collapse, memorisation and labels that are not met, each as a reason.
+
+    Each figure is that of the gate's own space, or, where this has none, of the first that has.
+    """
+    bounds = {
+        "coverage": gate.min_coverage,
+        "memorisation_ratio": gate.min_memorisation_ratio,
+        "label_accuracy": gate.min_label_accuracy,
+    }
+    own = gate.metric.partition(".")[0]
+    sections = [metrics[own], *metrics.values()]
+    found = {name: next((section[name] for section in sections if name in section), None) for name in bounds}
+    absent = [name for name, value in found.items() if value is None and name != "label_accuracy"]
+    if absent:
+        raise StageError(f"metrics.json: the gate needs {' and '.join(absent)}")
+    return [
+        f"{name} {value['value']:.3g} is below gate.min_{name} {bounds[name]:g}"
+        for name, value in found.items()
+        # `not >=` so that a value that is not a number fails
+        if value is not None and not _number(value["value"]) >= bounds[name]
+    ]
+
+
+def decide_between(store: Store, params: Params, champion: Version, challenger: Version) -> Decision:
+    """The decision on a version that meets the thresholds, against another that does."""
+    own = Decision.from_tags(challenger.tags).challenger
+    with tempfile.TemporaryDirectory() as scratch:
+        generator = _load(store, challenger, Path(scratch))
+    if isinstance(generator, str):
+        return Decision("refused", f"it cannot be loaded: {generator}", params.gate.metric, own, champion.number)
+    return _against(store, params, champion, generator, own)
+
+
+def _against(store: Store, params: Params, champion: Version, generator: Generator, own: float) -> Decision:
+    """The decision on a generator that meets the thresholds; `own` is its figure in the stage `evaluate`."""
+    gate, number = params.gate, champion.number
+    with tempfile.TemporaryDirectory() as scratch:
+        rival = _load(store, champion, Path(scratch))
+    if isinstance(rival, str):
+        reason = f"the champion, version {number}, cannot be loaded, so the alias is yours to move: {rival}"
+        return Decision("refused", reason, gate.metric, own, number)
+    differs = [
+        key
+        for key in ("kind", "shape", "classes", "attributes", "given")
+        if getattr(rival.spec, key) != getattr(generator.spec, key)
+    ]
+    if differs:
+        reason = (
+            f"not comparable with the champion, version {number}, whose {' and '.join(differs)} differ; "
+            "register under another model_registry.registered_model or move the alias by hand"
+        )
+        return Decision("refused", reason, gate.metric, own, number)
+    figures = _compare(generator, rival, params)
+    better = figures.low > gate.margin if figures.direction == "higher" else figures.high < -gate.margin
+    reason = (
+        f"{'better' if better else 'not clearly better'} than version {number}: "
+        f"{gate.metric} {figures.challenger:.4g} against {figures.champion:.4g}, "
+        f"difference {figures.difference:+.3g} in [{figures.low:+.3g}, {figures.high:+.3g}] "
+        f"({figures.direction} is better, margin {gate.margin:g})"
+    )
+    return Decision(
+        "promoted" if better else "refused",
+        reason,
+        gate.metric,
+        figures.challenger,
+        number,
+        figures.champion,
+        figures.difference,
+        figures.low,
+        figures.high,
+    )
+
+
+def _compare(challenger: Generator, champion: Generator, params: Params) -> Comparison:
+    """Both on the same test examples, with the seeds and as many samples as the stage `evaluate`."""
+    cfg, reference = params.evaluate, Reference.load(REFERENCE)
+    n = min(cfg.num_samples, reference.size)
+    made, rivals = (draw(one, PREPARED, n, seed=params.seed, batch=cfg.batch) for one in (challenger, champion))
+    return compare(made, rivals, reference, params.gate.metric, cfg, params.seed)
+
+
+def _load(store: Store, version: Version, scratch: Path) -> Generator | str:
+    """The version's generator, or why there is none."""
+    try:
+        return load_generator(model_registry.download(store, version, scratch), default_device())
+    except (ValueError, StageError) as error:
+        model_registry.version_by_alias(
+            store, version.model, CHAMPION
+        )  # a store that is lost refuses nobody: it raises
+        return str(error)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,251 @@
+"""MLflow's model registry: versions of a model, their tags and aliases, and the generators they hold.
+
+A version is registered under a key: registering the same again, also by two processes at once, gives the version that
+is there. Calls raise StoreError where the store does not answer; as in `tracking.py`, MLflow is imported only then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines._stage import StageError
+from pipelines.tracking import (
+    AGAIN,
+    Run,
+    Store,
+    StoreError,
+    environment,
+    error_text,
+    file_errors,
+    retry_on_conflict,
+    shown,
+    store_errors,
+)
+
+__all__ = [
+    "Version",
+    "download",
+    "find_version",
+    "folder_sha256",
+    "register_generator",
+    "set_alias",
+    "tag_version",
+    "version_by_alias",
+    "version_by_uri",
+    "versions",
+]
+
+VERSION_KEY = "ganlib.key"
+DIGEST = "ganlib.sha256"  # of the generator's files
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model. `tags` is the state when it was read."""
+
+    model: str
+    number: int
+    tags: Mapping[str, str]
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.model}/{self.number}"
+
+
+def find_version(store: Store, model: str, key: str) -> Version | None:
+    """The version registered under `key`, or None; of several, the first, which is the one that stays."""
+    return min(_search_versions(store, model, VERSION_KEY, key), key=lambda one: one.number, default=None)
+
+
+def versions(store: Store, model: str, tag: str, value: str) -> list[Version]:
+    """The model's versions whose `tag` is `value`, by number."""
+    return sorted(_search_versions(store, model, tag, value), key=lambda one: one.number)
+
+
+def _search_versions(store: Store, model: str, tag: str, value: str) -> list[Version]:
+    found, token = [], None
+    with store_errors(store):
+        while token != "":
+            page = store.client.search_model_versions(
+                f"name = '{model}' and tags.`{tag}` = '{value}'", page_token=token
+            )
+            found += [_version(one) for one in page]
+            token = page.token or ""
+    return found
+
+
+def version_by_alias(store: Store, model: str, alias: str) -> Version | None:
+    """The version that `alias` points to, or None if there is no such alias or model."""
+    from mlflow.exceptions import MlflowException
+
+    with store_errors(store):
+        try:
+            return _version(store.client.get_model_version_by_alias(model, alias))
+        except MlflowException as error:
+            # the alias is missing, or the model is
+            if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+                raise
+    return None
+
+
+def version_by_uri(store: Store, uri: str) -> Version:
+    """The version at `models:/NAME@ALIAS` or `models:/NAME/NUMBER`. Raises StageError if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if match is None:
+        raise StageError(f"{uri}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = match.groups()
+    try:
+        found = (
+            version_by_alias(store, name, alias) if alias else _version(store.client.get_model_version(name, number))
+        )
+    except MlflowException as error:
+        raise StageError(f"{uri}: not in {shown(store.uri)}: {error_text(error, store.uri)}") from error
+    if found is None:
+        raise StageError(f"{uri}: not in {shown(store.uri)}: there is no such model, or it has no alias {alias!r}")
+    return found
+
+
+def _version(found: Any) -> Version:
+    return Version(found.name, int(found.version), dict(found.tags))
+
+
+def register_generator(run: Run, folder: Path, model: str, key: str, tags: Mapping[str, str]) -> Version:
+    """Log the generator in `folder`, named `generator`, as a pyfunc model of `run`; register it as `model`.
+
+    It carries safetensors, JSON and the code it was made with (`ganlib`); no pickle. A model that a killed process
+    logged and did not register is registered now, if its files are whole. Of two processes that register one key at
+    once, both get the version with the lower number, and the other version is deleted: MLflow counts versions one by
+    one, so whoever has the higher number sees the lower. Raises StoreError if the store does not keep the files.
+    """
+    store, digest = run.store, folder_sha256(folder)
+    with store_errors(store):
+        model_id = _find_model(store, key, digest) or _log_model(run, folder, key, digest)
+        _create_registered_model(store, model)
+        with environment({"MLFLOW_TRACKING_URI": store.uri}):  # for clients that MLflow makes on the way
+            made = _version(
+                store.client.create_model_version(
+                    model,
+                    f"models:/{model_id}",
+                    run.id,
+                    model_id=model_id,
+                    tags={**tags, VERSION_KEY: key, DIGEST: digest},
+                )
+            )
+    first = find_version(store, model, key)
+    if first is None or first.number == made.number:
+        return made
+    with store_errors(store):
+        store.client.delete_model_version(model, str(made.number))
+        if store.client.get_model_version(model, str(first.number)).source != f"models:/{model_id}":
+            store.client.delete_logged_model(model_id)
+    return first
+
+
+def _find_model(store: Store, key: str, digest: str) -> str | None:
+    """The ID of a model that was logged under `key` and whose files are whole, or None; failed ones are deleted."""
+    from mlflow.entities import LoggedModelStatus
+
+    # (a search by status finds nothing in a SQL store)
+    found = store.client.search_logged_models([store.experiment], f"tags.`{VERSION_KEY}` = '{key}'")
+    for logged in found:
+        if logged.status == LoggedModelStatus.FAILED:
+            store.client.delete_logged_model(logged.model_id)
+        elif logged.status == LoggedModelStatus.READY and _stored_sha256(store, logged) == digest:
+            return str(logged.model_id)
+    return None
+
+
+def _log_model(run: Run, folder: Path, key: str, digest: str) -> str:
+    """The ID of the new model. One whose upload fails is marked as failed by MLflow, and deleted when all is well."""
+    import mlflow
+
+    from pipelines import pyfunc
+
+    uri = {"MLFLOW_TRACKING_URI": run.store.uri}
+    with file_errors(run.store), environment(uri), mlflow.start_run(run_id=run.id):
+        made = mlflow.pyfunc.log_model(name="generator", tags={VERSION_KEY: key}, **pyfunc.logged(folder))
+    found = _stored_sha256(run.store, run.store.client.get_logged_model(made.model_id))
+    if found != digest:
+        raise StoreError(
+            f"tracking store {shown(run.store.uri)}: the files of {made.model_id} are not those that were sent "
+            f"(sha256 {found or 'none'}, expected {digest}); {AGAIN}"
+        )
+    return str(made.model_id)
+
+
+def _create_registered_model(store: Store, model: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    if store.client.search_registered_models(f"name = '{model}'", max_results=1):
+        return
+    try:
+        store.client.create_registered_model(model)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process made it meanwhile
+            raise
+
+
+def tag_version(store: Store, version: Version, tags: Mapping[str, str]) -> None:
+    """Set `tags` in their order, so that the last one says that all are set."""
+    with store_errors(store):
+        for key, value in tags.items():
+            retry_on_conflict(store.client.set_model_version_tag, version.model, str(version.number), key, value)
+
+
+def set_alias(store: Store, version: Version, alias: str) -> None:
+    with store_errors(store):
+        retry_on_conflict(store.client.set_registered_model_alias, version.model, alias, str(version.number))
+
+
+def download(store: Store, version: Version | str, into: Path) -> Path:
+    """The generator's folder of a version or of a `models:/NAME@ALIAS` address, copied below `into`.
+
+    Raises StageError if there is none, or if its files are not those that were registered.
+    """
+    found = version if isinstance(version, Version) else version_by_uri(store, version)
+    folder = _download(store, found.uri, into)
+    expected = found.tags.get(DIGEST)
+    if expected is not None and folder_sha256(folder) != expected:
+        raise StageError(f"{found.uri}: its files are damaged: they are not those that were registered")
+    return folder
+
+
+def _download(store: Store, uri: str, into: Path) -> Path:
+    """The generator's folder of the model whose files lie at `uri`, copied below `into`."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with environment({"MLFLOW_TRACKING_URI": store.uri}):
+            found = mlflow.artifacts.download_artifacts(
+                artifact_uri=f"{uri}/artifacts/generator", dst_path=str(into), tracking_uri=store.uri
+            )
+    except (MlflowException, OSError) as error:
+        raise StageError(f"{uri}: not in {shown(store.uri)}: {error_text(error, store.uri)}") from error
+    return Path(found)
+
+
+def folder_sha256(folder: Path) -> str:
+    """The digest of the names and contents of all files in a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        content = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _stored_sha256(store: Store, logged: Any) -> str | None:
+    """The digest of a logged model's generator as the store gives it back, or None if it does not."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            return folder_sha256(_download(store, logged.artifact_location, Path(scratch)))
+        except StageError:
+            return None

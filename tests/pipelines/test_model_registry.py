@@ -1,0 +1,61 @@
+"""The model registry: what is missing, damaged or lost is one line, and what is repeated is not doubled."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines import model_registry, tracking
+from pipelines._stage import StageError
+
+
+def test_missing_alias_and_model(store):
+    assert model_registry.version_by_alias(store, "none", "champion") is None
+    assert model_registry.find_version(store, "none", "key") is None
+    with pytest.raises(StageError, match="no such model"):
+        model_registry.version_by_uri(store, "models:/none@champion")
+    with pytest.raises(StageError, match="expected models:/NAME@ALIAS"):
+        model_registry.version_by_uri(store, "runs:/abc")
+
+
+def test_no_password_in_what_the_gate_gives_as_its_reason(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    lost = tracking.Store("http://user:secret@127.0.0.1:1", store.client, store.experiment)
+    for ask in (
+        lambda: model_registry.download(lost, "models:/m/1", tmp_path),
+        lambda: model_registry.version_by_uri(lost, "models:/m/1"),
+    ):
+        with pytest.raises(StageError, match=r"not in http://\*\*\*@127") as error:
+            ask()
+        assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "call"),
+    [
+        ("search_model_versions", lambda store, _: model_registry.find_version(store, "m", "key")),
+        ("get_model_version_by_alias", lambda store, _: model_registry.version_by_alias(store, "m", "champion")),
+        ("set_model_version_tag", lambda store, version: model_registry.tag_version(store, version, {"a": "b"})),
+        ("set_registered_model_alias", lambda store, version: model_registry.set_alias(store, version, "champion")),
+    ],
+)
+def test_a_registry_lost_on_the_way_is_one_line(store, monkeypatch, method, call):
+    from mlflow.exceptions import MlflowException
+
+    def lost(*_, **__):
+        raise MlflowException("API request to http://user:secret@host\nfailed")
+
+    monkeypatch.setattr(store.client, method, lost)
+    with pytest.raises(
+        StageError, match=r"^tracking store sqlite:.*failed; what was computed is kept.*`dvc repro`"
+    ) as e:
+        call(store, model_registry.Version("m", 1, {}))
+    assert "\n" not in str(e.value)
+    assert "secret" not in str(e.value)
+
+
+def test_a_registered_model_made_by_two_processes_at_once_is_one(store, monkeypatch):
+    store.client.create_registered_model("m")
+    monkeypatch.setattr(store.client, "search_registered_models", lambda *_, **__: [])
+    model_registry._create_registered_model(store, "m")
+    with pytest.raises(tracking.StoreError, match="name"), tracking.store_errors(store):
+        model_registry._create_registered_model(store, "no/name")
