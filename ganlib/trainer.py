@@ -11,8 +11,6 @@ import contextlib
 import copy
 import dataclasses
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +36,7 @@ from ganlib.noise import Noise, seed_of
 from ganlib.penalties import DIFFERENTIATE, MOVE, PENALTIES, PER_EXAMPLE
 from ganlib.recording import RecordedSteps
 from ganlib.schedules import value
+from ganlib.scratch import scratch_folder
 from ganlib.watch import Watch
 
 __all__ = ["Plan", "Report", "build_game", "check_groups", "plan", "train", "update_ema"]
@@ -269,7 +268,7 @@ class _Run:
             due = False
         elif self.healthy is not None and due:
             self.healthy = copy.deepcopy(training.snapshot())
-        with tempfile.TemporaryDirectory(prefix=f"ganlib-{os.getpid()}-") as scratch:
+        with scratch_folder() as scratch:
             folder = Path(scratch) if self.watch is not None and (last or due) else None
             if folder is not None:
                 self.save(folder, row["kimg"])

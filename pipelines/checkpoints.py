@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ganlib.scratch import scratch_folder
 from pipelines.storage import Storage
 
 __all__ = ["Checkpoints", "Saved"]
@@ -77,7 +76,7 @@ class Checkpoints:
         if kept.local is not None:
             yield kept.local
             return
-        with tempfile.TemporaryDirectory(prefix=f"ganlib-{os.getpid()}-") as scratch:
+        with scratch_folder() as scratch:
             for name in json.loads(kept.read(MANIFEST))["files"]:
                 file = Path(scratch) / name
                 file.parent.mkdir(parents=True, exist_ok=True)

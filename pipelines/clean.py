@@ -13,20 +13,21 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import psutil
 
+from ganlib.scratch import pid_namespace
 from pipelines.storage import Storage, is_held
 
-__all__ = ["Leftover", "leftovers", "remove_scratch", "sweep_scratch"]
+__all__ = ["Leftover", "leftovers", "sweep_scratch"]
 
 HOUR, DAY = 3600.0, 86400.0
 RUN = re.compile(r"(train|tune)-.+-[0-9a-f]{12}")
-SCRATCH = re.compile(r"ganlib-\d+-.+")
+SCRATCH = re.compile(r"ganlib-(?P<pid>\d+)-(?P<namespace>\d+)-.+")
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,11 @@ def leftovers(storage: Storage, days: float) -> Iterator[Leftover]:
         yield Leftover(str(folder), _size(folder), "its process is gone", partial(shutil.rmtree, folder))
 
 
-def sweep_scratch() -> None:
-    """Delete scratch folders of this user's processes that are gone: a kill leaves a checkpoint in them."""
-    for folder in _scratch():
+def sweep_scratch(pids: Iterable[int] = ()) -> None:
+    """Delete scratch folders of this user's processes that are gone, or are to need them no more: a kill leaves a
+    checkpoint in them."""
+    for folder in _scratch(set(pids)):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_scratch(pids: Iterable[int]) -> None:
-    """Delete the scratch folders of processes that are gone, or that are not to need them any more."""
-    for pid in pids:
-        for folder in Path(tempfile.gettempdir()).glob(f"ganlib-{pid}-*"):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _old_runs(storage: Storage, days: float) -> Iterator[Leftover]:
@@ -98,12 +93,24 @@ def _ray_sessions() -> Iterator[Leftover]:
             yield Leftover(str(session), _size(session), "its Ray is gone", partial(shutil.rmtree, session))
 
 
-def _scratch() -> list[Path]:
-    """Folders `ganlib-PID-…` of this user whose process is gone."""
-    found = [path for path in Path(tempfile.gettempdir()).glob("ganlib-*") if SCRATCH.fullmatch(path.name)]
-    gone = [path for path in found if not psutil.pid_exists(int(path.name.split("-")[1])) and _is_mine(path)]
-    # of another container that shares the folder, a process cannot be seen
-    return [path for path in gone if time.time() - path.stat().st_mtime > HOUR]
+def _scratch(pids: Container[int] = ()) -> Iterator[Path]:
+    """Scratch folders of this user's processes that are gone or among `pids`.
+
+    In a folder that containers share, each knows its own: the processes of another cannot be seen.
+    """
+    for path in Path(tempfile.gettempdir()).glob("ganlib-*"):
+        owner = SCRATCH.fullmatch(path.name)
+        if owner and int(owner["namespace"]) == pid_namespace() and _is_mine(path):
+            pid = int(owner["pid"])
+            if pid in pids or not _lives(pid):
+                yield path
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_mine(path: Path) -> bool:

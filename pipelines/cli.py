@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -233,10 +232,11 @@ def _generator(model_uri: str) -> Generator:
     """Raises StageError if the address leads to no generator."""
     from ganlib.device import default_device
     from ganlib.export import load_generator
+    from ganlib.scratch import scratch_folder
     from pipelines._stage import StageError
     from pipelines.model_registry import download
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         registered = model_uri.startswith("models:/")
         folder = download(_store(), model_uri, Path(scratch)) if registered else Path(model_uri)
         try:

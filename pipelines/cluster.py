@@ -1,8 +1,8 @@
 """Ray clusters: connect to one, or start one on this machine, with the token that keeps strangers out.
 
-What Ray 2.60 leaves open cannot be closed here: its GCS, raylets and metrics, and torch's TCPStore, listen on all
-interfaces, the last two without asking for the token. Training belongs behind a firewall. A cluster started here has
-no dashboard.
+What Ray 2.60 leaves open cannot be closed here: its GCS and raylets, and torch's TCPStore, listen on all interfaces,
+the last without asking for the token. Training belongs behind a firewall. A cluster started here has no dashboard, and
+exports no metrics, whose port asks for no token either.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 _CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # the cheapest question that Ray's GCS answers
 NODE_TIMEOUT_S = 120.0
 LEAN = {
-    "RAY_enable_metrics_collection": "0",  # nobody reads them, and their port is open to strangers
+    "RAY_enable_metrics_collection": "0",  # nobody reads them
     "RAY_prestart_worker_first_driver": "0",  # processes that no fit can use, as they lack its environment
 }
 """settings for a cluster started here: processes that no fit needs cost it seconds"""

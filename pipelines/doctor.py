@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 from packaging.requirements import Requirement
 
 from ganlib.config import ConfigError, Params, load_params
+from ganlib.scratch import scratch_folder
 from pipelines import tracking
 from pipelines._stage import StageError, project_folder
 from pipelines.cluster import cluster, cluster_address, on_every_node, one_line, token_file
@@ -72,7 +73,7 @@ def examine_cluster(address: str, project: Path) -> Iterator[Finding]:
         else:
             what = "it asks for no token: whoever reaches its ports runs code there"
             yield Finding("warn", what, "start Ray with RAY_AUTH_MODE=token, and the same ~/.ray/auth_token everywhere")
-        with tempfile.TemporaryDirectory() as scratch:
+        with scratch_folder() as scratch:
             package = pack(project, Path(scratch) / "project.zip")
             job = f"ganlib-doctor-{secrets.token_hex(6)}"
             command = shlex.join(["python", "-m", "pipelines.doctor", json.dumps(_versions())])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from ganlib.device import default_device
 from ganlib.evaluate import Comparison, compare, draw
 from ganlib.export import Generator, load_generator
 from ganlib.reference import Reference
+from ganlib.scratch import scratch_folder
 from pipelines import model_registry
 from pipelines._stage import PREPARED, REFERENCE, StageError
 from pipelines.model_registry import Version
@@ -100,7 +100,7 @@ def weaknesses(metrics: Metrics, gate: GateConfig) -> list[str]:
 def decide_between(store: Store, params: Params, champion: Version, challenger: Version) -> Decision:
     """The decision on a version that meets the thresholds, against another that does."""
     own = Decision.from_tags(challenger.tags).challenger
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         generator = _load(store, challenger, Path(scratch))
     if isinstance(generator, str):
         return Decision("refused", f"it cannot be loaded: {generator}", params.gate.metric, own, champion.number)
@@ -110,7 +110,7 @@ def decide_between(store: Store, params: Params, champion: Version, challenger: 
 def _against(store: Store, params: Params, champion: Version, generator: Generator, own: float) -> Decision:
     """The decision on a generator that meets the thresholds; `own` is its figure in the stage `evaluate`."""
     gate, number = params.gate, champion.number
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         rival = _load(store, champion, Path(scratch))
     if isinstance(rival, str):
         reason = f"the champion, version {number}, cannot be loaded, so the alias is yours to move: {rival}"

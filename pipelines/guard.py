@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import psutil
 
 from pipelines.background import background_thread
-from pipelines.clean import remove_scratch
+from pipelines.clean import sweep_scratch
 
 __all__ = ["restarting"]
 
@@ -83,7 +83,7 @@ def _again(gone: str, ours: set[psutil.Process], at_most: int) -> None:
         if _lives(process):
             process.kill()
     psutil.wait_procs(ours, timeout=10)
-    remove_scratch([os.getpid(), *(process.pid for process in ours)])
+    sweep_scratch([os.getpid(), *(process.pid for process in ours)])
     times = int(os.environ.get(RESTARTS, "0"))
     if times >= at_most:
         print(f"ganlib: Ray's {gone} is gone; the same command goes on from what is kept", file=sys.stderr, flush=True)

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import tempfile
 import threading
 import time
 import uuid
@@ -32,6 +31,7 @@ from ganlib.game import Game
 from ganlib.health import Diverged
 from ganlib.reference import Reference
 from ganlib.registry import nearest
+from ganlib.scratch import scratch_folder
 from ganlib.shards import DamagedShard, read_spec
 from ganlib.trainer import Report, build_game, check_groups, plan, train
 from pipelines._stage import REFERENCE, StageError, project_folder
@@ -304,7 +304,7 @@ def train_distributed(
     with exclusive(run, run.name):
         done = checkpoints.newest()
         if not job.is_done(done):
-            with cluster(params) as available, tempfile.TemporaryDirectory(prefix=f"ganlib-{os.getpid()}-") as scratch:
+            with cluster(params) as available, scratch_folder() as scratch:
                 if fewer := why_fewer(params.scale, available, job.possible_workers):
                     print(fewer)
                 job = job.everywhere(run.parent)

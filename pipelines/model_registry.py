@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ganlib.scratch import scratch_folder
 from pipelines._stage import StageError
 from pipelines.tracking import (
     AGAIN,
@@ -244,7 +244,7 @@ def folder_sha256(folder: Path) -> str:
 
 def _stored_sha256(store: Store, logged: Any) -> str | None:
     """The digest of a logged model's generator as the store gives it back, or None if it does not."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         try:
             return folder_sha256(_download(store, logged.artifact_location, Path(scratch)))
         except StageError:

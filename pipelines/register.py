@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from ruamel.yaml import YAML
 from ganlib.config import GateConfig, Params, override
 from ganlib.device import default_device
 from ganlib.export import Generator, load_generator
+from ganlib.scratch import scratch_folder
 from pipelines import lineage, model_registry, tracking
 from pipelines._stage import (
     EVALUATED,
@@ -72,7 +72,7 @@ def stage(params: Params) -> None:
 
 def _check_whole(store: Store, version: Version) -> None:
     """Raise StageError if the version's files are not those that were registered."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         try:
             model_registry.download(store, version, Path(scratch))
         except StageError as error:
@@ -94,7 +94,7 @@ def _log(store: Store, params: Params, generator: Generator, metrics: Metrics, k
         tracking.log_json(run, facts, "lineage.json")
         tracking.log_past_stats(run, _curves(TRAINED / "stats.jsonl"))
         tracking.log_metrics(run, _flat(metrics))
-        with tempfile.TemporaryDirectory() as scratch:
+        with scratch_folder() as scratch:
             for folder in (PREPARED, REFERENCE, TUNED, TRAINED, EVALUATED):
                 _link_viewable(folder, Path(scratch) / folder.name)
             tracking.log_folder(run, Path(scratch), "stages")

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import shlex
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pathspec import GitIgnoreSpec
 
 from ganlib.config import load_params
+from ganlib.scratch import scratch_folder
 from pipelines import lineage, tracking
 from pipelines._stage import StageError
 from pipelines.cluster import TokenMissing, token
@@ -107,7 +107,7 @@ def _submit_or_find(
     client: JobSubmissionClient, project: Path, options: list[str], arguments: list[str]
 ) -> tuple[str, bool]:
     """The job that does this for the project as it is, submitted now or before, and whether it has succeeded."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         package = pack(project, Path(scratch) / "project.zip")
         variables = _variables(project)
         content = json.dumps([package.digest, variables, options, arguments])

@@ -1,7 +1,7 @@
 """Long fault tests of the whole pipeline, run by hand; the results stand in docs/faults.md.
 
     python tests/faults/run.py CASE [CASE ...] [--seed 0] [--work /tmp/gf]
-    python tests/faults/run.py kills --kills 100 --every 20
+    python tests/faults/run.py kills --kills 100 --every 15 --kimg 400
     python tests/faults/run.py list
 
 Every case works on a clone of this checkout's last commit with a small budget: a quiet run, once; then the same with
@@ -588,6 +588,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("/tmp/gf"), help="folder for clones and output")
     parser.add_argument("--kills", type=int, default=10, help="of the case `kills`")
     parser.add_argument("--every", type=float, default=20, help="seconds between kills, on average")
+    parser.add_argument("--kimg", type=float, default=BUDGET["train.kimg"], help="of training: many kills need more")
     parser.add_argument("--apart", type=float, default=0, help="seconds between the two of `twice-one-storage`")
     parser.add_argument("--no-search", action="store_true", help="set tune.num_samples to 0")
     args = parser.parse_args()
@@ -601,7 +602,7 @@ def main() -> None:
     ]:
         parser.error(f"no case {', '.join(unknown)}; known: {', '.join(CASES)}")
     adopt_orphans()
-    changes = BUDGET | ({"tune.num_samples": 0} if args.no_search else {})
+    changes = BUDGET | {"train.kimg": args.kimg} | ({"tune.num_samples": 0} if args.no_search else {})
     listed = ["git", "-C", str(ROOT), "ls-tree", "HEAD", "ganlib", "pipelines", "params.yaml", "dvc.yaml", "dvc.lock"]
     code = subprocess.run(listed, check=True, capture_output=True, text=True).stdout
     budget = hashlib.sha256(f"{code}{sorted(changes.items())}".encode()).hexdigest()[:8]
@@ -612,7 +613,7 @@ def main() -> None:
     rows, failed = [], 0
     flags = "".join(
         f" --{name} {getattr(args, name)}"
-        for name in ("seed", "kills", "every", "apart")
+        for name in ("seed", "kills", "every", "kimg", "apart")
         if getattr(args, name) != parser.get_default(name)
     ) + (" --no-search" if args.no_search else "")
     for name in chosen:

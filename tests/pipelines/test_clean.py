@@ -5,9 +5,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
+from ganlib.scratch import scratch_folder
 from pipelines import clean
 from pipelines.clean import leftovers, sweep_scratch
 from pipelines.storage import Storage, exclusive
@@ -90,17 +92,27 @@ def test_old_runs_in_an_object_store(object_store, tmp_path):
 
 
 def test_scratch_of_killed_processes_goes(temporary):
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    names = {f"ganlib-{gone.stdout.strip()}-abc": 1, f"ganlib-{os.getpid()}-abc": 1, "ganlib-x": 1, "other-1-x": 1}
-    names |= {f"ganlib-{gone.stdout.strip()}-young": 0}
-    for name, old in names.items():
-        (temporary / name).mkdir()
-        (temporary / name / "checkpoint.pt").write_bytes(b"123")
-        age(temporary / name, old)
-    (found,) = leftovers(Storage(str(temporary / "runs")), 7)
-    assert (found.place, found.bytes) == (str(temporary / f"ganlib-{gone.stdout.strip()}-abc"), 3)
-    sweep_scratch()
-    assert {path.name for path in temporary.iterdir()} == set(names) - {f"ganlib-{gone.stdout.strip()}-abc"}
+    begin = "import os; from ganlib.scratch import scratch_folder\nwith scratch_folder() as folder: "
+    killed = subprocess.run(
+        [sys.executable, "-c", begin + "print(folder, flush=True); os.kill(os.getpid(), 9)"],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+    )
+    gone = Path(killed.stdout.strip())
+    (gone / "checkpoint.pt").write_bytes(b"123")
+    with scratch_folder() as used:
+        # of another container, where the process may live; and others' names
+        kept = {Path(used).name, f"ganlib-{gone.name.split('-')[1]}-1-x", "ganlib-x", "other-1-1-x"}
+        for name in kept:
+            (temporary / name).mkdir(exist_ok=True)
+        (found,) = leftovers(Storage(str(temporary / "runs")), 7)
+        assert (found.place, found.bytes) == (str(gone), 3)
+        sweep_scratch()
+        assert {path.name for path in temporary.iterdir()} == kept
+        sweep_scratch([os.getpid()])
+        assert {path.name for path in temporary.iterdir()} == kept - {Path(used).name}
+        Path(used).mkdir()
 
 
 def test_ray_sessions_without_a_process_go(temporary):

@@ -21,6 +21,7 @@ WITHOUT_EFFECT = {
     "ganlib/_config.py": "checks params.yaml, whose values are dependencies",
     "ganlib/config.py": "the same",
     "ganlib/registry.py": "finds a file by its name",
+    "ganlib/scratch.py": "where temporary files lie",
     "pipelines/_stage.py": "paths, folders and errors",
     "pipelines/background.py": "runs a thread that watches or tells",
     "pipelines/tracking.py": "writes to the tracking store",
