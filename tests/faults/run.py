@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as parquet
 from project import (
     BUDGET,
     LASTING,
@@ -184,9 +185,12 @@ def graceful(case: Case, victims: Callable[[Command], list[psutil.Process]], *, 
     names = {process.pid: name_of(process) for process in chosen}
     for process in chosen:
         send(process, signal.SIGTERM)
-    _, deaf = psutil.wait_procs(chosen, timeout=GRACE)
+    gone, deaf = psutil.wait_procs(chosen, timeout=GRACE)
     for process in deaf:
         send(process, signal.SIGKILL)
+    for process in gone:
+        if process.pid == command.process.pid:  # whose status `subprocess` cannot have any more
+            command.process.returncode = process.returncode
     said = "" if not deaf else f"SIGKILL was needed for {', '.join(sorted({names[p.pid] for p in deaf}))}; "
     if group:  # what was started by the killed is killed with it, as a container or a job step ends
         kill_all()
@@ -327,10 +331,10 @@ def disk_full_cache(case: Case) -> str:
 # -- damage ---------------------------------------------------------------------------------------------------------
 
 
-def flip(path: Path, chance: random.Random) -> str:
-    """Flip a byte in the middle half of a file."""
-    size = path.stat().st_size
-    at = chance.randrange(size // 4, 3 * size // 4)
+def flip(path: Path, chance: random.Random, within: tuple[int, int] | None = None) -> str:
+    """Flip a byte in the middle half of a file, or of the part of it that starts and ends at `within`."""
+    start, end = within or (0, path.stat().st_size)
+    at = start + chance.randrange((end - start) // 4, 3 * (end - start) // 4)
     with path.open("r+b") as file:
         file.seek(at)
         byte = file.read(1)[0]
@@ -379,11 +383,13 @@ def empty_checkpoint(case: Case) -> str:
 def corrupt_shard(case: Case) -> str:
     case.project.restore(case.work / "tuned")
     shard = max((case.project.folder / "data/prepared").rglob("*.parquet"), key=lambda path: path.stat().st_size)
-    what = flip(shard, random.Random(case.args.seed))
+    column = parquet.read_metadata(shard).row_group(0).column(0)  # of samples; hashes, say, training does not read
+    within = column.data_page_offset, column.data_page_offset + column.total_compressed_size
+    what = flip(shard, random.Random(case.args.seed), within)
     alone = case.project.start("python", "-m", "pipelines.train")
     said = "the stage alone did not notice" if alone.wait() == 0 else f"the stage alone: “{alone.last_line()[:160]}”"
     case.project.restore(case.work / "tuned")  # what the stage alone has left is not to be measured
-    flip(shard, random.Random(case.args.seed))
+    flip(shard, random.Random(case.args.seed), within)
     command, since = case.project.start("dvc", "repro"), time.monotonic()
     return finish_after(case, command, since).replace("the run", f"{what}; {said}; the run", 1)
 
