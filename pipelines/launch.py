@@ -55,6 +55,7 @@ __all__ = [
     "train_worker",
 ]
 
+AGAIN = "what was computed is kept; mend that, and `dvc repro` goes on"
 QUALITY = "quality/fd"
 """what a search, and the choice of the best checkpoint, goes by: a Fréchet distance on few samples; lower is better"""
 
@@ -224,6 +225,8 @@ def run_workers(job: Job, scale: ScaleConfig, *, key: str, run: Storage, callbac
         except (TrainingFailedError, RayError) as error:
             reason = cause(error)
             if (final := permanent(error)) is not None:
+                if isinstance(final, OSError):
+                    raise StageError(f"{run.address}: {final.strerror or final}; {AGAIN}") from error
                 raise final from error
             before, start = start, checkpoints.newest()
             if isinstance(error, ControllerError):  # no worker has started

@@ -473,7 +473,8 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 def error_text(error: BaseException, uri: str) -> str:
     """The error's text, in at most 250 characters, without what is secret of the store or of addresses in it."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    origin = getattr(error.__cause__, "orig", None)  # what the database said, without SQLAlchemy's advice around it
+    text = " ".join(str(origin or error).split()) or type(error).__name__
     for secret in sorted(_secrets_of(uri), key=len, reverse=True):
         text = text.replace(secret, "***")
     return re.sub(r"[A-Za-z][\w+.-]*://[^\s'\"<>()]+", lambda found: shown(found.group()), text)[:250]

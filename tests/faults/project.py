@@ -293,8 +293,8 @@ def runs(project: Project) -> Counter[tuple[str, str]]:
 
 
 def half_written(project: Project) -> list[str]:
-    """Files that only an unfinished write leaves, in the project, its TMPDIR and shared memory."""
-    kept_apart = {".git", ".venv"}
+    """Files that only an unfinished write leaves, in the project and its TMPDIR; but for DVC's own in its cache."""
+    kept_apart = {".git", ".venv", "cache"}
     left = [
         path
         for pattern in HALF_WRITTEN

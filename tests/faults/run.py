@@ -453,15 +453,14 @@ def twice_one_storage(case: Case) -> str:
 # -- clocks ---------------------------------------------------------------------------------------------------------
 
 
-@case("clock", "the run's clock a day ahead until everything is killed, then right (libfaketime)")
+@case("clock", "everything killed, and what it wrote is dated a day ahead, as by a clock that was wrong")
 def clock(case: Case) -> str:
-    library = next(Path("/usr/lib").rglob("libfaketime.so.1"), None)
-    if library is None:
-        raise Failure("libfaketime is not installed: apt-get install faketime")
-    case.project.restore(case.work / "tuned")
-    ahead = {"LD_PRELOAD": str(library), "FAKETIME": "+1d", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    case.go_on_training(9 * KIMG, **ahead)
+    """(Ray does not start under libfaketime.)"""
+    case.training(9 * KIMG)
     kill_all()
+    tomorrow = time.time() + 86400
+    for path in case.project.folder.rglob("*"):
+        os.utime(path, (tomorrow, tomorrow), follow_symlinks=False)
     since = time.monotonic()
     command = case.go_on_training(11 * KIMG)
     went_on = min(kimg_of(command)) > 4 * KIMG
