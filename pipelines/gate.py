@@ -123,7 +123,7 @@ def _against(store: Store, params: Params, champion: Version, generator: Generat
     if differs:
         reason = (
             f"not comparable with the champion, version {number}, whose {' and '.join(differs)} differ; "
-            "register under another model_registry.registered_model or move the alias by hand"
+            "register under another tracking.registered_model or move the alias by hand"
         )
         return Decision("refused", reason, gate.metric, own, number)
     figures = _compare(generator, rival, params)
