@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def _version(found: Any) -> Version:
 
 
 def register_generator(run: Run, folder: Path, model: str, key: str, tags: Mapping[str, str]) -> Version:
-    """Log the generator in `folder`, named `generator`, as a pyfunc model of `run`; register it as `model`.
+    """Log the generator in `folder` as a pyfunc model of `run`; register it as `model`.
 
     It carries safetensors, JSON and the code it was made with (`ganlib`); no pickle. A model that a killed process
     logged and did not register is registered now, if its files are whole. Of two processes that register one key at
@@ -170,8 +171,11 @@ def _log_model(run: Run, folder: Path, key: str, digest: str) -> str:
     from pipelines import pyfunc
 
     uri = {"MLFLOW_TRACKING_URI": run.store.uri}
-    with file_errors(run.store), environment(uri), mlflow.start_run(run_id=run.id):
-        made = mlflow.pyfunc.log_model(name="generator", tags={VERSION_KEY: key}, **pyfunc.logged(folder))
+    with file_errors(run.store), scratch_folder() as scratch:
+        # DVC's cache may have put links in the folder, or files that cannot be written; MLflow takes no links
+        files = shutil.copytree(folder, Path(scratch) / "generator", copy_function=shutil.copyfile)
+        with environment(uri), mlflow.start_run(run_id=run.id):
+            made = mlflow.pyfunc.log_model(name="generator", tags={VERSION_KEY: key}, **pyfunc.logged(files))
     found = _stored_sha256(run.store, run.store.client.get_logged_model(made.model_id))
     if found != digest:
         raise StoreError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +97,21 @@ def _log(store: Store, params: Params, generator: Generator, metrics: Metrics, k
         tracking.log_metrics(run, _flat(metrics))
         with scratch_folder() as scratch:
             for folder in (PREPARED, REFERENCE, TUNED, TRAINED, EVALUATED):
-                _link_viewable(folder, Path(scratch) / folder.name)
+                _copy_viewable(folder, Path(scratch) / folder.name)
             tracking.log_folder(run, Path(scratch), "stages")
         return model_registry.register_generator(run, TRAINED / "generator", params.registered_model, key, tags)
 
 
-def _link_viewable(folder: Path, into: Path) -> None:
-    """What a person looks at: cards, grids, curves, tables; not the data and not the weights."""
+def _copy_viewable(folder: Path, into: Path) -> None:
+    """What a person looks at: cards, grids, curves, tables; not the data and not the weights.
+
+    Content only: in DVC's cache, files cannot be written, and a store on a disk would keep that and refuse the next.
+    """
     for file in sorted(folder.rglob("*")):
         within = file.relative_to(folder)
         if file.suffix in VIEWABLE and within.parts[0] != "generator":
             (into / within).parent.mkdir(parents=True, exist_ok=True)
-            (into / within).symlink_to(file.resolve())
+            shutil.copyfile(file, into / within)
 
 
 def _curves(file: Path) -> list[dict[str, Any]]:
