@@ -24,8 +24,8 @@ from packaging.requirements import Requirement
 
 from ganlib.config import ConfigError, Params, load_params
 from ganlib.scratch import scratch_folder
-from pipelines import tracking
-from pipelines._stage import StageError, project_folder
+from pipelines import model_registry, tracking
+from pipelines._stage import REGISTERED, StageError, project_folder
 from pipelines.cluster import cluster, cluster_address, on_every_node, one_line, token_file
 
 __all__ = ["Finding", "examine", "examine_cluster"]
@@ -55,7 +55,7 @@ def examine() -> Iterator[Finding]:
         return
     yield Finding("ok", f"params.yaml: {params.model} on {params.data}")
     yield from _storage(params)
-    yield _tracking(params)
+    yield from _tracking(params)
     yield _token()
     yield from _gpus()
     yield _resources(params)
@@ -117,7 +117,7 @@ def _examine_from_a_job(here: Mapping[str, str]) -> Iterator[Finding]:
                 yield from _nodes(here, marker)
             finally:
                 marker.unlink()
-            yield _tracking(params)
+            yield from _tracking(params)
             yield _remote()
             yield _fit(params, available)
     except (ConfigError, StageError, OSError) as error:
@@ -277,15 +277,23 @@ def _storage(params: Params) -> Iterator[Finding]:
         yield Finding(status, f"storage {place}: {free:.0f} GiB free", "" if status == "ok" else "make room: 5 GiB")
 
 
-def _tracking(params: Params) -> Finding:
+def _tracking(params: Params) -> Iterator[Finding]:
+    """The store, and whether it has what is registered as far as DVC knows."""
+    named, registered = model_registry.recorded_version(), None
     try:
         uri = tracking.store_uri(params.tracking)
         if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-            return Finding("ok", f"tracking store {uri}: will be made")
-        tracking.open_store(params.tracking, create=False)
+            yield Finding("ok", f"tracking store {uri}: will be made")
+        else:
+            store = tracking.open_store(params.tracking, create=False)
+            yield Finding("ok", f"tracking store {tracking.shown(uri)}")
+            registered = named and model_registry.find_version(store, *named)
     except StageError as error:
-        return Finding("fail", str(error), "start it, or change MLFLOW_TRACKING_URI or tracking.uri")
-    return Finding("ok", f"tracking store {tracking.shown(uri)}")
+        yield Finding("fail", str(error), "start it, or change MLFLOW_TRACKING_URI or tracking.uri")
+        return
+    if named and not registered:
+        what = f"the version of {named[0]} that {REGISTERED} names is not in this store, and DVC does not see that"
+        yield Finding("warn", what, "`ganlib register`")
 
 
 def _token() -> Finding:

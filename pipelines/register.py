@@ -56,7 +56,7 @@ def stage(params: Params) -> None:
     key = _key(folder, metrics, generator.spec.content_hash)
     known = model_registry.find_version(store, params.registered_model, key)
     if known:
-        _check_whole(store, known)
+        model_registry.check_whole(store, known)
     version = known or _log(store, params, generator, metrics, key)
     decision = settle(store, params, version, generator, metrics)
     with atomic_folder(REGISTERED) as out:
@@ -69,15 +69,6 @@ def stage(params: Params) -> None:
         (out / "decision.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     before = ", registered before" if known else ""
     print(f"{version.model} version {version.number}{before}: {decision.decision}: {decision.reason}")
-
-
-def _check_whole(store: Store, version: Version) -> None:
-    """Raise StageError if the version's files are not those that were registered."""
-    with scratch_folder() as scratch:
-        try:
-            model_registry.download(store, version, Path(scratch))
-        except StageError as error:
-            raise StageError(f"{error}; if they are lost, delete this version, then `dvc repro`") from error
 
 
 def _log(store: Store, params: Params, generator: Generator, metrics: Metrics, key: str) -> Version:

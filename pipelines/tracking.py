@@ -213,7 +213,8 @@ def _check_not_copied(uri: str, artifacts: str) -> None:
 def _probe_sqlite(path: Path, create: bool) -> None:
     """Open SQLite ourselves: MLflow would retry for a minute what cannot work."""
     if not create and not path.is_file():
-        raise StoreError(f"tracking store {path}: no such file; `dvc repro` makes it")
+        remedy = "`ganlib register` makes it from outputs/, `dvc repro` from data"
+        raise StoreError(f"tracking store {path}: no such file; {remedy}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path, timeout=5)) as database:
