@@ -63,16 +63,18 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     partial, old = (final.with_name(f".{final.name}.{part}") for part in ("partial", "old"))
 
     def tidy() -> None:
-        if old.exists() and not final.exists():
+        if os.path.lexists(old) and not os.path.lexists(final):
             old.rename(final)
         for leftover in (partial, old):
+            if leftover.is_symlink():  # a person's, to a folder on another disk
+                leftover.unlink()
             shutil.rmtree(leftover, ignore_errors=True)
 
     tidy()
     partial.mkdir(parents=True)
     try:
         yield partial
-        if final.exists():
+        if os.path.lexists(final):
             final.rename(old)
         partial.rename(final)
     finally:

@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 
 from ganlib.scratch import pid_namespace
+from pipelines.places import ray_folder
 from pipelines.storage import Storage, is_held
 
 __all__ = ["Leftover", "leftovers", "sweep_scratch"]
@@ -83,7 +84,7 @@ def _kind(run: str) -> str:
 
 def _ray_sessions() -> Iterator[Leftover]:
     """Session folders of Ray's that no living process names."""
-    root = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray"
+    root = ray_folder().path / "ray"
     sessions = [path for path in root.glob("session_2*") if path.is_dir() and not path.is_symlink() and _is_mine(path)]
     if not sessions:
         return

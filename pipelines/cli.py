@@ -135,6 +135,16 @@ def _images(paths: list[Path], spec: Any) -> Any:
 
 @app.command()
 @_one_line_errors
+def register() -> None:
+    """Register what outputs/ holds where the tracking store lacks it: in a new clone, or with another store."""
+    from ganlib.config import load_params
+    from pipelines.registered import ensure_registered
+
+    raise typer.Exit(ensure_registered(load_params()))
+
+
+@app.command()
+@_one_line_errors
 def lineage(model_uri: ModelURI) -> None:
     """Compare what a registered model was made from with what lies in this folder."""
     from rich.console import Console

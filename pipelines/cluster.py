@@ -22,6 +22,7 @@ import torch
 from ganlib.config import Params, ScaleConfig
 from pipelines._stage import StageError
 from pipelines.guard import restarting
+from pipelines.places import home_folder, ray_folder
 
 __all__ = [
     "TokenMissing",
@@ -49,8 +50,8 @@ class TokenMissing(StageError):
 
 
 def token_file() -> Path:
-    """Where Ray keeps the token, unless a variable names another place."""
-    return Path.home() / ".ray" / "auth_token"
+    """Where Ray keeps the token, unless a variable names another place. Raises OSError without a home folder."""
+    return home_folder() / ".ray" / "auth_token"
 
 
 def token() -> tuple[str, str]:
@@ -84,7 +85,7 @@ def _use_token() -> None:
     if "RAY_AUTH_MODE" not in os.environ:
         try:
             token()
-        except StageError:
+        except (StageError, OSError):
             return  # `cluster` says what is wrong, if a token is asked for
         os.environ["RAY_AUTH_MODE"] = "token"
 
@@ -111,6 +112,10 @@ def cluster(params: Params) -> Iterator[dict[str, float]]:
         _check_token(address, key)
     else:
         protect_token()
+        folder = ray_folder()
+        if folder.instead:
+            print(folder.instead, flush=True)
+            os.environ["RAY_TMPDIR"] = str(folder.path)
         os.environ.update({key: value for key, value in LEAN.items() if key not in os.environ})
     import ray
 
@@ -186,36 +191,38 @@ def _refuses(address: str, secret: str | None) -> bool:
 def protect_token() -> None:
     """Make the token of a cluster on this machine, readable by its owner only; Ray would make it readable by all.
 
-    One that is there keeps its value. Call it before Ray is imported, and Ray asks for it. Raises StageError if there
-    can be none.
+    One that is there keeps its value. Where the home folder cannot hold one, this process and its children have one of
+    their own. Call it before Ray is imported, and Ray asks for it.
     """
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return  # the user's own
-    file = token_file()
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not file.exists():
-            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
-                opened.write(secrets.token_hex(32))
-            try:
-                os.link(partial, file)
-            except FileExistsError:
-                pass  # another process was faster: its token counts
-            finally:
-                partial.unlink()
-        for path, mode in ((file.parent, 0o700), (file, 0o600)):
-            if path.stat().st_mode & 0o077:
-                path.chmod(mode)
-        if "ray" not in sys.modules:
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
-    except OSError as error:
-        raise StageError(
-            f"Ray's token: {file}: {error.strerror or error}; set HOME to a folder of your own that can be written, "
-            "or RAY_AUTH_TOKEN to a secret of your own"
-        ) from error
+        _make_token(token_file())
+    except OSError:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _make_token(file: Path) -> None:
+    """Raises OSError if there can be none that only the owner reads."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not file.exists():
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
+            opened.write(secrets.token_hex(32))
+        try:
+            os.link(partial, file)
+        except FileExistsError:
+            pass  # another process was faster: its token counts
+        finally:
+            partial.unlink()
+    for path, mode in ((file.parent, 0o700), (file, 0o600)):
+        if path.stat().st_mode & 0o077:
+            path.chmod(mode)
+    file.read_text()
 
 
 def usable_resources(resources: Mapping[str, float]) -> dict[str, float]:

@@ -19,14 +19,16 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import unquote
 
 from packaging.requirements import Requirement
 
 from ganlib.config import ConfigError, Params, load_params
 from ganlib.scratch import scratch_folder
-from pipelines import tracking
-from pipelines._stage import StageError, project_folder
+from pipelines import model_registry, tracking
+from pipelines._stage import REGISTERED, StageError, project_folder
 from pipelines.cluster import cluster, cluster_address, on_every_node, one_line, token_file
+from pipelines.places import ray_folder
 
 __all__ = ["Finding", "examine", "examine_cluster"]
 
@@ -55,8 +57,10 @@ def examine() -> Iterator[Finding]:
         return
     yield Finding("ok", f"params.yaml: {params.model} on {params.data}")
     yield from _storage(params)
-    yield _tracking(params)
+    yield from _tracking(params)
     yield _token()
+    if not cluster_address(params.scale):
+        yield _ray_folder()
     yield from _gpus()
     yield _resources(params)
 
@@ -117,7 +121,7 @@ def _examine_from_a_job(here: Mapping[str, str]) -> Iterator[Finding]:
                 yield from _nodes(here, marker)
             finally:
                 marker.unlink()
-            yield _tracking(params)
+            yield from _tracking(params)
             yield _remote()
             yield _fit(params, available)
     except (ConfigError, StageError, OSError) as error:
@@ -277,15 +281,28 @@ def _storage(params: Params) -> Iterator[Finding]:
         yield Finding(status, f"storage {place}: {free:.0f} GiB free", "" if status == "ok" else "make room: 5 GiB")
 
 
-def _tracking(params: Params) -> Finding:
+def _tracking(params: Params) -> Iterator[Finding]:
+    """The store, and whether it has what is registered as far as DVC knows."""
+    named, registered = model_registry.recorded_version(), None
     try:
         uri = tracking.store_uri(params.tracking)
-        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-            return Finding("ok", f"tracking store {uri}: will be made")
-        tracking.open_store(params.tracking, create=False)
+        if (file := tracking.sqlite_file(uri)) and not file.exists():
+            yield Finding("ok", f"tracking store {file}: will be made")
+        else:
+            store = tracking.open_store(params.tracking, create=False)
+            yield Finding("ok", f"tracking store {tracking.shown(uri)}")
+            if file and unquote(str(file.parent)) != str(file.parent):
+                what = (
+                    f"{file.parent}: MLflow takes a % in a path for an escape, and loads no model from there as it is"
+                )
+                yield Finding("warn", what, "give `mlflow.pyfunc.load_model` a `dst_path`, or rename the folder")
+            registered = named and model_registry.find_version(store, *named)
     except StageError as error:
-        return Finding("fail", str(error), "start it, or change MLFLOW_TRACKING_URI or tracking.uri")
-    return Finding("ok", f"tracking store {tracking.shown(uri)}")
+        yield Finding("fail", str(error), "start it, or change MLFLOW_TRACKING_URI or tracking.uri")
+        return
+    if named and not registered:
+        what = f"the version of {named[0]} that {REGISTERED} names is not in this store, and DVC does not see that"
+        yield Finding("warn", what, "`ganlib register`")
 
 
 def _token() -> Finding:
@@ -296,19 +313,28 @@ def _token() -> Finding:
         return Finding("warn", what, "unset it")
     if os.environ.get("RAY_AUTH_TOKEN"):
         return Finding("ok", "Ray's token: in RAY_AUTH_TOKEN")
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or token_file())
+    if (named := os.environ.get("RAY_AUTH_TOKEN_PATH")) and not os.access(named, os.R_OK):
+        return Finding("fail", f"RAY_AUTH_TOKEN_PATH: {named} cannot be read", "unset it, or make the file")
     try:
-        if not file.exists():
-            there = next(parent for parent in file.parents if parent.exists())
-            if os.access(there, os.W_OK):
-                return Finding("ok", f"Ray's token {file}: will be made")
-            return Finding("fail", f"Ray's token {file}: {there} cannot be written", "set HOME, or RAY_AUTH_TOKEN")
-        if file.stat().st_mode & 0o077:
-            what = f"Ray's token {file}: others on this machine may read it, and then run code as you"
-            return Finding("warn", what, f"`chmod 600 {file}`; the next run does it where Ray made the file")
+        file = Path(named) if named else token_file()
+        there = next(parent for parent in (file, *file.parents) if parent.exists())
+        if not os.access(there, os.R_OK if there == file else os.W_OK | os.X_OK):
+            raise PermissionError(f"{there} cannot be {'read' if there == file else 'written'}")
+        readable = there == file and file.stat().st_mode & 0o077
     except OSError as error:
-        return Finding("fail", f"Ray's token {file}: {error.strerror or error}", "set HOME, or RAY_AUTH_TOKEN")
-    return Finding("ok", f"Ray's token {file}: readable by you only")
+        return Finding("ok", f"Ray's token: another for each run, as the home folder holds none: {error}")
+    if readable:
+        what = f"Ray's token {file}: others on this machine may read it, and then run code as you"
+        return Finding("warn", what, f"`chmod 600 {file}`; the next run does it where Ray made the file")
+    return Finding("ok", f"Ray's token {file}: {'readable by you only' if there == file else 'will be made'}")
+
+
+def _ray_folder() -> Finding:
+    try:
+        folder = ray_folder()
+    except OSError as error:
+        return Finding("fail", str(error))
+    return Finding("warn", folder.instead) if folder.instead else Finding("ok", f"Ray's session: in {folder.path}")
 
 
 def _gpus() -> Iterator[Finding]:

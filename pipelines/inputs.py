@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
+import os
 import shutil
 import tempfile
 import uuid
@@ -62,7 +62,7 @@ def fetch(inputs: Storage) -> Path:
     """The folder on this machine that holds what was published: the storage itself, or a copy, made once a machine."""
     if inputs.local is not None:
         return inputs.local
-    place = Path(tempfile.gettempdir()) / f"ganlib-{getpass.getuser()}" / inputs.name
+    place = Path(tempfile.gettempdir()) / f"ganlib-{os.getuid()}" / inputs.name
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with FileLock(place.with_suffix(".lock")):
         if not place.exists():

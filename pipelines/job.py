@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 
 from ganlib.config import Params
 from pipelines._stage import StageError, atomic_folder, main
+from pipelines.places import home_folder
 
 __all__ = ["RESULT", "dvc_config", "jobs_folder", "pack_results", "prepare_environment", "unpack_results"]
 
@@ -47,7 +48,7 @@ _PIECE = 16_384  # characters of base64 in one line of the log: below what Ray's
 def jobs_folder(params: Params) -> Path:
     """Where jobs lie; see above. A relative `scale.storage` is below each job, so it is no place for them."""
     storage = params.scale.storage or ""
-    return Path(storage) / "jobs" if storage.startswith("/") else Path.home() / ".ganlib" / "jobs"
+    return Path(storage) / "jobs" if storage.startswith("/") else home_folder() / ".ganlib" / "jobs"
 
 
 def prepare_environment(params: Params) -> Path:

@@ -7,14 +7,16 @@ is there. Calls raise StoreError where the store does not answer; as in `trackin
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ganlib.scratch import scratch_folder
-from pipelines._stage import StageError
+from pipelines._stage import REGISTERED, StageError
 from pipelines.tracking import (
     AGAIN,
     Run,
@@ -30,9 +32,11 @@ from pipelines.tracking import (
 
 __all__ = [
     "Version",
+    "check_whole",
     "download",
     "find_version",
     "folder_sha256",
+    "recorded_version",
     "register_generator",
     "set_alias",
     "tag_version",
@@ -107,10 +111,29 @@ def version_by_uri(store: Store, uri: str) -> Version:
             version_by_alias(store, name, alias) if alias else _version(store.client.get_model_version(name, number))
         )
     except MlflowException as error:
-        raise StageError(f"{uri}: not in {shown(store.uri)}: {error_text(error, store.uri)}") from error
+        reason = error_text(error, store.uri)
+        raise StageError(f"{uri}: not in {shown(store.uri)}: {reason}{_remedy(store, name)}") from error
     if found is None:
-        raise StageError(f"{uri}: not in {shown(store.uri)}: there is no such model, or it has no alias {alias!r}")
+        reason = f"there is no such model, or it has no alias {alias!r}"
+        raise StageError(f"{uri}: not in {shown(store.uri)}: {reason}{_remedy(store, name)}")
     return found
+
+
+def recorded_version() -> tuple[str, str] | None:
+    """The model and the key of the version that `outputs/register` names, or None if nothing was registered."""
+    try:
+        decision = json.loads((REGISTERED / "decision.json").read_text(encoding="utf-8"))
+        return str(decision["model"]), str(decision["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remedy(store: Store, model: str) -> str:
+    """What a message ends with where the model could be registered from what is here."""
+    named = recorded_version()
+    if named is None or named[0] != model or find_version(store, *named):
+        return ""
+    return f"; `ganlib register` registers there what {REGISTERED} names"
 
 
 def _version(found: Any) -> Version:
@@ -118,7 +141,7 @@ def _version(found: Any) -> Version:
 
 
 def register_generator(run: Run, folder: Path, model: str, key: str, tags: Mapping[str, str]) -> Version:
-    """Log the generator in `folder`, named `generator`, as a pyfunc model of `run`; register it as `model`.
+    """Log the generator in `folder` as a pyfunc model of `run`; register it as `model`.
 
     It carries safetensors, JSON and the code it was made with (`ganlib`); no pickle. A model that a killed process
     logged and did not register is registered now, if its files are whole. Of two processes that register one key at
@@ -170,8 +193,11 @@ def _log_model(run: Run, folder: Path, key: str, digest: str) -> str:
     from pipelines import pyfunc
 
     uri = {"MLFLOW_TRACKING_URI": run.store.uri}
-    with file_errors(run.store), environment(uri), mlflow.start_run(run_id=run.id):
-        made = mlflow.pyfunc.log_model(name="generator", tags={VERSION_KEY: key}, **pyfunc.logged(folder))
+    with file_errors(run.store), scratch_folder() as scratch:
+        # DVC's cache may have put links in the folder, or files that cannot be written; MLflow takes no links
+        files = shutil.copytree(folder, Path(scratch) / "generator", copy_function=shutil.copyfile)
+        with environment(uri), mlflow.start_run(run_id=run.id):
+            made = mlflow.pyfunc.log_model(name="generator", tags={VERSION_KEY: key}, **pyfunc.logged(files))
     found = _stored_sha256(run.store, run.store.client.get_logged_model(made.model_id))
     if found != digest:
         raise StoreError(
@@ -216,6 +242,15 @@ def download(store: Store, version: Version | str, into: Path) -> Path:
     if expected is not None and folder_sha256(folder) != expected:
         raise StageError(f"{found.uri}: its files are damaged: they are not those that were registered")
     return folder
+
+
+def check_whole(store: Store, version: Version) -> None:
+    """Raise StageError if the version's files are not those that were registered."""
+    with scratch_folder() as scratch:
+        try:
+            download(store, version, Path(scratch))
+        except StageError as error:
+            raise StageError(f"{error}; if they are lost, delete this version, then `ganlib register`") from error
 
 
 def _download(store: Store, uri: str, into: Path) -> Path:

@@ -115,7 +115,7 @@ def logged(folder: Path) -> dict[str, Any]:
     names += ["attributes"] if generator.game.attributes else []
     return {
         "python_model": __file__,
-        "artifacts": {"generator": str(folder.resolve())},
+        "artifacts": {"generator": folder.resolve().as_uri()},  # MLflow takes a path for an address, too
         # The model runs with the code it was made with, wherever it is loaded.
         "code_paths": [str(Path(ganlib.__file__).parent)],
         "pip_requirements": [f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def stage(params: Params) -> None:
     key = _key(folder, metrics, generator.spec.content_hash)
     known = model_registry.find_version(store, params.registered_model, key)
     if known:
-        _check_whole(store, known)
+        model_registry.check_whole(store, known)
     version = known or _log(store, params, generator, metrics, key)
     decision = settle(store, params, version, generator, metrics)
     with atomic_folder(REGISTERED) as out:
@@ -68,15 +69,6 @@ def stage(params: Params) -> None:
         (out / "decision.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     before = ", registered before" if known else ""
     print(f"{version.model} version {version.number}{before}: {decision.decision}: {decision.reason}")
-
-
-def _check_whole(store: Store, version: Version) -> None:
-    """Raise StageError if the version's files are not those that were registered."""
-    with scratch_folder() as scratch:
-        try:
-            model_registry.download(store, version, Path(scratch))
-        except StageError as error:
-            raise StageError(f"{error}; if they are lost, delete this version, then `dvc repro`") from error
 
 
 def _log(store: Store, params: Params, generator: Generator, metrics: Metrics, key: str) -> Version:
@@ -96,18 +88,21 @@ def _log(store: Store, params: Params, generator: Generator, metrics: Metrics, k
         tracking.log_metrics(run, _flat(metrics))
         with scratch_folder() as scratch:
             for folder in (PREPARED, REFERENCE, TUNED, TRAINED, EVALUATED):
-                _link_viewable(folder, Path(scratch) / folder.name)
+                _copy_viewable(folder, Path(scratch) / folder.name)
             tracking.log_folder(run, Path(scratch), "stages")
         return model_registry.register_generator(run, TRAINED / "generator", params.registered_model, key, tags)
 
 
-def _link_viewable(folder: Path, into: Path) -> None:
-    """What a person looks at: cards, grids, curves, tables; not the data and not the weights."""
+def _copy_viewable(folder: Path, into: Path) -> None:
+    """What a person looks at: cards, grids, curves, tables; not the data and not the weights.
+
+    Content only: in DVC's cache, files cannot be written, and a store on a disk would keep that and refuse the next.
+    """
     for file in sorted(folder.rglob("*")):
         within = file.relative_to(folder)
         if file.suffix in VIEWABLE and within.parts[0] != "generator":
             (into / within).parent.mkdir(parents=True, exist_ok=True)
-            (into / within).symlink_to(file.resolve())
+            shutil.copyfile(file, into / within)
 
 
 def _curves(file: Path) -> list[dict[str, Any]]:

@@ -50,6 +50,7 @@ __all__ = [
     "retry_on_conflict",
     "run",
     "shown",
+    "sqlite_file",
     "store_errors",
     "store_uri",
 ]
@@ -119,9 +120,23 @@ def store_uri(config: TrackingConfig) -> str:
                 "set MLFLOW_TRACKING_URI in the environment instead"
             )
     uri = variable or config.uri or "sqlite:///mlflow.db"
-    if uri.startswith("sqlite:///"):
-        return f"sqlite:///{project_folder() / uri.removeprefix('sqlite:///')}"
-    return uri
+    if (file := sqlite_file(uri)) is None:
+        return uri
+    address = make_url(uri).set(database=str(project_folder() / file))
+    if unquote(text := address.render_as_string(hide_password=False)) == text:
+        return text
+    # MLflow would make the folder that the escaped path names, unless the driver is named
+    return address.set(drivername="sqlite+pysqlite").render_as_string(hide_password=False)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite store, as SQLAlchemy reads the address: what is special in one is escaped in it."""
+    from sqlalchemy.engine import make_url
+
+    if not uri.startswith("sqlite"):
+        return None
+    database = make_url(uri).database
+    return None if not database or database.startswith(("file:", ":memory:")) else Path(database)
 
 
 def shown(uri: str) -> str:
@@ -140,7 +155,7 @@ def shown(uri: str) -> str:
     hidden_user = "***@" if parts.username is not None or user else ""
     port = "" if parts.port is None else f":{parts.port}"
     database = "" if parts.database is None else f"/{parts.database}"
-    path = re.split("[?;#]", database)[0]
+    path = database if scheme.startswith("sqlite") else re.split("[?;#]", database)[0]
     return f"{scheme}://{hidden_user}{host}{port}{path}{'?***' if parts.query or path != database else ''}"
 
 
@@ -152,8 +167,8 @@ def open_store(config: TrackingConfig, *, create: bool = True) -> Store:
     use it.
     """
     uri = store_uri(config)
-    if uri.startswith("sqlite:"):
-        _probe_sqlite(Path(uri.partition("///")[2].partition("?")[0]), create)
+    if file := sqlite_file(uri):
+        _probe_sqlite(file, create)
     _quiet()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -199,10 +214,10 @@ def _create_experiment(client: Any, name: str, uri: str) -> Any:
 
 def _check_not_copied(uri: str, artifacts: str) -> None:
     """Raise StageError if the project's own SQLite file came from another folder: it names that one's artifacts."""
-    place = urlsplit(artifacts)
-    if not uri.startswith("sqlite:") or place.scheme not in ("", "file"):
+    place, file = urlsplit(artifacts), sqlite_file(uri)
+    if file is None or place.scheme not in ("", "file"):
         return
-    file, folder = Path(uri.partition("///")[2].partition("?")[0]), Path(unquote(place.path))
+    folder = Path(unquote(place.path))
     if file.is_relative_to(project_folder()) and not folder.is_relative_to(project_folder()):
         raise StageError(
             f"tracking store {file} came from another folder: its artifacts lie in {folder}; move it away and a new "
@@ -213,7 +228,8 @@ def _check_not_copied(uri: str, artifacts: str) -> None:
 def _probe_sqlite(path: Path, create: bool) -> None:
     """Open SQLite ourselves: MLflow would retry for a minute what cannot work."""
     if not create and not path.is_file():
-        raise StoreError(f"tracking store {path}: no such file; `dvc repro` makes it")
+        remedy = "`ganlib register` makes it from outputs/, `dvc repro` from data"
+        raise StoreError(f"tracking store {path}: no such file; {remedy}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path, timeout=5)) as database:

@@ -226,6 +226,40 @@ def test_an_experiment_in_a_folder_of_its_own_registers_where_the_others_do(firs
     assert f"ganlib-digits version {before + 1}:" in output
 
 
+def test_another_store_gets_the_version_by_one_command(first, second, outputs):
+    project, _ = first
+    before = read(outputs / "register/decision.json")
+    project.env["MLFLOW_TRACKING_URI"] = f"sqlite:///{project.folder.parent}/elsewhere.db"
+    try:
+        assert ran(project.run("dvc", "repro")) == []  # DVC does not see it
+        assert ran(project.run("ganlib", "register")) == ["register"]
+        assert "registered before" in project.run("ganlib", "register")
+        assert ran(project.run("dvc", "repro")) == []
+        found = read(outputs / "register/decision.json")
+        assert (found["key"], found["version"], found["decision"]) == (before["key"], 1, "promoted")
+    finally:
+        del project.env["MLFLOW_TRACKING_URI"]
+    assert f"version {before['version']}" in project.run("ganlib", "register")
+
+
+@pytest.mark.parametrize("cache", ["symlink", "hardlink"])
+def test_every_stage_but_the_long_ones_works_on_links_into_the_cache(first, second, cache):
+    project, _ = first
+    project.run("dvc", "config", "cache.type", cache)
+    project.run("dvc", "checkout", "--relink", "--force")
+    weights = project.folder / "outputs/train/generator/generator.safetensors"
+    assert weights.is_symlink() if cache == "symlink" else weights.stat().st_nlink > 1
+    try:
+        for stage in ("reference", "evaluate", "register"):
+            project.run("dvc", "repro", "--force", "--single-item", stage)
+        project.run("ganlib", "sample", "outputs/train/generator", "-o", "linked.png")
+        # a new version
+        assert ran(project.run("dvc", "exp", "run", "-S", "train.kimg=1", "-S", "train.report_kimg=0.5")) == STAGES[3:]
+    finally:
+        project.run("dvc", "config", "--unset", "cache.type")
+        project.run("dvc", "checkout", "--relink", "--force")
+
+
 TOY = '''
 """A generator of one layer against a discriminator of one: the least there is."""
 

@@ -12,6 +12,7 @@ import pytest
 from ganlib.scratch import scratch_folder
 from pipelines import clean
 from pipelines.clean import leftovers, sweep_scratch
+from pipelines.places import RayFolder
 from pipelines.storage import Storage, exclusive
 
 DAY = 86400
@@ -22,7 +23,7 @@ def temporary(tmp_path, monkeypatch):
     """A temporary folder of its own, so that nobody's leftovers are touched."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(clean, "ray_folder", lambda: RayFolder(tmp_path / "tmp"))
     return tmp_path / "tmp"
 
 

@@ -109,11 +109,15 @@ def test_no_token_is_made_where_the_user_has_said_otherwise(home, monkeypatch, v
     assert list(home.iterdir()) == []
 
 
-def test_a_home_that_cannot_be_written_is_named(home, monkeypatch):
+def test_without_a_home_that_can_be_written_each_run_has_a_token_of_its_own(home, monkeypatch):
     (home / "file").touch()
     monkeypatch.setenv("HOME", str(home / "file"))
-    with pytest.raises(StageError, match=r"^Ray's token: .*/file/\.ray/auth_token: .*; set HOME to .* RAY_AUTH_TOKEN"):
-        cluster.protect_token()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")  # so that what is set is taken back after the test
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    cluster.protect_token()
+    secret, place = cluster.token()
+    assert place == "RAY_AUTH_TOKEN"
+    assert re.fullmatch(r"[0-9a-f]{64}", secret)
 
 
 def test_a_token_is_looked_for_where_ray_does(home, monkeypatch):

@@ -117,13 +117,34 @@ def test_a_ray_without_a_token_is_noticed(home, monkeypatch):
 
 
 def test_a_home_that_cannot_be_written_is_noticed(home, monkeypatch):
-    monkeypatch.setattr("os.access", lambda *_: False)
-    status, what, remedy = doctor._token()
-    assert (status, remedy) == ("fail", "set HOME, or RAY_AUTH_TOKEN")
-    assert what == f"Ray's token {home}/.ray/auth_token: {home} cannot be written"
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
     (home / "file").touch()
     monkeypatch.setenv("HOME", str(home / "file"))
+    assert doctor._token().what.startswith("Ray's token: another for each run, as the home folder holds none: ")
+    monkeypatch.setattr(Path, "home", nobody)
+    assert doctor._token() == (
+        "ok",
+        "Ray's token: another for each run, as the home folder holds none: "
+        "HOME: not set, and this user has no home folder; set it to a folder of your own",
+        "",
+    )
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "none"))
     assert doctor._token().status == "fail"
+
+
+def test_a_temporary_folder_that_is_too_long_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    assert doctor._ray_folder() == ("ok", "Ray's session: in /tmp", "")
+    monkeypatch.setenv("TMPDIR", f"/tmp/{'long' * 10}")
+    status, what, _ = doctor._ray_folder()
+    assert status == "warn"
+    assert "too long for Ray's sockets: Ray's session is in /tmp, or where RAY_TMPDIR says" in what
+    monkeypatch.setenv("RAY_TMPDIR", f"/tmp/{'long' * 10}")
+    status, what, _ = doctor._ray_folder()
+    assert (status, what.split(":")[0]) == ("fail", "RAY_TMPDIR")
 
 
 def test_a_cluster_is_named_and_how_to_look_at_it(home, params, monkeypatch):

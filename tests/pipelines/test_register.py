@@ -84,6 +84,34 @@ def test_again_changes_nothing(stage):
     assert aliases() == (1, None)
 
 
+@pytest.mark.parametrize("cache", ["hardlink", "symlink", "copy"])
+def test_outputs_out_of_any_cache_of_dvcs_are_registered(train, params, project, monkeypatch, cache):
+    monkeypatch.setattr(gate, "_compare", lambda *_: compared(-2.0, -1.0))
+    monkeypatch.setattr(register, "fingerprint", lambda *_: "train-0")
+
+    def relink():
+        """As `dvc checkout --relink` does; linked files cannot be written."""
+        for number, file in enumerate(file for file in (project / "outputs").rglob("*") if file.is_file()):
+            kept = file.rename(project / f"cache-{cache}-{number}")
+            if cache == "copy":
+                shutil.copyfile(kept, file)
+            else:
+                kept.chmod(0o444)
+                file.symlink_to(kept) if cache == "symlink" else file.hardlink_to(kept)
+
+    for coverage, version in ((0.8, 1), (0.9, 2)):  # evaluated anew: a version of the same run
+        train(0, metrics(coverage=coverage))
+        relink()
+        register.stage(params)
+        assert json.loads(Path("outputs/register/decision.json").read_text())["version"] == version
+        shutil.rmtree(project / "outputs")
+    kept = [path for path in (project / "mlartifacts").rglob("*") if path.is_file()]
+    assert {"generator.safetensors", "curves.csv"} <= {path.name for path in kept}
+    assert not any(path.is_symlink() for path in kept)
+    # or an ordinary user could not log them again
+    assert all(path.stat().st_mode & 0o200 for path in kept)
+
+
 def test_again_respects_a_persons_rollback(stage):
     stage(weights=0)
     stage(weights=1)

@@ -26,6 +26,20 @@ def test_the_new_folder_takes_the_place_of_the_old(final):
     assert [path.name for path in final.parent.iterdir()] == ["out"]
 
 
+def test_a_folder_that_is_a_link_to_another_disk_is_replaced_and_what_it_leads_to_stays(final):
+    disk = final.rename(final.with_name("disk"))
+    for content in ("new", "newer"):
+        final.symlink_to(disk)
+        write(final, content)
+        assert (final / "file").read_text() == content
+        assert (disk / "file").read_text() == "old"
+        (final / "file").unlink()
+        final.rmdir()
+    final.symlink_to(final.with_name("lost"))
+    write(final, "newest")
+    assert sorted(path.name for path in final.parent.iterdir()) == ["disk", "out"]
+
+
 def test_the_old_folder_stays_if_the_new_cannot_take_its_place(final, monkeypatch):
     rename = Path.rename
 
