@@ -242,8 +242,8 @@ def test_another_store_gets_the_version_by_one_command(first, second, outputs):
     assert f"version {before['version']}" in project.run("ganlib", "register")
 
 
-@pytest.mark.parametrize("cache", ["symlink", "hardlink"])
-def test_every_stage_but_the_long_ones_works_on_links_into_the_cache(first, second, cache):
+@pytest.mark.parametrize(("cache", "kimg"), [("symlink", 1), ("hardlink", 2)])
+def test_every_stage_but_the_long_ones_works_on_links_into_the_cache(first, second, cache, kimg):
     project, _ = first
     project.run("dvc", "config", "cache.type", cache)
     project.run("dvc", "checkout", "--relink", "--force")
@@ -254,7 +254,8 @@ def test_every_stage_but_the_long_ones_works_on_links_into_the_cache(first, seco
             project.run("dvc", "repro", "--force", "--single-item", stage)
         project.run("ganlib", "sample", "outputs/train/generator", "-o", "linked.png")
         # a new version
-        assert ran(project.run("dvc", "exp", "run", "-S", "train.kimg=1", "-S", "train.report_kimg=0.5")) == STAGES[3:]
+        shorter = flags({"train.kimg": kimg, "train.report_kimg": 0.5})
+        assert ran(project.run("dvc", "exp", "run", *shorter)) == STAGES[3:]
     finally:
         project.run("dvc", "config", "--unset", "cache.type")
         project.run("dvc", "checkout", "--relink", "--force")

@@ -1,9 +1,14 @@
-"""A project folder with a migrated, empty tracking store, and a "trained" generator in it."""
+"""A project folder with a migrated, empty tracking store, a "trained" generator in it, and commands to disturb."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -72,3 +77,30 @@ def train(project):
         (tuned / "best_params.yaml").write_text("{}\n")
 
     return write
+
+
+@pytest.fixture
+def start(project):
+    """Start the command in the project, or else the stage `train`, as a person does: a script's background jobs, and
+    all that they start, are deaf to Ctrl-C. What a failed test leaves running is killed."""
+    started = []
+
+    def begin(*command: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            ["env", "--default-signal=INT", *(command or (sys.executable, "-m", "pipelines.train"))],
+            cwd=project.folder,
+            env=project.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()

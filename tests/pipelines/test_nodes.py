@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from test_reliability import SHORT, forget, read_until, reports, start
+from test_reliability import KIMG, SHORT, forget, read_until, reports
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(600)]
 
@@ -60,19 +60,19 @@ def cluster(project):
     process.communicate(timeout=60)
 
 
-def test_two_nodes_and_then_one(project, alone, cluster, object_store):
+def test_two_nodes_and_then_one(project, alone, cluster, object_store, start):
     """As many workers as the cluster holds: two, then one, after a node was killed; checkpoints in an object store."""
     forget(project)
     project.edit({"scale.num_workers": [1, 2], "scale.storage": object_store.replace("kept", "nodes")})
     project.env.update({name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")})
-    process = start(project)
+    process = start()
     read_until(process, 2)
     cluster.stdin.write("kill\n")
     cluster.stdin.flush()
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
     assert "training goes on from" in output
-    assert reports(output)[-1] == pytest.approx(12, abs=0.1)
+    assert reports(output)[-1] == pytest.approx(KIMG, abs=0.1)
     # the same batches in the same order, but two sum in another order than one, which training magnifies
     mine = losses(project)
     assert mine[:2] == pytest.approx(alone[:2], rel=2e-3)

@@ -43,33 +43,6 @@ def project(checkout):
     return project
 
 
-@pytest.fixture
-def start(project):
-    """Start the command, or else the stage `train`, as a person does: a script's background jobs, and all that they
-    start, are deaf to Ctrl-C. What a failed test leaves running is killed."""
-    started = []
-
-    def begin(*command: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            ["env", "--default-signal=INT", *(command or (sys.executable, "-m", "pipelines.train"))],
-            cwd=project.folder,
-            env=project.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
-
-    yield begin
-    for process in started:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-
-
 def reports(output: str) -> list[float]:
     """kimg of each line printed."""
     return [float(line.split()[0]) for line in output.splitlines() if " kimg " in line and " images/s " in line]
