@@ -160,9 +160,7 @@ def _load(store: Store, version: Version, scratch: Path) -> Generator | str:
     try:
         return load_generator(model_registry.download(store, version, scratch), default_device())
     except (ValueError, StageError) as error:
-        model_registry.version_by_alias(
-            store, version.model, CHAMPION
-        )  # a store that is lost refuses nobody: it raises
+        model_registry.version_by_alias(store, version.model, CHAMPION)  # raises where the store is lost
         return str(error)
 
 

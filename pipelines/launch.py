@@ -225,7 +225,7 @@ def run_workers(job: Job, scale: ScaleConfig, *, key: str, run: Storage, callbac
         except (TrainingFailedError, RayError) as error:
             reason = cause(error)
             if (final := permanent(error)) is not None:
-                if isinstance(final, OSError):
+                if isinstance(final, OSError) and not isinstance(final, DamagedShard):  # which names its file
                     raise StageError(f"{run.address}: {final.strerror or final}; {AGAIN}") from error
                 raise final from error
             before, start = start, checkpoints.newest()

@@ -18,7 +18,7 @@ from ganlib.config import ConfigError, Params, ResolvedScale, override, parse_pa
 from ganlib.health import Diverged
 from pipelines._stage import StageError
 from pipelines.checkpoints import Checkpoints
-from pipelines.cluster import cluster
+from pipelines.cluster import cluster, one_line
 from pipelines.halving import Outcome, Trial
 from pipelines.launch import QUALITY, Job, keep, run_workers, train_worker
 from pipelines.scale import check_resources, gpu_slots, resolve_scale, resources_per_worker
@@ -98,7 +98,7 @@ class TrialRunner:
         for result in results:
             if result.error is not None:
                 name = (result.config or {}).get("name", "a trial")
-                raise StageError(f"tune: {name} failed: {_last_line(result.error)}; `dvc repro` tries it again")
+                raise StageError(f"tune: {name} failed: {one_line(result.error)}; `dvc repro` tries it again")
 
 
 def _trial(
@@ -169,9 +169,3 @@ def _progress() -> Any:
                 print(f"{trial}  {result['kimg']:7.1f} kimg  {QUALITY} {result[QUALITY]:.3g}", flush=True)
 
     return Progress()
-
-
-def _last_line(error: Exception) -> str:
-    """The exception itself, below the traceback that Ray wraps it in."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -59,3 +59,24 @@ def test_a_registered_model_made_by_two_processes_at_once_is_one(store, monkeypa
     model_registry._create_registered_model(store, "m")
     with pytest.raises(tracking.StoreError, match="name"), tracking.store_errors(store):
         model_registry._create_registered_model(store, "no/name")
+
+
+@pytest.mark.parametrize(("refusals", "works"), [(0, True), (2, True), (9, False)])
+def test_what_another_process_set_at_the_same_moment_is_set_again(refusals, works):
+    """MLflow looks for a tag or an alias and then inserts it: the later of two that set it first is refused."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST
+
+    left, made = iter(range(refusals)), []
+
+    def write(*args):
+        if next(left, None) is not None:
+            raise MlflowException("UNIQUE constraint failed", error_code=BAD_REQUEST)
+        made.append(args)
+
+    if works:
+        tracking.retry_on_conflict(write, "champion", "1")
+        assert made == [("champion", "1")]
+    else:
+        with pytest.raises(MlflowException, match="UNIQUE"):
+            tracking.retry_on_conflict(write, "champion", "1")
