@@ -39,7 +39,8 @@ __all__ = [
 SAMPLES = "samples"
 
 Samples = Mapping[str, Any]
-"""`sample` `[N, ...]` in [-1, 1]; where there are such, `label`, or `given` and `target`. Tensors, or `shards.Rows`"""
+"""`sample` `[N, ...]`; where there is such, `label`, `target`, the parts that were given and what is `naive`ly made of
+them. Tensors, or `shards.LazyRows`"""
 
 Metrics = dict[str, dict[str, dict[str, float]]]
 """`{space or "samples": {metric: {"value", "low", "high", "floor", "copy"}}}`; the floor where there is one, and what
@@ -72,22 +73,35 @@ def draw(generator: Generator, prepared: str | Path, n: int, *, seed: int, batch
     if not generator.translates:
         made = _rows(n, size, lambda rows: generator.sample(n, seed=seed, batch=size, rows=rows)["sample"])
         return {"sample": made, **generator.conditions(n)}
-    stored = shards.stored(prepared, "test", limit=n)["sample"]
-    n, decode = len(stored), registry.load("data", spec.kind).decode
-    given = _rows(n, size, lambda rows: spec.split(decode(stored[rows]))[0])
-    target = _rows(n, size, lambda rows: spec.split(decode(stored[rows]))[1])
-    made = _rows(n, size, lambda rows: generator.translate(given[rows], seed=seed, batch=size, first=rows.start))
-    return {"sample": made, "given": given, "target": target}
+    stored, kind = shards.stored(prepared, "test", limit=n), spec.kind
+    n = len(stored["sample"])
+    real = {
+        name: _rows(n, size, lambda rows, name=name: kind.decode(spec.sample, name, stored[name][rows]))  # type: ignore[misc]
+        for name in spec.parts
+    }
+
+    def given(rows: slice) -> dict[str, Tensor]:
+        return {name: real[name][rows] for name in spec.given}
+
+    samples = {name: real[name] for name in spec.given}
+    samples["sample"] = _rows(
+        n, size, lambda rows: generator.translate(given(rows), seed=seed, batch=size, first=rows.start)
+    )
+    if kind.ALIGNED:
+        samples["target"] = real["sample"]
+    if (naive := kind.naive) is not None:
+        samples["naive"] = _rows(n, size, lambda rows: naive(spec.sample, given(rows)))
+    return samples
 
 
-def _rows(n: int, size: int, make: Callable[[slice], Tensor]) -> shards.Rows:
+def _rows(n: int, size: int, make: Callable[[slice], Tensor]) -> shards.LazyRows:
     """`n` rows, made `size` at a time."""
     parts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
-    return shards.Rows([part.stop for part in parts], lambda i: make(parts[i]))
+    return shards.LazyRows([part.stop for part in parts], lambda i: make(parts[i]))
 
 
 def _at_a_time(spec: Spec, batch: int) -> int:
-    return min(batch, shards.few(spec.shape))
+    return min(batch, shards.rows_per_chunk(spec.size))
 
 
 def measurable(reference: Reference, *, labelled: bool) -> list[str]:
@@ -95,7 +109,7 @@ def measurable(reference: Reference, *, labelled: bool) -> list[str]:
     that is told a class are `labelled`."""
     modality = reference.spec.modality
     sections = {space: ["features", "nearest"] for space in reference.spaces}
-    if reference.spec.given:
+    if reference.spec.given and reference.spec.kind.ALIGNED:
         sections[SAMPLES] = list(_scoring(modality))
     elif reference.classifier is not None:
         sections[SAMPLES] = ["predicted", "label"] if labelled else ["predicted"]
@@ -108,7 +122,7 @@ def evaluate(
     """Measure samples, of which `look` may have `seen` all, against the first N of test: by themselves, by the `label`
     that was asked for, by the `target` that they should be.
 
-    `floor` is the score of the first N training examples in the fakes' place, `copy` that of `given`. Raises
+    `floor` is the score of the first N training examples in the fakes' place, `copy` that of `naive`. Raises
     ValueError if there are fewer.
     """
     spec, n = reference.spec, len(samples["sample"])
@@ -117,9 +131,9 @@ def evaluate(
     fakes = seen or look(samples, reference, cfg.batch)
     reals, floors = (_of_split(reference, split, n, reference.spaces) for split in ("test", "train"))
     copies: Seen = {}
-    if "given" in samples:
-        copied = _rows(n, _at_a_time(spec, cfg.batch), lambda rows: _as_made(samples["given"][rows], spec))
-        copies = look({"sample": copied, "target": samples["target"]}, reference, cfg.batch)
+    if "naive" in samples:
+        copied = {"sample": samples["naive"], **{name: samples[name] for name in ("target",) if name in samples}}
+        copies = look(copied, reference, cfg.batch)
     found: Metrics = {}
     for section, fake in fakes.items():
         real = reals.get(section, fake)  # what is compared with its target needs nothing else
@@ -155,12 +169,6 @@ def look(samples: Samples, reference: Reference, batch: int, spaces: Iterable[st
     if "target" in samples:
         seen[SAMPLES] = {name: torch.cat(found) for name, found in scores.items()}
     return seen
-
-
-def _as_made(given: Tensor, spec: Spec) -> Tensor:
-    """Given images in the fakes' place, grey where the target is and as often as it has channels."""
-    channels = spec.shape[0] - spec.given
-    return given if given.shape[1] == channels else given.mean(1, keepdim=True).expand(-1, channels, -1, -1)
 
 
 def compare(

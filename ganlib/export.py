@@ -5,8 +5,8 @@ The JSON names a family of `ganlib/models` and its configuration; both are valid
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from ganlib import registry
 from ganlib._config import Config
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Game, Sample, map_tensors, tensors_of
+from ganlib.game import Batch, Game, Sample, map_tensors, sample_of, tensors_of
 from ganlib.noise import Noise
 
 __all__ = ["Generator", "load_generator", "save_generator"]
 
-FORMAT = 1
+FORMAT = 2
 _ATTRIBUTES = "attributes of real examples"  # no module's state can have a name with spaces
 
 
@@ -49,10 +49,11 @@ def save_generator(
     described = {
         "format": FORMAT,
         "network": network.model_dump(mode="json"),
-        "spec": dataclasses.asdict(spec),
+        "spec": json.loads(spec.to_json()),
         "about": about or {},
     }
-    (directory / "generator.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+    # in the order in which it is: a configuration may depend on it
+    (directory / "generator.json").write_text(json.dumps(described, indent=2) + "\n")
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class Generator:
 
     @property
     def translates(self) -> bool:
-        """Whether it makes something of an image that it is given."""
-        return self.game.latent is None
+        """Whether it makes samples of parts that it is given."""
+        return bool(self.spec.given)
 
     def sample(
         self,
@@ -86,7 +87,7 @@ class Generator:
         batch: int = 100,
         rows: slice = slice(None),
     ) -> dict[str, Tensor]:
-        """`n` samples, or these `rows` of them, under `"sample"`, float in [−1, 1], `[n, *spec.shape]`; if
+        """`n` samples, or these `rows` of them, under `"sample"`, float, `[n, *spec.shape]`; if
         conditional, `"label"` int64 `[n]` or `"attributes"` `[n, A]`.
 
         Sample i is a function of (seed, i, condition, truncation), to rounding for any `n` and `batch`. Without `label`
@@ -98,7 +99,7 @@ class Generator:
         if truncation is not None and not truncation > 0:
             raise ValueError(f"truncation: a number above 0 is wanted, found {truncation}")
         if self.game.latent is None:
-            raise ValueError("this generator translates: it needs images to start from")
+            raise ValueError(f"this generator needs to be given {', '.join(self.spec.given)}")
         told = {name: cond[rows] for name, cond in self.conditions(n, label, attributes).items()}
         inputs = self.game.latent(Noise(seed, "sample", size=n, rows=rows), truncation)
         return {"sample": self._play(inputs, next(iter(told.values()), None), batch), **told}
@@ -110,28 +111,40 @@ class Generator:
         told = {"label": self._labels(n, label), "attributes": self._attributes(n, attributes)}
         return {name: cond for name, cond in told.items() if cond is not None}
 
-    def translate(self, given: Tensor, *, seed: int = 0, batch: int = 100, first: int = 0) -> Tensor:
-        """What the generator makes of images `[N, C, H, W]` in [−1, 1], the same size, as many channels as it makes.
+    def translate(self, given: Mapping[str, Tensor], *, seed: int = 0, batch: int = 100, first: int = 0) -> Tensor:
+        """What the generator makes of given parts, each `[N, *shape]` as networks see it: samples `[N, *spec.shape]`.
 
-        The noise of an image depends on the seed and its place alone, which is `first` for the first. Raises ValueError
-        for images that are not like those it was trained on, or a generator that needs none.
+        The noise of an example depends on the seed and its place alone, which is `first` for the first. Raises
+        ValueError for parts that are not like those it was trained on, or a generator that needs none.
         """
         if not self.translates:
-            raise ValueError("this generator makes samples of noise: it takes no images")
-        wanted = (self.spec.given, *self.spec.shape[1:])
-        if tuple(given.shape[1:]) != wanted:
-            raise ValueError(f"images of shape {list(wanted)} are wanted, found {list(given.shape[1:])}")
-        made = given.new_zeros(len(given), self.spec.shape[0] - self.spec.given, *self.spec.shape[1:])
-        if not len(given):
-            return made
-        pairs, parts = torch.cat([given, made], 1), []
-        for start in range(0, len(given), batch):
-            part = pairs[start : start + batch]
-            rows = slice(first + start, first + start + len(part))
+            raise ValueError("this generator makes samples of noise: it is given nothing")
+        n = self._check_given(given)
+        if not n:
+            return torch.zeros(0, *self.spec.shape)
+        parts = []
+        for start in range(0, n, batch):
+            part = {name: x[start : start + batch] for name, x in given.items()}
+            rows = slice(first + start, first + min(start + batch, n))
             noise = Noise(seed, "sample", size=rows.stop, rows=rows)
-            deal = self.game.deal(Batch({"sample": part}, noise, training=False))
+            unknown = torch.zeros(rows.stop - rows.start, *self.spec.shape)
+            deal = self.game.deal(Batch({**part, "sample": unknown}, noise, training=False))
             parts.append(self._play(deal.inputs, deal.cond, batch))
         return torch.cat(parts)
+
+    def _check_given(self, given: Mapping[str, Tensor]) -> int:
+        """How many examples are given. Raises ValueError where they are not as the spec says."""
+        if given.keys() != set(self.spec.given):
+            raise ValueError(
+                f"expected {', '.join(self.spec.given)} to be given, found {', '.join(given) or 'nothing'}"
+            )
+        for name, x in given.items():
+            shape = self.spec.parts[name].shape
+            if tuple(x.shape[1:]) != shape:
+                raise ValueError(f"{name}: expected shape {list(shape)}, found {list(x.shape[1:])}")
+        if len({len(x) for x in given.values()}) != 1:
+            raise ValueError(f"as many of each are expected to be given, found {[len(x) for x in given.values()]}")
+        return len(next(iter(given.values())))
 
     @torch.inference_mode()
     def _play(self, inputs: Sample, cond: Tensor | None, batch: int) -> Tensor:
@@ -140,7 +153,7 @@ class Generator:
             rows = slice(start, start + batch)
             part = map_tensors(lambda x, rows=rows: x[rows].to(self.device), inputs)  # type: ignore[misc]
             told = None if cond is None else cond[rows].to(self.device)
-            made.append(tensors_of(self.game.generator(part, told))[0].float().cpu())
+            made.append(sample_of(self.game.generator(part, told)).float().cpu())
         return torch.cat(made)
 
     def _attributes(self, n: int, asked: Tensor | None) -> Tensor | None:
@@ -175,9 +188,7 @@ def load_generator(directory: str | Path, device: str | torch.device = "cpu") ->
     directory = Path(directory)
     try:
         described = json.loads((directory / "generator.json").read_text())
-        if described["format"] != FORMAT:
-            raise ValueError(f"format {FORMAT} is wanted, found {described['format']}")
-        spec = Spec.from_json(json.dumps(described["spec"]))
+        spec = _spec_of(described)
         family = registry.load("models", described["network"]["family"])
         game: Game = family.build(family.Config.model_validate(described["network"]), spec)
         tensors = load_file(directory / "generator.safetensors")
@@ -189,3 +200,14 @@ def load_generator(directory: str | Path, device: str | torch.device = "cpu") ->
         raise ValueError(f"{directory}: not a generator: {' '.join(str(error).split())}") from error
     game.generator.to(device).eval()
     return Generator(game, spec, described["about"], torch.device(device), attributes)
+
+
+def _spec_of(described: dict[str, Any]) -> Spec:
+    """Raises ValueError for a format that is not known here."""
+    match described["format"]:
+        case 1:
+            return Spec.from_format_1(described["spec"])
+        case 2:
+            return Spec.from_json(json.dumps(described["spec"]))
+        case other:
+            raise ValueError(f"expected format 1 or {FORMAT}, found {other}")

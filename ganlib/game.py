@@ -39,6 +39,7 @@ __all__ = [
     "due_terms",
     "map_tensors",
     "play",
+    "sample_of",
     "tensors_of",
     "turns_of",
 ]
@@ -67,6 +68,11 @@ def map_tensors(fn: Callable[[Tensor], Tensor], sample: Sample) -> Sample:
 def tensors_of(sample: Sample) -> list[Tensor]:
     """The tensors of a sample."""
     return list(sample.values()) if isinstance(sample, dict) else [sample]
+
+
+def sample_of(made: Sample) -> Tensor:
+    """What is made, where a generator returns more than that: the tensor called `"sample"`, or the only one."""
+    return made["sample"] if isinstance(made, dict) else made
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ganlib import device as devices
-from ganlib import health, registry, shards
+from ganlib import health, shards
 from ganlib.classifier import Classifier, fit, shrunk
 from ganlib.config import ConfigError, ReferenceConfig
 from ganlib.data._spec import Spec
@@ -147,7 +147,7 @@ def build(
 ) -> dict[str, Any]:
     """Write the folder from the stored splits; returns `reference.json`.
 
-    A split has `sample`, uint8 `[N, *shape]`, a tensor or `shards.Rows`, and `label`, int64 `[N]`, where labelled.
+    A split has `sample`, uint8 `[N, *shape]`, a tensor or `shards.LazyRows`, and `label`, int64 `[N]`, where labelled.
     Samples are read once and never held, but for the classifier, and for it no larger than it looks at them.
     Raises ConfigError for data that have no feature space here, or too few of them, OSError if they cannot be written.
     """
@@ -159,15 +159,15 @@ def build(
             raise ConfigError(
                 f"reference: the {split} split has {len(stored['sample'])} examples; at least {LEAST} are needed"
             )
-    decode = registry.load("data", spec.kind).decode
+    decode = functools.partial(spec.kind.decode, spec.sample, "sample")
     splits = {"train": train, "test": test}
 
     extractors = {name: make() for name, make in _extractors(spec, cfg.inception, None, device).items()}
     parts: dict[str, dict[str, list[Tensor]]] = {name: {"train": [], "test": []} for name in extractors}
     small: dict[str, list[Tensor]] = {"train": [], "test": []}
     for split, stored in splits.items():
-        for part in stored["sample"].split(shards.few(spec.shape)):
-            images = spec.split(decode(part))[1]
+        for part in stored["sample"].split(shards.rows_per_chunk(spec.size)):
+            images = decode(part)
             for name, extract in extractors.items():
                 parts[name][split].append(extract(images))
             if spec.classes:

@@ -109,15 +109,16 @@ def build_game(params: Params, spec: Spec) -> Game:
         game: Game = family.build(cfg.network, spec)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
-    if cfg.mirror and len(spec.shape) != 3:
-        raise ConfigError(f"{where}: mirror is for images, these are {spec.modality}; set it to false")
+    moving = sorted(MOVE & cfg.penalties.keys())
+    asked = [*(["mirror"] if cfg.mirror else []), *(["augment"] if cfg.augment else []), *moving]
+    if asked and spec.kind.LOOKS != "picture":
+        raise ConfigError(f"{where}: {', '.join(asked)} is for images, these are {spec.modality}; leave it out")
     per_example = sorted(PER_EXAMPLE & cfg.penalties.keys())
     if per_example and any(isinstance(layer, BatchNorm) for layer in game.discriminator.modules()):
         raise ConfigError(
             f"{where}: penalties ({', '.join(per_example)}) need a discriminator without BatchNorm, "
             "which mixes the examples of a batch; choose another norm for it, or no penalty"
         )
-    moving = sorted(MOVE & cfg.penalties.keys())
     if spec.given and (moving or cfg.augment):
         torn = ", ".join([*moving, *(["augment"] if cfg.augment else [])])
         raise ConfigError(f"{where}: {torn} breaks the alignment of given and generated images; leave it out")

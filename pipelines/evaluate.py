@@ -7,6 +7,7 @@ Writes `metrics.json` (numbers alone, for `dvc metrics`), `about.json` (how to r
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from pathlib import Path
 
@@ -50,13 +51,15 @@ def stage(params: Params) -> None:
     with atomic_folder(EVALUATED) as folder:
         _write(folder / "metrics.json", metrics)
         _write(folder / "about.json", _about(reference, generator, n, cfg, params.seed))
-        preview = registry.load("data", spec.kind).preview
+        preview = functools.partial(spec.kind.preview, spec.sample)
         if generator.translates:
-            shown = [samples[part][: COLUMNS * COLUMNS] for part in ("given", "sample", "target")]
+            names = [name for name in (*spec.given, "sample", "target") if name in samples]
+            shown = {name: samples[name][: COLUMNS * COLUMNS] for name in names}
             preview(shown, COLUMNS // 2).save(folder / "samples.png")
         else:
-            preview(_by_class(samples, spec), COLUMNS).save(folder / "samples.png")
-        preview(_beside_nearest(samples["sample"][:COLUMNS], reference, spec), COLUMNS).save(folder / "neighbours.png")
+            preview({"sample": _by_class(samples, spec)}, COLUMNS).save(folder / "samples.png")
+        beside = _beside_nearest(samples["sample"][:COLUMNS], reference, spec)
+        preview({"sample": beside}, COLUMNS).save(folder / "neighbours.png")
         if reference.classifier is not None:
             _write_classes(folder / "classes.csv", seen[SAMPLES], reference)
     _tell(metrics, n, cfg)
@@ -83,8 +86,8 @@ def _about(reference: Reference, generator: Generator, n: int, cfg: EvaluateConf
 
 
 def _by_class(samples: Samples, spec: Spec) -> Tensor:
-    """A row of samples for each of the first classes, or the first samples."""
-    if "label" not in samples:
+    """A row of pictures for each of the first classes, or the first samples."""
+    if "label" not in samples or spec.kind.LOOKS != "picture":
         first: Tensor = samples["sample"][: COLUMNS * COLUMNS]
         return first
     of = [(samples["label"] == label).nonzero()[:COLUMNS, 0] for label in range(min(ROWS, len(spec.classes)))]
@@ -97,7 +100,7 @@ def _beside_nearest(fakes: Tensor, reference: Reference, spec: Spec) -> Tensor:
     space = next(iter(reference.spaces.values()))
     stored = shards.stored(PREPARED, "train", limit=len(space.train))["sample"]
     _, rows = nearest(space.extract(fakes), space.train, COLUMNS - 1)
-    near = spec.split(registry.load("data", spec.kind).decode(stored[rows.flatten()]))[1].unflatten(0, rows.shape)
+    near = spec.kind.decode(spec.sample, "sample", stored[rows.flatten()]).unflatten(0, rows.shape)
     return torch.cat([fakes[:, None], near], dim=1).flatten(0, 1)
 
 

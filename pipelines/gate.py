@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ganlib.config import GateConfig, Params
+from ganlib.data._spec import Spec
 from ganlib.device import default_device
 from ganlib.evaluate import Comparison, compare, draw
 from ganlib.export import Generator, load_generator
@@ -115,11 +116,7 @@ def _against(store: Store, params: Params, champion: Version, generator: Generat
     if isinstance(rival, str):
         reason = f"the champion, version {number}, cannot be loaded, so the alias is yours to move: {rival}"
         return Decision("refused", reason, gate.metric, own, number)
-    differs = [
-        key
-        for key in ("kind", "shape", "classes", "attributes", "given")
-        if getattr(rival.spec, key) != getattr(generator.spec, key)
-    ]
+    differs = _differences(rival.spec, generator.spec)
     if differs:
         reason = (
             f"not comparable with the champion, version {number}, whose {' and '.join(differs)} differ; "
@@ -145,6 +142,18 @@ def _against(store: Store, params: Params, champion: Version, generator: Generat
         figures.low,
         figures.high,
     )
+
+
+def _differences(one: Spec, other: Spec) -> list[str]:
+    """For want of which two generators are not comparable: they make other things, or make them in other units."""
+
+    def facts(spec: Spec) -> dict[str, object]:
+        given = {name: spec.parts[name] for name in spec.given}
+        learnt = {"sample": spec.sample} if spec.kind.learns else {}
+        of_data = {"classes": spec.classes, "attributes": spec.attributes}
+        return {"kind": spec.kind, "shape": spec.shape, "given": given, **of_data, **learnt}
+
+    return [key for key, value in facts(one).items() if facts(other).get(key) != value]
 
 
 def _compare(challenger: Generator, champion: Generator, params: Params) -> Comparison:

@@ -70,7 +70,7 @@ def bias(prepared, kimg, draws=8, examples=1024):
         game.discriminator.load_state_dict(checkpoint.load(folder)["discriminator"])
 
     train(params.model_copy(update={"train": params.train.model_copy(update=budget)}), keep, prepared=prepared)
-    images = decode(shards.read(prepared, "test", limit=examples)["sample"]).requires_grad_()
+    images = decode(None, "sample", shards.read(prepared, "test", limit=examples)["sample"]).requires_grad_()
 
     def round_of(key):
         noise = Noise(key, size=examples)
@@ -133,7 +133,8 @@ def speed(prepared, rounds, names, steps=8):
 def quality(prepared, names, seeds, marks, out):
     extract = efficientnet_lite0()
     reals, others = (
-        decode(shards.read(prepared, s, limit=n)["sample"]) for s, n in (("test", 10_000), ("train", SAMPLES))
+        decode(None, "sample", shards.read(prepared, s, limit=n)["sample"])
+        for s, n in (("test", 10_000), ("train", SAMPLES))
     )
     spaces = {"fd": (extract, gaussian(extract(reals)))}
     floor = round(distance(spaces["fd"][1], gaussian(extract(others))), 3)

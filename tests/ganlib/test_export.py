@@ -62,24 +62,26 @@ def test_attributes_are_asked_for_or_those_of_real_examples(tmp_path):
 def test_a_translator_wants_images(family, tmp_path):
     folder, _, spec = save(family, tmp_path)
     generator = load_generator(folder)
-    given = torch.rand(5, spec.given, *spec.shape[1:]) * 2 - 1
+    given = {name: torch.rand(5, *spec.parts[name].shape) * 2 - 1 for name in spec.given}
     made = generator.translate(given, seed=1)
-    assert made.shape == (5, spec.shape[0] - spec.given, *spec.shape[1:])
+    assert made.shape == (5, *spec.shape)
     torch.testing.assert_close(generator.translate(given, seed=1, batch=2), made)
-    torch.testing.assert_close(generator.translate(given[2:4], seed=1, first=2), made[2:4])
-    again = generator.translate(given[:1].repeat(2, 1, 1, 1), seed=1)
+    torch.testing.assert_close(
+        generator.translate({name: x[2:4] for name, x in given.items()}, seed=1, first=2), made[2:4]
+    )
+    again = generator.translate({name: x[:1].repeat(2, 1, 1, 1) for name, x in given.items()}, seed=1)
     torch.testing.assert_close(again[0], made[0])
     assert not torch.equal(again[1], again[0])
-    assert not torch.equal(generator.translate(-given, seed=1), made)
-    with pytest.raises(ValueError, match="needs images to start from"):
+    assert not torch.equal(generator.translate({name: -x for name, x in given.items()}, seed=1), made)
+    with pytest.raises(ValueError, match="needs to be given source"):
         generator.sample(1)
-    with pytest.raises(ValueError, match=r"images of shape .* are wanted"):
-        generator.translate(given[:, :, :8])
+    with pytest.raises(ValueError, match="source: expected shape"):
+        generator.translate({name: x[:, :, :8] for name, x in given.items()})
 
 
 def test_a_generator_from_noise_takes_no_images(tmp_path):
     with pytest.raises(ValueError, match="takes no images"):
-        load_generator(save("mlp", tmp_path)[0]).translate(torch.zeros(1, 1, 8, 8))
+        load_generator(save("mlp", tmp_path)[0]).translate({"sample": torch.zeros(1, 1, 8, 8)})
 
 
 @pytest.mark.parametrize(

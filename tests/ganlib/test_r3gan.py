@@ -5,22 +5,22 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from specs import image_spec
 from torch import nn
 from torch.func import functional_call
 
-from ganlib.data._spec import Spec
 from ganlib.game import Batch, Deal, Learner, Round, Term, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.models import r3gan
 from ganlib.noise import Noise
 from ganlib.penalties import PENALTIES
 
-SPEC = Spec("image", "image", (1, 8, 8), ("a", "b", "c"), {"train": 8, "test": 8}, "")
+SPEC = image_spec((1, 8, 8), ("a", "b", "c"))
 
 
 def build(shape=(1, 8, 8), classes=("a", "b", "c"), attributes=(), **network):
     torch.manual_seed(0)
-    spec = dataclasses.replace(SPEC, shape=shape, classes=classes, attributes=attributes)
+    spec = image_spec(shape, classes, attributes=attributes)
     return r3gan.build(r3gan.Config(**{"latent_dim": 4, "width": 4, **network}), spec)
 
 

@@ -33,8 +33,7 @@ def paired(tmp_path_factory, pairs):
 
 
 def found(reference, **also):
-    channels = reference.spec.shape[0] - reference.spec.given
-    fakes = torch.rand(20, channels, *reference.spec.shape[1:], generator=torch.Generator().manual_seed(0))
+    fakes = torch.rand(20, *reference.spec.shape, generator=torch.Generator().manual_seed(0))
     also = {name: fakes.clone() if name != "label" else torch.arange(20) % 10 for name in also}
     cfg = EvaluateConfig(num_samples=20, resamples=2)
     metrics = evaluate({"sample": fakes, **also}, reference, cfg, 0)
@@ -46,7 +45,7 @@ def test_what_is_measurable_is_what_is_measured(labelled, paired):
     assert measurable(reference, labelled=True) == found(reference, label=True)
     assert measurable(reference, labelled=False) == found(reference)
     of_pairs = Reference.load(paired)
-    assert measurable(of_pairs, labelled=False) == found(of_pairs, given=True, target=True)
+    assert measurable(of_pairs, labelled=False) == found(of_pairs, naive=True, target=True)
     without = dataclasses.replace(reference, classifier=None, labels={})
     without.spaces.pop("classifier")
     assert measurable(without, labelled=False) == found(without)

@@ -1,0 +1,187 @@
+"""Every kind of data, and two that only tests have: what is encoded comes out of the shards, and out of the model."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ganlib import registry, shards
+from ganlib.config import DatasetConfig
+from ganlib.data import _kind
+from ganlib.data._spec import Spec
+from ganlib.export import load_generator
+from ganlib.shards import pack
+from pipelines.prepare import prepare
+
+PLUGINS = Path(__file__).parent / "plugins"
+KINDS = [*registry.names("data"), "toy_table", "toy_text"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _plugins():
+    """The files of `plugins/` are registered as those of `ganlib/`."""
+    import ganlib.data
+    import ganlib.models
+    import ganlib.sources
+
+    packages = [ganlib.data, ganlib.models, ganlib.sources]
+    for package in packages:
+        package.__path__.append(str(PLUGINS / package.__name__.rpartition(".")[2]))
+    yield
+    for package in packages:
+        package.__path__.pop()
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return _kind.load(request.param)
+
+
+def prepared(kind, folder):
+    cfg, _ = kind.tiny()
+    source = {"name": "toy", "of": kind.name}
+    prepare(DatasetConfig(source=source, sample=cfg, test_share=0.3), folder / "raw", folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    found = {}
+
+    def folder(kind):
+        if kind.name not in found:
+            found[kind.name] = prepared(kind, tmp_path_factory.mktemp(kind.name))
+        return found[kind.name]
+
+    return folder
+
+
+def test_what_goes_in_comes_out(kind, folders):
+    folder = folders(kind)
+    spec, (_, payloads) = shards.read_spec(folder), kind.tiny()
+    expected = [kind.encode(spec.sample, payload) for payload in payloads]
+    splits = [shards.read(folder, split) for split in shards.SPLITS]
+    for name, part in spec.parts.items():
+        column = torch.cat([split[name] for split in splits]).numpy()
+        assert (column.dtype, column.shape[1:]) == (part.dtype, part.stored)
+        assert sorted(row.tobytes() for row in column) == sorted(one[name].tobytes() for one in expected)
+
+
+def test_samples_survive_the_way_to_networks_and_back(kind, folders):
+    spec, stored = shards.read_spec(folders(kind)), shards.read(folders(kind), "train")
+    for name, part in spec.parts.items():
+        seen = kind.decode(spec.sample, name, stored[name])
+        assert tuple(seen.shape[1:]) == part.shape
+    back = kind.quantise(spec.sample, seen)
+    assert back.dtype == stored["sample"].dtype
+    torch.testing.assert_close(back, stored["sample"])
+    shown = kind.present(spec.sample, "sample", back.numpy())
+    assert len(shown) == len(back)
+    assert kind.glance(seen).shape[0] == len(seen)
+    columns = {name: kind.decode(spec.sample, name, stored[name][:6]) for name in spec.parts}
+    kind.preview(spec.sample, columns, 3)
+    json.dumps(kind.describe(spec.sample, {name: stored[name].numpy() for name in spec.parts}))
+
+
+def test_what_is_given_is_taken_as_it_is_presented(kind, folders):
+    spec, stored = shards.read_spec(folders(kind)), shards.read(folders(kind), "test")
+    for name in spec.given:
+        shown = kind.present(spec.sample, name, stored[name].numpy())
+        taken = np.stack([kind.take(spec.sample, name, row) for row in shown])
+        np.testing.assert_array_equal(taken, stored[name].numpy())
+    if kind.naive is not None:
+        given = {name: kind.decode(spec.sample, name, stored[name]) for name in spec.given}
+        assert tuple(kind.naive(spec.sample, given).shape[1:]) == spec.shape
+
+
+def test_the_spec_is_the_same_after_json(kind, folders):
+    """Layout and numbers of a kind live in its configuration, in order."""
+    spec = shards.read_spec(folders(kind))
+    again = Spec.from_json(spec.to_json())
+    assert again == spec
+    assert list(again.parts.items()) == list(spec.parts.items())
+    assert again.sample.model_dump_json() == spec.sample.model_dump_json()
+
+
+def test_order_of_the_source_changes_nothing(kind, folders, tmp_path, monkeypatch):
+    _, payloads = kind.tiny()
+    random.Random(0).shuffle(payloads)
+    source = registry.load("sources", "toy")
+    monkeypatch.setattr(source, "_items", lambda _: [source.Item("", payload) for payload in payloads])
+    monkeypatch.setattr(shards, "_SPILL_BYTES", 100)
+    again = prepared(kind, tmp_path)
+    one, other = shards.read_spec(folders(kind)), shards.read_spec(again)
+    assert one.content_hash == other.content_hash
+    for split in shards.SPLITS:
+        for name, column in shards.read(again, split).items():
+            assert torch.equal(column, shards.read(folders(kind), split)[name])
+
+
+def test_a_kind_learns_names_of_all_and_numbers_of_training_rows(folders):
+    table = _kind.load("toy_table")
+    spec, train = shards.read_spec(folders(table)), shards.read(folders(table), "train")["sample"]
+    assert spec.sample.categories == ("b", "g", "r")
+    np.testing.assert_allclose(spec.sample.means, train[:, :-1].mean(0))
+    assert (table.learns, _kind.load("image").learns) == (True, False)
+
+
+def test_equal_rows_of_a_table_are_kept_each_in_its_place(folders):
+    table = _kind.load("toy_table")
+    folder = folders(table)
+    columns = [shards.read(folder, split)["sample"] for split in shards.SPLITS]
+    values, counts = torch.unique(torch.cat(columns), dim=0, return_counts=True)
+    assert (len(values), sorted(counts.tolist())) == (60, [1] * 50 + [2] * 10)
+    assert json.loads((folder / "card.json").read_text())["duplicates"] == 10
+    adjacent = (columns[0][1:] == columns[0][:-1]).all(1)
+    assert not adjacent.any(), "repetitions do not follow one another: the first rows are a fair sample"
+
+
+def test_what_is_encoded_has_to_be_what_the_parts_say():
+    image = _kind.load("image")
+    cfg, _ = image.tiny()
+    parts = image.parts(cfg)
+    for wrong in (
+        {"sample": np.zeros((1, 8, 8))},
+        {"sample": np.zeros((8, 8), "u1")},
+        {"other": np.zeros((1, 8, 8), "u1")},
+    ):
+        with pytest.raises(TypeError, match="but the parts are"):
+            pack(parts, wrong)
+
+
+def test_the_code_of_a_kind_is_that_of_what_it_imports(monkeypatch):
+    codes = {name: _kind.load(name).code for name in KINDS}
+    assert len(set(codes.values())) == len(KINDS)
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b"#" if path.name == "image.py" else b""))
+    changed = {name: _kind._code(registry.load("data", name)) != code for name, code in codes.items()}
+    assert changed == {name: name in ("image", "pair") for name in KINDS}
+
+
+@pytest.mark.parametrize("name", ["mlp", "attributes", "pix2pix"])
+def test_a_generator_of_format_1_makes_what_it_made(name):
+    folder = Path(__file__).parent / "format1" / name
+    generator, expected = load_generator(folder), load_file(folder / "expected.safetensors")
+    if "given" in expected:
+        made = generator.translate({"source": expected["given"]}, seed=1)
+    else:
+        made = generator.sample(5, seed=1)["sample"]
+    torch.testing.assert_close(made, expected["sample"], rtol=1e-4, atol=1e-5)
+
+
+def test_presented_rows_are_what_a_user_knows(folders):
+    table, text = _kind.load("toy_table"), _kind.load("toy_text")
+    spec, stored = shards.read_spec(folders(table)), shards.read(folders(table), "test")["sample"].numpy()
+    shown = table.present(spec.sample, "sample", stored)
+    assert isinstance(shown, pd.DataFrame)
+    assert shown.dtypes.astype(str).tolist()[:2] == ["float64", "float64"]
+    assert set(shown["colour"]) <= set("rgb")
+    spec, stored = shards.read_spec(folders(text)), shards.read(folders(text), "test")["prompt"].numpy()
+    assert all(len(prompt) == 3 for prompt in text.present(spec.sample, "prompt", stored))
