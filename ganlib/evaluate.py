@@ -47,7 +47,7 @@ Metrics = dict[str, dict[str, dict[str, float]]]
 copies of the given images score where there are such"""
 
 
-Seen = dict[str, Examples]
+Seen = dict[str, dict[str, Tensor]]
 """Examples as each section sees them."""
 
 
@@ -107,13 +107,15 @@ def _at_a_time(spec: Spec, batch: int) -> int:
 def measurable(reference: Reference, *, labelled: bool) -> list[str]:
     """Every `section.metric` that `evaluate` will find in samples that are yet to be made; those of a generator
     that is told a class are `labelled`."""
-    modality = reference.spec.modality
-    sections = {space: ["features", "nearest"] for space in reference.spaces}
+    looks = reference.spec.kind.LOOKS
+    sections = {name: list(_columns(space.column)) for name, space in reference.spaces.items()}
     if reference.spec.given and reference.spec.kind.ALIGNED:
-        sections[SAMPLES] = list(_scoring(modality))
+        nothing = torch.zeros(0, *reference.spec.shape)
+        views = reference.spec.kind.views(reference.spec.sample, nothing)
+        sections |= {section: list(_scoring(looks)) for section in views}
     elif reference.classifier is not None:
         sections[SAMPLES] = ["predicted", "label"] if labelled else ["predicted"]
-    return [f"{name}.{metric}" for name, known in sections.items() for metric in _measurable(name, modality, known)]
+    return [f"{name}.{metric}" for name, known in sections.items() for metric in _measurable(name, looks, known)]
 
 
 def evaluate(
@@ -137,7 +139,7 @@ def evaluate(
     found: Metrics = {}
     for section, fake in fakes.items():
         real = reals.get(section, fake)  # what is compared with its target needs nothing else
-        for name, metric in _measurable(section, spec.modality, real, fake).items():
+        for name, metric in _measurable(section, spec.kind.LOOKS, real, fake).items():
             value = metric.compute(real, fake)
             reach = _reach([metric.compute(r, f) for r, f in _halves(cfg, seed, real, fake)], cfg)
             figures = {"value": value, "low": value - reach, "high": value + reach}
@@ -151,23 +153,27 @@ def evaluate(
 def look(samples: Samples, reference: Reference, batch: int, spaces: Iterable[str] | None = None) -> Seen:
     """What metrics need to know of samples, of which few are held at a time: their features in all `spaces`, their
     classes as the classifier sees them, or how near they are to their targets."""
-    size, scoring = _at_a_time(reference.spec, batch), _scoring(reference.spec.modality)
+    spec = reference.spec
+    size, scoring = _at_a_time(spec, batch), _scoring(spec.kind.LOOKS)
     features: dict[str, list[Tensor]] = {space: [] for space in (reference.spaces if spaces is None else spaces)}
-    scores: dict[str, list[Tensor]] = {name: [] for name in scoring}
+    scores: dict[str, dict[str, list[Tensor]]] = {}
     for start in range(0, len(samples["sample"]), size):
         rows = slice(start, start + size)
         images = samples["sample"][rows]
         for space, found in features.items():
             found.append(reference.spaces[space].extract(images))
         if "target" in samples:
-            # one by one: how many are looked at together then does not matter, not even to rounding
-            pairs = list(zip(images.split(1), samples["target"][rows].split(1), strict=True))
-            for name, found in scores.items():
-                found += [scoring[name].score(*pair) for pair in pairs]
+            made, targets = (spec.kind.views(spec.sample, x) for x in (images, samples["target"][rows]))
+            for section, target in targets.items():
+                # one by one: how many are looked at together then does not matter, not even to rounding
+                pairs = list(zip(made[section].split(1), target.split(1), strict=True))
+                of_section = scores.setdefault(section, {name: [] for name in scoring})
+                for name, values in of_section.items():
+                    values += [scoring[name].score(spec.sample, *pair) for pair in pairs]
     whole = {space: torch.cat(found) for space, found in features.items()}
     seen = _see(reference, whole, samples.get("label"), neighbour=1)
-    if "target" in samples:
-        seen[SAMPLES] = {name: torch.cat(found) for name, found in scores.items()}
+    for section, of_section in scores.items():
+        seen[section] = {name: torch.cat(values) for name, values in of_section.items()}
     return seen
 
 
@@ -190,16 +196,16 @@ def compare(
             f"{n} samples of the challenger, {len(champion['sample'])} of the champion: as many are wanted"
         )
     section, _, name = metric.partition(".")
-    if section not in (*reference.spaces, SAMPLES):
-        raise ConfigError(
-            f"metric {metric!r}: no section {section!r}; known: {', '.join([*reference.spaces, SAMPLES])}"
-        )
+    nothing = torch.zeros(0, *reference.spec.shape)
+    sections = [*reference.spaces, *{SAMPLES: None, **reference.spec.kind.views(reference.spec.sample, nothing)}]
+    if section not in sections:
+        raise ConfigError(f"metric {metric!r}: no section {section!r}; known: {', '.join(sections)}")
     spaces = [space for space in reference.spaces if space == ("classifier" if section == SAMPLES else section)]
-    if section != SAMPLES:  # of which the rest would be measured in vain
+    if section in reference.spaces:  # of which the rest would be measured in vain
         challenger, champion = ({"sample": made["sample"]} for made in (challenger, champion))
     one, other = (look(made, reference, cfg.batch, spaces).get(section, {}) for made in (challenger, champion))
     real = _of_split(reference, "test", n, spaces).get(section, one)
-    known = _measurable(section, reference.spec.modality, real, one, other)
+    known = _measurable(section, reference.spec.kind.LOOKS, real, one, other)
     if name not in known:
         raise ConfigError(f"metric {metric!r} cannot be measured here; {section} has: {', '.join(known) or 'none'}")
     compute, direction = known[name].compute, known[name].DIRECTION
@@ -230,23 +236,27 @@ def _reach(values: list[float], cfg: EvaluateConfig) -> float:
     return NormalDist().inv_cdf((1 + cfg.confidence) / 2) * stdev(values)
 
 
-def _measurable(section: str, modality: str, *sides: Collection[str]) -> dict[str, Any]:
+def _measurable(section: str, looks: str, *sides: Collection[str]) -> dict[str, Any]:
     """Metrics whose needs are columns of all sides, by the name they go by in this section."""
     return {
         getattr(metric, "ALIASES", {}).get(section, name): metric
-        for name, metric in _metrics(modality).items()
+        for name, metric in _metrics(looks).items()
         if all(need in side for need in metric.NEEDS for side in sides)
     }
 
 
-def _scoring(modality: str) -> dict[str, Any]:
-    """Metrics that score each image beside its target."""
-    return {name: metric for name, metric in _metrics(modality).items() if hasattr(metric, "score")}
+def _scoring(looks: str) -> dict[str, Any]:
+    """Metrics that score each sample against its target."""
+    return {name: metric for name, metric in _metrics(looks).items() if hasattr(metric, "score")}
 
 
-def _metrics(modality: str) -> dict[str, Any]:
-    modules = {name: registry.load("metrics", name) for name in registry.names("metrics")}
-    return {name: metric for name, metric in modules.items() if metric.MODALITY in ("any", modality)}
+def _metrics(looks: str) -> dict[str, Any]:
+    return {name: registry.load("metrics", name, looks) for name in registry.names("metrics", looks)}
+
+
+def _columns(column: str) -> tuple[str, ...]:
+    """The columns of a section whose feature space fills `column`."""
+    return (column, "nearest") if column == "features" else (column,)
 
 
 def _of_split(reference: Reference, split: str, n: int, spaces: Iterable[str]) -> Seen:
@@ -259,10 +269,12 @@ def _of_split(reference: Reference, split: str, n: int, spaces: Iterable[str]) -
 
 def _see(reference: Reference, features: dict[str, Tensor], label: Tensor | None, neighbour: int) -> Seen:
     """The same examples as each section sees them."""
-    seen: Seen = {
-        name: {"features": of, "nearest": nearest(of, reference.spaces[name].train, neighbour)[0][:, -1]}
-        for name, of in features.items()
-    }
+    seen: Seen = {}
+    for name, of in features.items():
+        space = reference.spaces[name]
+        seen[name] = {space.column: of}
+        if space.column == "features":
+            seen[name]["nearest"] = nearest(of, space.train, neighbour)[0][:, -1]
     if "classifier" in features:
         predicted = {"predicted": reference.predict(features["classifier"])}
         seen[SAMPLES] = predicted if label is None else {**predicted, "label": label}

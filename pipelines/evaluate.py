@@ -67,7 +67,8 @@ def stage(params: Params) -> None:
 
 def _about(reference: Reference, generator: Generator, n: int, cfg: EvaluateConfig, seed: int) -> dict[str, object]:
     """What a reader of metrics.json should know; text and settings, so not in it."""
-    modules = {name: registry.load("metrics", name) for name in registry.names("metrics")}
+    looks = reference.spec.kind.LOOKS
+    modules = {name: registry.load("metrics", name, looks) for name in registry.names("metrics", looks)}
     return {
         "samples": n,
         "seed": seed,
@@ -97,7 +98,7 @@ def _by_class(samples: Samples, spec: Spec) -> Tensor:
 
 def _beside_nearest(fakes: Tensor, reference: Reference, spec: Spec) -> Tensor:
     """Rows of one fake and the training examples nearest to it, nearest first."""
-    space = next(iter(reference.spaces.values()))
+    space = next(space for space in reference.spaces.values() if space.column == "features")
     stored = shards.stored(PREPARED, "train", limit=len(space.train))["sample"]
     _, rows = nearest(space.extract(fakes), space.train, COLUMNS - 1)
     near = spec.kind.decode(spec.sample, "sample", stored[rows.flatten()]).unflatten(0, rows.shape)

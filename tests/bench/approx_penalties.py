@@ -29,11 +29,11 @@ from quality import ROOT, SAMPLES, data_set, run, table
 from ganlib import checkpoint, shards
 from ganlib.config import load_params, override
 from ganlib.data.image import decode
-from ganlib.features import efficientnet_lite0
 from ganlib.game import Batch, Deal, Learner, Noise, Round, adversarial_step, discriminate
 from ganlib.losses import LOSSES
 from ganlib.metrics.fd import distance, gaussian
 from ganlib.penalties import R1Approx, r1
+from ganlib.spaces.picture import efficientnet_lite0
 from ganlib.trainer import build_game, train
 from pipelines.launch import keep_freed_memory
 
@@ -131,7 +131,7 @@ def speed(prepared, rounds, names, steps=8):
 
 
 def quality(prepared, names, seeds, marks, out):
-    extract = efficientnet_lite0()
+    extract = efficientnet_lite0.load()
     reals, others = (
         decode(None, "sample", shards.read(prepared, s, limit=n)["sample"])
         for s, n in (("test", 10_000), ("train", SAMPLES))

@@ -26,7 +26,6 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from ganlib import registry, shards
-from ganlib.classifier import Classifier, fit
 from ganlib.config import load_params
 from ganlib.data import image
 from ganlib.data._spec import Spec
@@ -36,6 +35,7 @@ from ganlib.losses import LOSSES
 from ganlib.models import mlp
 from ganlib.noise import Noise
 from ganlib.penalties import PENALTIES
+from ganlib.spaces._classifier import Classifier, fit
 from ganlib.trainer import train
 
 ROOT = Path(__file__).parents[2]

@@ -24,12 +24,13 @@ from PIL import Image
 
 from ganlib.data import pair
 from ganlib.data._spec import Spec
-from ganlib.features import efficientnet_lite0
 from ganlib.game import Batch, Learner, adversarial_step
 from ganlib.losses import LOSSES
-from ganlib.metrics import fd, kid, l1, psnr, ssim
+from ganlib.metrics import fd, kid, l1
+from ganlib.metrics.picture import psnr, ssim
 from ganlib.models import pix2pix
 from ganlib.noise import Noise
+from ganlib.spaces.picture import efficientnet_lite0
 
 SIZE, STRIDE = 64, 16
 WORLD = (2700, 1350)  # pixels; the photograph has twice as many, but few details more
@@ -133,13 +134,13 @@ def main():
     spec = Spec(spec_of, pair.MODALITY, (), counts, "")
     held_out = split(test_tiles)
     source, target = held_out.values()
-    extract = efficientnet_lite0(DEVICE)
+    extract = efficientnet_lite0.load(device=torch.device(DEVICE))
     truth = {"features": extract(target)}
 
     def discriminate(images):
         made, pairs = {"features": extract(images)}, list(zip(images.split(16), target.split(16), strict=True))
         found = {name: metric.compute(truth, made) for name, metric in OF_ALL.items()}
-        scores = {name: torch.cat([metric.score(*some) for some in pairs]) for name, metric in OF_EACH.items()}
+        scores = {name: torch.cat([metric.score(None, *some) for some in pairs]) for name, metric in OF_EACH.items()}
         return found | {name: float(of.mean()) for name, of in scores.items()}
 
     elsewhere = split(train_tiles[: len(test_tiles)])["sample"]

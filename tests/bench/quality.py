@@ -30,12 +30,12 @@ from ruamel.yaml import YAML
 from torch import nn
 
 from ganlib import shards
-from ganlib.classifier import Classifier, fit
 from ganlib.config import load_params, override, parse_params
 from ganlib.data.image import decode, preview
 from ganlib.export import load_generator
-from ganlib.features import efficientnet_lite0
 from ganlib.metrics.fd import distance, gaussian
+from ganlib.spaces._classifier import Classifier, fit
+from ganlib.spaces.picture import efficientnet_lite0
 from ganlib.trainer import train
 from pipelines.launch import keep_freed_memory
 from pipelines.prepare import prepare
@@ -267,7 +267,7 @@ def main():
         prepared = data_set(args.data, Path(scratch))
         reals = decode(None, "sample", shards.read(prepared, "test", limit=10_000)["sample"])
         others = decode(None, "sample", shards.read(prepared, "train", limit=SAMPLES)["sample"])
-        extractors = {"fd": efficientnet_lite0(), "in_domain": in_domain(prepared)}
+        extractors = {"fd": efficientnet_lite0.load(), "in_domain": in_domain(prepared)}
         spaces = {figure: (extract, gaussian(extract(reals))) for figure, extract in extractors.items()}
         floor = {
             figure: round(distance(real, gaussian(extract(others))), 3) for figure, (extract, real) in spaces.items()

@@ -10,7 +10,6 @@ from specs import completed, image_spec, packed_rows, pair_spec
 from torch import Tensor
 
 from ganlib import registry, shards
-from ganlib.classifier import Classifier
 from ganlib.config import ConfigError, EvaluateConfig
 from ganlib.data._spec import Spec
 from ganlib.data.image import decode
@@ -18,6 +17,7 @@ from ganlib.evaluate import compare, draw, evaluate
 from ganlib.export import Generator
 from ganlib.reference import Reference, Space
 from ganlib.shards import LazyRows
+from ganlib.spaces._classifier import Classifier
 
 CFG = EvaluateConfig(num_samples=150, resamples=40)
 SPEC = image_spec((1, 8, 8), ("a", "b", "c"), {"train": 300, "test": 150}, "f" * 64)
@@ -54,8 +54,9 @@ def made(reference: Reference, seed: int = 3, n: int = 150, noise: float = 0.0) 
 def test_every_metric_has_its_place_interval_and_floor(reference: Reference):
     found = evaluate(made(reference), reference, CFG, seed=0)
     assert list(found) == ["pixels", "classifier", "samples"]
-    of_pairs = {name for name in registry.names("metrics") if hasattr(registry.load("metrics", name), "score")}
-    assert set(found["pixels"]) | set(found["samples"]) == set(registry.names("metrics")) - of_pairs
+    names = registry.names("metrics", "picture")
+    of_pairs = {name for name in names if hasattr(registry.load("metrics", name, "picture"), "score")}
+    assert set(found["pixels"]) | set(found["samples"]) == set(names) - of_pairs
     assert set(found["samples"]) == {"class_coverage", "label_accuracy"}
     for named in found.values():
         for figures in named.values():
@@ -214,9 +215,9 @@ def test_pairs_are_made_once_and_few_at_a_time(reference: Reference):
     found = evaluate(parted(whole, 40, numbers), plain, CFG.model_copy(update={"batch": 40}), 0)["samples"]
     assert max(numbers) == 40
     for name, figures in found.items():
-        metric = registry.load("metrics", name)
-        assert figures["value"] == pytest.approx(float(metric.score(whole["sample"], target).mean()), rel=1e-5)
-        assert figures["copy"] == pytest.approx(float(metric.score(given, target).mean()), rel=1e-5)
+        metric = registry.load("metrics", name, "picture")
+        assert figures["value"] == pytest.approx(float(metric.score(None, whole["sample"], target).mean()), rel=1e-5)
+        assert figures["copy"] == pytest.approx(float(metric.score(None, given, target).mean()), rel=1e-5)
 
 
 def test_what_is_drawn_is_what_the_generator_samples(tmp_path: Path):

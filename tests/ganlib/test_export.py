@@ -80,7 +80,7 @@ def test_a_translator_wants_images(family, tmp_path):
 
 
 def test_a_generator_from_noise_takes_no_images(tmp_path):
-    with pytest.raises(ValueError, match="takes no images"):
+    with pytest.raises(ValueError, match="is given nothing"):
         load_generator(save("mlp", tmp_path)[0]).translate({"sample": torch.zeros(1, 1, 8, 8)})
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from sklearn.datasets import load_digits
 from specs import completed, image_spec, packed_rows
 from torch import Tensor
@@ -192,8 +193,10 @@ def test_what_cannot_be_done_is_said(tmp_path: Path):
     few = {"sample": stored("test")["sample"][:9]}
     with pytest.raises(ConfigError, match="test split has 9 examples; at least 10"):
         build(tmp_path, SPEC, stored("train"), few, CFG, seed=0)
-    with pytest.raises(ConfigError, match="these are table"):
-        build(tmp_path, dataclasses.replace(SPEC, modality="table"), few, few, CFG, seed=0)
+    with pytest.raises(ValidationError, match=r"'inceptoin' is not a feature space \(did you mean 'inception'\?\)"):
+        ReferenceConfig(spaces={"inceptoin": {"file": "net.pt"}})
+    with pytest.raises(ValidationError, match=r"inception is now spaces.inception.file"):
+        ReferenceConfig(inception="net.pt")
     with pytest.raises(FileNotFoundError, match="run the stage `reference`"):
         Reference.load(tmp_path)
 

@@ -80,8 +80,8 @@ def test_params_check_prints_what_a_run_would_use(tmp_path):
 
 def test_params_check_names_the_fault(tmp_path):
     wrong = tmp_path / "params.yaml"
-    wrong.write_text((ROOT / "params.yaml").read_text().replace("min_coverage", "min_coverge"))
-    refused(ganlib("params", "check", "-f", wrong), "min_coverge", "did you mean 'min_coverage'?")
+    wrong.write_text((ROOT / "params.yaml").read_text().replace("margin: 0.0", "marjin: 0.0"))
+    refused(ganlib("params", "check", "-f", wrong), "marjin", "did you mean 'margin'?")
     refused(ganlib("params", "check", "-f", tmp_path / "none.yaml"), "none.yaml")
 
 
@@ -131,7 +131,7 @@ def test_sample_of_attributes_and_of_given_images(project):
     refused(ganlib("sample", translator, "--given", "none.png"), "none.png")
     refused(ganlib("sample", translator, "--given", "mlflow.db"), "mlflow.db: not an image")
     refused(ganlib("sample", translator, "--given", "given.png", "--label", "1"), "--given")
-    refused(ganlib("sample", translator), "needs images")
+    refused(ganlib("sample", translator), "needs to be given source")
 
 
 def test_sample_of_what_is_not_there(project):
