@@ -71,8 +71,8 @@ def draw(generator: Generator, prepared: str | Path, n: int, *, seed: int, batch
     fewer; these also have `given` and `target`. Images are made when they are looked at, at most `batch` at a time."""
     spec, size = generator.spec, _at_a_time(generator.spec, batch)
     if not generator.translates:
-        made = _rows(n, size, lambda rows: generator.sample(n, seed=seed, batch=size, rows=rows)["sample"])
-        return {"sample": made, **generator.conditions(n)}
+        drawn = _rows(n, size, lambda rows: generator.sample(n, seed=seed, batch=size, rows=rows)["sample"])
+        return {"sample": drawn, **generator.conditions(n)}
     stored, kind = shards.stored(prepared, "test", limit=n), spec.kind
     n = len(stored["sample"])
     real = {
@@ -84,9 +84,13 @@ def draw(generator: Generator, prepared: str | Path, n: int, *, seed: int, batch
         return {name: real[name][rows] for name in spec.given}
 
     samples = {name: real[name] for name in spec.given}
-    samples["sample"] = _rows(
-        n, size, lambda rows: generator.translate(given(rows), seed=seed, batch=size, first=rows.start)
-    )
+    told = {"label": stored["label"]} if generator.game.classes else {}
+    told |= {"attributes": stored["attributes"]} if generator.game.attributes else {}
+
+    def made(rows: slice) -> Tensor:
+        return generator.sample(n, given=given(rows), seed=seed, batch=size, rows=rows, **told)["sample"]
+
+    samples |= {"sample": _rows(n, size, made), **told}
     if kind.ALIGNED:
         samples["target"] = real["sample"]
     if (naive := kind.naive) is not None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ganlib import registry
 from ganlib._config import Config
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Game, Sample, map_tensors, sample_of, tensors_of
+from ganlib.game import Game, map_tensors, sample_of
 from ganlib.noise import Noise
 
 __all__ = ["Generator", "load_generator", "save_generator"]
@@ -76,10 +76,12 @@ class Generator:
         """Whether it makes samples of parts that it is given."""
         return bool(self.spec.given)
 
+    @torch.inference_mode()
     def sample(
         self,
         n: int,
         *,
+        given: Mapping[str, Tensor] | None = None,
         seed: int = 0,
         label: int | Tensor | None = None,
         attributes: Tensor | None = None,
@@ -87,22 +89,32 @@ class Generator:
         batch: int = 100,
         rows: slice = slice(None),
     ) -> dict[str, Tensor]:
-        """`n` samples, or these `rows` of them, under `"sample"`, float, `[n, *spec.shape]`; if
-        conditional, `"label"` int64 `[n]` or `"attributes"` `[n, A]`.
+        """`n` samples, or these `rows` of them, under `"sample"`, float, `[n, *spec.shape]`; if conditional, `"label"`
+        int64 `[n]` or `"attributes"` `[n, A]`.
 
-        Sample i is a function of (seed, i, condition, truncation), to rounding for any `n` and `batch`. Without `label`
-        the classes take turns; without `attributes`, `[A]` or `[n, A]`, those of real examples do. Raises ValueError
-        for a condition that the data do not have, a truncation that is not positive, or a generator that translates.
+        `given` are the parts that the rows are made of, each `[rows, *shape]` as networks see it. Sample i is a
+        function of (seed, i, given, condition, truncation), to rounding for any `n` and `batch`. Without `label` the
+        classes take turns; without `attributes`, `[A]` or `[n, A]`, those of real examples do. Raises ValueError for a
+        condition that the data do not have, a truncation that is not positive, or given parts that are not as the
+        spec says.
         """
         if n < 1:
-            raise ValueError(f"n: at least 1 is wanted, found {n}")
+            raise ValueError(f"n: expected at least 1, found {n}")
         if truncation is not None and not truncation > 0:
-            raise ValueError(f"truncation: a number above 0 is wanted, found {truncation}")
-        if self.game.latent is None:
-            raise ValueError(f"this generator needs to be given {', '.join(self.spec.given)}")
+            raise ValueError(f"truncation: expected a number above 0, found {truncation}")
+        start, stop, _ = rows.indices(n)
+        given = self._checked(given or {}, stop - start)
         told = {name: cond[rows] for name, cond in self.conditions(n, label, attributes).items()}
-        inputs = self.game.latent(Noise(seed, "sample", size=n, rows=rows), truncation)
-        return {"sample": self._play(inputs, next(iter(told.values()), None), batch), **told}
+        cond, made = next(iter(told.values()), None), []
+        for first in range(start, stop, batch):
+            part = slice(first, min(first + batch, stop))
+            here = slice(part.start - start, part.stop - start)
+            noise = Noise(seed, "sample", size=n, rows=part)
+            inputs = self.game.ask({name: x[here] for name, x in given.items()}, noise, truncation)
+            inputs = map_tensors(lambda x: x.to(self.device), inputs)
+            of_part = None if cond is None else cond[here].to(self.device)
+            made.append(sample_of(self.game.generator(inputs, of_part)).float().cpu())
+        return {"sample": torch.cat(made), **told}
 
     def conditions(
         self, n: int, label: int | Tensor | None = None, attributes: Tensor | None = None
@@ -111,50 +123,17 @@ class Generator:
         told = {"label": self._labels(n, label), "attributes": self._attributes(n, attributes)}
         return {name: cond for name, cond in told.items() if cond is not None}
 
-    def translate(self, given: Mapping[str, Tensor], *, seed: int = 0, batch: int = 100, first: int = 0) -> Tensor:
-        """What the generator makes of given parts, each `[N, *shape]` as networks see it: samples `[N, *spec.shape]`.
-
-        The noise of an example depends on the seed and its place alone, which is `first` for the first. Raises
-        ValueError for parts that are not like those it was trained on, or a generator that needs none.
-        """
-        if not self.translates:
+    def _checked(self, given: Mapping[str, Tensor], n: int) -> Mapping[str, Tensor]:
+        """What is given. Raises ValueError where it is not as the spec says, for `n` samples."""
+        expected = {name: [n, *self.spec.parts[name].shape] for name in self.spec.given}
+        found = {name: list(x.shape) for name, x in given.items()}
+        if found and not expected:
             raise ValueError("this generator makes samples of noise: it is given nothing")
-        n = self._check_given(given)
-        if not n:
-            return torch.zeros(0, *self.spec.shape)
-        parts = []
-        for start in range(0, n, batch):
-            part = {name: x[start : start + batch] for name, x in given.items()}
-            rows = slice(first + start, first + min(start + batch, n))
-            noise = Noise(seed, "sample", size=rows.stop, rows=rows)
-            unknown = torch.zeros(rows.stop - rows.start, *self.spec.shape)
-            deal = self.game.deal(Batch({**part, "sample": unknown}, noise, training=False))
-            parts.append(self._play(deal.inputs, deal.cond, batch))
-        return torch.cat(parts)
-
-    def _check_given(self, given: Mapping[str, Tensor]) -> int:
-        """How many examples are given. Raises ValueError where they are not as the spec says."""
-        if given.keys() != set(self.spec.given):
-            raise ValueError(
-                f"expected {', '.join(self.spec.given)} to be given, found {', '.join(given) or 'nothing'}"
-            )
-        for name, x in given.items():
-            shape = self.spec.parts[name].shape
-            if tuple(x.shape[1:]) != shape:
-                raise ValueError(f"{name}: expected shape {list(shape)}, found {list(x.shape[1:])}")
-        if len({len(x) for x in given.values()}) != 1:
-            raise ValueError(f"as many of each are expected to be given, found {[len(x) for x in given.values()]}")
-        return len(next(iter(given.values())))
-
-    @torch.inference_mode()
-    def _play(self, inputs: Sample, cond: Tensor | None, batch: int) -> Tensor:
-        made = []
-        for start in range(0, len(tensors_of(inputs)[0]), batch):
-            rows = slice(start, start + batch)
-            part = map_tensors(lambda x, rows=rows: x[rows].to(self.device), inputs)  # type: ignore[misc]
-            told = None if cond is None else cond[rows].to(self.device)
-            made.append(sample_of(self.game.generator(part, told)).float().cpu())
-        return torch.cat(made)
+        if expected and not found:
+            raise ValueError(f"this generator needs to be given {', '.join(expected)}")
+        if found != expected:
+            raise ValueError(f"given: expected shapes {expected}, found {found}")
+        return given
 
     def _attributes(self, n: int, asked: Tensor | None) -> Tensor | None:
         size = self.game.attributes

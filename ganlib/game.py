@@ -7,8 +7,8 @@ training step of the project; no family's name appears in it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -105,8 +105,8 @@ class Game:
     generator: nn.Module
     discriminator: nn.Module
     deal: Callable[[Batch], Deal]
-    latent: Callable[[Noise, float | None], Sample] | None
-    """`(noise, truncation) -> inputs` for sampling when there is no batch; None where there must be a source"""
+    ask: Callable[[Mapping[str, Tensor], Noise, float | None], Sample]
+    """`(given parts, noise, truncation) -> inputs`, for sampling when there is no batch"""
     classes: int = 0
     """how many class labels `cond` chooses from; 0 where both players are told none"""
     attributes: int = 0
@@ -126,7 +126,8 @@ class Round:
 
     game: Game
     deal: Deal
-    noise: Noise
+    batch: Batch
+    """whose data have what no player is told, too; its noise is that of the turn"""
     real: Sample
     fake: Sample
     real_logits: Tensor | None
@@ -135,6 +136,11 @@ class Round:
     real_features: Tensor | None = None
     """None unless the discriminator returns them (and in a generator's turn, unless the loss compares with reals)"""
     fake_features: Tensor | None = None
+
+    @property
+    def noise(self) -> Noise:
+        """The turn's randomness."""
+        return self.batch.noise
 
     def discriminate(self, sample: Sample) -> DiscriminatorOutput:
         """The discriminator's output for another sample, augmented in the same way, under the same condition."""
@@ -337,7 +343,7 @@ class _Step:
                 with differentiated_twice(needs_input_grad):
                     real, shown = (_detached(sample, needs_input_grad) for sample in (deal.real, fake))
                     of_real, of_fake = (discriminate(self.game, x, deal.cond, noise, network) for x in (real, shown))
-                    round = _round(self.game, deal, noise, real, shown, of_real, of_fake)
+                    round = _round(self.game, deal, batch, real, shown, of_real, of_fake)
                     main = self.loss.discriminator(of_real.logits, of_fake.logits).mean()
                     total = self._total("discriminator", main, terms, round, stats)
             _backward(self.discriminator, total * stats.share, last=batch is microbatches[-1])
@@ -361,7 +367,7 @@ class _Step:
                         with torch.no_grad():
                             of_real = discriminate(self.game, deal.real, deal.cond, noise, network)
                     of_fake = discriminate(self.game, fake, deal.cond, noise, network)
-                    round = _round(self.game, deal, noise, deal.real, fake, of_real, of_fake)
+                    round = _round(self.game, deal, replace(batch, noise=noise), deal.real, fake, of_real, of_fake)
                     losses = self.loss.generator(of_fake.logits, round.real_logits)
                     main = losses.mean()
                     if self.top_k != 1.0:
@@ -415,14 +421,14 @@ def _mean_of_turns(found: Sequence[Stats]) -> Stats:
 def _round(
     game: Game,
     deal: Deal,
-    noise: Noise,
+    batch: Batch,
     real: Sample,
     fake: Sample,
     of_real: DiscriminatorOutput | None,
     of_fake: DiscriminatorOutput,
 ) -> Round:
     real_logits, real_features = of_real or (None, None)
-    return Round(game, deal, noise, real, fake, real_logits, of_fake.logits, real_features, of_fake.features)
+    return Round(game, deal, batch, real, fake, real_logits, of_fake.logits, real_features, of_fake.features)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -430,8 +436,8 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def _detached(sample: Sample, needs_grad: bool) -> Sample:
-    """The sample cut from its graph; with gradients of its own where penalties ask for them."""
-    return map_tensors(lambda x: x.detach().requires_grad_(needs_grad), sample)
+    """The sample cut from its graph; with gradients of its own where penalties ask for them and numbers are floats."""
+    return map_tensors(lambda x: x.detach().requires_grad_(needs_grad and x.is_floating_point()), sample)
 
 
 def _mean_of_best(losses: Tensor, logits: Tensor, share: float | Tensor) -> Tensor:

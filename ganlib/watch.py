@@ -100,15 +100,15 @@ class Watch:
         return [slice(start, min(start + most, size)) for start in range(0, size, most)]
 
     @torch.inference_mode()
-    def _play(self, deal: Deal) -> Tensor:
-        """What the average makes of a deal, on the CPU."""
+    def _play(self, deal: Deal) -> Sample:
+        """What the moving average makes of a deal, on the CPU."""
         ema = self.ema.eval()
         made = []
         for rows in self._chunks(len(tensors_of(deal.inputs)[0])):
             inputs = map_tensors(lambda x, rows=rows: self.place(x[rows]), deal.inputs)  # type: ignore[misc]
             cond = None if deal.cond is None else self.place(deal.cond[rows])
-            made.append(sample_of(ema(inputs, cond)).float())
-        return torch.cat(made).cpu()
+            made.append(map_tensors(lambda x: x.float().cpu(), ema(inputs, cond)))
+        return _concatenated(made)
 
     @torch.inference_mode()
     def _logits(self, deal: Deal, sample: Sample, step: int) -> Tensor:
@@ -147,7 +147,7 @@ class Watch:
         trained on, and quality where a reference is at hand."""
         small, features, labels = [], [], []
         for deal in self.judged():
-            fakes = self._play(deal)
+            fakes = sample_of(self._play(deal))
             small.append(self.spec.kind.glance(fakes))
             if self.reference is not None:
                 features.append(self.reference.space.extract(fakes))
@@ -169,7 +169,7 @@ class Watch:
 
     def picture(self, path: Path) -> None:
         """Draw the fixed deal's fakes; between what was given and what is real, where something was given."""
-        shown = {**self.given, "sample": self._play(self.fixed)}
+        shown = {**self.given, "sample": sample_of(self._play(self.fixed))}
         if self.given:
             shown["target"] = sample_of(self.fixed.real)
         self.spec.kind.preview(self.spec.sample, shown, 4 if self.given else 8).save(path)
@@ -177,18 +177,19 @@ class Watch:
 
 def _joined(deals: list[Deal]) -> Deal:
     """Deals one after the other."""
-
-    def together(samples: list[Any]) -> Sample:
-        if isinstance(samples[0], dict):
-            return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
-        return torch.cat(samples)
-
     conds = [deal.cond for deal in deals if deal.cond is not None]
     return Deal(
-        together([deal.inputs for deal in deals]),
-        together([deal.real for deal in deals]),
+        _concatenated([deal.inputs for deal in deals]),
+        _concatenated([deal.real for deal in deals]),
         torch.cat(conds) if conds else None,
     )
+
+
+def _concatenated(samples: list[Any]) -> Sample:
+    """Samples one after the other."""
+    if isinstance(samples[0], dict):
+        return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
+    return torch.cat(samples)
 
 
 def _rows(data: dict[str, Any], size: int, *, by_class: bool) -> Tensor:

@@ -98,7 +98,7 @@ def sample(
             if not generator.translates:
                 raise ValueError("--given: this generator makes samples of noise: it is given nothing")
             n, parts = len(given), _given(given, spec)
-            made = {**parts, "sample": generator.translate(parts, seed=seed)}
+            made = {**parts, "sample": generator.sample(n, given=parts, seed=seed)["sample"]}
         else:
             asked = _class(label, generator.spec.classes)
             told = _attributes(attribute, generator.spec.attributes)

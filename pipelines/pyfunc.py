@@ -2,13 +2,15 @@
 
 A generator needs no input: the parameters say everything. Where there is a table, each row is a request, and
 its columns come before the parameters of the same name. Equal requests give equal samples, whatever the other
-rows ask. The output is uint8, the samples of all requests one after another; images are `[N, H, W, C]`.
+rows ask. The samples of all requests come one after another, as their kind of data presents them: images as uint8
+`[N, H, W, C]`.
 
     model.predict(None, params={"n": 16, "seed": 1})
     model.predict(pandas.DataFrame({"label": [3, 8], "n": [2, 5]}))
     model.predict(pandas.DataFrame({"attributes": [[0.5, 1.0]], "n": [2]}))  # if it is told any; in their order
 
-A generator that translates takes images, uint8 `[N, H, W, C]`, and gives as many:
+A generator that makes samples of something takes it in the same form, as a mapping if it is several things, and gives
+as many:
 
     model.predict(images, params={"seed": 1})
 """
@@ -57,26 +59,28 @@ class GeneratorModel(PythonModel):
         """Samples as the kind of data presents them. Raises ValueError for an unknown column, a value out of range, or
         given rows that are not like those it was trained on."""
         if self.generator.translates:
-            return self._translate(model_input, {**DEFAULTS, **(params or {})})
+            return self._of_given(model_input, {**DEFAULTS, **(params or {})})
         made = [self._sample({**DEFAULTS, **(params or {}), **asked}) for asked in _requests(model_input)]
         return self._presented(torch.cat(made) if made else torch.empty(0, *self.generator.spec.shape))
 
-    def _sample(self, asked: dict[str, Any]) -> Tensor:
+    def _sample(self, asked: dict[str, Any], given: dict[str, Tensor] | None = None) -> Tensor:
         return self.generator.sample(
             int(asked["n"]),
+            given=given,
             seed=int(asked["seed"]),
             label=None if asked["label"] == DEFAULTS["label"] else int(asked["label"]),
             attributes=torch.tensor(told) if (told := list(asked["attributes"])) else None,
             truncation=asked["truncation"] or None,
         )["sample"]
 
-    def _translate(self, given: Any, asked: dict[str, Any]) -> Any:
+    def _of_given(self, given: Any, asked: dict[str, Any]) -> Any:
         spec = self.generator.spec
         if given is None:
             raise ValueError(f"this generator makes samples of {', '.join(spec.given)}: give it some")
         raw = {spec.given[0]: given} if len(spec.given) == 1 else given
         parts = {name: _taken(spec, name, raw[name]) for name in spec.given}
-        return self._presented(self.generator.translate(parts, seed=int(asked["seed"])))
+        n = len(next(iter(parts.values())))
+        return self._presented(self._sample(asked | {"n": n}, parts) if n else torch.empty(0, *spec.shape))
 
     def _presented(self, samples: Tensor) -> Any:
         spec = self.generator.spec
@@ -125,7 +129,9 @@ def logged(folder: Path) -> dict[str, Any]:
         taken = _schema(example)
     else:
         taken, example = None, pd.DataFrame({"n": [4], "seed": [0]})
-    names = ["seed"] if generator.translates else ["n", "seed", "label", "truncation"]
+    names = ["n", "seed", "label", "truncation"]
+    if generator.translates:
+        names = ["seed", "label"] if generator.conditional else ["seed"]
     names += ["attributes"] if generator.game.attributes else []
     return {
         "python_model": __file__,

@@ -63,20 +63,22 @@ def build(cfg: Config, spec: Spec) -> Game:
         for i, (outer, level) in enumerate(zip(widths[-2::-1][:_DROPPED], range(levels - 1, 0, -1), strict=False))
     }
 
+    def inputs(source: Tensor, noise: Noise) -> dict[str, Tensor]:
+        rate = cfg.dropout
+        masks = {name: _mask(noise, shape, rate) for name, shape in dropped.items()} if rate else {}
+        return {"source": source, **masks}
+
     def deal(batch: Batch) -> Deal:
         source, target = batch.data["source"], batch.data["sample"]
         if batch.training and cfg.jitter:
             source, target = _jitter(torch.cat([source, target], 1), batch.noise).tensor_split([given], 1)
-        inputs = {"source": source}
-        if cfg.dropout:
-            inputs |= {name: _mask(batch.noise, shape, cfg.dropout) for name, shape in dropped.items()}
-        return Deal(inputs, real=target, cond=source)
+        return Deal(inputs(source, batch.noise), real=target, cond=source)
 
     return Game(
         generator,
         discriminator,
         deal,
-        latent=None,
+        ask=lambda given, noise, truncation: inputs(given["source"], noise),
         terms=(Term("l1", "generator", _l1, cfg.l1_weight),),
     )
 

@@ -75,7 +75,7 @@ def bias(prepared, kimg, draws=8, examples=1024):
     def round_of(key):
         noise = Noise(key, size=examples)
         logits = discriminate(game, images, None, noise).logits
-        return Round(game, Deal(images, images), noise, images, images, logits, logits)
+        return Round(game, Deal(images, images), Batch({}, noise), images, images, logits, logits)
 
     def in_bfloat16(key, sigma):
         near = images + sigma * Noise(key, size=examples).normal(*images.shape[1:])

@@ -101,7 +101,7 @@ def play_plane(job):
         batch = Batch({"sample": centres[modes] + sigma * noise.normal(2)}, noise)
         adversarial_step(game, LOSSES[loss], *players, [[batch]], step=step, kimg=step * BATCH / 1000)
     with torch.inference_mode():
-        points = game.generator(game.latent(Noise(seed, "judged", size=SAMPLES), None), None)
+        points = game.generator(game.ask({}, Noise(seed, "judged", size=SAMPLES), None), None)
     return (*job[:3], time.perf_counter() - start, judge_points(points, centres, sigma))
 
 

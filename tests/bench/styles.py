@@ -35,7 +35,7 @@ def main():
     side = args.rows
 
     def styles(seed, n, psi=1.0):
-        inputs = loaded.game.latent(Noise(seed, "styles", size=n), psi)
+        inputs = loaded.game.ask({}, Noise(seed, "styles", size=n), psi)
         labels = torch.arange(n) % loaded.game.classes if loaded.game.classes else None
         return generator.styles(inputs, labels), inputs["noise"]
 

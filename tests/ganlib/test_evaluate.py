@@ -244,4 +244,6 @@ def test_what_is_drawn_is_what_the_generator_samples(tmp_path: Path):
     drawn = draw(of_pairs, tmp_path, 9, seed=5, batch=4)
     assert drawn["source"][:].equal(given)
     assert drawn["target"][:].equal(target)
-    torch.testing.assert_close(drawn["sample"][:], of_pairs.translate({"source": given}, seed=5), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        drawn["sample"][:], of_pairs.sample(9, given={"source": given}, seed=5)["sample"], rtol=1e-4, atol=1e-4
+    )

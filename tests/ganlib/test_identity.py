@@ -85,7 +85,13 @@ def parameters(dataset: dict[str, object], model: str, network: dict[str, object
             "models": {model: section},
             "reference": {"max_samples": 40, "classifier": {"width": 4, "epochs": 1}},
             "tune": {"num_samples": 0, "kimg": 1, "report_kimg": 1, "grace_kimg": 1},
-            "train": {"kimg": 0.048, "report_kimg": 0.024, "quality_samples": 16, "amp": False},
+            "train": {
+                "kimg": 0.048,
+                "report_kimg": 0.024,
+                "checkpoint_kimg": 0.024,
+                "quality_samples": 16,
+                "amp": False,
+            },
             "evaluate": {"num_samples": 20, "resamples": 2},
             "gate": {"metric": "efficientnet_lite0.kid"},
         }

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from runs import Kept, equal, without_clock
 from safetensors.torch import load_file
+from test_identity import parameters
 
-from ganlib import registry, shards
-from ganlib.config import DatasetConfig
+from ganlib import checkpoint, registry, shards
+from ganlib.config import ConfigError, DatasetConfig
 from ganlib.data import _kind
 from ganlib.data._spec import Spec
 from ganlib.export import load_generator
 from ganlib.shards import pack
+from ganlib.trainer import build_game, train
+from pipelines import evaluate, reference
+from pipelines._stage import EVALUATED, PREPARED, REFERENCE, TRAINED
 from pipelines.prepare import prepare
+from pipelines.pyfunc import GeneratorModel, logged
 
 PLUGINS = Path(__file__).parent / "plugins"
 KINDS = [*registry.names("data"), "toy_table", "toy_text"]
@@ -27,16 +35,15 @@ KINDS = [*registry.names("data"), "toy_table", "toy_text"]
 @pytest.fixture(scope="module", autouse=True)
 def _plugins():
     """The files of `plugins/` are registered as those of `ganlib/`."""
-    import ganlib.data
-    import ganlib.models
-    import ganlib.sources
-
-    packages = [ganlib.data, ganlib.models, ganlib.sources]
+    packages = [importlib.import_module(f"ganlib.{folder.name}") for folder in PLUGINS.iterdir()]
     for package in packages:
         package.__path__.append(str(PLUGINS / package.__name__.rpartition(".")[2]))
     yield
     for package in packages:
         package.__path__.pop()
+
+
+FAMILIES = {"toy_table": "toy_table_gan", "toy_text": "toy_text_gan"}
 
 
 @pytest.fixture(params=KINDS)
@@ -170,7 +177,7 @@ def test_a_generator_of_format_1_makes_what_it_made(name):
     folder = Path(__file__).parent / "format1" / name
     generator, expected = load_generator(folder), load_file(folder / "expected.safetensors")
     if "given" in expected:
-        made = generator.translate({"source": expected["given"]}, seed=1)
+        made = generator.sample(3, given={"source": expected["given"]}, seed=1)["sample"]
     else:
         made = generator.sample(5, seed=1)["sample"]
     torch.testing.assert_close(made, expected["sample"], rtol=1e-4, atol=1e-5)
@@ -185,3 +192,68 @@ def test_presented_rows_are_what_a_user_knows(folders):
     assert set(shown["colour"]) <= set("rgb")
     spec, stored = shards.read_spec(folders(text)), shards.read(folders(text), "test")["prompt"].numpy()
     assert all(len(prompt) == 3 for prompt in text.present(spec.sample, "prompt", stored))
+
+
+def played(name, folder, monkeypatch, **play):
+    """`(parameters, what was reported)` after all stages from `prepare` to `evaluate` in a folder."""
+    monkeypatch.chdir(folder)
+    dataset = {"source": {"name": "toy", "of": name}, "sample": {"kind": name}, "test_share": 0.4}
+    params = parameters(dataset, FAMILIES[name], {}, play)
+    prepare(params.dataset, Path("raw"), PREPARED)
+    reference.stage(params)
+    kept = Kept(folder)
+    train(params, kept, prepared=PREPARED, reference=REFERENCE)
+    shutil.copytree(kept.folders[-1], TRAINED)
+    evaluate.stage(params)
+    return params, kept
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_from_raw_data_to_the_registered_model(name, tmp_path, monkeypatch):
+    penalties = {"r1": {"weight": 0.1}, "gradient_penalty": {"weight": 0.1}, "dragan": {"weight": 0.1}}
+    params, kept = played(name, tmp_path, monkeypatch, penalties=penalties)
+
+    again = Kept(tmp_path / "again")
+    train(params, again, prepared=PREPARED, reference=REFERENCE, resume=kept.folders[0])
+    one, other = (without_clock(checkpoint.load(run.folders[-1])) for run in (kept, again))
+    assert equal(one, other)
+
+    metrics = json.loads((EVALUATED / "metrics.json").read_text())
+    if name == "toy_table":
+        assert {"fd", "kid", "copied", "coverage"} <= metrics["cells"].keys()
+        assert metrics["cells"]["copied"]["value"] <= 0
+    else:
+        assert list(metrics) == ["counts", "letters", "samples"]
+        assert list(metrics["letters"]) == ["blanks"]
+        assert set(metrics["samples"]["l1"]) == {"value", "low", "high", "copy"}
+
+    described, model = logged(TRAINED / "generator"), GeneratorModel()
+    model.generator = load_generator(TRAINED / "generator")
+    signature = described["signature"].to_dict()
+    if name == "toy_table":
+        made = model.predict(None, pd.DataFrame({"n": [2, 3], "seed": [1, 2]}))
+        assert list(made) == ["weight", "height", "colour"]
+        assert len(made) == 5
+        columns = json.loads(signature["outputs"])
+        assert [(column["name"], column["type"]) for column in columns] == [
+            ("weight", "double"),
+            ("height", "double"),
+            ("colour", "string"),
+        ]
+    else:
+        made = model.predict(None, ["abc", "dd"], {"seed": 1})
+        assert len(made) == 2
+        assert all(isinstance(text, str) for text in made)
+        assert made == model.predict(None, ["abc", "dd"], {"seed": 1})
+        with pytest.raises(ValueError, match="'xyz' is too long or has unknown letters"):
+            model.predict(None, ["xyz"])
+
+
+def test_images_are_no_tables(tmp_path):
+    """A penalty or an augmentation that moves pictures is refused for what is none."""
+    table = _kind.load("toy_table")
+    spec = shards.read_spec(prepared(table, tmp_path))
+    for play in ({"mirror": True}, {"augment": {"kind": "ada"}}, {"penalties": {"consistency": {"weight": 1}}}):
+        dataset = {"source": {"name": "toy", "of": "toy_table"}, "sample": {"kind": "toy_table"}}
+        with pytest.raises(ConfigError, match="is for images, these are toy_table"):
+            build_game(parameters(dataset, "toy_table_gan", {}, play), spec)

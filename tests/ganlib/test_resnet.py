@@ -147,7 +147,7 @@ def test_the_discriminator_stops_at_its_base(base, size):
 def test_what_the_players_make_depends_on_the_label(hierarchical):
     players = game(hierarchical=hierarchical, latent_dim=12)
     generator, discriminator = players.generator.eval(), players.discriminator.eval()
-    z = players.latent(Noise(0, size=1), None)
+    z = players.ask({}, Noise(0, size=1), None)
     a, b = (generator(z, torch.tensor([label])) for label in (0, 1))
     assert (a - b).abs().max() > 1e-3
     logits = [discriminator(a, torch.tensor([label])).logits for label in (0, 1)]
