@@ -175,6 +175,12 @@ class PlayerConfig(Config):
     clip_norm: PositiveFloat | None = None
 
 
+class FitConfig(PlayerConfig):
+    """How, and for how long, one module learns alone."""
+
+    kimg: NonNegativeFloat
+
+
 class Search(Config):
     """One dimension of a search space; exactly one of the four is given."""
 
@@ -226,6 +232,7 @@ class ModelConfig(Config):
     discriminator_steps: PositiveInt = 1
     top_k: Annotated[float, Field(gt=0.0, le=1.0)] | Schedule = 1.0
     warmup: WarmupConfig | None = None
+    fits: dict[str, FitConfig] = Field(default_factory=dict)
     ema_halflife_kimg: NonNegativeFloat | Schedule = 2.0
     ema_rampup: PositiveFloat | None = None
     generator: PlayerConfig = PlayerConfig()
@@ -487,7 +494,7 @@ class Params(Config):
             return self.models[model]
         section = self.models[model].model_dump(mode="json")
         for key, new in said.items():
-            merged = key in ("network", "generator", "discriminator") and isinstance(new, Mapping)
+            merged = key in ("network", "generator", "discriminator", "fits") and isinstance(new, Mapping)
             section[key] = {**section[key], **new} if merged else new
         if "search" not in said:  # what was replaced may have taken with it what was to be searched
             section["search"] = {key: found for key, found in section["search"].items() if _has_parent(section, key)}
@@ -495,6 +502,11 @@ class Params(Config):
             return ModelConfig.model_validate(section)
         except ValidationError as error:
             raise ValueError(next(_explain(f"presets.{preset} on models.{model}", error))) from error
+
+    @property
+    def budget_kimg(self) -> float:
+        """The budget of a training with its fits."""
+        return self.train.kimg + sum(fit.kimg for fit in self.game.fits.values())
 
     @property
     def registered_model(self) -> str:

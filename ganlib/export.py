@@ -24,7 +24,9 @@ from ganlib.noise import Noise
 __all__ = ["Generator", "load_generator", "save_generator"]
 
 FORMAT = 2
-_ATTRIBUTES = "attributes of real examples"  # no module's state can have a name with spaces
+# no module's state can have a name with spaces
+_ATTRIBUTES = "attributes of real examples"
+_OTHER = "module "
 
 
 def save_generator(
@@ -34,15 +36,20 @@ def save_generator(
     network: Config,
     spec: Spec,
     attributes: Tensor | None = None,
+    others: Mapping[str, nn.Module] | None = None,
     about: dict[str, Any] | None = None,
 ) -> None:
     """Write `module`, the generator of the family that `network` configures. `about` is kept as it is.
 
-    `attributes`, `[M, A]`, are some that real examples have, for samples of which none are asked.
+    `attributes`, `[M, A]`, are some that test examples have, for samples of which none are asked. `others` are the
+    modules, by name, that the game needs for its answers besides.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    for name, other in (others or {}).items():
+        state = other.state_dict().items()
+        tensors |= {f"{_OTHER}{name} {key}": tensor.detach().cpu().contiguous() for key, tensor in state}
     if attributes is not None:
         tensors[_ATTRIBUTES] = attributes.float().contiguous()
     save_file(tensors, directory / "generator.safetensors")
@@ -123,6 +130,20 @@ class Generator:
         told = {"label": self._labels(n, label), "attributes": self._attributes(n, attributes)}
         return {name: cond for name, cond in told.items() if cond is not None}
 
+    @torch.inference_mode()
+    def answer(self, parts: Mapping[str, Tensor], *, batch: int = 100) -> dict[str, Tensor]:
+        """What the game says of examples, whose parts are `[N, *shape]` each as networks see them: `[N]` or `[N, K]`.
+
+        Raises ValueError where it has no answers.
+        """
+        if self.game.answers is None:
+            raise ValueError("this model has no answers: it only makes samples")
+        found = []
+        for start in range(0, len(parts["sample"]), batch):
+            part = {name: x[start : start + batch].to(self.device) for name, x in parts.items()}
+            found.append({name: answer.float().cpu() for name, answer in self.game.answers(part).items()})
+        return {name: torch.cat([answers[name] for answers in found]) for name in found[0]}
+
     def _checked(self, given: Mapping[str, Tensor], n: int) -> Mapping[str, Tensor]:
         """What is given. Raises ValueError where it is not as the spec says, for `n` samples."""
         expected = {name: [n, *self.spec.parts[name].shape] for name in self.spec.given}
@@ -172,6 +193,12 @@ def load_generator(directory: str | Path, device: str | torch.device = "cpu") ->
         game: Game = family.build(family.Config.model_validate(described["network"]), spec)
         tensors = load_file(directory / "generator.safetensors")
         attributes = tensors.pop(_ATTRIBUTES, None)
+        for name, module in game.modules.items():
+            prefix = f"{_OTHER}{name} "
+            state = {key.removeprefix(prefix): tensors.pop(key) for key in [*tensors] if key.startswith(prefix)}
+            if state:
+                module.load_state_dict(state)
+                module.to(device).eval()
         game.generator.load_state_dict(tensors)
     except FileNotFoundError as error:
         raise ValueError(f"{directory}: not a generator: {error.filename or error} is missing") from error

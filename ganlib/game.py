@@ -26,6 +26,7 @@ __all__ = [
     "Batch",
     "Deal",
     "DiscriminatorOutput",
+    "Fit",
     "Game",
     "Learner",
     "Player",
@@ -37,6 +38,7 @@ __all__ = [
     "adversarial_step",
     "discriminate",
     "due_terms",
+    "fit_step",
     "map_tensors",
     "play",
     "sample_of",
@@ -98,6 +100,18 @@ class Deal:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """A stretch of training in which one module learns alone, before the game or after it: likelihood first, an encoder
+    for a finished generator. Its budget and optimiser are `fits.NAME` of the model's section in `params.yaml`."""
+
+    name: str
+    module: str
+    """`"generator"`, `"discriminator"`, or one of the game's `others`"""
+    loss: Callable[[Game, Batch], Tensor]
+    """`(game, batch) -> [N]`; after the game, the game's generator is the moving average"""
+
+
+@dataclass(frozen=True)
 class Game:
     """Players are modules: `generator(inputs, cond) -> sample`, `discriminator(sample, cond) -> logits or
     DiscriminatorOutput`."""
@@ -118,6 +132,22 @@ class Game:
     """between samples and discriminator"""
     group: int = 1
     """how many neighbouring examples some layer or term takes together: a share of a batch holds whole groups"""
+    others: Mapping[str, nn.Module] = field(default_factory=dict)
+    """further modules, which learn in a fit"""
+    before: tuple[Fit, ...] = ()
+    after: tuple[Fit, ...] = ()
+    answers: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
+    """`(parts) -> {name: [N] or [N, K]}`: what the trained game says of examples, as a score, a class or a likelihood;
+    discriminator and `others` are then exported too"""
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """All modules by name."""
+        return {"generator": self.generator, **self.modules_besides_generator}
+
+    @property
+    def modules_besides_generator(self) -> dict[str, nn.Module]:
+        return {"discriminator": self.discriminator, **self.others}
 
 
 @dataclass(frozen=True)
@@ -261,6 +291,25 @@ def adversarial_step(
 def play(turns: Iterable[Turn], kimg: float) -> Stats:
     """Play one turn after the other. Returns statistics, means over microbatches and turns, not yet over ranks."""
     return _mean_of_turns([{**turn.play(), f"gradient/{turn.player}": turn.learner.step(kimg)} for turn in turns])
+
+
+def fit_step(
+    game: Game,
+    fit: Fit,
+    learner: Learner,
+    microbatches: Sequence[Batch],
+    *,
+    kimg: float,
+    autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Stats:
+    """One step in which the learner's module learns alone; `kimg` are those of this fit."""
+    stats = _Mean(len(microbatches))
+    for batch in microbatches:
+        with autocast():
+            loss = fit.loss(game, batch).mean()
+        _backward(learner, loss * stats.share, last=batch is microbatches[-1])
+        stats.add(f"loss/{fit.name}", loss)
+    return {**stats.means, f"gradient/{fit.name}": learner.step(kimg)}
 
 
 def due_terms(game: Game, player: Player, turn: int) -> list[Term]:

@@ -132,6 +132,8 @@ class Watch:
             health.check(row, row["kimg"])
         except health.Diverged as error:
             return str(error), True
+        if "fit_kimg" in row:  # there is no game to be judged
+            return "", False
         row |= self._measure(step)
         if not past or past[-1] is not self.last:  # at the start, after a resume, or after a rollback
             self.monitor = health.Monitor(cfg)

@@ -115,7 +115,7 @@ class Job:
 
     def is_done(self, saved: Saved | None) -> TypeGuard[Saved]:
         """Whether a checkpoint is that of the whole budget."""
-        return saved is not None and saved.kimg >= self.params["train"]["kimg"] - 1e-6
+        return saved is not None and saved.kimg >= parse_params(self.params).budget_kimg - 1e-6
 
     def folders(self) -> tuple[Path, Path]:
         """The prepared data and the reference, as this machine sees them."""

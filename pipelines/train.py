@@ -35,7 +35,7 @@ def stage(params: Params) -> None:
     with atomic_folder(TRAINED) as out, try_run(outbox, key, key, tags={"stage": "train"}) as run:
         run.log_params(params.model_dump(mode="json", include={"seed", "data", "model", "train"}))
         run.log_params({"preset": preset, "game": params.game.model_dump(mode="json")})
-        rows = train_distributed(params, PREPARED, REFERENCE, _Progress(run, params.train), out)
+        rows = train_distributed(params, PREPARED, REFERENCE, _Progress(run, params.train, params.budget_kimg), out)
         _write_curves(rows, out)
         run.log_stats(rows)  # what was not logged when it came
         run.log_folder(out / "samples", "samples")
@@ -44,8 +44,8 @@ def stage(params: Params) -> None:
 class _Progress:
     """What the driver does with each report: it prints a line, and logs points to the tracking store."""
 
-    def __init__(self, run: Draft, cfg: TrainConfig):
-        self.run, self.kimg, self.health = run, cfg.kimg, cfg.health
+    def __init__(self, run: Draft, cfg: TrainConfig, budget_kimg: float | None = None):
+        self.run, self.kimg, self.health = run, cfg.kimg if budget_kimg is None else budget_kimg, cfg.health
         self.monitor, self.said = Monitor(cfg.health), dict[str, float]()
         self.rows: list[dict[str, float]] = []
         self.logging = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import random
 import shutil
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from test_identity import parameters
 
 from ganlib import checkpoint, registry, shards
-from ganlib.config import ConfigError, DatasetConfig
+from ganlib.config import ConfigError, DatasetConfig, override
 from ganlib.data import _kind
 from ganlib.data._spec import Spec
 from ganlib.export import load_generator
@@ -257,3 +258,83 @@ def test_images_are_no_tables(tmp_path):
         dataset = {"source": {"name": "toy", "of": "toy_table"}, "sample": {"kind": "toy_table"}}
         with pytest.raises(ConfigError, match="is for images, these are toy_table"):
             build_game(parameters(dataset, "toy_table_gan", {}, play), spec)
+
+
+FITS = {"first": {"kimg": 0.032, "lr": 1e-2}, "inverse": {"kimg": 0.048, "lr": 1e-2}}
+
+
+@pytest.fixture(scope="module")
+def with_fits(tmp_path_factory):
+    """`(parameters, prepared folder, what was reported)` of a fit, a game and another fit."""
+    dataset = {"source": {"name": "toy", "of": "toy_table"}, "sample": {"kind": "toy_table"}}
+    params = parameters(dataset, "toy_table_gan", {"encoder": True}, {"fits": FITS})
+    params = params.model_copy(
+        update={"train": params.train.model_copy(update={"report_kimg": 0.016, "checkpoint_kimg": 0.016})}
+    )
+    folder = prepared(_kind.load("toy_table"), tmp_path_factory.mktemp("fits"))
+    kept = Kept(tmp_path_factory.mktemp("kept"))
+    train(params, kept, prepared=folder)
+    return params, folder, kept
+
+
+def test_fits_before_and_after_the_game_are_reported_in_one_line(with_fits):
+    params, _, kept = with_fits
+    assert [row["kimg"] for row in kept.rows] == pytest.approx([0.016 * i for i in range(1, 9)])
+    kinds = ["fit" if "fit_kimg" in row else "game" for row in kept.rows]
+    assert kinds == ["fit"] * 2 + ["game"] * 3 + ["fit"] * 3
+    assert [row["game_kimg"] for row in kept.rows[2:5]] == pytest.approx([0.016, 0.032, 0.048])
+    assert kept.rows[-1]["loss/inverse"] < kept.rows[-3]["loss/inverse"]
+    assert params.budget_kimg == pytest.approx(0.128)
+    assert "diversity" not in kept.rows[0]
+    assert len(kept.folders) == len(kept.rows)
+
+
+@pytest.mark.parametrize("done", [0, 1, 3, 4, 6], ids=["in a fit", "after it", "in the game", "after it", "in a fit"])
+def test_killed_anywhere_and_resumed_gives_equal_bits(with_fits, tmp_path, done):
+    params, folder, kept = with_fits
+    again = Kept(tmp_path)
+    train(params, again, prepared=folder, resume=kept.folders[done])
+    assert len(again.rows) == len(kept.rows) - done - 1
+    one, other = (without_clock(checkpoint.load(run.folders[-1])) for run in (kept, again))
+    assert equal(one, other)
+
+
+def test_a_fit_touches_its_own_module_alone(with_fits):
+    states = [checkpoint.load(folder) for folder in with_fits[2].folders]
+    changed = [
+        {name for name in ("generator", "discriminator", "ema", "others/encoder") if not equal(a[name], b[name])}
+        for a, b in itertools.pairwise(states)
+    ]
+    assert changed[0] == {"generator", "ema"}
+    assert equal(states[1]["generator"], states[1]["ema"]), "the average starts from where the fit ended"
+    assert changed[2] == changed[3] == {"generator", "discriminator", "ema"}
+    assert changed[5] == changed[6] == {"others/encoder"}
+
+
+def test_answers_are_exported_and_asked(with_fits):
+    _, folder, kept = with_fits
+    generator = load_generator(kept.folders[-1] / "generator")
+    spec, stored = shards.read_spec(folder), shards.read(folder, "test")["sample"]
+    rows = spec.kind.decode(spec.sample, "sample", stored)
+    scores = generator.answer({"sample": rows}, batch=7)["score"]
+    assert scores.shape == (len(rows),)
+    expected = (generator.game.generator(generator.game.others["encoder"](rows)) - rows).square().mean(1)
+    torch.testing.assert_close(scores, expected)
+    early = load_generator(kept.folders[3] / "generator").answer({"sample": rows})["score"]
+    assert scores.mean() < early.mean()
+    with pytest.raises(ValueError, match="has no answers"):
+        load_generator(Path(__file__).parent / "format1" / "mlp").answer({"sample": torch.zeros(1, 1, 8, 8)})
+
+
+def test_fits_are_those_of_the_family(with_fits):
+    params, folder, _ = with_fits
+    for fits, message in (
+        ({}, "expected first, inverse, found none"),
+        ({**FITS, "x": {"kimg": 1}}, "found first, inverse, x"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build_game(override(params, {"fits": fits}), shards.read_spec(folder))
+    short = override(params, {"fits.first.kimg": 0, "fits.inverse.kimg": 0})
+    kept = Kept(folder / "short")
+    train(short, kept, prepared=folder)
+    assert all("game_kimg" not in row and "fit_kimg" not in row for row in kept.rows)
