@@ -117,8 +117,8 @@ def measurable(reference: Reference, *, labelled: bool) -> list[str]:
         nothing = torch.zeros(0, *reference.spec.shape)
         views = reference.spec.kind.views(reference.spec.sample, nothing)
         sections |= {section: list(_scoring(looks)) for section in views}
-    elif reference.classifier is not None:
-        sections[SAMPLES] = ["predicted", "label"] if labelled else ["predicted"]
+    if reference.classifier is not None:
+        sections.setdefault(SAMPLES, []).extend(["predicted", "label"] if labelled else ["predicted"])
     return [f"{name}.{metric}" for name, known in sections.items() for metric in _measurable(name, looks, known)]
 
 
@@ -142,13 +142,13 @@ def evaluate(
         copies = look(copied, reference, cfg.batch)
     found: Metrics = {}
     for section, fake in fakes.items():
-        real = reals.get(section, fake)  # what is compared with its target needs nothing else
+        real = {**fake, **reals.get(section, {})}  # what is compared with its target needs nothing else
         for name, metric in _measurable(section, spec.kind.LOOKS, real, fake).items():
             value = metric.compute(real, fake)
             reach = _reach([metric.compute(r, f) for r, f in _halves(cfg, seed, real, fake)], cfg)
             figures = {"value": value, "low": value - reach, "high": value + reach}
             for baseline, sets in (("floor", floors), ("copy", copies)):
-                if section in sets:
+                if all(need in sets.get(section, {}) for need in metric.NEEDS):
                     figures[baseline] = metric.compute(real, sets[section])
             found.setdefault(section, {})[name] = figures
     return found
@@ -177,7 +177,7 @@ def look(samples: Samples, reference: Reference, batch: int, spaces: Iterable[st
     whole = {space: torch.cat(found) for space, found in features.items()}
     seen = _see(reference, whole, samples.get("label"), neighbour=1)
     for section, of_section in scores.items():
-        seen[section] = {name: torch.cat(values) for name, values in of_section.items()}
+        seen.setdefault(section, {}).update({name: torch.cat(values) for name, values in of_section.items()})
     return seen
 
 
@@ -208,7 +208,7 @@ def compare(
     if section in reference.spaces:  # of which the rest would be measured in vain
         challenger, champion = ({"sample": made["sample"]} for made in (challenger, champion))
     one, other = (look(made, reference, cfg.batch, spaces).get(section, {}) for made in (challenger, champion))
-    real = _of_split(reference, "test", n, spaces).get(section, one)
+    real = {**one, **_of_split(reference, "test", n, spaces).get(section, {})}
     known = _measurable(section, reference.spec.kind.LOOKS, real, one, other)
     if name not in known:
         raise ConfigError(f"metric {metric!r} cannot be measured here; {section} has: {', '.join(known) or 'none'}")

@@ -31,6 +31,7 @@ __all__ = ["stage"]
 
 COLUMNS = 10  # of pictures
 ROWS = 20  # classes shown, at most
+COPY = "what is given, or made of it without learning,"
 
 
 def stage(params: Params) -> None:
@@ -74,7 +75,7 @@ def _about(reference: Reference, generator: Generator, n: int, cfg: EvaluateConf
         "seed": seed,
         "intervals": {"confidence": cfg.confidence, "halves": cfg.resamples},
         "floor": f"the first {n} training examples in the fakes' place",
-        **({"copy": "the given images in the fakes' place"} if generator.translates else {}),
+        **({"copy": f"{COPY} in the fakes' place"} if reference.spec.kind.naive is not None else {}),
         "spaces": reference.about["spaces"],
         "classifier": reference.about["classifier"],
         "generator": generator.about,
@@ -129,7 +130,7 @@ def _write(path: Path, content: object) -> None:
 
 def _tell(metrics: Metrics, n: int, cfg: EvaluateConfig) -> None:
     baselines = [name for name in ("floor", "copy") if any(name in f for of in metrics.values() for f in of.values())]
-    captions = {"floor": "training data in the samples' place", "copy": "the given images in their place"}
+    captions = {"floor": "training data in the samples' place", "copy": f"{COPY} in their place"}
     caption = "; ".join(f"{name}: {captions[name]}" for name in baselines)
     table = Table(title=f"{n} samples against test data", caption=caption)
     table.add_column("metric", no_wrap=True)
