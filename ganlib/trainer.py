@@ -67,13 +67,13 @@ class Plan:
     any budget."""
 
     steps: int
-    images_per_step: int
+    examples_per_step: int
     report_kimg: float
     reports_per_checkpoint: int
 
     def reports(self, step: int) -> int:
         """How many reports are due by the end of `step`, the last step aside."""
-        return math.floor(step * self.images_per_step / (1000 * self.report_kimg) + 1e-9)
+        return math.floor(step * self.examples_per_step / (1000 * self.report_kimg) + 1e-9)
 
     def report_due(self, step: int) -> bool:
         return step == self.steps or self.reports(step) > self.reports(step - 1)
@@ -95,10 +95,10 @@ def plan(params: Params, world: int) -> Plan:
     return _plan(params, cfg.kimg, batch * params.game.discriminator_steps)
 
 
-def _plan(params: Params, kimg: float, images_per_step: int) -> Plan:
+def _plan(params: Params, kimg: float, examples_per_step: int) -> Plan:
     return Plan(
-        steps=max(1, math.ceil(kimg * 1000 / images_per_step - 1e-9)),
-        images_per_step=images_per_step,
+        steps=max(1, math.ceil(kimg * 1000 / examples_per_step - 1e-9)),
+        examples_per_step=examples_per_step,
         report_kimg=params.train.report_kimg,
         reports_per_checkpoint=max(1, round(params.train.checkpoint_kimg / params.train.report_kimg)),
     )
@@ -293,8 +293,8 @@ class _Run:
             means = statistics.means(self.world)  # waits for the device
             elapsed = time.perf_counter() - since
             state["seconds"] += elapsed
-            speed = (done - first) * timing.images_per_step / elapsed
-            self.account({"images_per_second": speed, **means, **training.settings()})
+            speed = (done - first) * timing.examples_per_step / elapsed
+            self.account({"examples_per_second": speed, **means, **training.settings()})
             statistics, since, first = _Statistics(), time.perf_counter(), state["step"]
 
     def batches(self, stretch: Stretch, step: int) -> list[list[Batch]]:
@@ -460,7 +460,7 @@ class _Training:
     @property
     def stretch_kimg(self) -> float:
         """Thousands of real samples seen in this stretch: what schedules go by."""
-        return float(self.state["step"] * self.stretch.plan.images_per_step / 1000)
+        return float(self.state["step"] * self.stretch.plan.examples_per_step / 1000)
 
     def progress(self) -> dict[str, float]:
         """How far the stretch has come, where that is not how far the training has."""
@@ -493,11 +493,11 @@ class _Training:
         if cfg.warmup is not None:
             self._note_accuracy(stats)
         if self.augment is not None:
-            self.augment.adjust(stats["sign/real"], turn=step, images=self.stretch.plan.images_per_step)
+            self.augment.adjust(stats["sign/real"], turn=step, images=self.stretch.plan.examples_per_step)
         halflife = value(cfg.ema_halflife_kimg, kimg)
         if cfg.ema_rampup is not None:  # Karras et al. 2020a: no longer than a share of the training so far
             halflife = min(halflife, kimg * cfg.ema_rampup)
-        images = self.stretch.plan.images_per_step
+        images = self.stretch.plan.examples_per_step
         update_ema(self.ema, self.game.generator, 0.5 ** (images / max(halflife * 1000, 1e-9)))
         if self.game.progress is not None:
             self.game.progress(self.ema, kimg)

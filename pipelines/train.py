@@ -18,7 +18,7 @@ from pipelines.outbox import Draft, open_outbox, try_run
 __all__ = ["BEST", "stage"]
 
 BEST = "best_params.yaml"
-TIMES = ("seconds", "images_per_second")
+TIMES = ("seconds", "examples_per_second")
 SHOWN = {
     "loss/discriminator": "D",
     "loss/generator": "G",
@@ -55,10 +55,10 @@ class _Progress:
         if self.rows and row["kimg"] <= self.rows[-1]["kimg"]:
             self._back(row)
         self.rows.append(row)
-        left = round((self.kimg - row["kimg"]) * 1000 / row["images_per_second"])
+        left = round((self.kimg - row["kimg"]) * 1000 / row["examples_per_second"])
         figures = "  ".join(f"{short} {row[name]:.3g}" for name, short in SHOWN.items() if name in row)
         self.console.print(
-            f"{row['kimg']:7.1f} of {self.kimg:g} kimg  {row['images_per_second']:6.0f} images/s  {figures}  "
+            f"{row['kimg']:7.1f} of {self.kimg:g} kimg  {row['examples_per_second']:6.0f} examples/s  {figures}  "
             f"left {left // 60}:{left % 60:02d}",
             highlight=False,
             markup=False,

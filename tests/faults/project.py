@@ -322,7 +322,7 @@ def timed_only(project: Project, name: str, quiet: Path) -> bool:
     if not (mine.exists() and other.exists() and name.endswith((".csv", ".jsonl"))):
         return False
     read = pandas.read_csv if name.endswith(".csv") else (lambda path: pandas.read_json(path, lines=True))
-    tables = [read(path).drop(columns=["seconds", "images_per_second"], errors="ignore") for path in (mine, other)]
+    tables = [read(path).drop(columns=["seconds", "examples_per_second"], errors="ignore") for path in (mine, other)]
     return bool(tables[0].equals(tables[1]))
 
 

@@ -32,7 +32,7 @@ def test_what_a_report_holds(small, prepared, tmp_path):
     train(small(), kept, prepared=prepared)
     assert [row["kimg"] for row in kept.rows] == pytest.approx([0.128, 0.256, 0.384])
     assert {"sign/real", "sign/fake", "logit/gap", "gradient/generator", "gradient/discriminator"} <= set(kept.rows[0])
-    assert {"diversity", "images_per_second", "loss/generator", "loss/discriminator"} <= set(kept.rows[0])
+    assert {"diversity", "examples_per_second", "loss/generator", "loss/discriminator"} <= set(kept.rows[0])
     assert {p.name for p in kept.folders[0].iterdir()} == {"checkpoint.pt", "generator", "samples.png"}
 
 
