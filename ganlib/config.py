@@ -175,6 +175,12 @@ class PlayerConfig(Config):
     clip_norm: PositiveFloat | None = None
 
 
+class FitConfig(PlayerConfig):
+    """How, and for how long, one module learns alone."""
+
+    kimg: NonNegativeFloat
+
+
 class Search(Config):
     """One dimension of a search space; exactly one of the four is given."""
 
@@ -226,6 +232,7 @@ class ModelConfig(Config):
     discriminator_steps: PositiveInt = 1
     top_k: Annotated[float, Field(gt=0.0, le=1.0)] | Schedule = 1.0
     warmup: WarmupConfig | None = None
+    fits: dict[str, FitConfig] = Field(default_factory=dict)
     ema_halflife_kimg: NonNegativeFloat | Schedule = 2.0
     ema_rampup: PositiveFloat | None = None
     generator: PlayerConfig = PlayerConfig()
@@ -235,10 +242,7 @@ class ModelConfig(Config):
     @field_validator("penalties", mode="before")
     @classmethod
     def _named(cls, penalties: Any) -> Any:
-        """Tell each section its name, which says what its options are."""
-        if not isinstance(penalties, Mapping):
-            return penalties
-        return {name: (name, section) for name, section in penalties.items()}
+        return _with_names(penalties)
 
     @model_validator(mode="after")
     def _can_be_searched(self) -> ModelConfig:
@@ -262,10 +266,56 @@ class ClassifierConfig(Config):
     lr: PositiveFloat = 4e-3
 
 
+def _with_names(sections: Any) -> Any:
+    """Tell each section its name, which says what it may hold."""
+    return {name: (name, section) for name, section in sections.items()} if isinstance(sections, Mapping) else sections
+
+
+def _read_space(named: Any) -> Config:
+    """`(name, section)` by the `Config` of the feature space of that name, in whatever folder it lies."""
+    if isinstance(named[1], Config):
+        return named[1]
+    name, section = named
+    everywhere = {
+        one: folder for folder in (None, *registry.folders("spaces")) for one in registry.names("spaces", folder)
+    }
+    if name not in everywhere:
+        known = ", ".join(sorted(everywhere))
+        raise ValueError(f"{name!r} is not a feature space{registry.nearest(name, everywhere)}; known: {known}")
+    config: Config = registry.load("spaces", name, everywhere[name]).Config.model_validate(section or {})
+    return config
+
+
+def _metric(name: str) -> str:
+    """A metric's name, in whatever folder it lies."""
+    known = {one for folder in (None, *registry.folders("metrics")) for one in registry.names("metrics", folder)}
+    if name not in known:
+        raise ValueError(f"{name!r} is not a metric{registry.nearest(name, known)}; known: {', '.join(sorted(known))}")
+    return name
+
+
+def _refuse_moved(section: Any, moved: Mapping[str, str]) -> Any:
+    """Raise ValueError for a key that has another name since the last version."""
+    for old, new in moved.items():
+        if isinstance(section, Mapping) and old in section:
+            raise ValueError(f"{old} is now {new}")
+    return section
+
+
 class ReferenceConfig(Config):
     max_samples: Annotated[int, Field(ge=10)] = 50_000
     classifier: ClassifierConfig = ClassifierConfig()
-    inception: str | None = None
+    spaces: dict[str, Annotated[SerializeAsAny[Config], BeforeValidator(_read_space)]] = Field(default_factory=dict)
+
+    @field_validator("spaces", mode="before")
+    @classmethod
+    def _named(cls, spaces: Any) -> Any:
+        return _with_names(spaces)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _moved(cls, section: Any) -> Any:
+        return _refuse_moved(section, {"inception": "spaces.inception.file"})
 
 
 class TrainConfig(Config):
@@ -304,11 +354,18 @@ class EvaluateConfig(Config):
 class GateConfig(Config):
     """When a challenger becomes the champion."""
 
-    metric: Annotated[str, Field(pattern=r"^\w+\.\w+$")]
+    metric: Annotated[str, Field(pattern=r"^\w+\.\w+$")] | None = None
     margin: NonNegativeFloat = 0.0
-    min_coverage: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
-    min_memorisation_ratio: NonNegativeFloat = 0.5
-    min_label_accuracy: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    at_least: dict[Annotated[str, AfterValidator(_metric)], float] = Field(
+        default={"coverage": 0.3, "memorisation_ratio": 0.5, "label_accuracy": 0.5}
+    )
+    at_most: dict[Annotated[str, AfterValidator(_metric)], float] = Field(default={})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _moved(cls, section: Any) -> Any:
+        names = ("coverage", "memorisation_ratio", "label_accuracy")
+        return _refuse_moved(section, {f"min_{name}": f"at_least.{name}" for name in names})
 
 
 class TrackingConfig(Config):
@@ -370,7 +427,7 @@ class Params(Config):
     tune: TuneConfig
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
-    gate: GateConfig
+    gate: GateConfig = GateConfig()
     tracking: TrackingConfig = TrackingConfig()
     scale: ScaleConfig = ScaleConfig()
 
@@ -437,7 +494,7 @@ class Params(Config):
             return self.models[model]
         section = self.models[model].model_dump(mode="json")
         for key, new in said.items():
-            merged = key in ("network", "generator", "discriminator") and isinstance(new, Mapping)
+            merged = key in ("network", "generator", "discriminator", "fits") and isinstance(new, Mapping)
             section[key] = {**section[key], **new} if merged else new
         if "search" not in said:  # what was replaced may have taken with it what was to be searched
             section["search"] = {key: found for key, found in section["search"].items() if _has_parent(section, key)}
@@ -445,6 +502,11 @@ class Params(Config):
             return ModelConfig.model_validate(section)
         except ValidationError as error:
             raise ValueError(next(_explain(f"presets.{preset} on models.{model}", error))) from error
+
+    @property
+    def budget_kimg(self) -> float:
+        """The budget of a training with its fits."""
+        return self.train.kimg + sum(fit.kimg for fit in self.game.fits.values())
 
     @property
     def registered_model(self) -> str:

@@ -39,14 +39,15 @@ __all__ = [
 SAMPLES = "samples"
 
 Samples = Mapping[str, Any]
-"""`sample` `[N, ...]` in [-1, 1]; where there are such, `label`, or `given` and `target`. Tensors, or `shards.Rows`"""
+"""`sample` `[N, ...]`; where there is such, `label`, `target`, the parts that were given and what is `naive`ly made of
+them. Tensors, or `shards.LazyRows`"""
 
 Metrics = dict[str, dict[str, dict[str, float]]]
 """`{space or "samples": {metric: {"value", "low", "high", "floor", "copy"}}}`; the floor where there is one, and what
 copies of the given images score where there are such"""
 
 
-Seen = dict[str, Examples]
+Seen = dict[str, dict[str, Tensor]]
 """Examples as each section sees them."""
 
 
@@ -70,36 +71,55 @@ def draw(generator: Generator, prepared: str | Path, n: int, *, seed: int, batch
     fewer; these also have `given` and `target`. Images are made when they are looked at, at most `batch` at a time."""
     spec, size = generator.spec, _at_a_time(generator.spec, batch)
     if not generator.translates:
-        made = _rows(n, size, lambda rows: generator.sample(n, seed=seed, batch=size, rows=rows)["sample"])
-        return {"sample": made, **generator.conditions(n)}
-    stored = shards.stored(prepared, "test", limit=n)["sample"]
-    n, decode = len(stored), registry.load("data", spec.kind).decode
-    given = _rows(n, size, lambda rows: spec.split(decode(stored[rows]))[0])
-    target = _rows(n, size, lambda rows: spec.split(decode(stored[rows]))[1])
-    made = _rows(n, size, lambda rows: generator.translate(given[rows], seed=seed, batch=size, first=rows.start))
-    return {"sample": made, "given": given, "target": target}
+        drawn = _rows(n, size, lambda rows: generator.sample(n, seed=seed, batch=size, rows=rows)["sample"])
+        return {"sample": drawn, **generator.conditions(n)}
+    stored, kind = shards.stored(prepared, "test", limit=n), spec.kind
+    n = len(stored["sample"])
+    real = {
+        name: _rows(n, size, lambda rows, name=name: kind.decode(spec.sample, name, stored[name][rows]))  # type: ignore[misc]
+        for name in spec.parts
+    }
+
+    def given(rows: slice) -> dict[str, Tensor]:
+        return {name: real[name][rows] for name in spec.given}
+
+    samples = {name: real[name] for name in spec.given}
+    told = {"label": stored["label"]} if generator.game.classes else {}
+    told |= {"attributes": stored["attributes"]} if generator.game.attributes else {}
+
+    def made(rows: slice) -> Tensor:
+        return generator.sample(n, given=given(rows), seed=seed, batch=size, rows=rows, **told)["sample"]
+
+    samples |= {"sample": _rows(n, size, made), **told}
+    if kind.ALIGNED:
+        samples["target"] = real["sample"]
+    if (naive := kind.naive) is not None:
+        samples["naive"] = _rows(n, size, lambda rows: naive(spec.sample, given(rows)))
+    return samples
 
 
-def _rows(n: int, size: int, make: Callable[[slice], Tensor]) -> shards.Rows:
+def _rows(n: int, size: int, make: Callable[[slice], Tensor]) -> shards.LazyRows:
     """`n` rows, made `size` at a time."""
     parts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
-    return shards.Rows([part.stop for part in parts], lambda i: make(parts[i]))
+    return shards.LazyRows([part.stop for part in parts], lambda i: make(parts[i]))
 
 
 def _at_a_time(spec: Spec, batch: int) -> int:
-    return min(batch, shards.few(spec.shape))
+    return min(batch, shards.rows_per_chunk(spec.size))
 
 
 def measurable(reference: Reference, *, labelled: bool) -> list[str]:
     """Every `section.metric` that `evaluate` will find in samples that are yet to be made; those of a generator
     that is told a class are `labelled`."""
-    modality = reference.spec.modality
-    sections = {space: ["features", "nearest"] for space in reference.spaces}
-    if reference.spec.given:
-        sections[SAMPLES] = list(_scoring(modality))
-    elif reference.classifier is not None:
-        sections[SAMPLES] = ["predicted", "label"] if labelled else ["predicted"]
-    return [f"{name}.{metric}" for name, known in sections.items() for metric in _measurable(name, modality, known)]
+    looks = reference.spec.kind.LOOKS
+    sections = {name: list(_columns(space.column)) for name, space in reference.spaces.items()}
+    if reference.spec.given and reference.spec.kind.ALIGNED:
+        nothing = torch.zeros(0, *reference.spec.shape)
+        views = reference.spec.kind.views(reference.spec.sample, nothing)
+        sections |= {section: list(_scoring(looks)) for section in views}
+    if reference.classifier is not None:
+        sections.setdefault(SAMPLES, []).extend(["predicted", "label"] if labelled else ["predicted"])
+    return [f"{name}.{metric}" for name, known in sections.items() for metric in _measurable(name, looks, known)]
 
 
 def evaluate(
@@ -108,7 +128,7 @@ def evaluate(
     """Measure samples, of which `look` may have `seen` all, against the first N of test: by themselves, by the `label`
     that was asked for, by the `target` that they should be.
 
-    `floor` is the score of the first N training examples in the fakes' place, `copy` that of `given`. Raises
+    `floor` is the score of the first N training examples in the fakes' place, `copy` that of `naive`. Raises
     ValueError if there are fewer.
     """
     spec, n = reference.spec, len(samples["sample"])
@@ -117,18 +137,18 @@ def evaluate(
     fakes = seen or look(samples, reference, cfg.batch)
     reals, floors = (_of_split(reference, split, n, reference.spaces) for split in ("test", "train"))
     copies: Seen = {}
-    if "given" in samples:
-        copied = _rows(n, _at_a_time(spec, cfg.batch), lambda rows: _as_made(samples["given"][rows], spec))
-        copies = look({"sample": copied, "target": samples["target"]}, reference, cfg.batch)
+    if "naive" in samples:
+        copied = {"sample": samples["naive"], **{name: samples[name] for name in ("target",) if name in samples}}
+        copies = look(copied, reference, cfg.batch)
     found: Metrics = {}
     for section, fake in fakes.items():
-        real = reals.get(section, fake)  # what is compared with its target needs nothing else
-        for name, metric in _measurable(section, spec.modality, real, fake).items():
+        real = {**fake, **reals.get(section, {})}  # what is compared with its target needs nothing else
+        for name, metric in _measurable(section, spec.kind.LOOKS, real, fake).items():
             value = metric.compute(real, fake)
             reach = _reach([metric.compute(r, f) for r, f in _halves(cfg, seed, real, fake)], cfg)
             figures = {"value": value, "low": value - reach, "high": value + reach}
             for baseline, sets in (("floor", floors), ("copy", copies)):
-                if section in sets:
+                if all(need in sets.get(section, {}) for need in metric.NEEDS):
                     figures[baseline] = metric.compute(real, sets[section])
             found.setdefault(section, {})[name] = figures
     return found
@@ -137,30 +157,28 @@ def evaluate(
 def look(samples: Samples, reference: Reference, batch: int, spaces: Iterable[str] | None = None) -> Seen:
     """What metrics need to know of samples, of which few are held at a time: their features in all `spaces`, their
     classes as the classifier sees them, or how near they are to their targets."""
-    size, scoring = _at_a_time(reference.spec, batch), _scoring(reference.spec.modality)
+    spec = reference.spec
+    size, scoring = _at_a_time(spec, batch), _scoring(spec.kind.LOOKS)
     features: dict[str, list[Tensor]] = {space: [] for space in (reference.spaces if spaces is None else spaces)}
-    scores: dict[str, list[Tensor]] = {name: [] for name in scoring}
+    scores: dict[str, dict[str, list[Tensor]]] = {}
     for start in range(0, len(samples["sample"]), size):
         rows = slice(start, start + size)
         images = samples["sample"][rows]
         for space, found in features.items():
             found.append(reference.spaces[space].extract(images))
         if "target" in samples:
-            # one by one: how many are looked at together then does not matter, not even to rounding
-            pairs = list(zip(images.split(1), samples["target"][rows].split(1), strict=True))
-            for name, found in scores.items():
-                found += [scoring[name].score(*pair) for pair in pairs]
+            made, targets = (spec.kind.views(spec.sample, x) for x in (images, samples["target"][rows]))
+            for section, target in targets.items():
+                # one by one: how many are looked at together then does not matter, not even to rounding
+                pairs = list(zip(made[section].split(1), target.split(1), strict=True))
+                of_section = scores.setdefault(section, {name: [] for name in scoring})
+                for name, values in of_section.items():
+                    values += [scoring[name].score(spec.sample, *pair) for pair in pairs]
     whole = {space: torch.cat(found) for space, found in features.items()}
     seen = _see(reference, whole, samples.get("label"), neighbour=1)
-    if "target" in samples:
-        seen[SAMPLES] = {name: torch.cat(found) for name, found in scores.items()}
+    for section, of_section in scores.items():
+        seen.setdefault(section, {}).update({name: torch.cat(values) for name, values in of_section.items()})
     return seen
-
-
-def _as_made(given: Tensor, spec: Spec) -> Tensor:
-    """Given images in the fakes' place, grey where the target is and as often as it has channels."""
-    channels = spec.shape[0] - spec.given
-    return given if given.shape[1] == channels else given.mean(1, keepdim=True).expand(-1, channels, -1, -1)
 
 
 def compare(
@@ -182,16 +200,16 @@ def compare(
             f"{n} samples of the challenger, {len(champion['sample'])} of the champion: as many are wanted"
         )
     section, _, name = metric.partition(".")
-    if section not in (*reference.spaces, SAMPLES):
-        raise ConfigError(
-            f"metric {metric!r}: no section {section!r}; known: {', '.join([*reference.spaces, SAMPLES])}"
-        )
+    nothing = torch.zeros(0, *reference.spec.shape)
+    sections = [*reference.spaces, *{SAMPLES: None, **reference.spec.kind.views(reference.spec.sample, nothing)}]
+    if section not in sections:
+        raise ConfigError(f"metric {metric!r}: no section {section!r}; known: {', '.join(sections)}")
     spaces = [space for space in reference.spaces if space == ("classifier" if section == SAMPLES else section)]
-    if section != SAMPLES:  # of which the rest would be measured in vain
+    if section in reference.spaces:  # of which the rest would be measured in vain
         challenger, champion = ({"sample": made["sample"]} for made in (challenger, champion))
     one, other = (look(made, reference, cfg.batch, spaces).get(section, {}) for made in (challenger, champion))
-    real = _of_split(reference, "test", n, spaces).get(section, one)
-    known = _measurable(section, reference.spec.modality, real, one, other)
+    real = {**one, **_of_split(reference, "test", n, spaces).get(section, {})}
+    known = _measurable(section, reference.spec.kind.LOOKS, real, one, other)
     if name not in known:
         raise ConfigError(f"metric {metric!r} cannot be measured here; {section} has: {', '.join(known) or 'none'}")
     compute, direction = known[name].compute, known[name].DIRECTION
@@ -222,23 +240,27 @@ def _reach(values: list[float], cfg: EvaluateConfig) -> float:
     return NormalDist().inv_cdf((1 + cfg.confidence) / 2) * stdev(values)
 
 
-def _measurable(section: str, modality: str, *sides: Collection[str]) -> dict[str, Any]:
+def _measurable(section: str, looks: str, *sides: Collection[str]) -> dict[str, Any]:
     """Metrics whose needs are columns of all sides, by the name they go by in this section."""
     return {
         getattr(metric, "ALIASES", {}).get(section, name): metric
-        for name, metric in _metrics(modality).items()
+        for name, metric in _metrics(looks).items()
         if all(need in side for need in metric.NEEDS for side in sides)
     }
 
 
-def _scoring(modality: str) -> dict[str, Any]:
-    """Metrics that score each image beside its target."""
-    return {name: metric for name, metric in _metrics(modality).items() if hasattr(metric, "score")}
+def _scoring(looks: str) -> dict[str, Any]:
+    """Metrics that score each sample against its target."""
+    return {name: metric for name, metric in _metrics(looks).items() if hasattr(metric, "score")}
 
 
-def _metrics(modality: str) -> dict[str, Any]:
-    modules = {name: registry.load("metrics", name) for name in registry.names("metrics")}
-    return {name: metric for name, metric in modules.items() if metric.MODALITY in ("any", modality)}
+def _metrics(looks: str) -> dict[str, Any]:
+    return {name: registry.load("metrics", name, looks) for name in registry.names("metrics", looks)}
+
+
+def _columns(column: str) -> tuple[str, ...]:
+    """The columns of a section whose feature space fills `column`."""
+    return (column, "nearest") if column == "features" else (column,)
 
 
 def _of_split(reference: Reference, split: str, n: int, spaces: Iterable[str]) -> Seen:
@@ -251,10 +273,12 @@ def _of_split(reference: Reference, split: str, n: int, spaces: Iterable[str]) -
 
 def _see(reference: Reference, features: dict[str, Tensor], label: Tensor | None, neighbour: int) -> Seen:
     """The same examples as each section sees them."""
-    seen: Seen = {
-        name: {"features": of, "nearest": nearest(of, reference.spaces[name].train, neighbour)[0][:, -1]}
-        for name, of in features.items()
-    }
+    seen: Seen = {}
+    for name, of in features.items():
+        space = reference.spaces[name]
+        seen[name] = {space.column: of}
+        if space.column == "features":
+            seen[name]["nearest"] = nearest(of, space.train, neighbour)[0][:, -1]
     if "classifier" in features:
         predicted = {"predicted": reference.predict(features["classifier"])}
         seen[SAMPLES] = predicted if label is None else {**predicted, "label": label}

@@ -5,8 +5,8 @@ The JSON names a family of `ganlib/models` and its configuration; both are valid
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from ganlib import registry
 from ganlib._config import Config
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Game, Sample, map_tensors, tensors_of
+from ganlib.game import Game, map_tensors, sample_of
 from ganlib.noise import Noise
 
 __all__ = ["Generator", "load_generator", "save_generator"]
 
-FORMAT = 1
-_ATTRIBUTES = "attributes of real examples"  # no module's state can have a name with spaces
+FORMAT = 2
+# no module's state can have a name with spaces
+_ATTRIBUTES = "attributes of real examples"
+_OTHER = "module "
 
 
 def save_generator(
@@ -34,25 +36,31 @@ def save_generator(
     network: Config,
     spec: Spec,
     attributes: Tensor | None = None,
+    others: Mapping[str, nn.Module] | None = None,
     about: dict[str, Any] | None = None,
 ) -> None:
     """Write `module`, the generator of the family that `network` configures. `about` is kept as it is.
 
-    `attributes`, `[M, A]`, are some that real examples have, for samples of which none are asked.
+    `attributes`, `[M, A]`, are some that test examples have, for samples of which none are asked. `others` are the
+    modules, by name, that the game needs for its answers besides.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    for name, other in (others or {}).items():
+        state = other.state_dict().items()
+        tensors |= {f"{_OTHER}{name} {key}": tensor.detach().cpu().contiguous() for key, tensor in state}
     if attributes is not None:
         tensors[_ATTRIBUTES] = attributes.float().contiguous()
     save_file(tensors, directory / "generator.safetensors")
     described = {
         "format": FORMAT,
         "network": network.model_dump(mode="json"),
-        "spec": dataclasses.asdict(spec),
+        "spec": json.loads(spec.to_json()),
         "about": about or {},
     }
-    (directory / "generator.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+    # in the order in which it is: a configuration may depend on it
+    (directory / "generator.json").write_text(json.dumps(described, indent=2) + "\n")
 
 
 @dataclass(frozen=True)
@@ -72,13 +80,15 @@ class Generator:
 
     @property
     def translates(self) -> bool:
-        """Whether it makes something of an image that it is given."""
-        return self.game.latent is None
+        """Whether it makes samples of parts that it is given."""
+        return bool(self.spec.given)
 
+    @torch.inference_mode()
     def sample(
         self,
         n: int,
         *,
+        given: Mapping[str, Tensor] | None = None,
         seed: int = 0,
         label: int | Tensor | None = None,
         attributes: Tensor | None = None,
@@ -86,22 +96,32 @@ class Generator:
         batch: int = 100,
         rows: slice = slice(None),
     ) -> dict[str, Tensor]:
-        """`n` samples, or these `rows` of them, under `"sample"`, float in [−1, 1], `[n, *spec.shape]`; if
-        conditional, `"label"` int64 `[n]` or `"attributes"` `[n, A]`.
+        """`n` samples, or these `rows` of them, under `"sample"`, float, `[n, *spec.shape]`; if conditional, `"label"`
+        int64 `[n]` or `"attributes"` `[n, A]`.
 
-        Sample i is a function of (seed, i, condition, truncation), to rounding for any `n` and `batch`. Without `label`
-        the classes take turns; without `attributes`, `[A]` or `[n, A]`, those of real examples do. Raises ValueError
-        for a condition that the data do not have, a truncation that is not positive, or a generator that translates.
+        `given` are the parts that the rows are made of, each `[rows, *shape]` as networks see it. Sample i is a
+        function of (seed, i, given, condition, truncation), to rounding for any `n` and `batch`. Without `label` the
+        classes take turns; without `attributes`, `[A]` or `[n, A]`, those of real examples do. Raises ValueError for a
+        condition that the data do not have, a truncation that is not positive, or given parts that are not as the
+        spec says.
         """
         if n < 1:
-            raise ValueError(f"n: at least 1 is wanted, found {n}")
+            raise ValueError(f"n: expected at least 1, found {n}")
         if truncation is not None and not truncation > 0:
-            raise ValueError(f"truncation: a number above 0 is wanted, found {truncation}")
-        if self.game.latent is None:
-            raise ValueError("this generator translates: it needs images to start from")
+            raise ValueError(f"truncation: expected a number above 0, found {truncation}")
+        start, stop, _ = rows.indices(n)
+        given = self._checked(given or {}, stop - start)
         told = {name: cond[rows] for name, cond in self.conditions(n, label, attributes).items()}
-        inputs = self.game.latent(Noise(seed, "sample", size=n, rows=rows), truncation)
-        return {"sample": self._play(inputs, next(iter(told.values()), None), batch), **told}
+        cond, made = next(iter(told.values()), None), []
+        for first in range(start, stop, batch):
+            part = slice(first, min(first + batch, stop))
+            here = slice(part.start - start, part.stop - start)
+            noise = Noise(seed, "sample", size=n, rows=part)
+            inputs = self.game.ask({name: x[here] for name, x in given.items()}, noise, truncation)
+            inputs = map_tensors(lambda x: x.to(self.device), inputs)
+            of_part = None if cond is None else cond[here].to(self.device)
+            made.append(sample_of(self.game.generator(inputs, of_part)).float().cpu())
+        return {"sample": torch.cat(made), **told}
 
     def conditions(
         self, n: int, label: int | Tensor | None = None, attributes: Tensor | None = None
@@ -110,38 +130,31 @@ class Generator:
         told = {"label": self._labels(n, label), "attributes": self._attributes(n, attributes)}
         return {name: cond for name, cond in told.items() if cond is not None}
 
-    def translate(self, given: Tensor, *, seed: int = 0, batch: int = 100, first: int = 0) -> Tensor:
-        """What the generator makes of images `[N, C, H, W]` in [−1, 1], the same size, as many channels as it makes.
-
-        The noise of an image depends on the seed and its place alone, which is `first` for the first. Raises ValueError
-        for images that are not like those it was trained on, or a generator that needs none.
-        """
-        if not self.translates:
-            raise ValueError("this generator makes samples of noise: it takes no images")
-        wanted = (self.spec.given, *self.spec.shape[1:])
-        if tuple(given.shape[1:]) != wanted:
-            raise ValueError(f"images of shape {list(wanted)} are wanted, found {list(given.shape[1:])}")
-        made = given.new_zeros(len(given), self.spec.shape[0] - self.spec.given, *self.spec.shape[1:])
-        if not len(given):
-            return made
-        pairs, parts = torch.cat([given, made], 1), []
-        for start in range(0, len(given), batch):
-            part = pairs[start : start + batch]
-            rows = slice(first + start, first + start + len(part))
-            noise = Noise(seed, "sample", size=rows.stop, rows=rows)
-            deal = self.game.deal(Batch({"sample": part}, noise, training=False))
-            parts.append(self._play(deal.inputs, deal.cond, batch))
-        return torch.cat(parts)
-
     @torch.inference_mode()
-    def _play(self, inputs: Sample, cond: Tensor | None, batch: int) -> Tensor:
-        made = []
-        for start in range(0, len(tensors_of(inputs)[0]), batch):
-            rows = slice(start, start + batch)
-            part = map_tensors(lambda x, rows=rows: x[rows].to(self.device), inputs)  # type: ignore[misc]
-            told = None if cond is None else cond[rows].to(self.device)
-            made.append(tensors_of(self.game.generator(part, told))[0].float().cpu())
-        return torch.cat(made)
+    def answer(self, parts: Mapping[str, Tensor], *, batch: int = 100) -> dict[str, Tensor]:
+        """What the game says of examples, whose parts are `[N, *shape]` each as networks see them: `[N]` or `[N, K]`.
+
+        Raises ValueError where it has no answers.
+        """
+        if self.game.answers is None:
+            raise ValueError("this model has no answers: it only makes samples")
+        found = []
+        for start in range(0, len(parts["sample"]), batch):
+            part = {name: x[start : start + batch].to(self.device) for name, x in parts.items()}
+            found.append({name: answer.float().cpu() for name, answer in self.game.answers(part).items()})
+        return {name: torch.cat([answers[name] for answers in found]) for name in found[0]}
+
+    def _checked(self, given: Mapping[str, Tensor], n: int) -> Mapping[str, Tensor]:
+        """What is given. Raises ValueError where it is not as the spec says, for `n` samples."""
+        expected = {name: [n, *self.spec.parts[name].shape] for name in self.spec.given}
+        found = {name: list(x.shape) for name, x in given.items()}
+        if found and not expected:
+            raise ValueError("this generator makes samples of noise: it is given nothing")
+        if expected and not found:
+            raise ValueError(f"this generator needs to be given {', '.join(expected)}")
+        if found != expected:
+            raise ValueError(f"given: expected shapes {expected}, found {found}")
+        return given
 
     def _attributes(self, n: int, asked: Tensor | None) -> Tensor | None:
         size = self.game.attributes
@@ -175,13 +188,17 @@ def load_generator(directory: str | Path, device: str | torch.device = "cpu") ->
     directory = Path(directory)
     try:
         described = json.loads((directory / "generator.json").read_text())
-        if described["format"] != FORMAT:
-            raise ValueError(f"format {FORMAT} is wanted, found {described['format']}")
-        spec = Spec.from_json(json.dumps(described["spec"]))
+        spec = _spec_of(described)
         family = registry.load("models", described["network"]["family"])
         game: Game = family.build(family.Config.model_validate(described["network"]), spec)
         tensors = load_file(directory / "generator.safetensors")
         attributes = tensors.pop(_ATTRIBUTES, None)
+        for name, module in game.modules.items():
+            prefix = f"{_OTHER}{name} "
+            state = {key.removeprefix(prefix): tensors.pop(key) for key in [*tensors] if key.startswith(prefix)}
+            if state:
+                module.load_state_dict(state)
+                module.to(device).eval()
         game.generator.load_state_dict(tensors)
     except FileNotFoundError as error:
         raise ValueError(f"{directory}: not a generator: {error.filename or error} is missing") from error
@@ -189,3 +206,14 @@ def load_generator(directory: str | Path, device: str | torch.device = "cpu") ->
         raise ValueError(f"{directory}: not a generator: {' '.join(str(error).split())}") from error
     game.generator.to(device).eval()
     return Generator(game, spec, described["about"], torch.device(device), attributes)
+
+
+def _spec_of(described: dict[str, Any]) -> Spec:
+    """Raises ValueError for a format that is not known here."""
+    match described["format"]:
+        case 1:
+            return Spec.from_format_1(described["spec"])
+        case 2:
+            return Spec.from_json(json.dumps(described["spec"]))
+        case other:
+            raise ValueError(f"expected format 1 or {FORMAT}, found {other}")

@@ -7,8 +7,8 @@ training step of the project; no family's name appears in it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +26,7 @@ __all__ = [
     "Batch",
     "Deal",
     "DiscriminatorOutput",
+    "Fit",
     "Game",
     "Learner",
     "Player",
@@ -37,8 +38,10 @@ __all__ = [
     "adversarial_step",
     "discriminate",
     "due_terms",
+    "fit_step",
     "map_tensors",
     "play",
+    "sample_of",
     "tensors_of",
     "turns_of",
 ]
@@ -69,6 +72,11 @@ def tensors_of(sample: Sample) -> list[Tensor]:
     return list(sample.values()) if isinstance(sample, dict) else [sample]
 
 
+def sample_of(made: Sample) -> Tensor:
+    """What is made, where a generator returns more than that: the tensor called `"sample"`, or the only one."""
+    return made["sample"] if isinstance(made, dict) else made
+
+
 @dataclass(frozen=True)
 class Batch:
     """Real data and the randomness that goes with it."""
@@ -92,6 +100,18 @@ class Deal:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """A stretch of training in which one module learns alone, before the game or after it: likelihood first, an encoder
+    for a finished generator. Its budget and optimiser are `fits.NAME` of the model's section in `params.yaml`."""
+
+    name: str
+    module: str
+    """`"generator"`, `"discriminator"`, or one of the game's `others`"""
+    loss: Callable[[Game, Batch], Tensor]
+    """`(game, batch) -> [N]`; after the game, the game's generator is the moving average"""
+
+
+@dataclass(frozen=True)
 class Game:
     """Players are modules: `generator(inputs, cond) -> sample`, `discriminator(sample, cond) -> logits or
     DiscriminatorOutput`."""
@@ -99,8 +119,8 @@ class Game:
     generator: nn.Module
     discriminator: nn.Module
     deal: Callable[[Batch], Deal]
-    latent: Callable[[Noise, float | None], Sample] | None
-    """`(noise, truncation) -> inputs` for sampling when there is no batch; None where there must be a source"""
+    ask: Callable[[Mapping[str, Tensor], Noise, float | None], Sample]
+    """`(given parts, noise, truncation) -> inputs`, for sampling when there is no batch"""
     classes: int = 0
     """how many class labels `cond` chooses from; 0 where both players are told none"""
     attributes: int = 0
@@ -112,6 +132,22 @@ class Game:
     """between samples and discriminator"""
     group: int = 1
     """how many neighbouring examples some layer or term takes together: a share of a batch holds whole groups"""
+    others: Mapping[str, nn.Module] = field(default_factory=dict)
+    """further modules, which learn in a fit"""
+    before: tuple[Fit, ...] = ()
+    after: tuple[Fit, ...] = ()
+    answers: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
+    """`(parts) -> {name: [N] or [N, K]}`: what the trained game says of examples, as a score, a class or a likelihood;
+    discriminator and `others` are then exported too"""
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """All modules by name."""
+        return {"generator": self.generator, **self.modules_besides_generator}
+
+    @property
+    def modules_besides_generator(self) -> dict[str, nn.Module]:
+        return {"discriminator": self.discriminator, **self.others}
 
 
 @dataclass(frozen=True)
@@ -120,7 +156,8 @@ class Round:
 
     game: Game
     deal: Deal
-    noise: Noise
+    batch: Batch
+    """whose data have what no player is told, too; its noise is that of the turn"""
     real: Sample
     fake: Sample
     real_logits: Tensor | None
@@ -129,6 +166,11 @@ class Round:
     real_features: Tensor | None = None
     """None unless the discriminator returns them (and in a generator's turn, unless the loss compares with reals)"""
     fake_features: Tensor | None = None
+
+    @property
+    def noise(self) -> Noise:
+        """The turn's randomness."""
+        return self.batch.noise
 
     def discriminate(self, sample: Sample) -> DiscriminatorOutput:
         """The discriminator's output for another sample, augmented in the same way, under the same condition."""
@@ -251,6 +293,25 @@ def play(turns: Iterable[Turn], kimg: float) -> Stats:
     return _mean_of_turns([{**turn.play(), f"gradient/{turn.player}": turn.learner.step(kimg)} for turn in turns])
 
 
+def fit_step(
+    game: Game,
+    fit: Fit,
+    learner: Learner,
+    microbatches: Sequence[Batch],
+    *,
+    kimg: float,
+    autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Stats:
+    """One step in which the learner's module learns alone; `kimg` are those of this fit."""
+    stats = _Mean(len(microbatches))
+    for batch in microbatches:
+        with autocast():
+            loss = fit.loss(game, batch).mean()
+        _backward(learner, loss * stats.share, last=batch is microbatches[-1])
+        stats.add(f"loss/{fit.name}", loss)
+    return {**stats.means, f"gradient/{fit.name}": learner.step(kimg)}
+
+
 def due_terms(game: Game, player: Player, turn: int) -> list[Term]:
     """The player's terms that apply in this turn of its own, counted from 0."""
     return [term for term in game.terms if term.player == player and turn % term.every == 0]
@@ -331,7 +392,7 @@ class _Step:
                 with differentiated_twice(needs_input_grad):
                     real, shown = (_detached(sample, needs_input_grad) for sample in (deal.real, fake))
                     of_real, of_fake = (discriminate(self.game, x, deal.cond, noise, network) for x in (real, shown))
-                    round = _round(self.game, deal, noise, real, shown, of_real, of_fake)
+                    round = _round(self.game, deal, batch, real, shown, of_real, of_fake)
                     main = self.loss.discriminator(of_real.logits, of_fake.logits).mean()
                     total = self._total("discriminator", main, terms, round, stats)
             _backward(self.discriminator, total * stats.share, last=batch is microbatches[-1])
@@ -355,7 +416,7 @@ class _Step:
                         with torch.no_grad():
                             of_real = discriminate(self.game, deal.real, deal.cond, noise, network)
                     of_fake = discriminate(self.game, fake, deal.cond, noise, network)
-                    round = _round(self.game, deal, noise, deal.real, fake, of_real, of_fake)
+                    round = _round(self.game, deal, replace(batch, noise=noise), deal.real, fake, of_real, of_fake)
                     losses = self.loss.generator(of_fake.logits, round.real_logits)
                     main = losses.mean()
                     if self.top_k != 1.0:
@@ -409,14 +470,14 @@ def _mean_of_turns(found: Sequence[Stats]) -> Stats:
 def _round(
     game: Game,
     deal: Deal,
-    noise: Noise,
+    batch: Batch,
     real: Sample,
     fake: Sample,
     of_real: DiscriminatorOutput | None,
     of_fake: DiscriminatorOutput,
 ) -> Round:
     real_logits, real_features = of_real or (None, None)
-    return Round(game, deal, noise, real, fake, real_logits, of_fake.logits, real_features, of_fake.features)
+    return Round(game, deal, batch, real, fake, real_logits, of_fake.logits, real_features, of_fake.features)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -424,8 +485,8 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def _detached(sample: Sample, needs_grad: bool) -> Sample:
-    """The sample cut from its graph; with gradients of its own where penalties ask for them."""
-    return map_tensors(lambda x: x.detach().requires_grad_(needs_grad), sample)
+    """The sample cut from its graph; with gradients of its own where penalties ask for them and numbers are floats."""
+    return map_tensors(lambda x: x.detach().requires_grad_(needs_grad and x.is_floating_point()), sample)
 
 
 def _mean_of_best(losses: Tensor, logits: Tensor, share: float | Tensor) -> Tensor:

@@ -190,7 +190,9 @@ class Monitor:
                 f"diverged: {', '.join(bad)} not finite at {kimg:.1f} kimg; what usually helps: {HELP['diverged']}"
             )
             return [Alarm("diverged", kimg, kimg, message)]
-        warm = kimg > self._cfg.warmup_kimg
+        if "fit_kimg" in row:  # one module learns alone: there is no game to be judged
+            return []
+        warm = row.get("game_kimg", kimg) > self._cfg.warmup_kimg
         standing = []
         for kind, symptom in self._symptoms().items():
             seen = symptom(row) if warm or kind == "exploding" else ""
@@ -226,7 +228,7 @@ class Monitor:
         return {kind: symptoms[kind] for kind in _SURE} if self._cfg.sure else symptoms
 
     def _remember(self, row: Mapping[str, float]) -> None:
-        warm = row["kimg"] > self._cfg.warmup_kimg
+        warm = row.get("game_kimg", row["kimg"]) > self._cfg.warmup_kimg
         for name, amount in row.items():
             if name.startswith(_SIZES) or name in _LOW:
                 self._recent[name] = [*self._recent.get(name, []), amount][-_WINDOW:]

@@ -13,7 +13,6 @@ and copied by a background thread while the device computes. Neither changes a b
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ganlib import registry, shards
+from ganlib import shards
 from ganlib.config import ConfigError
 from ganlib.device import Upload, Uploader, is_accelerator
 from ganlib.noise import Noise
@@ -61,8 +60,8 @@ class Loader:
 
     `memory_mb` bounds the stored examples in host memory; where the data do not fit it takes part in the order of
     batches. `device_memory_mb` bounds those that are kept on an accelerator, and changes no batch; a CPU as `device`
-    has no use for it. With `mirror`, every other sample, by chance, has left and right exchanged; where one is a
-    pair of images, both. `steps_ahead` is how many global batches are uploaded in advance where the data are not
+    has no use for it. With `mirror`, every other example, by chance, has left and right exchanged in all its parts.
+    `steps_ahead` is how many global batches are uploaded in advance where the data are not
     kept on the accelerator: as many as the caller asks for in one go. Raises ConfigError if `batch` exceeds the
     split.
     """
@@ -87,17 +86,16 @@ class Loader:
                 f"batch: {batch} is more than the {self.examples} {split} examples of {directory}; "
                 "lower the model's batch or add data"
             )
-        self._decode = registry.load("data", self.spec.kind).decode
         self._groups = shards.row_groups(directory, split)
         self._batch, self._seed, self._mirror = batch, seed, mirror
-        budget = memory_mb * 1e6 / (math.prod(self.spec.shape) + 8)
+        budget = memory_mb * 1e6 / (self.spec.stored_bytes + 8)
         if self.examples <= budget:
             self._per_window = len(self._groups)
         else:  # half the budget, as the next window is read while this one is used
             self._per_window = max(1, int(budget / 2 / max(group.rows for group in self._groups)))
 
         self._device, self._uploader, self._steps_ahead = torch.device(device), Uploader(device), steps_ahead
-        example_bytes = math.prod(self.spec.shape) + 8 * bool(self.spec.classes) + 4 * len(self.spec.attributes)
+        example_bytes = self.spec.stored_bytes + 8 * bool(self.spec.classes) + 4 * len(self.spec.attributes)
         fits = self.examples * (example_bytes + 8) <= device_memory_mb * 1e6  # 8 bytes for its place in the order
         self._on_device = is_accelerator(self._device) and fits
         self._ahead = is_accelerator(self._device) and not fits
@@ -111,7 +109,7 @@ class Loader:
         self._current: _Shuffled | None = None
 
     def batch_at(self, step: int, *, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
-        """The share of `rank` in the global batch of `step`, on the device: `sample` decoded, `label` int64 where
+        """The share of `rank` in the global batch of `step`, on the device: parts decoded, `label` int64 where
         labelled, `attributes` float32 where there are any.
 
         That is its rows from `rank · batch / world` on. The host does not wait for the device. Steps may be asked for
@@ -130,14 +128,19 @@ class Loader:
                 for columns, rows in self._rows_at(step * self._batch + start, share)
             ]
             stored = parts[0] if len(parts) == 1 else {n: torch.cat([part[n] for part in parts]) for n in parts[0]}
-        sample = stored["sample"]
+        choice = None
         if self._mirror:
             rows = slice(start, start + share)
             noise = Noise(self._seed, "mirror", step, size=self._batch, rows=rows, device=self._device)
-            # as stored, in which a sample is a quarter of the bytes, and by index, which is faster than `torch.where`
+            # by index, which is faster than `torch.where`
             choice = torch.arange(share, device=self._device).add_((noise.uniform() < 0.5).long(), alpha=share)
-            sample = torch.cat([sample, sample.flip(-1)]).index_select(0, choice)
-        return {**stored, "sample": self._decode(sample)}
+        return {**stored, **{name: self._decoded(name, stored[name], choice) for name in self.spec.parts}}
+
+    def _decoded(self, part: str, stored: Tensor, choice: Tensor | None) -> Tensor:
+        """What networks see of a part; with `choice`, row i is mirrored where that is `i + N`."""
+        if choice is not None:  # as stored, in which an image is a quarter of the bytes
+            stored = torch.cat([stored, stored.flip(-1)]).index_select(0, choice)
+        return self.spec.kind.decode(self.spec.sample, part, stored)
 
     def close(self) -> None:
         """End the background threads, once what they are at is done. No batch can be had afterwards."""
@@ -231,7 +234,7 @@ class Loader:
                     shape = (self.examples, *part.shape[1:])
                     columns[name] = torch.empty(shape, dtype=part.dtype, device=self._device)
                 columns[name][done : done + len(part)] = part
-            done += len(read["sample"])
+            done += len(next(iter(read.values())))
         return columns
 
     def _read(self, epoch: int, at: int) -> dict[str, Tensor]:

@@ -53,10 +53,16 @@ def _of_each(values: Tensor) -> Tensor:
 
 
 def _squared_gradient(logits: Tensor, sample: Sample) -> Tensor:
-    """‖∂D/∂x‖² for each example, `[N]`, differentiable once more."""
+    """‖∂D/∂x‖² for each example, `[N]`, differentiable once more; of the floats in x that D looks at."""
+    floats = [x for x in tensors_of(sample) if x.is_floating_point()]
     with no_weight_gradients(), full_precision(logits):
-        gradients = torch.autograd.grad(_of_each(logits).sum(), tensors_of(sample), create_graph=True)
-    return torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
+        gradients = torch.autograd.grad(_of_each(logits).sum(), floats, create_graph=True, allow_unused=True)
+    return torch.stack([g.reshape(len(g), -1).square().sum(1) for g in gradients if g is not None]).sum(0)
+
+
+def _map_floats(fn: Callable[[Tensor], Tensor], sample: Sample) -> Sample:
+    """`fn` of every float tensor of a sample; lengths, tokens and the like stay."""
+    return map_tensors(lambda x: fn(x) if x.is_floating_point() else x, sample)
 
 
 def _off_unit_slope(round: Round, sample: Sample) -> Tensor:
@@ -133,8 +139,8 @@ class R1Approx:
         again = game.augmentation is not None or torch.is_autocast_enabled(device) or _moves_weights(game.discriminator)
         with torch.autocast(device, enabled=False), parametrize.cached():  # one weight for both forwards
             # fakes may be of half precision
-            sample = map_tensors(lambda x: x.detach().to(torch.promote_types(x.dtype, torch.float32)), sample)
-            near = map_tensors(perturb, sample)
+            sample = _map_floats(lambda x: x.detach().to(torch.promote_types(x.dtype, torch.float32)), sample)
+            near = _map_floats(perturb, sample)
             if game.augmentation is not None:
                 sample = game.augmentation(sample, copy.copy(round.noise))
                 near = game.augmentation(near, round.noise)
@@ -169,6 +175,8 @@ def gradient_penalty(round: Round) -> Tensor:
     share = round.noise.uniform()
 
     def mix(real: Tensor, fake: Tensor) -> Tensor:
+        if not real.is_floating_point():
+            return real
         epsilon = share.view(-1, *[1] * (real.dim() - 1))
         return (epsilon * real.detach() + (1 - epsilon) * fake.detach()).requires_grad_()
 
@@ -189,11 +197,11 @@ def dragan(round: Round) -> Tensor:
     share = round.noise.uniform()
 
     def perturb(real: Tensor) -> Tensor:
-        reach = 0.5 * share * real.detach().flatten(1).std(1, correction=0)
+        reach = 0.5 * share * real.detach().reshape(len(real), -1).std(1, correction=0)
         apart = reach.view(-1, *[1] * (real.dim() - 1)) * round.noise.uniform(*real.shape[1:])
         return (real.detach() + apart).requires_grad_()
 
-    return _off_unit_slope(round, map_tensors(perturb, round.real))
+    return _off_unit_slope(round, _map_floats(perturb, round.real))
 
 
 _flip_and_shift = Augment(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -22,13 +23,14 @@ from torch import Tensor
 
 from ganlib import device as devices
 from ganlib import health, registry, shards
-from ganlib.classifier import Classifier, fit, shrunk
 from ganlib.config import ConfigError, ReferenceConfig
 from ganlib.data._spec import Spec
-from ganlib.features import Extractor, efficientnet_lite0, inception
 from ganlib.metrics import class_coverage, fd, label_accuracy
+from ganlib.spaces import _classifier
+from ganlib.spaces._classifier import Classifier, fit, shrunk
+from ganlib.spaces._extractor import Extractor
 
-__all__ = ["Reference", "Space", "build"]
+__all__ = ["Reference", "Space", "build", "spaces_of"]
 
 LEAST = 10
 """examples in each split, below which a distribution has no neighbours and no covariance to speak of"""
@@ -38,11 +40,13 @@ LEAST = 10
 class Space:
     name: str
     extract: Callable[[Tensor], Tensor]
-    """images `[N, C, H, W]` in [-1, 1] -> features `[N, D]`, float32, on the CPU"""
+    """samples `[N, *shape]` as networks see them -> features `[N, D]`, on the CPU"""
     train: Tensor
     """`[N, D]`"""
     test: Tensor
     """`[M, D]`"""
+    column: str = "features"
+    """what metrics call them"""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Reference:
     def load(cls, directory: str | Path, device: torch.device | str | None = None) -> Reference:
         """Read what `build` wrote. Networks run on `device`: a GPU if there is one, unless told.
 
-        Raises FileNotFoundError if there is no reference, ConfigError if its Inception file is gone.
+        Raises FileNotFoundError if there is no reference, ConfigError if a file that a space needs is gone.
         """
         directory, device = Path(directory), torch.device(device or devices.default_device())
         if not (directory / "reference.json").is_file():
@@ -75,9 +79,13 @@ class Reference:
             classifier.load_state_dict(load_file(directory / "classifier.safetensors"))
             classifier.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         spaces = {}
-        for name, make in _extractors(spec, about["inception"], classifier, device).items():
+        for name, found in about["spaces"].items():
+            if name == "classifier" and classifier is not None:
+                make = functools.partial(_of_classifier, classifier, device)
+            else:
+                make = functools.partial(_extractor, spec, name, found["config"], device)
             features = load_file(directory / "features" / f"{name}.safetensors")
-            spaces[name] = Space(name, _when_needed(make), features["train"], features["test"])
+            spaces[name] = Space(name, _when_needed(make), features["train"], features["test"], found["column"])
         return cls(spec, spaces, labels, classifier, about)
 
     @property
@@ -103,8 +111,10 @@ class Reference:
 
     @property
     def space(self) -> Space:
-        """In which `quality` is judged."""
-        return self.spaces["classifier" if self.classifier else "efficientnet_lite0"]
+        """In which `quality` is judged: the classifier's, or the first of features."""
+        if "classifier" in self.spaces:
+            return self.spaces["classifier"]
+        return next(space for space in self.spaces.values() if space.column == "features")
 
     def quality(self, features: Tensor, label: Tensor | None = None) -> dict[str, float]:
         """How good and how varied samples are, of which the features `[N, D]` in `space` are given, and the classes
@@ -147,31 +157,36 @@ def build(
 ) -> dict[str, Any]:
     """Write the folder from the stored splits; returns `reference.json`.
 
-    A split has `sample`, uint8 `[N, *shape]`, a tensor or `shards.Rows`, and `label`, int64 `[N]`, where labelled.
+    A split has `sample`, uint8 `[N, *shape]`, a tensor or `shards.LazyRows`, and `label`, int64 `[N]`, where labelled.
     Samples are read once and never held, but for the classifier, and for it no larger than it looks at them.
     Raises ConfigError for data that have no feature space here, or too few of them, OSError if they cannot be written.
     """
     directory, device = Path(directory), devices.default_device()
-    if spec.modality not in ("image", "image_pair"):
-        raise ConfigError(f"reference: features are for image data, these are {spec.modality}")
     for split, stored in (("train", train), ("test", test)):
         if len(stored["sample"]) < LEAST:
             raise ConfigError(
                 f"reference: the {split} split has {len(stored['sample'])} examples; at least {LEAST} are needed"
             )
-    decode = registry.load("data", spec.kind).decode
+    decode = functools.partial(spec.kind.decode, spec.sample, "sample")
     splits = {"train": train, "test": test}
 
-    extractors = {name: make() for name, make in _extractors(spec, cfg.inception, None, device).items()}
+    configs = spaces_of(spec, cfg)
+    extractors = {name: _extractor(spec, name, config, device) for name, config in configs.items()}
+    if not spec.classes and not any(extractor.column == "features" for extractor in extractors.values()):
+        raise ConfigError(
+            f"reference: no feature space for {spec.modality} data without labels; add one in ganlib/spaces/"
+            f"{spec.kind.LOOKS}/"
+        )
+    shrink = shrunk if spec.kind.LOOKS == "picture" else lambda stored: stored
     parts: dict[str, dict[str, list[Tensor]]] = {name: {"train": [], "test": []} for name in extractors}
     small: dict[str, list[Tensor]] = {"train": [], "test": []}
     for split, stored in splits.items():
-        for part in stored["sample"].split(shards.few(spec.shape)):
-            images = spec.split(decode(part))[1]
+        for part in stored["sample"].split(shards.rows_per_chunk(spec.size)):
+            images = decode(part)
             for name, extract in extractors.items():
                 parts[name][split].append(extract(images))
             if spec.classes:
-                small[split].append(shrunk(part))
+                small[split].append(shrink(part))
 
     classifier = None
     if spec.classes:
@@ -179,14 +194,21 @@ def build(
             torch.manual_seed(seed)
             classifier = Classifier(spec.shape, len(spec.classes), cfg.classifier.width).to(device)
         with devices.configured(device, deterministic=True):
-            fit(classifier, torch.cat(small["train"]), train["label"], decode, cfg.classifier, seed)
+            fit(
+                classifier,
+                torch.cat(small["train"]),
+                train["label"],
+                decode,
+                cfg.classifier,
+                seed,
+                shift=spec.kind.LOOKS == "picture",
+            )
         extract = extractors["classifier"] = _of_classifier(classifier, device)
         parts["classifier"] = {split: [extract(decode(part)) for part in small[split]] for split in splits}
 
     about: dict[str, Any] = {
         "spec": json.loads(spec.to_json()),
         "examples": {split: len(stored["sample"]) for split, stored in splits.items()},
-        "inception": cfg.inception,
         "spaces": {},
         "classifier": None,
     }
@@ -194,7 +216,14 @@ def build(
     for name, extract in extractors.items():
         features = {split: torch.cat(found) for split, found in parts[name].items()}
         _save(features, directory / "features" / f"{name}.safetensors")
-        about["spaces"][name] = {"size": list(extract.size), "features": features["train"].shape[1]}
+        about["spaces"][name] = {
+            "size": list(extract.size),
+            "features": features["train"].shape[1],
+            "column": extract.column,
+            "config": configs.get(name, {}),
+            # so that what is made of the reference depends on no space that it does not use
+            "code": _code(spec, name),
+        }
 
     if classifier is not None:
         weights = {key: value.cpu().contiguous() for key, value in classifier.state_dict().items()}
@@ -229,16 +258,33 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(f"{path}: {error}") from error
 
 
-def _extractors(
-    spec: Spec, inception_file: str | None, classifier: Classifier | None, device: torch.device
-) -> dict[str, Callable[[], Extractor]]:
-    """The spaces there are, and how to come by the network of each."""
-    made: dict[str, Callable[[], Extractor]] = {"efficientnet_lite0": lambda: efficientnet_lite0(device)}
-    if inception_file is not None:
-        made["inception"] = lambda: inception(inception_file, device)
-    if classifier is not None:
-        made["classifier"] = lambda: _of_classifier(classifier, device)
-    return made
+def spaces_of(spec: Spec, cfg: ReferenceConfig) -> dict[str, dict[str, Any]]:
+    """The configuration of each feature space: those that suit the data and need none, and those that `cfg` names.
+
+    Raises ConfigError for one that does not suit the data.
+    """
+    looks, found = spec.kind.LOOKS, dict[str, dict[str, Any]]()
+    for name in registry.names("spaces", looks):
+        fields = registry.load("spaces", name, looks).Config.model_fields.values()
+        if name in cfg.spaces or not any(field.is_required() for field in fields):
+            found[name] = cfg.spaces[name].model_dump(mode="json") if name in cfg.spaces else {}
+    if strange := sorted(cfg.spaces.keys() - found.keys()):
+        raise ConfigError(f"reference.spaces: {', '.join(strange)} does not suit {spec.modality} data")
+    return found
+
+
+def _extractor(spec: Spec, name: str, config: Mapping[str, Any], device: torch.device) -> Extractor:
+    module = registry.load("spaces", name, spec.kind.LOOKS)
+    extractor: Extractor = module.load(module.Config.model_validate(dict(config)), spec, device)
+    return extractor
+
+
+def _code(spec: Spec, name: str) -> str:
+    """SHA-256 of a space's file and of what spaces share."""
+    module = _classifier if name == "classifier" else registry.load("spaces", name, spec.kind.LOOKS)
+    file = Path(str(module.__file__))
+    shared = {path for folder in (Path(_classifier.__file__).parent, file.parent) for path in folder.glob("_*.py")}
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted({file, *shared}))).hexdigest()
 
 
 def _of_classifier(classifier: Classifier, device: torch.device) -> Extractor:
@@ -248,4 +294,4 @@ def _of_classifier(classifier: Classifier, device: torch.device) -> Extractor:
 def _when_needed(make: Callable[[], Extractor]) -> Callable[[Tensor], Tensor]:
     """The extractor's function; its network is loaded at the first call."""
     made = functools.cache(make)
-    return lambda images: made()(images)
+    return lambda samples: made()(samples)

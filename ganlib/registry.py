@@ -1,6 +1,8 @@
 """A file's name is its registered name: `ganlib/models/dcgan.py` is the family `dcgan`.
 
-There is no list to keep. A file whose name starts with an underscore is shared code, not an entry.
+There is no list to keep. A file whose name starts with an underscore is shared code, not an entry. Feature spaces and
+metrics that suit one sort of data only lie in a folder of its name: `ganlib/metrics/picture/ssim.py`. For other data it
+is not imported, so it may need packages that are not installed.
 """
 
 from __future__ import annotations
@@ -11,21 +13,40 @@ import pkgutil
 from collections.abc import Iterable
 from types import ModuleType
 
-__all__ = ["load", "names", "nearest"]
+__all__ = ["folders", "load", "names", "nearest"]
 
 
-def names(kind: str) -> list[str]:
-    """Names registered under `kind` (`"models"`, `"data"`, `"sources"`, `"metrics"`), sorted."""
+def names(kind: str, folder: str | None = None) -> list[str]:
+    """Names registered under `kind` (`"models"`, `"data"`, `"sources"`, `"spaces"`, `"metrics"`), sorted; with those in
+    its `folder`, if that exists."""
+    return sorted(_modules(kind, folder))
+
+
+def folders(kind: str) -> list[str]:
+    """The folders of `kind`, sorted."""
     package = importlib.import_module(f"ganlib.{kind}")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg)
 
 
-def load(kind: str, name: str) -> ModuleType:
+def load(kind: str, name: str, folder: str | None = None) -> ModuleType:
     """Import the module registered as `name`. Raises ValueError naming the nearest entry if there is none."""
-    known = names(kind)
+    known = _modules(kind, folder)
     if name not in known:
-        raise ValueError(f"{name!r} is not one of ganlib/{kind}{nearest(name, known)}; known: {', '.join(known)}")
-    return importlib.import_module(f"ganlib.{kind}.{name}")
+        raise ValueError(
+            f"{name!r} is not one of ganlib/{kind}{nearest(name, known)}; known: {', '.join(sorted(known))}"
+        )
+    return importlib.import_module(known[name])
+
+
+def _modules(kind: str, folder: str | None) -> dict[str, str]:
+    """Full names of modules by their registered names."""
+    packages = [f"ganlib.{kind}", *([f"ganlib.{kind}.{folder}"] if folder in folders(kind) else [])]
+    return {
+        module.name: f"{package}.{module.name}"
+        for package in packages
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__)
+        if not module.ispkg and not module.name.startswith("_")
+    }
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

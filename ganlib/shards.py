@@ -1,12 +1,13 @@
 """Prepared data on disk: Parquet shards a split, in the order of a hash of the content.
 
-A row holds `sample`, `label` where labelled, `attributes` where there are any, and `hash`, the 128-bit BLAKE2b of the
-encoded sample. The hash decides everything: equal hashes are duplicates, hashes below `test_share` of their range are
-the test split (unless the source says which split a row is in), and rows lie in the hash's order. So the order is
-random but the same whatever the order of the source, a split is stratified in expectation, and adding or relabelling
-data never moves an example to the other split.
+A row holds a column for each part of the example, `label` where labelled, `attributes` where there are any, and
+`hash`, the 128-bit BLAKE2b of the parts. The hash decides everything: equal hashes are duplicates, hashes below
+`test_share` of their range are the test split (unless the source says which split a row is in), and rows lie in the
+hash's order. So the order is random but the same whatever the order of the source, a split is stratified in
+expectation, and adding or relabelling data never moves an example to the other split. Where equal examples are data in
+their own right, as rows of a table are, each but the first is hashed with its number.
 
-Small samples are fixed-shape tensors, large ones lossless PNG. The schema's metadata carries the `Spec`.
+Parts are fixed-shape tensors, large images lossless PNG. The schema's metadata carries the `Spec`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import itertools
 import math
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +34,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ganlib.data._kind import Part, Stored
 from ganlib.data._spec import Spec
 
 __all__ = [
     "SPLITS",
     "DamagedShard",
     "Group",
-    "Rows",
+    "LazyRows",
     "Summary",
-    "few",
     "pack",
     "read",
     "read_groups",
     "read_spec",
     "row_groups",
+    "rows_per_chunk",
     "stored",
     "table",
     "write",
@@ -54,9 +57,10 @@ __all__ = [
 SPLITS = ("train", "test")
 
 _KEY = b"ganlib"
-_TENSOR_BYTES = 64 * 64 * 3  # larger samples are stored as PNG
-_GROUP_BYTES = 2 * 2**20  # of decoded samples in a row group: what a streaming reader takes at once
-_SPILL_BYTES = 128 * 2**20  # of packed samples held while sorting
+_TENSOR_BYTES = 64 * 64 * 3  # larger images are stored as PNG
+_GROUP_BYTES = 2 * 2**20  # of unpacked examples in a row group: what a streaming reader takes at once
+_SPILL_BYTES = 128 * 2**20  # of packed examples held while sorting
+_OTHER_COLUMNS = ("hash", "label", "test", "attributes", "id", "reason")  # names that no part can have
 
 
 class DamagedShard(OSError):
@@ -66,15 +70,23 @@ class DamagedShard(OSError):
 # -- writing -------------------------------------------------------------------------------------------------
 
 
-def pack(sample: NDArray[np.uint8]) -> tuple[bytes, bytes]:
-    """`(hash, stored)` of one uint8 `[C, H, W]` sample."""
-    raw = sample.tobytes()
-    return hashlib.blake2b(raw, digest_size=16).digest(), raw if _as_tensor(sample.shape) else _png(sample)
+def pack(parts: Mapping[str, Part], example: Stored) -> tuple[bytes, dict[str, bytes]]:
+    """`(hash, packed parts)` of one encoded example.
+
+    Raises TypeError where the example is not what `parts` say: a fault of the kind of data, not of the data.
+    """
+    found = {name: (array.shape, str(array.dtype)) for name, array in example.items()}
+    expected = {name: (part.stored, part.dtype) for name, part in parts.items()}
+    if found != expected or not expected.keys().isdisjoint(_OTHER_COLUMNS):
+        raise TypeError(f"encoded as {found}, but the parts are {expected}")
+    raw = {name: example[name].tobytes() for name in parts}
+    packed = {name: _png(example[name]) if _is_png(part) else raw[name] for name, part in parts.items()}
+    return hashlib.blake2b(b"".join(raw.values()), digest_size=16).digest(), packed
 
 
 def table(
     hashes: list[bytes],
-    stored: list[bytes],
+    packed: Sequence[Mapping[str, bytes]],
     labels: list[int],
     splits: Sequence[str | None] | None = None,
     attributes: Sequence[Sequence[float]] | None = None,
@@ -84,9 +96,9 @@ def table(
     columns = {
         "hash": pa.array(hashes, pa.binary(16)),
         "label": pa.array(labels, pa.int64()),
-        "sample": pa.array(stored, pa.binary()),
         "test": pa.array(tests, pa.bool_()),
         "attributes": pa.array([()] * len(hashes) if attributes is None else attributes, pa.list_(pa.float32())),
+        **{name: pa.array([row[name] for row in packed], pa.binary()) for name in packed[0]},
     }
     return pa.table(columns)
 
@@ -96,9 +108,9 @@ class Summary:
     """What was found on the way to disk."""
 
     duplicates: int = 0
-    """rows dropped because an earlier one has the same sample"""
+    """rows that repeat an earlier one: dropped, unless repetitions are kept"""
     conflicts: int = 0
-    """those of them that had another label"""
+    """those of them that had another label, where they were dropped"""
     classes: dict[str, Counter[int]] = field(default_factory=lambda: {split: Counter() for split in SPLITS})
     """examples of each label in each split"""
     content_hash: str = ""
@@ -111,26 +123,33 @@ class Summary:
 def write(
     directory: Path,
     rows: Iterable[pa.Table],
-    describe: Callable[[Summary], Spec],
+    parts: Mapping[str, Part],
+    describe: Callable[[Summary, Iterable[Stored]], Spec],
     *,
     test_share: float,
     shard_mb: float,
+    duplicates: bool = False,
 ) -> Summary:
-    """Sort, de-duplicate, split and write rows, of which the first of equal ones stays.
+    """Sort, de-duplicate (unless `duplicates` are kept), split and write rows, of which the first of equal ones stays.
 
-    `describe` makes the spec, which every shard carries, once all is counted, or raises to stop before
-    anything is written. Memory: a few times `_SPILL_BYTES`, or a 256th of the packed data if that is more.
+    `describe` makes the spec, which every shard carries, once all is counted, or raises to stop before anything is
+    written. Its second argument is the training examples in chunks, which can be read more than once. Memory: a few
+    times `_SPILL_BYTES`, or a 256th of the packed data if that is more.
     """
     spill = directory / "spill"
     spill.mkdir()
     buckets = _spill(spill, rows)
     cut = np.uint64(int(test_share * 2**64))
     summary = Summary()
+    if duplicates:
+        repeated = spill / "repeated"
+        repeated.mkdir()
+        buckets = _spill(repeated, (_told_apart(bucket(), summary) for bucket in buckets))
     digest = hashlib.sha256()
     for bucket in buckets:
         _count(bucket(), cut, summary, digest)
     summary.content_hash = digest.hexdigest()
-    spec = describe(summary)
+    spec = describe(summary, _Examples(buckets, parts, cut))
 
     writers = {split: _Writer(directory, split, spec, shard_mb) for split in SPLITS}
     for bucket in buckets:
@@ -140,10 +159,36 @@ def write(
         writers["train"].add(kept.filter(pa.array(~is_test)))
     for writer in writers.values():
         writer.close()
-    for file in spill.iterdir():
-        file.unlink()
-    spill.rmdir()
+    shutil.rmtree(spill)
     return summary
+
+
+def _told_apart(bucket: pa.Table, summary: Summary) -> pa.Table:
+    """The bucket with other hashes for repeated rows: of the first hash and the number of the repetition.
+
+    Rows with equal parts are numbered by their labels, so that the order of arrival changes nothing.
+    """
+    bucket = bucket.take(pc.sort_indices(bucket, [("hash", "ascending"), ("label", "ascending")]))
+    hashes: list[bytes] = []
+    for digest, equal in itertools.groupby(bucket["hash"].to_pylist()):
+        again = [number for number, _ in enumerate(equal)][1:]
+        hashes += [digest, *(hashlib.blake2b(digest + k.to_bytes(8), digest_size=16).digest() for k in again)]
+        summary.duplicates += len(again)
+    return bucket.set_column(bucket.schema.get_field_index("hash"), "hash", pa.array(hashes, pa.binary(16)))
+
+
+class _Examples:
+    """The training examples on their way to disk, a chunk `{part: [N, *stored]}` for each bucket."""
+
+    def __init__(self, buckets: list[Callable[[], pa.Table]], parts: Mapping[str, Part], cut: np.uint64) -> None:
+        self._buckets, self._parts, self._cut = buckets, parts, cut
+
+    def __iter__(self) -> Iterator[Stored]:
+        for bucket in self._buckets:
+            kept, _, _ = _unique(bucket())
+            train = kept.filter(pa.array(~_is_test(kept, self._cut)))
+            if train.num_rows:
+                yield {name: _unpacked(train[name].to_pylist(), part) for name, part in self._parts.items()}
 
 
 def _spill(folder: Path, rows: Iterable[pa.Table]) -> list[Callable[[], pa.Table]]:
@@ -238,8 +283,8 @@ class _Writer:
     """Cuts one split's rows, which come in order, into shards of row groups of fixed numbers of rows."""
 
     def __init__(self, directory: Path, split: str, spec: Spec, shard_mb: float) -> None:
-        self._directory, self._split, self._shape, self._schema = directory, split, spec.shape, _schema(spec)
-        size = math.prod(spec.shape)
+        self._directory, self._split, self._parts, self._schema = directory, split, spec.parts, _schema(spec)
+        size = spec.stored_bytes
         self._group_rows = max(1, _GROUP_BYTES // size)
         self._shard_groups = max(1, round(shard_mb * 1e6 / (self._group_rows * size)))
         self._pending: list[pa.Table] = []
@@ -269,47 +314,67 @@ class _Writer:
         if within == 0:
             if self._file is not None:
                 self._file.close()
-            tensors = _as_tensor(self._shape)
+            tensors = [f"{name}.list.element" for name, part in self._parts.items() if not _is_png(part)]
             self._file = pq.ParquetWriter(
                 str(self._directory / f"{self._split}-{shard:05d}.parquet"),
                 self._schema,
-                compression="zstd" if tensors else "none",  # PNG is compressed already
+                compression=dict.fromkeys(tensors, "zstd"),  # PNG is compressed already
                 # Parquet has no bytes among its numbers; this takes the zeros above each out before compressing
-                column_encoding={"sample.list.element": "BYTE_STREAM_SPLIT"} if tensors else None,
+                column_encoding=dict.fromkeys(tensors, "BYTE_STREAM_SPLIT") or None,
                 use_dictionary=False,
                 write_statistics=False,
                 write_page_checksum=True,
             )
         assert self._file is not None
         rows = rows.combine_chunks()
-        columns = {name: rows[name].cast(self._schema.field(name).type) for name in self._schema.names[1:]}
-        columns["sample"] = rows["sample"]
-        if _as_tensor(self._shape):
-            pixels = np.frombuffer(b"".join(rows["sample"].to_pylist()), np.uint8)
-            storage = pa.FixedSizeListArray.from_arrays(pa.array(pixels), math.prod(self._shape))
-            columns["sample"] = pa.ExtensionArray.from_storage(self._schema.field("sample").type, storage)
+        columns = {}
+        for name, kind in zip(self._schema.names, self._schema.types, strict=True):
+            if name in self._parts and not _is_png(self._parts[name]):
+                part = self._parts[name]
+                numbers = np.frombuffer(b"".join(rows[name].to_pylist()), part.dtype)
+                storage = pa.FixedSizeListArray.from_arrays(pa.array(numbers), math.prod(part.stored))
+                columns[name] = pa.ExtensionArray.from_storage(kind, storage)
+            else:
+                columns[name] = rows[name].cast(kind)
         self._file.write_table(pa.table(columns, schema=self._schema), row_group_size=self._group_rows)
         self._groups += 1
 
 
 def _schema(spec: Spec) -> pa.Schema:
-    sample = pa.fixed_shape_tensor(pa.uint8(), spec.shape) if _as_tensor(spec.shape) else pa.binary()
+    parts = [
+        pa.field(name, pa.binary() if _is_png(part) else _tensor_type(part), nullable=False)
+        for name, part in spec.parts.items()
+    ]
     label = [pa.field("label", pa.int64(), nullable=False)] if spec.classes else []
     size = len(spec.attributes)
     attributes = [pa.field("attributes", pa.list_(pa.float32(), size), nullable=False)] if size else []
-    fields = [pa.field("sample", sample), *label, *attributes, pa.field("hash", pa.binary(16), nullable=False)]
+    fields = [*parts, *label, *attributes, pa.field("hash", pa.binary(16), nullable=False)]
     return pa.schema(fields, metadata={_KEY: spec.to_json().encode()})
 
 
-def _as_tensor(shape: tuple[int, ...]) -> bool:
-    return math.prod(shape) <= _TENSOR_BYTES
+def _tensor_type(part: Part) -> pa.DataType:
+    return pa.fixed_shape_tensor(pa.from_numpy_dtype(np.dtype(part.dtype)), part.stored)
 
 
-def _png(sample: NDArray[np.uint8]) -> bytes:
-    """Three channels are colours; any other number of them stand one below the other in a grey image."""
+def _is_png(part: Part) -> bool:
+    """Whether a part is a large grey or coloured image."""
+    is_image = part.dtype == "uint8" and len(part.stored) == 3 and part.stored[0] in (1, 3)
+    return is_image and part.stored_bytes > _TENSOR_BYTES
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    """An image `[1 or 3, H, W]`."""
     buffer = io.BytesIO()
-    Image.fromarray(sample.transpose(1, 2, 0) if len(sample) == 3 else np.concatenate(sample)).save(buffer, "png")
+    Image.fromarray(image.transpose(1, 2, 0) if len(image) == 3 else image[0]).save(buffer, "png")
     return buffer.getvalue()
+
+
+def _unpacked(cells: Sequence[bytes], part: Part) -> NDArray[Any]:
+    """Packed examples of a part, `[N, *stored]`."""
+    if not _is_png(part):
+        return np.frombuffer(b"".join(cells), part.dtype).reshape(-1, *part.stored)
+    images = [np.asarray(Image.open(io.BytesIO(cell))) for cell in cells]
+    return np.stack([image.transpose(2, 0, 1) if image.ndim == 3 else image[None] for image in images])
 
 
 # -- reading -------------------------------------------------------------------------------------------------
@@ -328,7 +393,12 @@ def read_spec(directory: str | Path) -> Spec:
     """The spec that every shard carries. Raises FileNotFoundError where there are no shards."""
     path = _shards(Path(directory), "train")[0]
     with _undamaged(path):
-        return Spec.from_json(pq.read_schema(path).metadata[_KEY].decode())
+        text = pq.read_schema(path).metadata[_KEY].decode()
+    try:
+        return Spec.from_json(text)
+    except (KeyError, ValueError, TypeError) as error:
+        why = " ".join(str(error).split())[:150]
+        raise DamagedShard(f"{path}: of another version ({why}); `dvc repro` makes the folder anew") from error
 
 
 def row_groups(directory: str | Path, split: str) -> list[Group]:
@@ -342,22 +412,27 @@ def row_groups(directory: str | Path, split: str) -> list[Group]:
 
 
 def read(directory: str | Path, split: str, limit: int | None = None) -> dict[str, Tensor]:
-    """The first `limit` rows as stored: `sample`, uint8 `[N, *shape]`; `label`, int64 `[N]`, if labelled;
-    `attributes`, float32 `[N, A]`, if there are any."""
+    """The first `limit` rows as stored: each part, `[N, *stored]`; `label`, int64 `[N]`, if labelled; `attributes`,
+    float32 `[N, A]`, if there are any."""
     groups = _first(row_groups(directory, split), limit)
     return {name: column[:limit] for name, column in read_groups(read_spec(directory), groups).items()}
 
 
 def stored(directory: str | Path, split: str, limit: int | None = None, *, keep: int = 1) -> dict[str, Any]:
-    """As `read`, but `sample` is `Rows`: a row group is read when a row of it is wanted, the last `keep` are kept."""
+    """As `read`, but parts are `LazyRows`: a row group's part is read when a row of it is wanted, the last `keep` are
+    kept."""
     spec, groups = read_spec(directory), _first(row_groups(directory, split), limit)
-    ends = [end if limit is None else min(end, limit) for end in accumulate(group.rows for group in groups)]
-    sample = Rows(ends, lambda i: read_groups(spec, [groups[i]])["sample"], keep=keep)
-    told = read_groups(spec, groups, samples=False) if spec.classes or spec.attributes else {}
-    return {"sample": sample, **{name: column[:limit] for name, column in told.items()}}
+    ends = [end if limit is None else min(end, limit) for end in itertools.accumulate(group.rows for group in groups)]
+
+    def lazy(name: str) -> LazyRows:
+        return LazyRows(ends, lambda i: read_groups(spec, [groups[i]], columns=[name])[name], keep=keep)
+
+    told = [name for name in _columns(spec) if name not in spec.parts]
+    known = read_groups(spec, groups, columns=told) if told else {}
+    return {**{name: lazy(name) for name in spec.parts}, **{name: column[:limit] for name, column in known.items()}}
 
 
-class Rows:
+class LazyRows:
     """A column `[N, ...]` in parts, each of which is made when one of its rows is wanted; the last `keep` are kept.
 
     Slices and rows `[K]` of it, in any order, are tensors, as of a tensor.
@@ -381,37 +456,49 @@ class Rows:
         return (self[start : start + size] for start in range(0, len(self), size))
 
 
-def few(shape: tuple[int, ...]) -> int:
-    """How many examples of a shape to hold as floats at a time: 64 MiB of them."""
-    return max(1, min(4096, 2**24 // math.prod(shape)))
+def rows_per_chunk(size: int) -> int:
+    """How many examples, of `size` numbers each, to hold as floats at a time: 64 MiB of them."""
+    return max(1, min(4096, 2**24 // size))
 
 
 def _first(groups: list[Group], rows: int | None) -> list[Group]:
     """The groups that the first `rows` are in."""
-    starts = accumulate((group.rows for group in groups), initial=0)
+    starts = itertools.accumulate((group.rows for group in groups), initial=0)
     return [group for group, start in zip(groups, starts, strict=False) if rows is None or start < rows]
 
 
-def read_groups(spec: Spec, groups: Iterable[Group], *, samples: bool = True) -> dict[str, Tensor]:
-    """Row groups as `read` gives them, one after the other; without `samples`, what else is known of them."""
+def read_groups(spec: Spec, groups: Iterable[Group], *, columns: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Row groups as `read` gives them, one after the other; of some `columns` only, if these are named."""
     groups = list(groups)
     total = sum(group.rows for group in groups)
-    columns = {"sample": torch.empty((total, *spec.shape), dtype=torch.uint8)} if samples else {}
-    if spec.classes:
-        columns["label"] = torch.empty(total, dtype=torch.int64)
-    if spec.attributes:
-        columns["attributes"] = torch.empty((total, len(spec.attributes)))
+    found = {
+        name: torch.from_numpy(np.empty((total, *shape), dtype))
+        for name, (shape, dtype) in _columns(spec).items()
+        if columns is None or name in columns
+    }
     start = 0
-    for group, rows in _tables(groups, list(columns)):
+    for group, rows in _tables(groups, list(found)):
         end = start + group.rows
-        if samples:
-            columns["sample"].numpy()[start:end] = _samples(rows["sample"].combine_chunks(), spec.shape)
-        if spec.classes:
-            columns["label"].numpy()[start:end] = rows["label"].to_numpy()
-        if spec.attributes:
-            numbers = pc.list_flatten(rows["attributes"]).to_numpy()
-            columns["attributes"].numpy()[start:end] = numbers.reshape(group.rows, -1)
+        for name, column in found.items():
+            if name in spec.parts:
+                column.numpy()[start:end] = _samples(rows[name].combine_chunks(), spec.parts[name])
+            elif name == "attributes":
+                column.numpy()[start:end] = pc.list_flatten(rows[name]).to_numpy().reshape(group.rows, -1)
+            else:
+                column.numpy()[start:end] = rows[name].to_numpy()
         start = end
+    return found
+
+
+def _columns(spec: Spec) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape of a row and dtype of each column that is read."""
+    columns: dict[str, tuple[tuple[int, ...], str]] = {
+        name: (part.stored, part.dtype) for name, part in spec.parts.items()
+    }
+    if spec.classes:
+        columns["label"] = ((), "int64")
+    if spec.attributes:
+        columns["attributes"] = ((len(spec.attributes),), "float32")
     return columns
 
 
@@ -439,14 +526,13 @@ def _undamaged(path: Path) -> Iterator[None]:
         raise DamagedShard(f"{path}: damaged: {why}; `dvc repro` makes the folder anew") from error
 
 
-def _samples(column: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _samples(column: Any, part: Part) -> NDArray[Any]:
     if isinstance(column, pa.ChunkedArray):
         column = pa.concat_arrays(column.chunks)
-    if _as_tensor(shape):
-        tensors: NDArray[np.uint8] = column.to_numpy_ndarray()
-        return tensors
-    images = [np.asarray(Image.open(io.BytesIO(cell.as_py()))) for cell in column]
-    return np.stack([image.transpose(2, 0, 1) if image.ndim == 3 else image.reshape(shape) for image in images])
+    if _is_png(part):
+        return _unpacked(column.to_pylist(), part)
+    tensors: NDArray[Any] = column.to_numpy_ndarray()
+    return tensors
 
 
 def _shards(directory: Path, split: str) -> list[Path]:

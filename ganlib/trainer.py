@@ -25,10 +25,24 @@ from torch import Tensor, nn
 from ganlib import checkpoint, distributed, health, registry, shards
 from ganlib import device as devices
 from ganlib.augment import Augment
-from ganlib.config import ConfigError, Params, PlayerConfig
+from ganlib.config import ConfigError, FitConfig, Params, PlayerConfig
 from ganlib.data._spec import Spec
 from ganlib.export import save_generator
-from ganlib.game import Batch, Game, Learner, Sample, Stats, Term, Turn, due_terms, map_tensors, play, turns_of
+from ganlib.game import (
+    Batch,
+    Fit,
+    Game,
+    Learner,
+    Sample,
+    Stats,
+    Term,
+    Turn,
+    due_terms,
+    fit_step,
+    map_tensors,
+    play,
+    turns_of,
+)
 from ganlib.loader import Loader
 from ganlib.losses import LOSSES
 from ganlib.models._layers import BatchNorm
@@ -48,16 +62,17 @@ Report = Callable[[dict[str, float], Path | None], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """When things happen. Due steps are counted from kimg, so that they are the same for any budget."""
+    """When things happen in a stretch of training. Due steps are counted from its kimg, so that they are the same for
+    any budget."""
 
     steps: int
-    images_per_step: int
+    examples_per_step: int
     report_kimg: float
     reports_per_checkpoint: int
 
     def reports(self, step: int) -> int:
         """How many reports are due by the end of `step`, the last step aside."""
-        return math.floor(step * self.images_per_step / (1000 * self.report_kimg) + 1e-9)
+        return math.floor(step * self.examples_per_step / (1000 * self.report_kimg) + 1e-9)
 
     def report_due(self, step: int) -> bool:
         return step == self.steps or self.reports(step) > self.reports(step - 1)
@@ -76,13 +91,41 @@ def plan(params: Params, world: int) -> Plan:
             f"models.{params.model}.batch: {batch} does not divide into {world} workers x {cfg.accumulate} "
             f"microbatches (scale.num_workers, train.accumulate); expected a multiple of {world * cfg.accumulate}"
         )
-    images = batch * params.game.discriminator_steps
+    return _plan(params, cfg.kimg, batch * params.game.discriminator_steps)
+
+
+def _plan(params: Params, kimg: float, examples_per_step: int) -> Plan:
     return Plan(
-        steps=max(1, math.ceil(cfg.kimg * 1000 / images - 1e-9)),
-        images_per_step=images,
-        report_kimg=cfg.report_kimg,
-        reports_per_checkpoint=max(1, round(cfg.checkpoint_kimg / cfg.report_kimg)),
+        steps=max(1, math.ceil(kimg * 1000 / examples_per_step - 1e-9)),
+        examples_per_step=examples_per_step,
+        report_kimg=params.train.report_kimg,
+        reports_per_checkpoint=max(1, round(params.train.checkpoint_kimg / params.train.report_kimg)),
     )
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a training: a fit, or the game."""
+
+    fit: Fit | None
+    """None: the game"""
+    plan: Plan
+    start_kimg: float
+    """thousands of real samples seen in the stretches before, as planned"""
+    after: bool = False
+
+
+def stretches(params: Params, game: Game, timing: Plan) -> list[Stretch]:
+    """Fits before, the game, fits after; without fits of no budget."""
+    found, start = list[Stretch](), 0.0
+    fits = params.game.fits
+    for fit, after in [*((f, False) for f in game.before), (None, False), *((f, True) for f in game.after)]:
+        if fit is not None and not fits[fit.name].kimg:
+            continue
+        plan = timing if fit is None else _plan(params, fits[fit.name].kimg, params.game.batch)
+        found.append(Stretch(fit, plan, start, after))
+        start += params.train.kimg if fit is None else fits[fit.name].kimg
+    return found
 
 
 def check_groups(params: Params, game: Game, world: int) -> None:
@@ -108,15 +151,17 @@ def build_game(params: Params, spec: Spec) -> Game:
         game: Game = family.build(cfg.network, spec)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
-    if cfg.mirror and len(spec.shape) != 3:
-        raise ConfigError(f"{where}: mirror is for images, these are {spec.modality}; set it to false")
+    moving = sorted(MOVE & cfg.penalties.keys())
+    asked = [*(["mirror"] if cfg.mirror else []), *(["augment"] if cfg.augment else []), *moving]
+    if asked and spec.kind.LOOKS != "picture":
+        raise ConfigError(f"{where}: {', '.join(asked)} is for images, these are {spec.modality}; leave it out")
+    _check_fits(game, cfg.fits, where)
     per_example = sorted(PER_EXAMPLE & cfg.penalties.keys())
     if per_example and any(isinstance(layer, BatchNorm) for layer in game.discriminator.modules()):
         raise ConfigError(
             f"{where}: penalties ({', '.join(per_example)}) need a discriminator without BatchNorm, "
             "which mixes the examples of a batch; choose another norm for it, or no penalty"
         )
-    moving = sorted(MOVE & cfg.penalties.keys())
     if spec.given and (moving or cfg.augment):
         torn = ", ".join([*moving, *(["augment"] if cfg.augment else [])])
         raise ConfigError(f"{where}: {torn} breaks the alignment of given and generated images; leave it out")
@@ -155,6 +200,16 @@ def build_game(params: Params, spec: Spec) -> Game:
     return dataclasses.replace(game, terms=(*game.terms, *penalties), group=group)
 
 
+def _check_fits(game: Game, configs: Mapping[str, FitConfig], where: str) -> None:
+    """Raises ConfigError where the game's fits and those of `params.yaml` are not the same."""
+    names = [fit.name for fit in (*game.before, *game.after)]
+    if sorted(names) != sorted(configs):
+        raise ConfigError(f"{where}: fits: expected {', '.join(names) or 'none'}, found {', '.join(configs) or 'none'}")
+    for fit in (*game.before, *game.after):
+        if fit.module not in game.modules or (fit.module == "generator" and fit in game.after):
+            raise ValueError(f"fit {fit.name!r}: there is no module {fit.module!r} to fit then")
+
+
 def train(
     params: Params,
     report: Report,
@@ -189,8 +244,8 @@ class _Run:
         self.params, self.report, self.device = params, report, device
         self.world = distributed.world_size()
         self.rank = dist.get_rank() if self.world > 1 else 0
-        self.timing, self.spec = plan(params, self.world), shards.read_spec(prepared)
-        self.training = _Training(params, self.spec, self.timing, self.world, device)
+        self.spec = shards.read_spec(prepared)
+        self.training = _Training(params, self.spec, plan(params, self.world), self.world, device)
         check_groups(params, self.training.game, self.world)
         self.healthy: dict[str, Any] | None = None
         """what a rollback goes back to; None where `train.health.policy` is another"""
@@ -220,40 +275,48 @@ class _Run:
             )
 
     def until_done(self) -> None:
-        """Step and report until the budget is spent."""
-        training, timing, state = self.training, self.timing, self.training.state
+        """Step and report until the budget of every stretch is spent."""
+        training, state = self.training, self.training.state
         if self.params.train.health.policy == "rollback":
             self.healthy = copy.deepcopy(training.snapshot())
         statistics, since, first = _Statistics(), time.perf_counter(), state["step"]
-        while state["step"] < timing.steps:
-            statistics.add(training.step(self.batches(state["step"])))
+        while not training.is_done:
+            if state["step"] >= training.stretch.plan.steps:
+                training.go_on()
+                first = 0
+            stretch, timing = training.stretch, training.stretch.plan
+            statistics.add(training.step(self.batches(stretch, state["step"])))
             done = state["step"]
             if not timing.report_due(done):
                 continue
             means = statistics.means(self.world)  # waits for the device
             elapsed = time.perf_counter() - since
             state["seconds"] += elapsed
-            speed = (done - first) * timing.images_per_step / elapsed
-            self.account({"images_per_second": speed, **means, **training.settings()})
+            speed = (done - first) * timing.examples_per_step / elapsed
+            self.account({"examples_per_second": speed, **means, **training.settings()})
             statistics, since, first = _Statistics(), time.perf_counter(), state["step"]
 
-    def batches(self, step: int) -> list[list[Batch]]:
-        """This rank's microbatches for each turn of the discriminator."""
-        turns, parts = self.params.game.discriminator_steps, self.params.train.accumulate
-        return [[self.batch(step * turns + i, self.rank * parts + part) for part in range(parts)] for i in range(turns)]
+    def batches(self, stretch: Stretch, step: int) -> list[list[Batch]]:
+        """This rank's microbatches for each turn of the discriminator, or for the only one of a fit."""
+        turns = self.params.game.discriminator_steps if stretch.fit is None else 1
+        parts, purpose = self.params.train.accumulate, "turn" if stretch.fit is None else f"fit {stretch.fit.name}"
+        return [
+            [self.batch(purpose, step * turns + i, self.rank * parts + part) for part in range(parts)]
+            for i in range(turns)
+        ]
 
-    def batch(self, turn: int, part: int) -> Batch:
-        """Part `part` of the global batch of a discriminator's turn."""
+    def batch(self, purpose: str, turn: int, part: int) -> Batch:
+        """Part `part` of the global batch of a turn."""
         size, parts = self.params.game.batch, self.world * self.params.train.accumulate
         share = size // parts
         data = {k: self.training.place(v) for k, v in self.loader.batch_at(turn, rank=part, world=parts).items()}
         rows = slice(part * share, (part + 1) * share)
-        return Batch(data, Noise(self.params.seed, "turn", turn, size=size, rows=rows, device=self.device))
+        return Batch(data, Noise(self.params.seed, purpose, turn, size=size, rows=rows, device=self.device))
 
     def account(self, found: dict[str, float]) -> None:
         """Report a row, or go back to the last healthy state. Raises Diverged."""
         training, state = self.training, self.training.state
-        row = {"kimg": training.kimg, "seconds": state["seconds"], **found}
+        row = {"kimg": training.kimg, "seconds": state["seconds"], **training.progress(), **found}
         alarm, suspicion = "", False
         if self.watch is not None:
             alarm, suspicion = self.watch.assess(row, state["rows"], state["step"])
@@ -262,8 +325,8 @@ class _Run:
             self.roll_back(row, alarm)
             return
         state["rows"] = [*state["rows"], row]
-        last = state["step"] == self.timing.steps
-        due = not last and self.timing.checkpoint_due(state["step"])
+        last = training.is_done
+        due = not last and training.stretch.plan.checkpoint_due(state["step"])
         if self.healthy is not None and suspicion:
             due = False
         elif self.healthy is not None and due:
@@ -297,7 +360,8 @@ class _Run:
             training.ema,
             network=params.game.network,
             spec=self.spec,
-            attributes=watch.known.cond if training.game.attributes else None,
+            attributes=watch.held_out.cond if training.game.attributes else None,
+            others=training.game.modules_besides_generator if training.game.answers else {},
             about={"kimg": kimg, "seed": params.seed, "model": params.model, "data": params.data},
         )
         watch.picture(folder / "samples.png")
@@ -307,17 +371,23 @@ class _Training:
     """All that learns, and how far it has come: what an exact resume needs."""
 
     def __init__(self, params: Params, spec: Spec, timing: Plan, world: int, device: torch.device):
-        self.params, self.play, self.timing, self.device = params, params.game, timing, device
+        self.params, self.play, self.device = params, params.game, device
         cfg = params.train
         self.layout = torch.channels_last if cfg.channels_last else torch.preserve_format
         self.mixed = devices.mixed_precision(device, cfg.amp)
         torch.manual_seed(seed_of(params.seed, "weights"))  # the same first weights on every rank
         game = build_game(params, spec)
-        for module in (game.generator, game.discriminator):
+        for module in game.modules.values():
             module.to(device, memory_format=self.layout)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(game.generator).requires_grad_(False)
         self.generator = _learner(game.generator, self.play.generator, cfg.compile)
         self.discriminator = _learner(game.discriminator, self.play.discriminator, cfg.compile)
+        self.stretches = stretches(params, game, timing)
+        self.fits = {
+            s.fit.name: _learner(game.modules[s.fit.module], self.play.fits[s.fit.name], compile=False)
+            for s in self.stretches
+            if s.fit is not None
+        }
         self.augment = None if self.play.augment is None else Augment(self.play.augment).to(device)
         self.game = game if self.augment is None else dataclasses.replace(game, augmentation=self._augmented)
         self.clock = torch.zeros((), dtype=torch.float64, device=device)
@@ -329,10 +399,13 @@ class _Training:
             "ema": self.ema,
             "generator_optimizer": self.generator.optimizer,
             "discriminator_optimizer": self.discriminator.optimizer,
+            **{f"others/{name}": module for name, module in game.others.items()},
+            **{f"fits/{name}_optimizer": learner.optimizer for name, learner in self.fits.items()},
             **({} if self.augment is None else {"augment": self.augment}),
             **{f"{t.player}/{t.name}": t.fn.to(device) for t in game.terms if isinstance(t.fn, nn.Module)},
         }
         self.state: dict[str, Any] = {
+            "stretch": 0,
             "step": 0,
             "seconds": 0.0,
             "rows": [],
@@ -360,11 +433,39 @@ class _Training:
         """Go back to a snapshot, which stays as it is."""
         for name, part in self.parts.items():
             part.load_state_dict(copy.deepcopy(snapshot[name]))
-        self.state.update({name: copy.deepcopy(snapshot[name]) for name in self.state})
+        # a checkpoint from before there were stretches is one of the game
+        self.state.update({name: copy.deepcopy(snapshot.get(name, 0)) for name in self.state})
+
+    @property
+    def stretch(self) -> Stretch:
+        """The stretch of training that goes on."""
+        index: int = self.state["stretch"]
+        return self.stretches[index]
+
+    @property
+    def is_done(self) -> bool:
+        last = len(self.stretches) - 1
+        return bool(self.state["stretch"] == last and self.state["step"] >= self.stretch.plan.steps)
+
+    def go_on(self) -> None:
+        """From the end of a stretch to the start of the next."""
+        self.state.update(stretch=self.state["stretch"] + 1, step=0)
 
     @property
     def kimg(self) -> float:
-        return float(self.state["step"] * self.timing.images_per_step / 1000)
+        """Thousands of real samples seen, in fits too."""
+        return self.stretch.start_kimg + self.stretch_kimg
+
+    @property
+    def stretch_kimg(self) -> float:
+        """Thousands of real samples seen in this stretch: what schedules go by."""
+        return float(self.state["step"] * self.stretch.plan.examples_per_step / 1000)
+
+    def progress(self) -> dict[str, float]:
+        """How far the stretch has come, where that is not how far the training has."""
+        if self.stretch.fit is not None:
+            return {"fit_kimg": self.stretch_kimg}
+        return {"game_kimg": self.stretch_kimg} if self.stretch.start_kimg else {}
 
     def settings(self) -> dict[str, float]:
         """What has changed by itself as training went on."""
@@ -378,8 +479,10 @@ class _Training:
         return found
 
     def step(self, batches: Sequence[Sequence[Batch]]) -> Stats:
-        """Play one step, and have the moving average follow."""
-        step, kimg, cfg = self.state["step"], self.kimg, self.play
+        """Play one step, and have the moving average follow; or one step of a fit."""
+        if self.stretch.fit is not None:
+            return self._fit(self.stretch.fit, batches[0])
+        step, kimg, cfg = self.state["step"], self.stretch_kimg, self.play
         rank = dist.get_rank() if dist.is_initialized() else 0
         torch.manual_seed(seed_of(self.params.seed, "modules", step, rank))  # for modules that draw on their own
         slower = self.params.train.health.lr_factor ** self.state["rollbacks"]
@@ -389,13 +492,29 @@ class _Training:
         if cfg.warmup is not None:
             self._note_accuracy(stats)
         if self.augment is not None:
-            self.augment.adjust(stats["sign/real"], turn=step, images=self.timing.images_per_step)
+            self.augment.adjust(stats["sign/real"], turn=step, images=self.stretch.plan.examples_per_step)
         halflife = value(cfg.ema_halflife_kimg, kimg)
         if cfg.ema_rampup is not None:  # Karras et al. 2020a: no longer than a share of the training so far
             halflife = min(halflife, kimg * cfg.ema_rampup)
-        update_ema(self.ema, self.game.generator, 0.5 ** (self.timing.images_per_step / max(halflife * 1000, 1e-9)))
+        images = self.stretch.plan.examples_per_step
+        update_ema(self.ema, self.game.generator, 0.5 ** (images / max(halflife * 1000, 1e-9)))
         if self.game.progress is not None:
             self.game.progress(self.ema, kimg)
+        self.state["step"] += 1
+        return stats
+
+    def _fit(self, fit: Fit, microbatches: Sequence[Batch]) -> Stats:
+        """One step of a fit. Before the game the moving average is the generator; after it, the generator is that."""
+        step, game = self.state["step"], self.game
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        torch.manual_seed(seed_of(self.params.seed, f"fit {fit.name}", step, rank))
+        if self.stretch.after:
+            game = dataclasses.replace(game, generator=self.ema.eval())
+        autocast = partial(devices.autocast, self.device, self.mixed)
+        learner = self.fits[fit.name]
+        stats = fit_step(game, fit, learner, microbatches, kimg=self.stretch_kimg, autocast=autocast)
+        if fit.module == "generator":
+            update_ema(self.ema, game.generator, 0.0)
         self.state["step"] += 1
         return stats
 
@@ -440,7 +559,7 @@ class _Training:
     def _note_accuracy(self, stats: Mapping[str, Tensor]) -> None:
         """A running mean of how often the discriminator is right; it counts, and the device is waited for, until the
         warm-up is over."""
-        if self._warm(self.kimg):
+        if self._warm(self.stretch_kimg):
             self.state["accuracy"] = 1.0
             return
         right = distributed.all_reduce((2 + stats["sign/real"] - stats["sign/fake"]) / 4) / distributed.world_size()

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ganlib import device as devices
-from ganlib import health, registry, shards
+from ganlib import health, shards
 from ganlib.config import Params
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Deal, Game, Sample, discriminate, map_tensors, tensors_of
+from ganlib.game import Batch, Deal, Game, Sample, discriminate, map_tensors, sample_of, tensors_of
 from ganlib.losses import LOSSES
 from ganlib.noise import Noise
 from ganlib.reference import Reference
@@ -47,11 +47,8 @@ class Watch:
         self.loss = LOSSES[params.game.loss]
         self.reference = Reference.load(reference) if reference and params.train.quality_samples else None
         self.fixed = self._deal(prepared, "test", PREVIEWS, "preview", small=not spec.given)
-        if spec.given:
-            stored = shards.read(prepared, "test", limit=PREVIEWS)["sample"]
-            given = spec.split(registry.load("data", spec.kind).decode(stored))[0]
-            self.given = given[torch.arange(PREVIEWS) % len(given)]
-        size = min(JUDGED, *spec.counts.values(), max(8, 2**27 // math.prod(spec.shape)))
+        self.given = self._given(prepared, "test", PREVIEWS)
+        size = min(JUDGED, *spec.counts.values(), max(8, 2**27 // spec.size))
         size = math.ceil(size / game.group) * game.group
         self.known, self.held_out = (
             self._deal(prepared, split, size, split, by_class=False) for split in ("train", "test")
@@ -64,7 +61,7 @@ class Watch:
             if not spec.given:  # noise is held, but given images would be too many
                 deals = list(self.judged())
                 self.judged = lambda: iter(deals)
-        reals = torch.cat([_small(tensors_of(deal.real)[0]) for deal in self.judged()])
+        reals = torch.cat([spec.kind.glance(sample_of(deal.real)) for deal in self.judged()])
         self.varied = reals[health.some(len(reals))]
         self.monitor, self.last = health.Monitor(params.train.health), dict[str, float]()
 
@@ -80,33 +77,38 @@ class Watch:
         `small` keeps of the reals what little tells one from another. A picture is easier to read `by_class`; to be
         judged, examples stay as mixed as in training.
         """
+        kind = self.spec.kind
         data = shards.stored(prepared, split, limit=size, keep=_KEPT)
-        rows = torch.arange(size) % len(data["sample"])
-        if by_class and "label" in data:
-            rows = rows[data["label"][rows].argsort(stable=True)]
-        decode = registry.load("data", self.spec.kind).decode
+        rows = _rows(data, size, by_class=by_class)
         for part in self._chunks(size):
-            some = {name: column[rows[part]] for name, column in data.items()}
+            chosen = {name: column[rows[part]] for name, column in data.items()}
+            decoded = {name: kind.decode(self.spec.sample, name, chosen[name]) for name in self.spec.parts}
             noise = Noise(self.params.seed, purpose, size=size, rows=part)
-            deal = self.game.deal(Batch(some | {"sample": decode(some["sample"])}, noise, training=False))
-            yield dataclasses.replace(deal, real=map_tensors(_small, deal.real)) if small else deal
+            deal = self.game.deal(Batch(chosen | decoded, noise, training=False))
+            yield dataclasses.replace(deal, real=map_tensors(kind.glance, deal.real)) if small else deal
+
+    def _given(self, prepared: Path, split: str, size: int) -> dict[str, Tensor]:
+        """The given parts of the examples of a deal by class."""
+        spec, data = self.spec, shards.stored(prepared, split, limit=size, keep=_KEPT)
+        rows = _rows(data, size, by_class=True)
+        return {name: spec.kind.decode(spec.sample, name, data[name][rows]) for name in spec.given}
 
     def _chunks(self, size: int) -> list[slice]:
         """Slices of `size` examples that any device holds, activations included."""
-        group, most = self.game.group, devices.examples_at_a_time(self.device, math.prod(self.spec.shape))
+        group, most = self.game.group, devices.examples_at_a_time(self.device, self.spec.size)
         most = max(1, most // group) * group
         return [slice(start, min(start + most, size)) for start in range(0, size, most)]
 
     @torch.inference_mode()
-    def _play(self, deal: Deal) -> Tensor:
-        """What the average makes of a deal, on the CPU."""
+    def _play(self, deal: Deal) -> Sample:
+        """What the moving average makes of a deal, on the CPU."""
         ema = self.ema.eval()
         made = []
         for rows in self._chunks(len(tensors_of(deal.inputs)[0])):
             inputs = map_tensors(lambda x, rows=rows: self.place(x[rows]), deal.inputs)  # type: ignore[misc]
             cond = None if deal.cond is None else self.place(deal.cond[rows])
-            made.append(tensors_of(ema(inputs, cond))[0].float())
-        return torch.cat(made).cpu()
+            made.append(map_tensors(lambda x: x.float().cpu(), ema(inputs, cond)))
+        return _concatenated(made)
 
     @torch.inference_mode()
     def _logits(self, deal: Deal, sample: Sample, step: int) -> Tensor:
@@ -130,6 +132,8 @@ class Watch:
             health.check(row, row["kimg"])
         except health.Diverged as error:
             return str(error), True
+        if "fit_kimg" in row:  # there is no game to be judged
+            return "", False
         row |= self._measure(step)
         if not past or past[-1] is not self.last:  # at the start, after a resume, or after a rollback
             self.monitor = health.Monitor(cfg)
@@ -145,8 +149,8 @@ class Watch:
         trained on, and quality where a reference is at hand."""
         small, features, labels = [], [], []
         for deal in self.judged():
-            fakes = self._play(deal)
-            small.append(_small(fakes))
+            fakes = sample_of(self._play(deal))
+            small.append(self.spec.kind.glance(fakes))
             if self.reference is not None:
                 features.append(self.reference.space.extract(fakes))
             if self.game.classes and deal.cond is not None:
@@ -167,30 +171,30 @@ class Watch:
 
     def picture(self, path: Path) -> None:
         """Draw the fixed deal's fakes; between what was given and what is real, where something was given."""
-        preview, fakes = registry.load("data", self.spec.kind).preview, self._play(self.fixed)
-        shown = [self.given, fakes, tensors_of(self.fixed.real)[0]] if self.spec.given else fakes
-        preview(shown, columns=4 if self.spec.given else 8).save(path)
+        shown = {**self.given, "sample": sample_of(self._play(self.fixed))}
+        if self.given:
+            shown["target"] = sample_of(self.fixed.real)
+        self.spec.kind.preview(self.spec.sample, shown, 4 if self.given else 8).save(path)
 
 
 def _joined(deals: list[Deal]) -> Deal:
     """Deals one after the other."""
-
-    def together(samples: list[Any]) -> Sample:
-        if isinstance(samples[0], dict):
-            return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
-        return torch.cat(samples)
-
     conds = [deal.cond for deal in deals if deal.cond is not None]
     return Deal(
-        together([deal.inputs for deal in deals]),
-        together([deal.real for deal in deals]),
+        _concatenated([deal.inputs for deal in deals]),
+        _concatenated([deal.real for deal in deals]),
         torch.cat(conds) if conds else None,
     )
 
 
-def _small(images: Tensor) -> Tensor:
-    """Images of at most 32 pixels a side, which is enough to tell one from another."""
-    if images.dim() != 4 or max(images.shape[2:]) <= 32:
-        return images
-    height, width = (min(side, 32) for side in images.shape[2:])
-    return nn.functional.adaptive_avg_pool2d(images, (height, width))
+def _concatenated(samples: list[Any]) -> Sample:
+    """Samples one after the other."""
+    if isinstance(samples[0], dict):
+        return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
+    return torch.cat(samples)
+
+
+def _rows(data: dict[str, Any], size: int, *, by_class: bool) -> Tensor:
+    """`size` rows of the data, in turns; their stored order is random."""
+    rows = torch.arange(size) % len(data["sample"])
+    return rows[data["label"][rows].argsort(stable=True)] if by_class and "label" in data else rows

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from ganlib.data._spec import Spec
     from ganlib.export import Generator
     from pipelines.tracking import Store
 
@@ -85,27 +86,26 @@ def sample(
     output: Annotated[Path, typer.Option("-o", "--output", help="the picture to write")] = Path("grid.png"),
 ) -> None:
     """Draw samples from a generator, as one picture."""
-    from ganlib import registry
     from pipelines._stage import StageError
 
     generator = _generator(model_uri)
     try:
-        kind = registry.load("data", generator.spec.kind)
-        made: Any
+        spec = generator.spec
         if given:
             if label is not None or attribute or truncation is not None:
-                raise ValueError("--given: an image is all that such a generator is told, beside a --seed")
+                raise ValueError("--given: such a generator takes nothing else but a --seed")
             if not generator.translates:
-                raise ValueError("--given: this generator makes samples of noise: it takes no images")
-            n, images = len(given), _images(given, generator.spec)
-            made = [images, generator.translate(images, seed=seed)]
+                raise ValueError("--given: this generator makes samples of noise: it is given nothing")
+            n, parts = len(given), _given(given, spec)
+            made = {**parts, "sample": generator.sample(n, given=parts, seed=seed)["sample"]}
         else:
             asked = _class(label, generator.spec.classes)
             told = _attributes(attribute, generator.spec.attributes)
-            made = generator.sample(n, seed=seed, label=asked, attributes=told, truncation=truncation)["sample"]
+            samples = generator.sample(n, seed=seed, label=asked, attributes=told, truncation=truncation)
+            made = {"sample": samples["sample"]}
         in_turn = generator.conditional and label is None and len(generator.spec.classes) <= min(n, 32)
         columns = len(generator.spec.classes) if in_turn else math.ceil(math.sqrt(n))
-        picture = kind.preview(made, columns)
+        picture = spec.kind.preview(spec.sample, made, columns)
         partial = output.with_name(f".partial.{output.name}")
         try:
             picture.save(partial)
@@ -117,20 +117,21 @@ def sample(
     typer.echo(f"{output}: {n} samples of {model_uri}, seed {seed}")
 
 
-def _images(paths: list[Path], spec: Any) -> Any:
-    """Image files as a generator of `spec` wants them, `[N, C, H, W]` in [-1, 1]."""
+def _given(paths: list[Path], spec: Spec) -> dict[str, Any]:
+    """The given part of as many examples as there are files, as networks see it."""
+    import numpy as np
     import torch
 
-    from ganlib.data import image
-
-    cfg = image.Config(resolution=spec.shape[1:], channels=spec.given)
+    take, part = spec.kind.take, spec.given[0]
+    if take is None or len(spec.given) > 1:
+        raise ValueError(f"--given: {spec.modality} data cannot be read from files, one for each example")
     stored = []
     for path in paths:
         try:
-            stored.append(torch.tensor(image.encode(cfg, path)))
+            stored.append(take(spec.sample, part, path))
         except ValueError as error:
             raise ValueError(f"--given: {path}: {error}") from error
-    return image.decode(torch.stack(stored))
+    return {part: spec.kind.decode(spec.sample, part, torch.from_numpy(np.stack(stored)))}
 
 
 @app.command()

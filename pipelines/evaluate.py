@@ -7,6 +7,7 @@ Writes `metrics.json` (numbers alone, for `dvc metrics`), `about.json` (how to r
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from pathlib import Path
 
@@ -30,6 +31,7 @@ __all__ = ["stage"]
 
 COLUMNS = 10  # of pictures
 ROWS = 20  # classes shown, at most
+COPY = "what is given, or made of it without learning,"
 
 
 def stage(params: Params) -> None:
@@ -50,13 +52,15 @@ def stage(params: Params) -> None:
     with atomic_folder(EVALUATED) as folder:
         _write(folder / "metrics.json", metrics)
         _write(folder / "about.json", _about(reference, generator, n, cfg, params.seed))
-        preview = registry.load("data", spec.kind).preview
+        preview = functools.partial(spec.kind.preview, spec.sample)
         if generator.translates:
-            shown = [samples[part][: COLUMNS * COLUMNS] for part in ("given", "sample", "target")]
+            names = [name for name in (*spec.given, "sample", "target") if name in samples]
+            shown = {name: samples[name][: COLUMNS * COLUMNS] for name in names}
             preview(shown, COLUMNS // 2).save(folder / "samples.png")
         else:
-            preview(_by_class(samples, spec), COLUMNS).save(folder / "samples.png")
-        preview(_beside_nearest(samples["sample"][:COLUMNS], reference, spec), COLUMNS).save(folder / "neighbours.png")
+            preview({"sample": _by_class(samples, spec)}, COLUMNS).save(folder / "samples.png")
+        beside = _beside_nearest(samples["sample"][:COLUMNS], reference, spec)
+        preview({"sample": beside}, COLUMNS).save(folder / "neighbours.png")
         if reference.classifier is not None:
             _write_classes(folder / "classes.csv", seen[SAMPLES], reference)
     _tell(metrics, n, cfg)
@@ -64,13 +68,14 @@ def stage(params: Params) -> None:
 
 def _about(reference: Reference, generator: Generator, n: int, cfg: EvaluateConfig, seed: int) -> dict[str, object]:
     """What a reader of metrics.json should know; text and settings, so not in it."""
-    modules = {name: registry.load("metrics", name) for name in registry.names("metrics")}
+    looks = reference.spec.kind.LOOKS
+    modules = {name: registry.load("metrics", name, looks) for name in registry.names("metrics", looks)}
     return {
         "samples": n,
         "seed": seed,
         "intervals": {"confidence": cfg.confidence, "halves": cfg.resamples},
         "floor": f"the first {n} training examples in the fakes' place",
-        **({"copy": "the given images in the fakes' place"} if generator.translates else {}),
+        **({"copy": f"{COPY} in the fakes' place"} if reference.spec.kind.naive is not None else {}),
         "spaces": reference.about["spaces"],
         "classifier": reference.about["classifier"],
         "generator": generator.about,
@@ -83,8 +88,8 @@ def _about(reference: Reference, generator: Generator, n: int, cfg: EvaluateConf
 
 
 def _by_class(samples: Samples, spec: Spec) -> Tensor:
-    """A row of samples for each of the first classes, or the first samples."""
-    if "label" not in samples:
+    """A row of pictures for each of the first classes, or the first samples."""
+    if "label" not in samples or spec.kind.LOOKS != "picture":
         first: Tensor = samples["sample"][: COLUMNS * COLUMNS]
         return first
     of = [(samples["label"] == label).nonzero()[:COLUMNS, 0] for label in range(min(ROWS, len(spec.classes)))]
@@ -94,10 +99,10 @@ def _by_class(samples: Samples, spec: Spec) -> Tensor:
 
 def _beside_nearest(fakes: Tensor, reference: Reference, spec: Spec) -> Tensor:
     """Rows of one fake and the training examples nearest to it, nearest first."""
-    space = next(iter(reference.spaces.values()))
+    space = next(space for space in reference.spaces.values() if space.column == "features")
     stored = shards.stored(PREPARED, "train", limit=len(space.train))["sample"]
     _, rows = nearest(space.extract(fakes), space.train, COLUMNS - 1)
-    near = spec.split(registry.load("data", spec.kind).decode(stored[rows.flatten()]))[1].unflatten(0, rows.shape)
+    near = spec.kind.decode(spec.sample, "sample", stored[rows.flatten()]).unflatten(0, rows.shape)
     return torch.cat([fakes[:, None], near], dim=1).flatten(0, 1)
 
 
@@ -125,7 +130,7 @@ def _write(path: Path, content: object) -> None:
 
 def _tell(metrics: Metrics, n: int, cfg: EvaluateConfig) -> None:
     baselines = [name for name in ("floor", "copy") if any(name in f for of in metrics.values() for f in of.values())]
-    captions = {"floor": "training data in the samples' place", "copy": "the given images in their place"}
+    captions = {"floor": "training data in the samples' place", "copy": f"{COPY} in their place"}
     caption = "; ".join(f"{name}: {captions[name]}" for name in baselines)
     table = Table(title=f"{n} samples against test data", caption=caption)
     table.add_column("metric", no_wrap=True)

@@ -8,23 +8,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ganlib import registry
 from ganlib.config import GateConfig, Params
+from ganlib.data._spec import Spec
 from ganlib.device import default_device
 from ganlib.evaluate import Comparison, compare, draw
 from ganlib.export import Generator, load_generator
 from ganlib.reference import Reference
+from ganlib.registry import nearest
 from ganlib.scratch import scratch_folder
 from pipelines import model_registry
 from pipelines._stage import PREPARED, REFERENCE, StageError
 from pipelines.model_registry import Version
 from pipelines.tracking import Store
 
-__all__ = ["CHAMPION", "Decision", "Metrics", "decide", "decide_between", "weaknesses"]
+__all__ = ["CHAMPION", "Decision", "Metrics", "decide", "decide_between", "failed_thresholds", "metric_of"]
 
 CHAMPION = "champion"
 
@@ -62,82 +65,106 @@ class Decision:
 
 def decide(store: Store, params: Params, champion: Version | None, generator: Generator, metrics: Metrics) -> Decision:
     """The decision on a generator with the metrics of the stage `evaluate`, against the champion, if there is one."""
-    gate = params.gate
-    space, name = gate.metric.split(".")
+    metric = metric_of(params.gate, metrics)
+    space, name = metric.split(".")
     own = _number(metrics[space][name]["value"])
-    weak = weaknesses(metrics, gate)
-    if weak:
-        return Decision("refused", "; ".join(weak), gate.metric, own, None if champion is None else champion.number)
+    failed = failed_thresholds(metrics, params.gate, labelled=generator.conditional)
+    if failed:
+        return Decision("refused", "; ".join(failed), metric, own, None if champion is None else champion.number)
     if champion is None:
-        return Decision("promoted", "the first to meet the thresholds", gate.metric, own)
-    return _against(store, params, champion, generator, own)
+        return Decision("promoted", "the first to meet the thresholds", metric, own)
+    return _against(store, params, metric, champion, generator, own)
 
 
-def weaknesses(metrics: Metrics, gate: GateConfig) -> list[str]:
-    """The thresholds on collapse, memorisation and labels that are not met, each as a reason.
+def metric_of(gate: GateConfig, known: Iterable[str] | Metrics) -> str:
+    """The metric to decide by, `section.metric`: the gate's own, or kid in the first feature space.
 
-    Each figure is that of the gate's own space, or, where this has none, of the first that has.
+    `known` are those that are measured. Raises StageError if it is not among them.
     """
-    bounds = {
-        "coverage": gate.min_coverage,
-        "memorisation_ratio": gate.min_memorisation_ratio,
-        "label_accuracy": gate.min_label_accuracy,
-    }
-    own = gate.metric.partition(".")[0]
-    sections = [metrics[own], *metrics.values()]
-    found = {name: next((section[name] for section in sections if name in section), None) for name in bounds}
-    absent = [name for name, value in found.items() if value is None and name != "label_accuracy"]
+    names = (
+        [f"{space}.{name}" for space, named in known.items() for name in named]
+        if isinstance(known, Mapping)
+        else [*known]
+    )
+    metric = gate.metric or next((name for name in names if name.endswith(".kid")), "kid")
+    if metric not in names:
+        raise StageError(f"gate.metric: {metric!r} is not measured{nearest(metric, names)}; known: {', '.join(names)}")
+    return metric
+
+
+def failed_thresholds(metrics: Metrics, gate: GateConfig, *, labelled: bool) -> list[str]:
+    """The thresholds `gate.at_least` and `gate.at_most` that are not met, each as a reason.
+
+    Each figure is that of the metric's section by which the gate decides, or, where this has none, of the first that
+    has. Thresholds on what needs labels hold where a generator is `labelled`: told a class. Raises StageError for
+    another that is not measured.
+    """
+    own = metric_of(gate, metrics).partition(".")[0]
+    failed, absent = [], []
+    for name, bound, sign in (
+        *((name, bound, 1) for name, bound in gate.at_least.items()),
+        *((name, bound, -1) for name, bound in gate.at_most.items()),
+    ):
+        found = next((section[name] for section in [metrics[own], *metrics.values()] if name in section), None)
+        if found is None:
+            absent += [name] if labelled or not _needs_labels(name) else []
+        # `not >=` so that a value that is not a number fails
+        elif not sign * (value := _number(found["value"])) >= sign * bound:
+            which, side = ("at_least", "below") if sign > 0 else ("at_most", "above")
+            failed.append(f"{name} {value:.3g} is {side} gate.{which}.{name} {bound:g}")
     if absent:
         raise StageError(f"metrics.json: the gate needs {' and '.join(absent)}")
-    return [
-        f"{name} {value['value']:.3g} is below gate.min_{name} {bounds[name]:g}"
-        for name, value in found.items()
-        # `not >=` so that a value that is not a number fails
-        if value is not None and not _number(value["value"]) >= bounds[name]
-    ]
+    return failed
+
+
+def _needs_labels(metric: str) -> bool:
+    """Whether a metric reads classes that a generator was told."""
+    for folder in (None, *registry.folders("metrics")):
+        if metric in registry.names("metrics", folder):
+            return "label" in registry.load("metrics", metric, folder).NEEDS
+    return False
 
 
 def decide_between(store: Store, params: Params, champion: Version, challenger: Version) -> Decision:
     """The decision on a version that meets the thresholds, against another that does."""
-    own = Decision.from_tags(challenger.tags).challenger
+    decided = Decision.from_tags(challenger.tags)
+    own, metric = decided.challenger, params.gate.metric or decided.metric
     with scratch_folder() as scratch:
         generator = _load(store, challenger, Path(scratch))
     if isinstance(generator, str):
-        return Decision("refused", f"it cannot be loaded: {generator}", params.gate.metric, own, champion.number)
-    return _against(store, params, champion, generator, own)
+        return Decision("refused", f"it cannot be loaded: {generator}", metric, own, champion.number)
+    return _against(store, params, metric, champion, generator, own)
 
 
-def _against(store: Store, params: Params, champion: Version, generator: Generator, own: float) -> Decision:
+def _against(
+    store: Store, params: Params, metric: str, champion: Version, generator: Generator, own: float
+) -> Decision:
     """The decision on a generator that meets the thresholds; `own` is its figure in the stage `evaluate`."""
     gate, number = params.gate, champion.number
     with scratch_folder() as scratch:
         rival = _load(store, champion, Path(scratch))
     if isinstance(rival, str):
         reason = f"the champion, version {number}, cannot be loaded, so the alias is yours to move: {rival}"
-        return Decision("refused", reason, gate.metric, own, number)
-    differs = [
-        key
-        for key in ("kind", "shape", "classes", "attributes", "given")
-        if getattr(rival.spec, key) != getattr(generator.spec, key)
-    ]
+        return Decision("refused", reason, metric, own, number)
+    differs = _differences(rival.spec, generator.spec)
     if differs:
         reason = (
             f"not comparable with the champion, version {number}, whose {' and '.join(differs)} differ; "
             "register under another tracking.registered_model or move the alias by hand"
         )
-        return Decision("refused", reason, gate.metric, own, number)
-    figures = _compare(generator, rival, params)
+        return Decision("refused", reason, metric, own, number)
+    figures = _compare(generator, rival, params, metric)
     better = figures.low > gate.margin if figures.direction == "higher" else figures.high < -gate.margin
     reason = (
         f"{'better' if better else 'not clearly better'} than version {number}: "
-        f"{gate.metric} {figures.challenger:.4g} against {figures.champion:.4g}, "
+        f"{metric} {figures.challenger:.4g} against {figures.champion:.4g}, "
         f"difference {figures.difference:+.3g} in [{figures.low:+.3g}, {figures.high:+.3g}] "
         f"({figures.direction} is better, margin {gate.margin:g})"
     )
     return Decision(
         "promoted" if better else "refused",
         reason,
-        gate.metric,
+        metric,
         figures.challenger,
         number,
         figures.champion,
@@ -147,12 +174,24 @@ def _against(store: Store, params: Params, champion: Version, generator: Generat
     )
 
 
-def _compare(challenger: Generator, champion: Generator, params: Params) -> Comparison:
+def _differences(one: Spec, other: Spec) -> list[str]:
+    """For want of which two generators are not comparable: they make other things, or make them in other units."""
+
+    def facts(spec: Spec) -> dict[str, object]:
+        given = {name: spec.parts[name] for name in spec.given}
+        learnt = {"sample": spec.sample} if spec.kind.learns else {}
+        of_data = {"classes": spec.classes, "attributes": spec.attributes}
+        return {"kind": spec.kind, "shape": spec.shape, "given": given, **of_data, **learnt}
+
+    return [key for key, value in facts(one).items() if facts(other).get(key) != value]
+
+
+def _compare(challenger: Generator, champion: Generator, params: Params, metric: str) -> Comparison:
     """Both on the same test examples, with the seeds and as many samples as the stage `evaluate`."""
     cfg, reference = params.evaluate, Reference.load(REFERENCE)
     n = min(cfg.num_samples, reference.size)
     made, rivals = (draw(one, PREPARED, n, seed=params.seed, batch=cfg.batch) for one in (challenger, champion))
-    return compare(made, rivals, reference, params.gate.metric, cfg, params.seed)
+    return compare(made, rivals, reference, metric, cfg, params.seed)
 
 
 def _load(store: Store, version: Version, scratch: Path) -> Generator | str:

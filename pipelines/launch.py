@@ -23,14 +23,13 @@ import torch
 
 import ganlib
 from ganlib.checkpoint import Damaged, load
-from ganlib.config import ConfigError, Params, ResolvedScale, ScaleConfig, parse_params
+from ganlib.config import ConfigError, GateConfig, Params, ResolvedScale, ScaleConfig, parse_params
 from ganlib.device import default_device
 from ganlib.distributed import WorkerLost
 from ganlib.evaluate import measurable
 from ganlib.game import Game
 from ganlib.health import Diverged
 from ganlib.reference import Reference
-from ganlib.registry import nearest
 from ganlib.scratch import scratch_folder
 from ganlib.shards import DamagedShard, read_spec
 from ganlib.trainer import Report, build_game, check_groups, plan, train
@@ -38,6 +37,7 @@ from pipelines._stage import REFERENCE, StageError, project_folder
 from pipelines.background import background_thread
 from pipelines.checkpoints import Checkpoints, Saved
 from pipelines.cluster import cluster
+from pipelines.gate import metric_of
 from pipelines.inputs import fetch, publish
 from pipelines.scale import await_workers, resources_per_worker, why_fewer
 from pipelines.storage import Storage, exclusive
@@ -107,7 +107,7 @@ class Job:
                 f"{asked[1]}; expected one of {', '.join(map(str, possible))}"
             )
         if (reference / "reference.json").is_file():
-            _check_gate(params.gate.metric, measurable(Reference.load(reference, "cpu"), labelled=game.classes > 0))
+            _check_gate(params.gate, measurable(Reference.load(reference, "cpu"), labelled=game.classes > 0))
         return cls(params.model_dump(mode="json"), str(prepared.resolve()), str(reference.resolve()), possible)
 
     def everywhere(self, storage: Storage) -> Job:
@@ -116,7 +116,7 @@ class Job:
 
     def is_done(self, saved: Saved | None) -> TypeGuard[Saved]:
         """Whether a checkpoint is that of the whole budget."""
-        return saved is not None and saved.kimg >= self.params["train"]["kimg"] - 1e-6
+        return saved is not None and saved.kimg >= parse_params(self.params).budget_kimg - 1e-6
 
     def folders(self) -> tuple[Path, Path]:
         """The prepared data and the reference, as this machine sees them."""
@@ -139,13 +139,12 @@ def possible_workers(params: Params, game: Game | None = None) -> list[int]:
     return possible
 
 
-def _check_gate(metric: str, known: list[str]) -> None:
+def _check_gate(gate: GateConfig, known: list[str]) -> None:
     """Raise ConfigError if the stage `register` will not find the metric it is to decide by."""
-    if metric not in known:
-        raise ConfigError(
-            f"gate.metric: {metric!r} cannot be measured with these data and this model{nearest(metric, known)}; "
-            f"known: {', '.join(known)}"
-        )
+    try:
+        metric_of(gate, known)
+    except StageError as error:
+        raise ConfigError(str(error)) from error
 
 
 def train_worker(job: Job, report: Report, resume: str | Path | None = None) -> None:
@@ -170,6 +169,17 @@ def keep_freed_memory() -> None:
         libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, at its upper bound
 
 
+def training_code(family: str) -> list[Path]:
+    """The files of `ganlib` that determine what a training does; kinds of data and feature spaces, of which others may
+    come, are known by the hashes in `Spec.code` and `reference.json`."""
+    root = Path(ganlib.__file__).parent
+    shared = [path for folder in (root, root / "models", root / "data") for path in folder.glob("_*.py")]
+    files = {*root.glob("*.py"), *shared, root / "models" / f"{family}.py"}
+    return sorted(
+        files | {root / "metrics" / f"{name}.py" for name in ("_types", "class_coverage", "fd", "label_accuracy")}
+    )
+
+
 def fingerprint(params: Params, prepared: Path, stage: str, reference: Path = REFERENCE) -> str:
     """A name for what determines the result of `stage` (tune or train).
 
@@ -177,9 +187,10 @@ def fingerprint(params: Params, prepared: Path, stage: str, reference: Path = RE
     A run of the same name is gone on with, so the same inputs go on where they stopped, and changed ones start clean.
     """
     digest = hashlib.sha256()
-    for source in sorted(Path(ganlib.__file__).parent.rglob("*.py")):
-        digest.update(source.read_bytes())
-    digest.update(read_spec(prepared).content_hash.encode())
+    for code in training_code(params.game.network.family):  # type: ignore[attr-defined]
+        digest.update(code.read_bytes())
+    spec = read_spec(prepared)
+    digest.update(spec.to_json().encode())
     for path in sorted(path for path in reference.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -7,16 +7,13 @@ Memory stays bounded whatever the size: parts of the source are read, encoded an
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +22,8 @@ from torch import Tensor
 
 from ganlib import registry, shards
 from ganlib.config import DatasetConfig
+from ganlib.data import _kind
+from ganlib.data._kind import Kind, Stored
 from ganlib.data._spec import Spec
 from ganlib.reference import LEAST
 from ganlib.sources._source import Part, Source, SourceError
@@ -37,8 +36,8 @@ RAY_FROM_S = 30.0
 
 _TABLE_ROWS, _TABLE_BYTES = 1024, 16 * 2**20
 Encode = Callable[[Part], Iterator[pa.Table]]
-# hash, label, sample, split, attributes, id, reason
-Row = tuple[bytes, int, bytes, str | None, tuple[float, ...], str, str]
+# hash, label, packed parts, split, attributes, id, reason
+Row = tuple[bytes, int, dict[str, bytes], str | None, tuple[float, ...], str, str]
 
 _LOOKED_AT, _LOOKED_AT_BYTES = 10_000, 64 * 2**20  # training data behind the card's statistics and picture
 _PICTURE = (1280, 1280)  # pixels, at most
@@ -66,25 +65,38 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
     source: Source = registry.load("sources", source_name).load(cfg.source, raw.resolve())
     # One class says nothing that a network could use.
     classes = source.classes if len(source.classes) > 1 else ()
-    kind = registry.load("data", sample_kind)
+    kind, sample = _kind.load(sample_kind), cfg.sample
+    if kind.scan is not None:
+        sample = kind.scan(
+            sample, (item.payload for part in source.parts for item in part() if item.payload is not None)
+        )
+    parts = kind.parts(sample)
 
-    def describe(found: shards.Summary) -> Spec:
+    def describe(found: shards.Summary, training: Iterable[Stored]) -> Spec:
         _check(found, classes, cfg)
-        spec: Spec = kind.spec(cfg.sample, classes=classes, counts=found.counts, content_hash=found.content_hash)
-        return dataclasses.replace(spec, attributes=source.attributes)
+        settled = kind.settle(sample, training)
+        return Spec(settled, kind.MODALITY, classes, found.counts, found.content_hash, source.attributes, kind.code)
 
     with atomic_folder(out) as folder:
         rejects = _Rejects(folder / "rejects.csv", source, cfg.max_reject_share)
         encode = partial(
             encode_part,
             kind=sample_kind,
-            cfg=cfg.sample,
+            cfg=sample,
             labelled=bool(classes),
             attributes=bool(source.attributes),
         )
         with rejects.file:
             rows = rejects.sift(_encode(source.parts, encode))
-            found = shards.write(folder, rows, describe, test_share=cfg.test_share, shard_mb=cfg.shard_mb)
+            found = shards.write(
+                folder,
+                rows,
+                parts,
+                describe,
+                test_share=cfg.test_share,
+                shard_mb=cfg.shard_mb,
+                duplicates=kind.DUPLICATES,
+            )
         card = _card(folder, kind, cfg, source, found, rejects)
         text = json.dumps(card, indent=2, ensure_ascii=False)
         (folder / "card.json").write_text(text + "\n", encoding="utf-8")
@@ -95,8 +107,9 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
 
 
 def encode_part(part: Part, *, kind: str, cfg: Any, labelled: bool, attributes: bool = False) -> Iterator[pa.Table]:
-    """Tables as of `shards.table`, with `id` and `reason`: a rejected item has a reason and no sample."""
-    encode = registry.load("data", kind).encode
+    """Tables as of `shards.table`, with `id` and `reason`: a rejected item has a reason and empty parts."""
+    encode, parts = _kind.load(kind).encode, _kind.load(kind).parts(cfg)
+    nothing = dict.fromkeys(parts, b"")
     rows: list[Row] = []
     size = 0
     for item in part():
@@ -107,12 +120,12 @@ def encode_part(part: Part, *, kind: str, cfg: Any, labelled: bool, attributes: 
                 raise ValueError("it has no label")
             if attributes and item.attributes is None:
                 raise ValueError("its attributes are not known")
-            digest, stored = shards.pack(encode(cfg, item.payload))
+            digest, packed = shards.pack(parts, encode(cfg, item.payload))
             label = (item.label or 0) if labelled else 0
-            rows.append((digest, label, stored, item.split, item.attributes or (), item.id, ""))
+            rows.append((digest, label, packed, item.split, item.attributes or (), item.id, ""))
         except ValueError as error:
-            rows.append((bytes(16), 0, b"", None, (), item.id, str(error)))
-        size += len(rows[-1][2])
+            rows.append((bytes(16), 0, nothing, None, (), item.id, str(error)))
+        size += sum(map(len, rows[-1][2].values()))
         if len(rows) == _TABLE_ROWS or size > _TABLE_BYTES:
             yield _table(rows)
             rows, size = [], 0
@@ -121,9 +134,9 @@ def encode_part(part: Part, *, kind: str, cfg: Any, labelled: bool, attributes: 
 
 
 def _table(rows: list[Row]) -> pa.Table:
-    hashes, labels, stored, splits, attributes, ids, reasons = (list(column) for column in zip(*rows, strict=True))
-    packed = shards.table(hashes, stored, labels, splits, attributes)
-    return packed.append_column("id", pa.array(ids)).append_column("reason", pa.array(reasons))
+    hashes, labels, packed, splits, attributes, ids, reasons = (list(column) for column in zip(*rows, strict=True))
+    table = shards.table(hashes, packed, labels, splits, attributes)
+    return table.append_column("id", pa.array(ids)).append_column("reason", pa.array(reasons))
 
 
 def _encode(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table]:
@@ -221,7 +234,7 @@ def _check(found: shards.Summary, classes: tuple[str, ...], cfg: DatasetConfig) 
 
 def _card(
     folder: Path,
-    kind: ModuleType,
+    kind: Kind,
     cfg: DatasetConfig,
     source: Source,
     found: shards.Summary,
@@ -230,13 +243,14 @@ def _card(
     """What a person wants to know of the data, as plain values; writes `card.png`."""
     spec = shards.read_spec(folder)
     in_train, in_test = found.classes["train"], found.classes["test"]
-    looked_at = min(_LOOKED_AT, max(10, _LOOKED_AT_BYTES // math.prod(spec.shape)))
+    looked_at = min(_LOOKED_AT, max(10, _LOOKED_AT_BYTES // spec.stored_bytes))
     columns = shards.read(folder, "train", looked_at)
-    shown = kind.decode(_grid(columns["sample"], columns.get("label"), spec))
-    picture = kind.preview(spec.split(shown) if spec.given else shown, 10)
+    shown = {
+        name: kind.decode(spec.sample, name, _grid(columns[name], columns.get("label"), spec)) for name in spec.parts
+    }
+    picture = kind.preview(spec.sample, shown, 10)
     picture.thumbnail(_PICTURE)
     picture.save(folder / "card.png")
-    mean, std = _moments(columns["sample"], kind)
     total = sum(spec.counts.values())
     notes = []
     if len(source.classes) == 1:
@@ -244,8 +258,9 @@ def _card(
     notes += [f"Class {name!r} has no test example." for label, name in enumerate(spec.classes) if not in_test[label]]
     return {
         "source": {**cfg.source.model_dump(mode="json"), "about": source.about},
-        "sample": cfg.sample.model_dump(mode="json"),
+        "sample": spec.sample.model_dump(mode="json"),
         "shape": list(spec.shape),
+        **({"given": {name: list(spec.parts[name].shape) for name in spec.given}} if spec.given else {}),
         "items": rejects.seen,
         "rejected": rejects.count,
         "duplicates": found.duplicates,
@@ -264,12 +279,7 @@ def _card(
             for label, name in enumerate(spec.classes)
         },
         **({"attributes": _attributes(columns, spec)} if spec.attributes else {}),
-        "levels": {
-            "unit": "0 is black, 1 is white; one value a channel",
-            "of_training_examples": len(columns["sample"]),
-            "mean": [round(value, 5) for value in mean.tolist()],
-            "std": [round(value, 5) for value in std.tolist()],
-        },
+        **kind.describe(spec.sample, {name: columns[name].numpy() for name in spec.parts}),
         "content_hash": spec.content_hash,
         "made_with": {name: version(name) for name in ("pillow", "pyarrow")},
         "notes": notes,
@@ -285,25 +295,14 @@ def _attributes(columns: dict[str, Tensor], spec: Spec) -> dict[str, dict[str, f
     return found
 
 
-def _moments(stored: Tensor, kind: ModuleType) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel, on the scale of 0 to 1."""
-    sums, squares, count = torch.zeros(()), torch.zeros(()), 0
-    for chunk in stored.split(64):
-        levels = ((kind.decode(chunk) + 1) / 2).double().transpose(0, 1).flatten(1)
-        sums, squares = sums + levels.sum(1), squares + levels.square().sum(1)
-        count += levels.shape[1]
-    mean = sums / count
-    return mean, (squares / count - mean.square()).clamp(min=0).sqrt()
-
-
 def _grid(stored: Tensor, labels: Tensor | None, spec: Spec) -> Tensor:
-    """What to look at, ten a row: a row a class, of the first 20, or a hundred as they come."""
-    if labels is None:
+    """What to look at, ten a row: a row of labelled pictures for each of the first 20 classes, else the first 100."""
+    if labels is None or spec.kind.LOOKS != "picture":
         return stored[:100]
     rows = []
     for label in range(min(20, len(spec.classes))):
         row = stored[labels == label][:10]
-        rows.append(torch.cat([row, row.new_zeros((10 - len(row), *spec.shape))]))
+        rows.append(torch.cat([row, row.new_zeros((10 - len(row), *row.shape[1:]))]))
     return torch.cat(rows)
 
 

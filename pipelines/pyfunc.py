@@ -2,13 +2,15 @@
 
 A generator needs no input: the parameters say everything. Where there is a table, each row is a request, and
 its columns come before the parameters of the same name. Equal requests give equal samples, whatever the other
-rows ask. The output is uint8, the samples of all requests one after another; images are `[N, H, W, C]`.
+rows ask. The samples of all requests come one after another, as their kind of data presents them: images as uint8
+`[N, H, W, C]`.
 
     model.predict(None, params={"n": 16, "seed": 1})
     model.predict(pandas.DataFrame({"label": [3, 8], "n": [2, 5]}))
     model.predict(pandas.DataFrame({"attributes": [[0.5, 1.0]], "n": [2]}))  # if it is told any; in their order
 
-A generator that translates takes images, uint8 `[N, H, W, C]`, and gives as many:
+A generator that makes samples of something takes it in the same form, as a mapping if it is several things, and gives
+as many:
 
     model.predict(images, params={"seed": 1})
 """
@@ -22,13 +24,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from mlflow.models import ModelSignature, set_model
+from mlflow.models import ModelSignature, infer_signature, set_model
 from mlflow.pyfunc import PythonModel
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ganlib import registry
+from ganlib.data._spec import Spec
 from ganlib.export import Generator, load_generator
 
 __all__ = ["GeneratorModel", "logged"]
@@ -54,35 +55,52 @@ class GeneratorModel(PythonModel):
         context: Any,
         model_input: pd.DataFrame,  # or images: MLflow checks nothing by this hint, and warns of most others
         params: dict[str, Any] | None = None,
-    ) -> NDArray[np.uint8]:
-        """Samples, uint8 `[N, ...]`. Raises ValueError for an unknown column, a value out of range, or images where
-        none are taken or of another shape."""
+    ) -> Any:
+        """Samples as the kind of data presents them. Raises ValueError for an unknown column, a value out of range, or
+        given rows that are not like those it was trained on."""
         if self.generator.translates:
-            return self._translate(model_input, {**DEFAULTS, **(params or {})})
+            return self._of_given(model_input, {**DEFAULTS, **(params or {})})
         made = [self._sample({**DEFAULTS, **(params or {}), **asked}) for asked in _requests(model_input)]
-        channels, *size = self.generator.spec.shape
-        return np.concatenate(made) if made else np.empty((0, *size, channels), np.uint8)
+        return self._presented(torch.cat(made) if made else torch.empty(0, *self.generator.spec.shape))
 
-    def _sample(self, asked: dict[str, Any]) -> NDArray[np.uint8]:
-        samples = self.generator.sample(
+    def _sample(self, asked: dict[str, Any], given: dict[str, Tensor] | None = None) -> Tensor:
+        return self.generator.sample(
             int(asked["n"]),
+            given=given,
             seed=int(asked["seed"]),
             label=None if asked["label"] == DEFAULTS["label"] else int(asked["label"]),
             attributes=torch.tensor(told) if (told := list(asked["attributes"])) else None,
             truncation=asked["truncation"] or None,
         )["sample"]
-        return self._stored(samples)
 
-    def _translate(self, images: Any, asked: dict[str, Any]) -> NDArray[np.uint8]:
-        if images is None:
-            raise ValueError("this generator translates: give it images, uint8 [N, H, W, C]")
-        stored = torch.from_numpy(np.moveaxis(np.asarray(images, np.uint8), -1, 1).copy())
-        given = registry.load("data", self.generator.spec.kind).decode(stored)
-        return self._stored(self.generator.translate(given, seed=int(asked["seed"])))
+    def _of_given(self, given: Any, asked: dict[str, Any]) -> Any:
+        spec = self.generator.spec
+        if given is None:
+            raise ValueError(f"this generator makes samples of {', '.join(spec.given)}: give it some")
+        raw = {spec.given[0]: given} if len(spec.given) == 1 else given
+        parts = {name: _taken(spec, name, raw[name]) for name in spec.given}
+        n = len(next(iter(parts.values())))
+        return self._presented(self._sample(asked | {"n": n}, parts) if n else torch.empty(0, *spec.shape))
 
-    def _stored(self, samples: Tensor) -> NDArray[np.uint8]:
-        stored: Tensor = registry.load("data", self.generator.spec.kind).quantise(samples)
-        return np.moveaxis(stored.numpy(), 1, -1)
+    def _presented(self, samples: Tensor) -> Any:
+        spec = self.generator.spec
+        return spec.kind.present(spec.sample, "sample", spec.kind.quantise(spec.sample, samples).numpy())
+
+
+def _taken(spec: Spec, part: str, rows: Any) -> Tensor:
+    """Rows of a given part as networks see them."""
+    take, stored = spec.kind.take, np.empty((len(rows), *spec.parts[part].stored), spec.parts[part].dtype)
+    if take is None:
+        raise ValueError(f"{part}: {spec.modality} data cannot be given")
+    for i, row in enumerate(rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows):
+        stored[i] = take(spec.sample, part, row)
+    return spec.kind.decode(spec.sample, part, torch.from_numpy(stored))
+
+
+def _shown(spec: Spec, part: str, rows: int) -> Any:
+    """An example of what goes in or comes out."""
+    about = spec.parts[part]
+    return spec.kind.present(spec.sample, part, np.zeros((rows, *about.stored), about.dtype))
 
 
 def _requests(model_input: Any) -> list[dict[str, Any]]:
@@ -104,14 +122,16 @@ def logged(folder: Path) -> dict[str, Any]:
 
     generator = load_generator(folder)
     spec = generator.spec
-    made = Schema([TensorSpec(np.dtype(np.uint8), (-1, *spec.shape[1:], spec.shape[0] - spec.given))])
+    made = _schema(_shown(spec, "sample", 1))
     if generator.translates:
-        images = (*spec.shape[1:], spec.given)
-        taken = Schema([TensorSpec(np.dtype(np.uint8), (-1, *images))])
-        example: Any = np.zeros((1, *images), np.uint8)
+        of_parts = {name: _shown(spec, name, 1) for name in spec.given}
+        example: Any = of_parts if len(of_parts) > 1 else of_parts[spec.given[0]]
+        taken = _schema(example)
     else:
         taken, example = None, pd.DataFrame({"n": [4], "seed": [0]})
-    names = ["seed"] if generator.translates else ["n", "seed", "label", "truncation"]
+    names = ["n", "seed", "label", "truncation"]
+    if generator.translates:
+        names = ["seed", "label"] if generator.conditional else ["seed"]
     names += ["attributes"] if generator.game.attributes else []
     return {
         "python_model": __file__,
@@ -125,8 +145,15 @@ def logged(folder: Path) -> dict[str, Any]:
             outputs=made,
             params=ParamSchema([_param(name) for name in names]),
         ),
-        "metadata": {"kind": spec.kind, "classes": list(spec.classes), "attributes": list(spec.attributes)},
+        "metadata": {"kind": spec.kind.name, "classes": list(spec.classes), "attributes": list(spec.attributes)},
     }
+
+
+def _schema(example: Any) -> Schema:
+    """What MLflow takes the example for, of any number of rows."""
+    if isinstance(example, np.ndarray):
+        return Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))])
+    return infer_signature(example).inputs
 
 
 def _param(name: str) -> ParamSpec:

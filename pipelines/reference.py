@@ -25,7 +25,8 @@ def _tell(about: dict[str, Any], seconds: float) -> None:
     examples = ", ".join(f"{count} {split}" for split, count in about["examples"].items())
     print(f"{REFERENCE}: features of {examples} examples in {seconds:.1f} s")
     for name, space in about["spaces"].items():
-        print(f"  {name} at {space['size'][0]}x{space['size'][1]} px: {space['features']} features")
+        at = f" at {'x'.join(map(str, space['size']))} px" if space["size"] else ""
+        print(f"  {name}{at}: {space['features']} {space['column']}")
     if about["classifier"]:
         print(f"  in-domain classifier: {about['classifier']['test_accuracy']:.1%} right on the test split")
 

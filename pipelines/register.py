@@ -33,7 +33,7 @@ from pipelines._stage import (
     atomic_folder,
     main,
 )
-from pipelines.gate import Metrics
+from pipelines.gate import Metrics, metric_of
 from pipelines.launch import fingerprint
 from pipelines.model_registry import Version
 from pipelines.outbox import send_kept
@@ -135,9 +135,7 @@ def _metrics(file: Path, gate: GateConfig) -> Metrics:
         metrics: Metrics = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StageError(f"{file}: no metrics of the stage evaluate: {error}") from error
-    known = [f"{space}.{name}" for space, named in metrics.items() for name in named]
-    if gate.metric not in known:
-        raise StageError(f"gate.metric: {gate.metric!r} is not in {file}; known: {', '.join(known)}")
+    metric_of(gate, metrics)
     return metrics
 
 

@@ -18,7 +18,7 @@ from pipelines.outbox import Draft, open_outbox, try_run
 __all__ = ["BEST", "stage"]
 
 BEST = "best_params.yaml"
-TIMES = ("seconds", "images_per_second")
+TIMES = ("seconds", "examples_per_second")
 SHOWN = {
     "loss/discriminator": "D",
     "loss/generator": "G",
@@ -35,7 +35,7 @@ def stage(params: Params) -> None:
     with atomic_folder(TRAINED) as out, try_run(outbox, key, key, tags={"stage": "train"}) as run:
         run.log_params(params.model_dump(mode="json", include={"seed", "data", "model", "train"}))
         run.log_params({"preset": preset, "game": params.game.model_dump(mode="json")})
-        rows = train_distributed(params, PREPARED, REFERENCE, _Progress(run, params.train), out)
+        rows = train_distributed(params, PREPARED, REFERENCE, _Progress(run, params.train, params.budget_kimg), out)
         _write_curves(rows, out)
         run.log_stats(rows)  # what was not logged when it came
         run.log_folder(out / "samples", "samples")
@@ -44,8 +44,8 @@ def stage(params: Params) -> None:
 class _Progress:
     """What the driver does with each report: it prints a line, and logs points to the tracking store."""
 
-    def __init__(self, run: Draft, cfg: TrainConfig):
-        self.run, self.kimg, self.health = run, cfg.kimg, cfg.health
+    def __init__(self, run: Draft, cfg: TrainConfig, budget_kimg: float | None = None):
+        self.run, self.kimg, self.health = run, cfg.kimg if budget_kimg is None else budget_kimg, cfg.health
         self.monitor, self.said = Monitor(cfg.health), dict[str, float]()
         self.rows: list[dict[str, float]] = []
         self.logging = True
@@ -55,10 +55,10 @@ class _Progress:
         if self.rows and row["kimg"] <= self.rows[-1]["kimg"]:
             self._back(row)
         self.rows.append(row)
-        left = round((self.kimg - row["kimg"]) * 1000 / row["images_per_second"])
+        left = round((self.kimg - row["kimg"]) * 1000 / row["examples_per_second"])
         figures = "  ".join(f"{short} {row[name]:.3g}" for name, short in SHOWN.items() if name in row)
         self.console.print(
-            f"{row['kimg']:7.1f} of {self.kimg:g} kimg  {row['images_per_second']:6.0f} images/s  {figures}  "
+            f"{row['kimg']:7.1f} of {self.kimg:g} kimg  {row['examples_per_second']:6.0f} examples/s  {figures}  "
             f"left {left // 60}:{left % 60:02d}",
             highlight=False,
             markup=False,

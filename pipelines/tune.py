@@ -18,6 +18,8 @@ from rich.table import Column, Table
 from ruamel.yaml import YAML
 
 from ganlib.config import Params, Search, override
+from ganlib.shards import read_spec
+from ganlib.trainer import build_game
 from pipelines._stage import PREPARED, REFERENCE, TUNED, StageError, atomic_folder, main
 from pipelines.halving import Trial, best, rungs, search
 from pipelines.launch import QUALITY, Job, fingerprint, storage
@@ -91,6 +93,9 @@ def _of_a_trial(params: Params) -> Params:
 def _search(params: Params, space: dict[str, Search]) -> list[Trial]:
     """Run the search, or go on with it: a trial that was trained to a rung before is not trained again."""
     cfg, scale = params.tune, params.scale
+    # trials are compared in the game, and go on with it: what comes after it would be done at each rung
+    if after := build_game(params, read_spec(PREPARED)).after:
+        params = override(params, {f"fits.{fit.name}.kimg": 0.0 for fit in after})
     job = Job.of(params, PREPARED, REFERENCE, scale.workers_per_trial)
     name = fingerprint(params, PREPARED, "tune")
     run = storage(params) / name

@@ -19,7 +19,7 @@ SHORT: dict[str, Any] = {
     "evaluate.num_samples": 100,
     "evaluate.resamples": 10,
     # so short a training makes no digits: let everything pass that can be compared, to have a champion
-    "gate.min_coverage": 0,
-    "gate.min_memorisation_ratio": 0,
-    "gate.min_label_accuracy": 0,
+    "gate.at_least.coverage": 0,
+    "gate.at_least.memorisation_ratio": 0,
+    "gate.at_least.label_accuracy": 0,
 }

@@ -296,7 +296,7 @@ def build(cfg, spec):
         Generator(nn.Linear(cfg.latent_dim, size)),
         Discriminator(nn.Linear(size, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1)),
         deal=lambda batch: Deal(gaussian_latent(batch.noise, cfg.latent_dim), batch.data["sample"]),
-        latent=lambda noise, truncation: gaussian_latent(noise, cfg.latent_dim, truncation),
+        ask=lambda given, noise, truncation: gaussian_latent(noise, cfg.latent_dim, truncation),
     )
 '''
 

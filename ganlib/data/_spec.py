@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from torch import Tensor
+from ganlib._config import Config
+from ganlib.data import _kind
+from ganlib.data._kind import Kind, Part
 
-__all__ = ["Spec"]
+__all__ = ["Part", "Spec"]
 
 
 @dataclass(frozen=True)
 class Spec:
-    kind: str
-    """the file of `ganlib/data` that encoded it"""
+    sample: Config
+    """of the kind of data, completed by what the kind learnt of the data: vocabulary, moments, …"""
     modality: str
-    """what families and metrics ask for: `"image"`, …"""
-    shape: tuple[int, ...]
-    """of one example; images: (channels, height, width)"""
+    """what families ask for: `"image"`, …"""
     classes: tuple[str, ...]
     """class names in label order; empty where unlabelled"""
     counts: dict[str, int]
@@ -28,18 +31,57 @@ class Spec:
     """SHA-256 over every example and label of both splits, whatever their order on disk"""
     attributes: tuple[str, ...] = ()
     """names of the numbers that describe each example (several labels, continuous conditions); mostly empty"""
-    given: int = 0
-    """how many leading channels of an example are given to the generator rather than made by it: paired data"""
+    code: str = ""
+    """SHA-256 of the kind's code, so that what is made of prepared data depends on no other kind's"""
 
-    def split(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples `[N, C, H, W]` as what is given, `[N, given, H, W]`, and what is to be made of it."""
-        return samples[:, : self.given], samples[:, self.given :]
+    @property
+    def kind(self) -> Kind:
+        """The file of `ganlib/data` that encoded it."""
+        return _kind.load(self.sample.kind)  # type: ignore[attr-defined]
+
+    @cached_property
+    def parts(self) -> dict[str, Part]:
+        """The tensors of an example. `"sample"` is made by the generator, all others are given to it."""
+        return self.kind.parts(self.sample)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample, as networks see it; images: (channels, height, width)."""
+        return self.parts["sample"].shape
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of the parts that are given; empty where samples are made of noise."""
+        return tuple(name for name in self.parts if name != "sample")
+
+    @property
+    def size(self) -> int:
+        """Numbers in one example, all parts, as networks see it."""
+        return sum(math.prod(part.shape) for part in self.parts.values())
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of one example, all parts, as stored."""
+        return sum(part.stored_bytes for part in self.parts.values())
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """JSON whose mappings keep their order: a kind's configuration may depend on it."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return json.dumps(fields | {"sample": self.sample.model_dump(mode="json")})
 
     @classmethod
     def from_json(cls, text: str) -> Spec:
+        """The inverse of `to_json`. Raises ValueError for a kind that is not known here, or not as it was."""
         raw = json.loads(text)
+        sample = _kind.load(raw["sample"]["kind"]).Config.model_validate(raw["sample"])
         fields: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in raw.items()}
-        return cls(**fields)
+        return cls(**fields | {"sample": sample})
+
+    @classmethod
+    def from_format_1(cls, raw: Mapping[str, Any]) -> Spec:
+        """Of the `spec` in a `generator.json` of format 1: images, where some of the stacked channels were given."""
+        channels, *resolution = raw["shape"]
+        of_parts = [raw["given"], channels - raw["given"]] if raw["given"] else channels
+        sample = {"kind": raw["kind"], "resolution": resolution, "channels": of_parts}
+        kept = {name: raw[name] for name in ("modality", "classes", "counts", "content_hash", "attributes")}
+        return cls.from_json(json.dumps(kept | {"sample": sample}))

@@ -1,9 +1,10 @@
-"""Images: whatever a source holds becomes uint8 `[C, H, W]`; networks see float32 in [-1, 1]."""
+"""Images, stored as uint8 `[C, H, W]`: networks see float32 in [-1, 1], consumers get uint8 `[H, W, C]`."""
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,11 +17,27 @@ from pydantic import Field
 from torch import Tensor
 
 from ganlib._config import Config as _Base
-from ganlib.data._spec import Spec
+from ganlib.data._kind import Part, Stored
 
-__all__ = ["MODALITY", "Config", "decode", "encode", "preview", "quantise", "spec"]
+__all__ = [
+    "LOOKS",
+    "MODALITY",
+    "Config",
+    "decode",
+    "describe",
+    "encode",
+    "glance",
+    "levels",
+    "parts",
+    "present",
+    "preview",
+    "quantise",
+    "read",
+    "tiny",
+]
 
 MODALITY = "image"
+LOOKS = "picture"
 
 Side = Annotated[int, Field(ge=1, le=8192)]
 Level = Annotated[int, Field(ge=0, le=255)]
@@ -37,11 +54,16 @@ class Config(_Base):
     """RGB under transparent pixels and around padded images"""
 
 
-def spec(cfg: Config, *, classes: tuple[str, ...], counts: dict[str, int], content_hash: str) -> Spec:
-    return Spec("image", MODALITY, (cfg.channels, *cfg.resolution), classes, counts, content_hash)
+def parts(cfg: Config) -> dict[str, Part]:
+    shape = (cfg.channels, *cfg.resolution)
+    return {"sample": Part(shape, shape)}
 
 
-def encode(cfg: Config, raw: Path | bytes | NDArray[Any] | Image.Image) -> NDArray[np.uint8]:
+def encode(cfg: Config, raw: Path | bytes | NDArray[Any] | Image.Image) -> Stored:
+    return {"sample": read(cfg, raw)}
+
+
+def read(cfg: Config, raw: Path | bytes | NDArray[Any] | Image.Image) -> NDArray[np.uint8]:
     """One image, from a file, its bytes, an array or Pillow, to uint8 `[C, H, W]`.
 
     Arrays are `[H, W]`, `[H, W, C]` or `[C, H, W]` with 1, 3 or 4 channels (last, where both would fit): uint8 or
@@ -62,19 +84,36 @@ def encode(cfg: Config, raw: Path | bytes | NDArray[Any] | Image.Image) -> NDArr
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def decode(stored: Tensor) -> Tensor:
+def decode(cfg: object, part: str, stored: Tensor) -> Tensor:
     """uint8 `[N, C, H, W]` to float32 in [-1, 1]; the inverse of `quantise`."""
     return stored.float().div_(127.5).sub_(1.0)
 
 
-def quantise(samples: Tensor) -> Tensor:
+def quantise(cfg: object, samples: Tensor) -> Tensor:
     """Floats in [-1, 1], clamped, to the nearest of 256 levels, uint8."""
     return ((samples.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def preview(samples: Tensor, columns: int) -> Image.Image:
-    """`[N, C, H, W]` in [-1, 1] as a grid, row by row; tiny images are magnified by a whole factor."""
-    pixels = quantise(samples.detach().cpu())
+def present(cfg: object, part: str, stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 `[N, C, H, W]` to `[N, H, W, C]`."""
+    return np.moveaxis(stored, 1, -1)
+
+
+def glance(images: Tensor) -> Tensor:
+    """Images of at most 32 pixels a side, which is enough to tell one from another."""
+    if max(images.shape[2:]) <= 32:
+        return images
+    height, width = (min(side, 32) for side in images.shape[2:])
+    return F.adaptive_avg_pool2d(images, (height, width))
+
+
+def preview(cfg: object, samples: Mapping[str, Tensor], columns: int) -> Image.Image:
+    """Images `[N, C, H, W]` in [-1, 1] as a grid with `columns` examples a row; those of several names, which may be
+    grey and coloured, next to each other. Tiny images are magnified by a whole factor."""
+    images = [part.detach().cpu() for part in samples.values()]
+    if len(images) > 1:
+        images = [part.expand(-1, 3, -1, -1) for part in images]
+    pixels = quantise(cfg, torch.cat(images, 3))
     n, _, height, width = pixels.shape
     columns = max(1, min(columns, n))
     zoom = max(1, 56 // max(height, width))
@@ -84,6 +123,35 @@ def preview(samples: Tensor, columns: int) -> Image.Image:
     pixels = torch.cat([pixels, pixels.new_full((empty, *pixels.shape[1:]), 128)])
     tiles = pixels.expand(-1, 3, -1, -1).reshape(-1, columns, 3, *pixels.shape[2:])
     return Image.fromarray(tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).numpy())
+
+
+def describe(cfg: object, stored: Stored) -> dict[str, Any]:
+    return {"levels": levels(stored)}
+
+
+def levels(stored: Stored) -> dict[str, Any]:
+    """Mean and deviation of each channel of uint8 images `[N, C, H, W]`, on the scale of 0 to 1."""
+    means, deviations = list[float](), list[float]()
+    for images in stored.values():
+        sums, squares, count = torch.zeros(()), torch.zeros(()), 0
+        for chunk in torch.from_numpy(images).split(64):
+            values = ((decode(None, "", chunk) + 1) / 2).double().transpose(0, 1).flatten(1)
+            sums, squares = sums + values.sum(1), squares + values.square().sum(1)
+            count += values.shape[1]
+        mean = sums / count
+        means += mean.tolist()
+        deviations += (squares / count - mean.square()).clamp(min=0).sqrt().tolist()
+    return {
+        "unit": "0 is black, 1 is white; one value a channel",
+        "of_training_examples": len(stored["sample"]),
+        "mean": [round(value, 5) for value in means],
+        "std": [round(value, 5) for value in deviations],
+    }
+
+
+def tiny() -> tuple[Config, list[NDArray[np.uint8]]]:
+    rng = np.random.default_rng(0)
+    return Config(resolution=(8, 8), channels=1), list(rng.integers(0, 256, (48, 8, 8), dtype=np.uint8))
 
 
 def _open(raw: Path | bytes | NDArray[Any] | Image.Image) -> Image.Image:

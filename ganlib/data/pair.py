@@ -1,30 +1,45 @@
-"""Aligned pairs of images: one is given, the other is to be made of it. Stored as one image, channels stacked.
+"""Aligned pairs of images: the part `source` is given, the part `sample` is to be made of it.
 
-uint8 `[C_given + C_generated, H, W]`; the spec's `given` says how many channels lead. Both halves are read as
-`ganlib.data.image` reads images, and cut alike.
+Each is stored as `ganlib.data.image` stores an image; both are read as it reads images, and cut alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
 from ganlib._config import Config as _Base
 from ganlib.data import image
-from ganlib.data._spec import Spec
-from ganlib.data.image import Level, Side, decode, quantise
+from ganlib.data._kind import Part, Stored
+from ganlib.data.image import LOOKS, Level, Side, decode, describe, glance, present, preview, quantise
 
-__all__ = ["MODALITY", "Config", "SideBySide", "decode", "encode", "preview", "quantise", "spec"]
+__all__ = [
+    "LOOKS",
+    "MODALITY",
+    "Config",
+    "SideBySide",
+    "decode",
+    "describe",
+    "encode",
+    "glance",
+    "naive",
+    "parts",
+    "present",
+    "preview",
+    "quantise",
+    "take",
+    "tiny",
+]
 
 MODALITY = "image_pair"
+_PARTS = ("source", "sample")
 
 
 class Config(_Base):
@@ -47,13 +62,13 @@ class SideBySide:
     given: Literal["left", "right"] = "left"
 
 
-def spec(cfg: Config, *, classes: tuple[str, ...], counts: dict[str, int], content_hash: str) -> Spec:
-    given, generated = cfg.channels
-    return Spec("pair", MODALITY, (given + generated, *cfg.resolution), classes, counts, content_hash, given=given)
+def parts(cfg: Config) -> dict[str, Part]:
+    shapes = {name: (channels, *cfg.resolution) for name, channels in zip(_PARTS, cfg.channels, strict=True)}
+    return {name: Part(shape, shape) for name, shape in shapes.items()}
 
 
-def encode(cfg: Config, raw: tuple[Any, Any] | SideBySide) -> NDArray[np.uint8]:
-    """`(given, generated)`, each whatever `ganlib.data.image` reads, to uint8 `[C_given + C_generated, H, W]`.
+def encode(cfg: Config, raw: tuple[Any, Any] | SideBySide) -> Stored:
+    """`(given, generated)`, each as `ganlib.data.image` reads it, to uint8 `[C, H, W]`.
 
     Raises ValueError if one cannot be read, if the two differ in size (unless both are stretched), or if an image
     that holds both has an odd width.
@@ -65,25 +80,39 @@ def encode(cfg: Config, raw: tuple[Any, Any] | SideBySide) -> NDArray[np.uint8]:
             f"the given image is {width}x{height}, the other {other_width}x{other_height}: with fit {cfg.fit} "
             "both must be of one size, or they would not be cut alike"
         )
-    alike = cfg.model_dump(exclude={"kind", "channels"})
-    parts = [
-        image.encode(image.Config(channels=channels, **alike), half)
-        for channels, half in zip(cfg.channels, halves, strict=True)
-    ]
-    return np.concatenate(parts)
+    return {name: image.read(_half(cfg, name), half) for name, half in zip(_PARTS, halves, strict=True)}
 
 
-def preview(samples: Tensor | Sequence[Tensor], columns: int) -> Image:
-    """A grid with `columns` examples a row, the images of each side by side.
+def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
+    """An image to start from, uint8 `[C, H, W]`: a file, which is made to fit, or an array `[H, W, C]`, which has to.
 
-    Samples are a sequence of `[N, 1 or 3, H, W]` in [-1, 1], to be shown beside each other (the spec's
-    `split(samples)`, or the given, the generated and the true half), or one tensor: halves of one kind, or pairs
-    as they are stored, in which 2 channels are taken for 1 + 1, 4 for 3 + 1 and 6 for 3 + 3.
+    Raises ValueError if it cannot be read, or has another shape.
     """
-    if isinstance(samples, Tensor):
-        given = {2: 1, 4: 3, 6: 3}.get(samples.shape[1], 0)
-        samples = samples.tensor_split([given], 1) if given else [samples]
-    return image.preview(torch.cat([half.detach().cpu().expand(-1, 3, -1, -1) for half in samples], 3), columns)
+    if isinstance(raw, Path):
+        return image.read(_half(cfg, part), raw)
+    raw = np.asarray(raw)
+    expected = (*cfg.resolution, cfg.channels[_PARTS.index(part)])
+    if raw.shape != expected:
+        raise ValueError(f"expected images of shape {list(expected)}, found {list(raw.shape)}")
+    return np.ascontiguousarray(np.moveaxis(raw.astype(np.uint8), -1, 0))
+
+
+def naive(cfg: Config, given: Mapping[str, Tensor]) -> Tensor:
+    """The given images, grey where the generated are and as often as these have channels."""
+    source, channels = given["source"], cfg.channels[1]
+    return source if source.shape[1] == channels else source.mean(1, keepdim=True).expand(-1, channels, -1, -1)
+
+
+def tiny() -> tuple[Config, list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]]:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (48, 16, 16, 3), dtype=np.uint8)
+    return Config(resolution=(16, 16), channels=(3, 1)), [(one, one.max(2)) for one in images]
+
+
+def _half(cfg: Config, part: str) -> image.Config:
+    """How one half is read."""
+    alike = cfg.model_dump(exclude={"kind", "channels"})
+    return image.Config(channels=cfg.channels[_PARTS.index(part)], **alike)
 
 
 def _halves(raw: SideBySide) -> tuple[Image, ...]:

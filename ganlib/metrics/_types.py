@@ -12,10 +12,11 @@ Examples = Mapping[str, Tensor]
 """Columns that hold a row for each example, of which a metric names those it reads in `NEEDS`:
 
 - `features` `[N, D]`, and `nearest` `[N]`: the distance to the nearest training example (other than itself);
+- `tokens`, `rows`, …: what a feature space of another `column` fills;
 - `label` int64 `[N]`: the class asked of the generator, or the true class;
 - `predicted` int64 `[N]`: the class the in-domain classifier sees;
-- by the name of each metric with a `score(image, target)`: what that is of each image, float64 `[N]`.
+- by the name of each metric with a `score(cfg, made, target)`: what that is of each sample, float64 `[N]`.
 
-Such a metric compares generated images with what they should have been, both `[N, C, H, W]` in [-1, 1], and is the
-mean of its scores. So no images need to be kept.
+Such a metric compares samples with what they should have been, both `[N, *shape]` as networks see them, and is the mean
+of its scores; `cfg` is that of the kind of data. So no samples need to be kept.
 """

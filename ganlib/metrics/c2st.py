@@ -10,9 +10,8 @@ import numpy as np
 
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "MODALITY", "NEEDS", "compute"]
+__all__ = ["DIRECTION", "NEEDS", "compute"]
 
-MODALITY = "any"
 DIRECTION = "lower"
 NEEDS = ("features",)
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ganlib.metrics._types import Examples
 
-__all__ = ["ALIASES", "DIRECTION", "MODALITY", "NEEDS", "Gaussian", "compute", "distance", "gaussian"]
+__all__ = ["ALIASES", "DIRECTION", "NEEDS", "Gaussian", "compute", "distance", "gaussian"]
 
-MODALITY = "any"
 DIRECTION = "lower"
 NEEDS = ("features",)
 ALIASES = {"inception": "fid"}  # the name belongs to this network's features alone

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "MODALITY", "NEEDS", "compute"]
+__all__ = ["DIRECTION", "NEEDS", "compute"]
 
-MODALITY = "any"
 DIRECTION = "lower"
 NEEDS = ("features",)
 

@@ -1,20 +1,20 @@
-"""Mean absolute difference between generated images and the true ones, on the scale of [-1, 1]: at most 2."""
+"""Mean absolute difference between generated samples and the true ones; of images, in [-1, 1], at most 2."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from ganlib._config import Config
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "MODALITY", "NEEDS", "compute", "score"]
+__all__ = ["DIRECTION", "NEEDS", "compute", "score"]
 
-MODALITY = "any"
 DIRECTION = "lower"
 NEEDS = ("l1",)
 
 
-def score(image: Tensor, target: Tensor) -> Tensor:
-    return (image - target).double().abs().flatten(1).mean(1)
+def score(cfg: Config, made: Tensor, target: Tensor) -> Tensor:
+    return (made - target).double().abs().flatten(1).mean(1)
 
 
 def compute(real: Examples, fake: Examples) -> float:

@@ -8,9 +8,8 @@ from __future__ import annotations
 from ganlib.metrics._neighbours import distinct, inside
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "MODALITY", "NEEDS", "compute"]
+__all__ = ["DIRECTION", "NEEDS", "compute"]
 
-MODALITY = "any"
 DIRECTION = "higher"
 NEEDS = ("features",)
 

@@ -211,7 +211,7 @@ def noise_game(
             real=batch.data["sample"],
             cond=condition.cond(batch),
         ),
-        latent=lambda noise, truncation: gaussian_latent(noise, latent_dim, truncation),
+        ask=lambda given, noise, truncation: gaussian_latent(noise, latent_dim, truncation),
         classes=condition.classes,
         attributes=condition.attributes,
         terms=(*head.terms(), *terms),

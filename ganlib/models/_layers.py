@@ -33,10 +33,14 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation (Ioffe & Szegedy 2015) of `[N, C, H, W]` over the examples of *all* ranks.
+    """Batch normalisation (Ioffe & Szegedy 2015) of `[N, C, ...]` over the examples of *all* ranks.
 
     So any number of ranks computes what one would; torch's own SyncBatchNorm refuses the CPU.
     """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected [N, C, ...], found {list(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
         assert self.running_mean is not None

@@ -43,7 +43,7 @@ class Config(_Config):
 
 def build(cfg: Config, spec: Spec) -> Game:
     """Raises ValueError for sizes that the U-Net cannot halve or that are too small for the patches."""
-    channels, height, width = spec.shape
+    given, (generated, height, width) = spec.parts["source"].shape[0], spec.shape
     if not all(16 <= side <= 1024 and side % 16 == 0 for side in (height, width)):
         raise ValueError(
             f"pix2pix makes images of 16 to 1024 pixels a side, each a multiple of 16; found {height}x{width}"
@@ -56,28 +56,29 @@ def build(cfg: Config, spec: Spec) -> Game:
     levels = max(n for n in range(1, _LEVELS + 1) if height % 2**n == 0 and width % 2**n == 0)
     widths = [min(cfg.width << level, cfg.max_width) for level in range(levels)]  # outermost first
     norm = BatchNorm if cfg.norm == "batch" else _instance_norm
-    generator = _Generator(spec.given, channels - spec.given, widths, norm)
-    discriminator = _Discriminator(channels, cfg.discriminator_width, cfg.patch_levels, norm)
+    generator = _Generator(given, generated, widths, norm)
+    discriminator = _Discriminator(given + generated, cfg.discriminator_width, cfg.patch_levels, norm)
     dropped = {
         f"drop{i}": (outer, height >> level, width >> level)
         for i, (outer, level) in enumerate(zip(widths[-2::-1][:_DROPPED], range(levels - 1, 0, -1), strict=False))
     }
 
+    def inputs(source: Tensor, noise: Noise) -> dict[str, Tensor]:
+        rate = cfg.dropout
+        masks = {name: _mask(noise, shape, rate) for name, shape in dropped.items()} if rate else {}
+        return {"source": source, **masks}
+
     def deal(batch: Batch) -> Deal:
-        pairs = batch.data["sample"]
+        source, target = batch.data["source"], batch.data["sample"]
         if batch.training and cfg.jitter:
-            pairs = _jitter(pairs, batch.noise)
-        source, target = spec.split(pairs)
-        inputs = {"source": source}
-        if cfg.dropout:
-            inputs |= {name: _mask(batch.noise, shape, cfg.dropout) for name, shape in dropped.items()}
-        return Deal(inputs, real=target, cond=source)
+            source, target = _jitter(torch.cat([source, target], 1), batch.noise).tensor_split([given], 1)
+        return Deal(inputs(source, batch.noise), real=target, cond=source)
 
     return Game(
         generator,
         discriminator,
         deal,
-        latent=None,
+        ask=lambda given, noise, truncation: inputs(given["source"], noise),
         terms=(Term("l1", "generator", _l1, cfg.l1_weight),),
     )
 

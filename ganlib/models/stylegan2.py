@@ -113,7 +113,7 @@ def build(cfg: Config, spec: Spec) -> Game:
         generator,
         discriminator,
         deal=deal,
-        latent=lambda noise, truncation: inputs(noise, truncation=1.0 if truncation is None else truncation),
+        ask=lambda given, noise, truncation: inputs(noise, truncation=1.0 if truncation is None else truncation),
         classes=condition.classes,
         attributes=condition.attributes,
         terms=terms,

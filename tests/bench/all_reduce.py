@@ -21,6 +21,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from ganlib import distributed
+from ganlib.data import image
 from ganlib.data._spec import Spec
 from ganlib.models import dcgan
 from pipelines.launch import keep_freed_memory
@@ -60,7 +61,7 @@ def rank_main(rank, world, rendezvous):
         if rank == 0:
             print(*words, flush=True)
 
-    spec = Spec("image", "image", (1, 28, 28), tuple("0123456789"), {}, "")
+    spec = Spec(image.Config(resolution=(28, 28), channels=1), "image", tuple("0123456789"), {}, "")
     game = dcgan.build(dcgan.Config(generator_norm="none"), spec)
     labels = torch.arange(64) % 10
     inputs = {"generator": torch.randn(64, 64), "discriminator": torch.rand(64, 1, 28, 28)}

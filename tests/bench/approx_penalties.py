@@ -29,11 +29,11 @@ from quality import ROOT, SAMPLES, data_set, run, table
 from ganlib import checkpoint, shards
 from ganlib.config import load_params, override
 from ganlib.data.image import decode
-from ganlib.features import efficientnet_lite0
 from ganlib.game import Batch, Deal, Learner, Noise, Round, adversarial_step, discriminate
 from ganlib.losses import LOSSES
 from ganlib.metrics.fd import distance, gaussian
 from ganlib.penalties import R1Approx, r1
+from ganlib.spaces.picture import efficientnet_lite0
 from ganlib.trainer import build_game, train
 from pipelines.launch import keep_freed_memory
 
@@ -70,12 +70,12 @@ def bias(prepared, kimg, draws=8, examples=1024):
         game.discriminator.load_state_dict(checkpoint.load(folder)["discriminator"])
 
     train(params.model_copy(update={"train": params.train.model_copy(update=budget)}), keep, prepared=prepared)
-    images = decode(shards.read(prepared, "test", limit=examples)["sample"]).requires_grad_()
+    images = decode(None, "sample", shards.read(prepared, "test", limit=examples)["sample"]).requires_grad_()
 
     def round_of(key):
         noise = Noise(key, size=examples)
         logits = discriminate(game, images, None, noise).logits
-        return Round(game, Deal(images, images), noise, images, images, logits, logits)
+        return Round(game, Deal(images, images), Batch({}, noise), images, images, logits, logits)
 
     def in_bfloat16(key, sigma):
         near = images + sigma * Noise(key, size=examples).normal(*images.shape[1:])
@@ -131,9 +131,10 @@ def speed(prepared, rounds, names, steps=8):
 
 
 def quality(prepared, names, seeds, marks, out):
-    extract = efficientnet_lite0()
+    extract = efficientnet_lite0.load()
     reals, others = (
-        decode(shards.read(prepared, s, limit=n)["sample"]) for s, n in (("test", 10_000), ("train", SAMPLES))
+        decode(None, "sample", shards.read(prepared, s, limit=n)["sample"])
+        for s, n in (("test", 10_000), ("train", SAMPLES))
     )
     spaces = {"fd": (extract, gaussian(extract(reals)))}
     floor = round(distance(spaces["fd"][1], gaussian(extract(others))), 3)

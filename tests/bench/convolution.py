@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 from ganlib import convolution
 from ganlib.config import load_params, parse_params
+from ganlib.data import image
 from ganlib.data._spec import Spec
 from ganlib.game import Batch, Learner, Noise, adversarial_step
 from ganlib.losses import LOSSES
@@ -132,7 +133,7 @@ def step_of_r3gan(args, size, **network):
     written = load_params(ROOT / "params.yaml").model_dump(mode="json") | {"model": "r3gan"}
     written["models"]["r3gan"]["network"].update(network)
     params = parse_params(written)
-    spec = Spec("image", "image", (1, 28, 28), tuple("0123456789"), {}, "")
+    spec = Spec(image.Config(resolution=(28, 28), channels=1), "image", tuple("0123456789"), {}, "")
     torch.manual_seed(0)
     game = build_game(params, spec)
     game = dataclasses.replace(game, terms=tuple(dataclasses.replace(term, every=1) for term in game.terms))

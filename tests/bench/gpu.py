@@ -29,6 +29,7 @@ from step import plain
 from ganlib import device as devices
 from ganlib import shards
 from ganlib.config import load_params, override
+from ganlib.data import image
 from ganlib.data._spec import Spec
 from ganlib.losses import LOSSES
 from ganlib.trainer import _Run, train
@@ -49,14 +50,16 @@ def prepare(folder: Path, size: int, channels: int) -> None:
     """Random images of ten classes, as the stage `prepare` writes them."""
     rng, n = np.random.default_rng(0), 4000 if size < 128 else 600
     images = rng.integers(0, 256, (n, channels, size, size), np.uint8)
-    hashes, stored = zip(*(shards.pack(image) for image in images), strict=True)
+    sample = image.Config(resolution=(size, size), channels=channels)
+    parts = image.parts(sample)
+    hashes, stored = zip(*(shards.pack(parts, {"sample": one}) for one in images), strict=True)
     rows = shards.table(list(hashes), list(stored), rng.integers(0, 10, n).tolist())
 
-    def spec(summary):
-        return Spec("image", "image", (channels, size, size), tuple("0123456789"), summary.counts, summary.content_hash)
+    def spec(summary, training):
+        return Spec(sample, "image", tuple("0123456789"), summary.counts, summary.content_hash)
 
     folder.mkdir()
-    shards.write(folder, [rows], spec, test_share=0.1, shard_mb=64)
+    shards.write(folder, [rows], parts, spec, test_share=0.1, shard_mb=64)
 
 
 class Timer:

@@ -141,17 +141,16 @@ def _few(prepared: Path, out: Path) -> None:
     kept = torch.arange(copies) % FEW
     train = {name: column[kept] for name, column in splits["train"].items()}
     # a row's hash decides its split: the upper half of the range trains
-    rows = []
+    spec, rows = shards.read_spec(prepared), []
     for high, part in ((b"\x00", splits["test"]), (b"\xff", train)):
         hashes = [high + i.to_bytes(15, "big") for i in range(len(part["label"]))]
-        stored = [shards.pack(sample)[1] for sample in part["sample"].numpy()]
+        stored = [shards.pack(spec.parts, {"sample": sample})[1] for sample in part["sample"].numpy()]
         rows.append(shards.table(hashes, stored, part["label"].tolist()))
-    spec = shards.read_spec(prepared)
 
-    def describe(found: shards.Summary):
+    def describe(found: shards.Summary, training):
         return dataclasses.replace(spec, counts=found.counts, content_hash=found.content_hash)
 
-    shards.write(out, rows, describe, test_share=0.5, shard_mb=64.0)
+    shards.write(out, rows, spec.parts, describe, test_share=0.5, shard_mb=64.0)
 
 
 def blind(build):

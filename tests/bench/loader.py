@@ -36,8 +36,10 @@ import numpy as np
 import psutil
 import torch
 
-from ganlib import registry, shards
+from ganlib import shards
 from ganlib.config import load_params
+from ganlib.data import image
+from ganlib.data._spec import Spec
 from ganlib.loader import Loader
 
 ROOT = Path(__file__).parents[2]
@@ -57,19 +59,20 @@ def parts(images: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def write_shards(folder: Path, images: int) -> None:
     cfg = load_params(ROOT / "params.yaml").datasets["mnist"]
-    kind = registry.load("data", "image")
     classes = tuple(str(label) for label in range(10))
+
+    of_parts = image.parts(cfg.sample)
 
     def rows():
         for samples, labels in parts(images):
-            packed = [shards.pack(sample) for sample in samples]
+            packed = [shards.pack(of_parts, {"sample": sample}) for sample in samples]
             yield shards.table([digest for digest, _ in packed], [raw for _, raw in packed], labels.tolist())
 
-    def describe(found):
-        return kind.spec(cfg.sample, classes=classes, counts=found.counts, content_hash=found.content_hash)
+    def describe(found, training):
+        return Spec(cfg.sample, "image", classes, found.counts, found.content_hash)
 
     folder.mkdir()
-    shards.write(folder, rows(), describe, test_share=0.01, shard_mb=cfg.shard_mb)
+    shards.write(folder, rows(), of_parts, describe, test_share=0.01, shard_mb=cfg.shard_mb)
 
 
 def write_datasets(folder: Path, images: int) -> None:

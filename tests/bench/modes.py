@@ -19,14 +19,15 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from ganlib import registry, shards
-from ganlib.classifier import Classifier, fit
 from ganlib.config import load_params
+from ganlib.data import image
 from ganlib.data._spec import Spec
 from ganlib.export import load_generator
 from ganlib.game import Batch, Learner, Term, adversarial_step
@@ -34,11 +35,12 @@ from ganlib.losses import LOSSES
 from ganlib.models import mlp
 from ganlib.noise import Noise
 from ganlib.penalties import PENALTIES
+from ganlib.spaces._classifier import Classifier, fit
 from ganlib.trainer import train
 
 ROOT = Path(__file__).parents[2]
 
-PLANE = Spec("points", "points", (2,), (), {}, "")
+PLANE = SimpleNamespace(shape=(2,), classes=(), attributes=())  # what a family asks of a Spec
 LATENT = 16
 BATCH = 128
 SAMPLES = 2500
@@ -99,7 +101,7 @@ def play_plane(job):
         batch = Batch({"sample": centres[modes] + sigma * noise.normal(2)}, noise)
         adversarial_step(game, LOSSES[loss], *players, [[batch]], step=step, kimg=step * BATCH / 1000)
     with torch.inference_mode():
-        points = game.generator(game.latent(Noise(seed, "judged", size=SAMPLES), None), None)
+        points = game.generator(game.ask({}, Noise(seed, "judged", size=SAMPLES), None), None)
     return (*job[:3], time.perf_counter() - start, judge_points(points, centres, sigma))
 
 
@@ -170,14 +172,15 @@ def stacked_shards(images, out, train=50_000, test=2_000):
             some = range(start, min(start + 5000, count))
             rows = torch.randint(len(images), (len(some), 3), generator=rng)
             hashes = [bytes([first]) + i.to_bytes(15, "big") for i in some]
-            stored = [sample.tobytes() for sample in stack(images, rows).numpy()]
+            stored = [{"sample": sample.tobytes()} for sample in stack(images, rows).numpy()]
             tables.append(shards.table(hashes, stored, [0] * len(some)))
 
-    def describe(found):
-        shape = (3, *images.shape[2:])
-        return Spec("image", "image", shape, (), found.counts, found.content_hash)
+    sample = image.Config(resolution=tuple(images.shape[2:]), channels=3)
 
-    shards.write(out, tables, describe, test_share=0.5, shard_mb=64.0)
+    def describe(found, training):
+        return Spec(sample, "image", (), found.counts, found.content_hash)
+
+    shards.write(out, tables, image.parts(sample), describe, test_share=0.5, shard_mb=64.0)
 
 
 @torch.inference_mode()

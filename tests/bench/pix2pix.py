@@ -23,12 +23,14 @@ import torch
 from PIL import Image
 
 from ganlib.data import pair
-from ganlib.features import efficientnet_lite0
+from ganlib.data._spec import Spec
 from ganlib.game import Batch, Learner, adversarial_step
 from ganlib.losses import LOSSES
-from ganlib.metrics import fd, kid, l1, psnr, ssim
+from ganlib.metrics import fd, kid, l1
+from ganlib.metrics.picture import psnr, ssim
 from ganlib.models import pix2pix
 from ganlib.noise import Noise
+from ganlib.spaces.picture import efficientnet_lite0
 
 SIZE, STRIDE = 64, 16
 WORLD = (2700, 1350)  # pixels; the photograph has twice as many, but few details more
@@ -80,7 +82,7 @@ def train(game, data, args, seed, *, alone):
     generator, discriminator = learner(game.generator.train()), learner(game.discriminator.train())
     for step in range(args.steps):
         rows = torch.from_numpy(np.random.default_rng((seed, step)).integers(len(data), size=args.batch))
-        batch = Batch({"sample": pair.decode(data[rows]).to(DEVICE)}, Noise(seed, step, size=args.batch, device=DEVICE))
+        batch = Batch(split(data[rows], DEVICE), Noise(seed, step, size=args.batch, device=DEVICE))
         if not alone:
             loss = LOSSES["non_saturating"]
             adversarial_step(game, loss, generator, discriminator, [[batch]], step=step, kimg=0.0)
@@ -90,13 +92,21 @@ def train(game, data, args, seed, *, alone):
             generator.step(0.0)
 
 
+def split(tiles, device="cpu"):
+    """Tiles as stored, `[N, 6, H, W]`, as the parts of pairs."""
+    return {
+        name: pair.decode(None, name, x).to(device)
+        for name, x in zip(("source", "sample"), tiles.chunk(2, 1), strict=True)
+    }
+
+
 @torch.inference_mode()
 def make(game, data, key):
-    """The generator's answers to pairs `[N, 6, H, W]`, with dropout as in the paper."""
+    """The generator's answers to pairs, with dropout as in the paper."""
     game.generator.eval()
-    batch = Batch({"sample": data}, Noise("answers", key, size=len(data)), training=False)
-    inputs = game.deal(batch).inputs
-    parts = range(0, len(data), 100)
+    n = len(data["sample"])
+    inputs = game.deal(Batch(data, Noise("answers", key, size=n), training=False)).inputs
+    parts = range(0, n, 100)
     return torch.cat([game.generator({k: v[i : i + 100].to(DEVICE) for k, v in inputs.items()}).cpu() for i in parts])
 
 
@@ -121,19 +131,19 @@ def main():
     train_tiles, test_tiles = tiles(args.target, args.tests)
     spec_of = pair.Config(resolution=(SIZE, SIZE))
     counts = {"train": len(train_tiles), "test": len(test_tiles)}
-    spec = pair.spec(spec_of, classes=(), counts=counts, content_hash="")
-    held_out = pair.decode(test_tiles)
-    source, target = spec.split(held_out)
-    extract = efficientnet_lite0(DEVICE)
+    spec = Spec(spec_of, pair.MODALITY, (), counts, "")
+    held_out = split(test_tiles)
+    source, target = held_out.values()
+    extract = efficientnet_lite0.load(device=torch.device(DEVICE))
     truth = {"features": extract(target)}
 
     def discriminate(images):
         made, pairs = {"features": extract(images)}, list(zip(images.split(16), target.split(16), strict=True))
         found = {name: metric.compute(truth, made) for name, metric in OF_ALL.items()}
-        scores = {name: torch.cat([metric.score(*some) for some in pairs]) for name, metric in OF_EACH.items()}
+        scores = {name: torch.cat([metric.score(None, *some) for some in pairs]) for name, metric in OF_EACH.items()}
         return found | {name: float(of.mean()) for name, of in scores.items()}
 
-    elsewhere = pair.decode(train_tiles[: len(test_tiles)])[:, spec.given :]
+    elsewhere = split(train_tiles[: len(test_tiles)])["sample"]
     rows = {"floor": [discriminate(elsewhere)], "copy": [discriminate(source)], "U-Net by L1": [], "pix2pix": []}
     cfg = pix2pix.Config(
         width=args.width,
@@ -158,8 +168,8 @@ def main():
             rows[name].append({**discriminate(answers), "noise": float((answers - again).abs().mean())})
             print(f"seed {seed}, {name}: {rows[name][-1]}", flush=True)
         shown = slice(0, 12)
-        parts = [source, games[1], games[0], target]
-        pair.preview([part[shown] for part in parts], 2).save(args.out / f"seed{seed}.png")
+        columns = {"source": source, "U-Net by L1": games[1], "pix2pix": games[0], "target": target}
+        pair.preview(None, {name: part[shown] for name, part in columns.items()}, 2).save(args.out / f"seed{seed}.png")
 
     lines = [
         f"{counts['train']} tiles for training, {counts['test']} held out; {args.target}; batch {args.batch}, width "

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import os
 import re
@@ -29,12 +30,12 @@ from ruamel.yaml import YAML
 from torch import nn
 
 from ganlib import shards
-from ganlib.classifier import Classifier, fit
 from ganlib.config import load_params, override, parse_params
 from ganlib.data.image import decode, preview
 from ganlib.export import load_generator
-from ganlib.features import efficientnet_lite0
 from ganlib.metrics.fd import distance, gaussian
+from ganlib.spaces._classifier import Classifier, fit
+from ganlib.spaces.picture import efficientnet_lite0
 from ganlib.trainer import train
 from pipelines.launch import keep_freed_memory
 from pipelines.prepare import prepare
@@ -67,7 +68,7 @@ class Clock:
 def plain(clock, prepared, seed, keep):
     """The loop of the PyTorch tutorial at 32x32: width 64, batch 64, Adam 2e-4 and (0.5, 0.999); a moving average."""
     torch.manual_seed(seed)
-    data = decode(shards.read(prepared, "train")["sample"]).to(memory_format=torch.channels_last)
+    data = decode(None, "sample", shards.read(prepared, "train")["sample"]).to(memory_format=torch.channels_last)
     channels, w = data.shape[1], 64
 
     def up(a, b):
@@ -162,7 +163,7 @@ def run(name, prepared, seed, marks, spaces, pictures, generators):
         if pictures is not None:
             pictures.mkdir(parents=True, exist_ok=True)
             label = "".join(c if c.isalnum() else "-" for c in name)
-            preview(made[:64], 8).save(pictures / f"{label}-{seed}-{minute:g}.png")
+            preview(None, {"sample": made[:64]}, 8).save(pictures / f"{label}-{seed}-{minute:g}.png")
 
     clock = Clock(marks, None)
     try:
@@ -194,7 +195,7 @@ def in_domain(prepared):
     cfg = load_params(ROOT / "params.yaml").reference.classifier
     torch.manual_seed(0)
     classifier = Classifier(spec.shape, len(spec.classes), cfg.width)
-    fit(classifier, train["sample"], train["label"], decode, cfg, seed=0)
+    fit(classifier, train["sample"], train["label"], functools.partial(decode, None, "sample"), cfg, seed=0)
     return lambda images: torch.cat([classifier.features(part) for part in images.split(500)])
 
 
@@ -264,9 +265,9 @@ def main():
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch:
         prepared = data_set(args.data, Path(scratch))
-        reals = decode(shards.read(prepared, "test", limit=10_000)["sample"])
-        others = decode(shards.read(prepared, "train", limit=SAMPLES)["sample"])
-        extractors = {"fd": efficientnet_lite0(), "in_domain": in_domain(prepared)}
+        reals = decode(None, "sample", shards.read(prepared, "test", limit=10_000)["sample"])
+        others = decode(None, "sample", shards.read(prepared, "train", limit=SAMPLES)["sample"])
+        extractors = {"fd": efficientnet_lite0.load(), "in_domain": in_domain(prepared)}
         spaces = {figure: (extract, gaussian(extract(reals))) for figure, extract in extractors.items()}
         floor = {
             figure: round(distance(real, gaussian(extract(others))), 3) for figure, (extract, real) in spaces.items()

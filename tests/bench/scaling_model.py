@@ -16,6 +16,7 @@ import torch
 
 from ganlib import registry
 from ganlib.config import load_params
+from ganlib.data import image
 from ganlib.data._spec import Spec
 from ganlib.distributed import BUCKET_BYTES
 from ganlib.models._layers import BatchNorm
@@ -70,7 +71,8 @@ class Traffic:
 def traffic(case: Case) -> Traffic:
     params = load_params(Path(__file__).parents[2] / "params.yaml")
     play = params.model_copy(update={"model": case.model, "preset": case.preset}).game
-    spec = Spec("image", "image", (3, case.size, case.size), tuple(map(str, range(case.labels))), {}, "")
+    sample = image.Config(resolution=(case.size, case.size), channels=3)
+    spec = Spec(sample, "image", tuple(map(str, range(case.labels))), {}, "")
     game = registry.load("models", case.model).build(play.network, spec)
 
     def gradients(player: torch.nn.Module) -> int:

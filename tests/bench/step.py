@@ -34,6 +34,7 @@ import torch
 import torch.multiprocessing as mp
 
 from ganlib.config import load_params, parse_params
+from ganlib.data import image, pair
 from ganlib.data._spec import Spec
 from ganlib.game import Batch, Learner, adversarial_step, discriminate
 from ganlib.losses import LOSSES
@@ -53,13 +54,12 @@ def game_of(family, args):
     )
     paired = family == "pix2pix"
     size = max(64, args.size) if paired else args.size
-    shape = (args.channels * (2 if paired else 1), size, size)
     classes = () if paired or args.first else tuple("0123456789")
-    spec = Spec("pair" if paired else "image", "image_pair" if paired else "image", shape, classes, {}, "")
-    spec = dataclasses.replace(spec, given=args.channels if paired else 0)
+    kind, channels = (pair, (args.channels, args.channels)) if paired else (image, args.channels)
+    spec = Spec(kind.Config(resolution=(size, size), channels=channels), kind.MODALITY, classes, {}, "")
     torch.manual_seed(0)
     game = build_game(params, spec)
-    data = {"sample": torch.rand(args.batch, *shape) * 2 - 1}
+    data = {name: torch.rand(args.batch, *part.shape) * 2 - 1 for name, part in spec.parts.items()}
     if classes:
         data["label"] = torch.arange(args.batch) % 10
     return game, LOSSES[params.game.loss], data

@@ -35,7 +35,7 @@ def main():
     side = args.rows
 
     def styles(seed, n, psi=1.0):
-        inputs = loaded.game.latent(Noise(seed, "styles", size=n), psi)
+        inputs = loaded.game.ask({}, Noise(seed, "styles", size=n), psi)
         labels = torch.arange(n) % loaded.game.classes if loaded.game.classes else None
         return generator.styles(inputs, labels), inputs["noise"]
 
@@ -52,7 +52,10 @@ def main():
         mixed = torch.cat([own[:, :coarse], of_columns[:, coarse:]], 1)
         below += [generator.synthesis(own[:1], noise[:1]), *generator.synthesis(mixed, noise).unsqueeze(1)]
 
-    pictures = [preview(above.clamp(-1, 1), len(PSI)), preview(torch.cat(below).clamp(-1, 1), side + 1)]
+    pictures = [
+        preview(None, {"sample": images.clamp(-1, 1)}, columns)
+        for images, columns in ((above, len(PSI)), (torch.cat(below), side + 1))
+    ]
     from PIL import Image
 
     width = max(picture.width for picture in pictures)

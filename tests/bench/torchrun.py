@@ -26,7 +26,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
-LINE = re.compile(r"([0-9.]+) of [0-9.]+ kimg +([0-9.]+) images/s")
+LINE = re.compile(r"([0-9.]+) of [0-9.]+ kimg +([0-9.]+) examples/s")
 REPORT, CHECKPOINT = 2.0, 8.0
 
 
@@ -49,7 +49,7 @@ def torchrun_worker(folder: Path) -> None:
             if checkpoint is not None:  # where the stage has Ray keep it
                 shutil.copytree(checkpoint, folder / f"torchrun/{row['kimg']}")
             print(
-                f"{row['kimg']:7.1f} of {params.train.kimg:g} kimg  {row['images_per_second']:6.0f} images/s",
+                f"{row['kimg']:7.1f} of {params.train.kimg:g} kimg  {row['examples_per_second']:6.0f} examples/s",
                 flush=True,
             )
 

@@ -34,7 +34,7 @@ def rank_main(rank, world, threads, kimg, model, width, batch, rendezvous, answe
     budget = {"kimg": kimg, "report_kimg": kimg / 3, "checkpoint_kimg": kimg, "quality_samples": 0}
     params = params.model_copy(update={"train": params.train.model_copy(update=budget)})
     speeds = []
-    train(params, lambda row, folder: speeds.append(row["images_per_second"]), prepared="data/prepared")
+    train(params, lambda row, folder: speeds.append(row["examples_per_second"]), prepared="data/prepared")
     if rank == 0:
         answers.put(statistics.mean(speeds[1:3]))
     if world > 1:

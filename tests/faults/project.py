@@ -40,9 +40,9 @@ BUDGET: dict[str, Any] = {
     "evaluate.num_samples": 100,
     "evaluate.resamples": 10,
     # so short a training makes no digits: let everything pass that can be compared, to have a champion
-    "gate.min_coverage": 0,
-    "gate.min_memorisation_ratio": 0,
-    "gate.min_label_accuracy": 0,
+    "gate.at_least.coverage": 0,
+    "gate.at_least.memorisation_ratio": 0,
+    "gate.at_least.label_accuracy": 0,
 }
 RESULTS = ("data/prepared", "data/reference", "outputs")
 HALF_WRITTEN = ("**/*.partial", "**/.*.partial", "**/.*.old", "**/*.tmp")
@@ -322,7 +322,7 @@ def timed_only(project: Project, name: str, quiet: Path) -> bool:
     if not (mine.exists() and other.exists() and name.endswith((".csv", ".jsonl"))):
         return False
     read = pandas.read_csv if name.endswith(".csv") else (lambda path: pandas.read_json(path, lines=True))
-    tables = [read(path).drop(columns=["seconds", "images_per_second"], errors="ignore") for path in (mine, other)]
+    tables = [read(path).drop(columns=["seconds", "examples_per_second"], errors="ignore") for path in (mine, other)]
     return bool(tables[0].equals(tables[1]))
 
 

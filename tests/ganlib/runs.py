@@ -31,7 +31,7 @@ def equal(a, b):
 
 
 def without_clock(state):
-    clock = ("seconds", "images_per_second")
+    clock = ("seconds", "examples_per_second")
     return {
         **{k: v for k, v in state.items() if k != "seconds"},
         "rows": [{k: v for k, v in row.items() if k not in clock} for row in state["rows"]],

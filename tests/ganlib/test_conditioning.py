@@ -6,7 +6,7 @@ import pytest
 import torch
 from zoo import batches, spec_of
 
-from ganlib.game import Deal, Game, Round
+from ganlib.game import Batch, Deal, Game, Round
 from ganlib.models._conditioning import Embedding, Head, concat_condition, condition_of
 from ganlib.noise import Noise
 
@@ -24,9 +24,9 @@ def features(seed=0):
 
 
 def a_round(of_real, of_fake, cond):
-    game = Game(torch.nn.Identity(), torch.nn.Identity(), deal=lambda batch: None, latent=None)
+    game = Game(torch.nn.Identity(), torch.nn.Identity(), deal=lambda batch: None, ask=None)
     deal, logits = Deal(of_fake, of_real, cond), of_fake.sum(1)
-    return Round(game, deal, Noise(0, size=5), of_real, of_fake, logits, logits, of_real, of_fake)
+    return Round(game, deal, Batch({}, Noise(0, size=5)), of_real, of_fake, logits, logits, of_real, of_fake)
 
 
 def test_projection():

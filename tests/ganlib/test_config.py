@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+from specs import image_spec
 
 from ganlib import registry
 from ganlib.config import ConfigError, load_params, override, parse_params
-from ganlib.data._spec import Spec
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
@@ -63,7 +63,7 @@ def test_every_preset_suits_every_model_it_names(preset, model):
 def test_a_critic_with_gradient_penalty_has_no_norm(preset, model):
     """Gulrajani et al. 2017, section 4."""
     params = parse_params({**SHIPPED, "model": model, "preset": preset})
-    spec = Spec("image", "image", (3, 32, 32), ("a", "b"), {"train": 1, "test": 1}, "")
+    spec = image_spec((3, 32, 32), ("a", "b"))
     critic = registry.load("models", model).build(params.game.network, spec).discriminator
     assert not [type(layer).__name__ for layer in critic.modules() if "Norm" in type(layer).__name__]
 

@@ -6,20 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from specs import completed, image_spec, packed_rows, pair_spec
 from torch import Tensor
 
 from ganlib import registry, shards
-from ganlib.classifier import Classifier
 from ganlib.config import ConfigError, EvaluateConfig
 from ganlib.data._spec import Spec
 from ganlib.data.image import decode
 from ganlib.evaluate import compare, draw, evaluate
 from ganlib.export import Generator
 from ganlib.reference import Reference, Space
-from ganlib.shards import Rows
+from ganlib.shards import LazyRows
+from ganlib.spaces._classifier import Classifier
 
 CFG = EvaluateConfig(num_samples=150, resamples=40)
-SPEC = Spec("image", "image", (1, 8, 8), ("a", "b", "c"), {"train": 300, "test": 150}, "f" * 64)
+SPEC = image_spec((1, 8, 8), ("a", "b", "c"), {"train": 300, "test": 150}, "f" * 64)
 
 
 def images(n: int, seed: int) -> Tensor:
@@ -53,8 +54,9 @@ def made(reference: Reference, seed: int = 3, n: int = 150, noise: float = 0.0) 
 def test_every_metric_has_its_place_interval_and_floor(reference: Reference):
     found = evaluate(made(reference), reference, CFG, seed=0)
     assert list(found) == ["pixels", "classifier", "samples"]
-    of_pairs = {name for name in registry.names("metrics") if hasattr(registry.load("metrics", name), "score")}
-    assert set(found["pixels"]) | set(found["samples"]) == set(registry.names("metrics")) - of_pairs
+    names = registry.names("metrics", "picture")
+    of_pairs = {name for name in names if hasattr(registry.load("metrics", name, "picture"), "score")}
+    assert set(found["pixels"]) | set(found["samples"]) == set(names) - of_pairs
     assert set(found["samples"]) == {"class_coverage", "label_accuracy"}
     for named in found.values():
         for figures in named.values():
@@ -167,30 +169,30 @@ def test_sets_of_unequal_size_are_not_compared(reference: Reference):
 def test_translations_are_measured_against_their_targets_and_against_copying(reference: Reference):
     plain = dataclasses.replace(reference, classifier=None, labels={}, spaces={"pixels": reference.spaces["pixels"]})
     target, given = images(100, 2), images(100, 5)
-    found = evaluate({"sample": (target + given / 10).clamp(-1, 1), "target": target, "given": given}, plain, CFG, 0)
+    found = evaluate({"sample": (target + given / 10).clamp(-1, 1), "target": target, "naive": given}, plain, CFG, 0)
     assert set(found["samples"]) == {"l1", "psnr", "ssim"}
     assert set(found["samples"]["l1"]) == {"value", "low", "high", "copy"}
     assert set(found["pixels"]["fd"]) == {"value", "low", "high", "floor", "copy"}
     assert found["samples"]["l1"]["value"] == pytest.approx(float((given / 10).abs().mean()), rel=0.1)
     assert found["samples"]["l1"]["copy"] == pytest.approx(float((target - given).abs().mean()))
     assert found["samples"]["psnr"]["value"] > found["samples"]["psnr"]["copy"]
-    better, worse = ({"sample": target + given / k, "target": target, "given": given} for k in (10, 5))
+    better, worse = ({"sample": target + given / k, "target": target, "naive": given} for k in (10, 5))
     figures = compare(better, worse, plain, "samples.psnr", CFG, 0)
     assert figures.low > 0
 
 
-def parted(samples: dict[str, Tensor], size: int, made: list[int]) -> dict[str, Tensor | Rows]:
+def parted(samples: dict[str, Tensor], size: int, made: list[int]) -> dict[str, Tensor | LazyRows]:
     """The same samples, made `size` at a time."""
     n = len(samples["sample"])
     parts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
-    def rows(name: str) -> Rows:
+    def rows(name: str) -> LazyRows:
         def make(i: int) -> Tensor:
             part = samples[name][parts[i]]
             made.append(len(part))
             return part
 
-        return Rows([part.stop for part in parts], make)
+        return LazyRows([part.stop for part in parts], make)
 
     return {name: column if name == "label" else rows(name) for name, column in samples.items()}
 
@@ -209,13 +211,13 @@ def test_samples_are_made_once_and_few_at_a_time(reference: Reference):
 def test_pairs_are_made_once_and_few_at_a_time(reference: Reference):
     plain = dataclasses.replace(reference, classifier=None, labels={}, spaces={"pixels": reference.spaces["pixels"]})
     target, given = images(100, 2), images(100, 5)
-    whole, numbers = {"sample": (target + given / 10).clamp(-1, 1), "target": target, "given": given}, []
+    whole, numbers = {"sample": (target + given / 10).clamp(-1, 1), "target": target, "naive": given}, []
     found = evaluate(parted(whole, 40, numbers), plain, CFG.model_copy(update={"batch": 40}), 0)["samples"]
     assert max(numbers) == 40
     for name, figures in found.items():
-        metric = registry.load("metrics", name)
-        assert figures["value"] == pytest.approx(float(metric.score(whole["sample"], target).mean()), rel=1e-5)
-        assert figures["copy"] == pytest.approx(float(metric.score(given, target).mean()), rel=1e-5)
+        metric = registry.load("metrics", name, "picture")
+        assert figures["value"] == pytest.approx(float(metric.score(None, whole["sample"], target).mean()), rel=1e-5)
+        assert figures["copy"] == pytest.approx(float(metric.score(None, given, target).mean()), rel=1e-5)
 
 
 def test_what_is_drawn_is_what_the_generator_samples(tmp_path: Path):
@@ -232,17 +234,16 @@ def test_what_is_drawn_is_what_the_generator_samples(tmp_path: Path):
     torch.testing.assert_close(drawn["sample"][:], sampled["sample"])
 
     pixels = np.random.default_rng(0).integers(0, 256, (30, 2, 32, 32), dtype=np.uint8)
-    packed = [shards.pack(pair) for pair in pixels]
-
-    def describe(found: shards.Summary) -> Spec:
-        return Spec("pair", "image_pair", (2, 32, 32), (), found.counts, found.content_hash, given=1)
-
-    rows = shards.table([p[0] for p in packed], [p[1] for p in packed], [0] * 30)
-    shards.write(tmp_path, [rows], describe, test_share=0.5, shard_mb=64.0)
+    spec = pair_spec(1, 1, (32, 32))
+    rows = packed_rows(spec, [{"source": both[:1], "sample": both[1:]} for both in pixels])
+    shards.write(tmp_path, [rows], spec.parts, completed(spec), test_share=0.5, shard_mb=64.0)
     of_pairs = generator("pix2pix", shards.read_spec(tmp_path))
     of_pairs.game.generator.eval()
-    given, target = of_pairs.spec.split(decode(shards.read(tmp_path, "test", limit=9)["sample"]))
+    stored = shards.read(tmp_path, "test", limit=9)
+    given, target = (decode(None, "", stored[name]) for name in ("source", "sample"))
     drawn = draw(of_pairs, tmp_path, 9, seed=5, batch=4)
-    assert drawn["given"][:].equal(given)
+    assert drawn["source"][:].equal(given)
     assert drawn["target"][:].equal(target)
-    torch.testing.assert_close(drawn["sample"][:], of_pairs.translate(given, seed=5), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        drawn["sample"][:], of_pairs.sample(9, given={"source": given}, seed=5)["sample"], rtol=1e-4, atol=1e-4
+    )

@@ -62,30 +62,34 @@ def test_attributes_are_asked_for_or_those_of_real_examples(tmp_path):
 def test_a_translator_wants_images(family, tmp_path):
     folder, _, spec = save(family, tmp_path)
     generator = load_generator(folder)
-    given = torch.rand(5, spec.given, *spec.shape[1:]) * 2 - 1
-    made = generator.translate(given, seed=1)
-    assert made.shape == (5, spec.shape[0] - spec.given, *spec.shape[1:])
-    torch.testing.assert_close(generator.translate(given, seed=1, batch=2), made)
-    torch.testing.assert_close(generator.translate(given[2:4], seed=1, first=2), made[2:4])
-    again = generator.translate(given[:1].repeat(2, 1, 1, 1), seed=1)
+    given = {name: torch.rand(5, *spec.parts[name].shape) * 2 - 1 for name in spec.given}
+
+    def sample(change=lambda x: x, **how):
+        return generator.sample(5, given={name: change(x) for name, x in given.items()}, seed=1, **how)["sample"]
+
+    made = sample()
+    assert made.shape == (5, *spec.shape)
+    torch.testing.assert_close(sample(batch=2), made)
+    torch.testing.assert_close(sample(lambda x: x[2:4], rows=slice(2, 4)), made[2:4])
+    again = sample(lambda x: x[:1].expand_as(x))
     torch.testing.assert_close(again[0], made[0])
     assert not torch.equal(again[1], again[0])
-    assert not torch.equal(generator.translate(-given, seed=1), made)
-    with pytest.raises(ValueError, match="needs images to start from"):
+    assert not torch.equal(sample(torch.neg), made)
+    with pytest.raises(ValueError, match="needs to be given source"):
         generator.sample(1)
-    with pytest.raises(ValueError, match=r"images of shape .* are wanted"):
-        generator.translate(given[:, :, :8])
+    with pytest.raises(ValueError, match="given: expected shapes"):
+        sample(lambda x: x[:, :, :8])
 
 
 def test_a_generator_from_noise_takes_no_images(tmp_path):
-    with pytest.raises(ValueError, match="takes no images"):
-        load_generator(save("mlp", tmp_path)[0]).translate(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ValueError, match="is given nothing"):
+        load_generator(save("mlp", tmp_path)[0]).sample(1, given={"sample": torch.zeros(1, 1, 8, 8)})
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "n: at least 1"),
+        ({"n": 0}, "n: expected at least 1"),
         ({"n": 1, "label": 3}, "label: 0 to 2 is wanted, found 3"),
         ({"n": 1, "truncation": 0.0}, "truncation"),
     ],

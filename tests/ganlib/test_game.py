@@ -9,7 +9,7 @@ from torch import nn
 from zoo import CONDITIONED, FAMILIES, FROM_NOISE, batches, game_of, spec_of
 
 from ganlib.augment import OPERATIONS, Augment, AugmentConfig
-from ganlib.game import DiscriminatorOutput, Learner, Round, Term, adversarial_step, discriminate, map_tensors
+from ganlib.game import Batch, DiscriminatorOutput, Learner, Round, Term, adversarial_step, discriminate, map_tensors
 from ganlib.losses import LOSSES
 from ganlib.noise import Noise
 from ganlib.penalties import MOVE, PENALTIES
@@ -121,7 +121,7 @@ def on_trial(family, view):
         noise = Noise(0, size=2)
         of_real, of_fake = (discriminate(played, sample, cond, noise) for sample in (real, fake))
         shown = dataclasses.replace(deal, real=real, cond=cond)
-        return Round(played, shown, noise, real, fake, of_real.logits, of_fake.logits)
+        return Round(played, shown, Batch({}, noise), real, fake, of_real.logits, of_fake.logits)
 
     return turn, deal.real.double().requires_grad_(), weights.values()
 

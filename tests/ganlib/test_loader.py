@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from specs import completed, image_spec, packed_rows
 
 import ganlib.loader
 from ganlib import shards
@@ -31,15 +32,14 @@ def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared")
     samples = np.zeros((EXAMPLES, 1, 4, 4), np.uint8)
     samples[:, 0, 0, 0], samples[:, 0, 0, 1] = np.arange(EXAMPLES) // 256, np.arange(EXAMPLES) % 256
-    packed = [shards.pack(sample) for sample in samples]
-    cfg = image.Config(resolution=(4, 4), channels=1)
-    classes = tuple("abcdefg")
+    spec = image_spec((1, 4, 4), "abcdefg")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "_GROUP_BYTES", GROUP * 16)
         shards.write(
             out,
-            [shards.table([p[0] for p in packed], [p[1] for p in packed], [i % 7 for i in range(EXAMPLES)])],
-            lambda found: image.spec(cfg, classes=classes, counts=found.counts, content_hash=found.content_hash),
+            [packed_rows(spec, [{"sample": sample} for sample in samples], [i % 7 for i in range(EXAMPLES)])],
+            spec.parts,
+            completed(spec),
             test_share=0.1,
             shard_mb=GROUP * 16 * 5 / 1e6,
         )
@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 
 
 def numbers(batch):
-    stored = image.quantise(batch["sample"])[:, 0, 0].long()
+    stored = image.quantise(None, batch["sample"])[:, 0, 0].long()
     found = stored[:, 0] * 256 + stored[:, 1]
     assert torch.equal(found % 7, batch["label"])
     return found.tolist()
@@ -105,7 +105,12 @@ def test_streaming_shuffles_and_holds_two_windows(folder, monkeypatch):
     stored = {
         n: i
         for i, n in enumerate(
-            numbers({k: v if k == "label" else image.decode(v) for k, v in shards.read(folder, "train").items()})
+            numbers(
+                {
+                    k: v if k == "label" else image.decode(None, "sample", v)
+                    for k, v in shards.read(folder, "train").items()
+                }
+            )
         )
     }
     jumps = np.abs(np.diff([stored[i] for i in first]))
@@ -162,7 +167,7 @@ def test_the_order_is_that_of_the_seed(folder, memory_mb):
             rows = np.concatenate([np.arange(starts[g], starts[g + 1]) for g in sorted(groups[cut : cut + per_window])])
             expected += rows[np.random.default_rng([5, epoch, at]).permutation(len(rows))].tolist()
     stored = shards.read(folder, "train")
-    place = {n: i for i, n in enumerate(numbers({**stored, "sample": image.decode(stored["sample"])}))}
+    place = {n: i for i, n in enumerate(numbers({**stored, "sample": image.decode(None, "sample", stored["sample"])}))}
     found = [place[n] for step in range(len(expected) // 10) for n in numbers(data.batch_at(step))]
     assert found == expected[: len(found)]
 

@@ -45,7 +45,7 @@ def test_a_conditional_players_answer_depends_on_the_label(family, conditioning)
     game = game_of(family, spec, conditioning=conditioning)
     game.generator.eval()
     game.discriminator.eval()
-    z = game.latent(Noise(0, size=1), None)
+    z = game.ask({}, Noise(0, size=1), None)
     images = [game.generator(z, torch.tensor([label])) for label in (0, 1)]
     assert not torch.equal(*images)
     verdicts = [game.discriminator(images[0], torch.tensor([label])) for label in (0, 1)]
@@ -150,10 +150,10 @@ def test_dcgan_is_the_papers_shape():
 
 def test_truncation_cuts_the_tails_and_keeps_the_key():
     game = game_of("mlp")
-    z = game.latent(Noise(0, size=4000), 0.5)
+    z = game.ask({}, Noise(0, size=4000), 0.5)
     assert z.abs().max() <= 0.5
     assert z.std() == pytest.approx(0.284, abs=0.01)  # of a normal cut at ±0.5
-    assert torch.equal(z, game.latent(Noise(0, size=4000), 0.5))
+    assert torch.equal(z, game.ask({}, Noise(0, size=4000), 0.5))
 
 
 def test_configurations_are_small():

@@ -19,25 +19,26 @@ def config(height=6, width=8, channels=(3, 1), **more):
     return pair.Config.model_validate({"resolution": [height, width], "channels": list(channels), **more})
 
 
-def test_channels_are_stacked(tmp_path):
+def test_each_half_is_a_part(tmp_path):
     for name, pixels in (("photo.png", PHOTO), ("map.png", MAP)):
         Image.fromarray(pixels).save(tmp_path / name)
     files = (tmp_path / "photo.png", tmp_path / "map.png")
     for raw in (files, tuple(path.read_bytes() for path in files), (PHOTO, MAP)):
         made = pair.encode(config(), raw)
-        assert (made.shape, made.dtype) == ((4, 6, 8), np.uint8)
-        np.testing.assert_array_equal(made[:3], PHOTO.transpose(2, 0, 1))
-        np.testing.assert_array_equal(made[3], MAP)
-    assert pair.encode(config(channels=(1, 3)), files).shape == (4, 6, 8)
-    np.testing.assert_array_equal(pair.encode(config(channels=(1, 3)), (MAP, PHOTO))[0], MAP)
+        assert list(made) == list(pair.parts(config())) == ["source", "sample"]
+        np.testing.assert_array_equal(made["source"], PHOTO.transpose(2, 0, 1))
+        np.testing.assert_array_equal(made["sample"], MAP[None])
+    made = pair.encode(config(channels=(1, 3)), (MAP, PHOTO))
+    np.testing.assert_array_equal(made["source"], MAP[None])
+    assert made["sample"].shape == (3, 6, 8)
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 def test_both_halves_are_cut_alike(fit):
     made = pair.encode(config(5, 5, (3, 3), fit=fit, background=[9, 9, 9]), (PHOTO, PHOTO))
-    np.testing.assert_array_equal(made[:3], made[3:])
-    expected = image.encode(image.Config(resolution=(5, 5), channels=3, fit=fit, background=(9, 9, 9)), PHOTO)
-    np.testing.assert_array_equal(made[:3], expected)
+    np.testing.assert_array_equal(made["source"], made["sample"])
+    expected = image.read(image.Config(resolution=(5, 5), channels=3, fit=fit, background=(9, 9, 9)), PHOTO)
+    np.testing.assert_array_equal(made["source"], expected)
 
 
 def test_halves_of_other_sizes_can_only_be_stretched():
@@ -45,17 +46,19 @@ def test_halves_of_other_sizes_can_only_be_stretched():
     for fit in ("crop", "pad"):
         with pytest.raises(ValueError, match="given image is 8x6, the other 4x3"):
             pair.encode(config(fit=fit), (PHOTO, small))
-    stretched = image.encode(image.Config(resolution=(6, 8), channels=1, fit="stretch"), small)
-    np.testing.assert_array_equal(pair.encode(config(fit="stretch"), (PHOTO, small))[3:], stretched)
+    stretched = image.read(image.Config(resolution=(6, 8), channels=1, fit="stretch"), small)
+    np.testing.assert_array_equal(pair.encode(config(fit="stretch"), (PHOTO, small))["sample"], stretched)
 
 
 def test_side_by_side():
     grey = np.repeat(MAP[:, :, None], 3, 2)
     both = np.concatenate([PHOTO, grey], 1)
     left = pair.encode(config(), pair.SideBySide(both))
-    np.testing.assert_array_equal(left, pair.encode(config(), (PHOTO, grey)))
+    expected = pair.encode(config(), (PHOTO, grey))
+    assert all((left[name] == expected[name]).all() for name in ("source", "sample"))
     right = pair.encode(config(channels=(1, 3)), pair.SideBySide(both, "right"))
-    np.testing.assert_array_equal(right, left[[3, 0, 1, 2]])
+    assert (right["source"] == left["sample"]).all()
+    assert (right["sample"] == left["source"]).all()
     with pytest.raises(ValueError, match="15x6 pixels: an odd width has no halves"):
         pair.encode(config(), pair.SideBySide(both[:, :-1]))
 
@@ -68,30 +71,29 @@ def test_one_broken_half_is_enough(tmp_path):
 
 
 def test_the_spec_says_what_is_given():
-    made = pair.spec(config(), classes=(), counts={"train": 1, "test": 1}, content_hash="x")
-    assert (made.kind, made.modality, made.shape, made.given) == ("pair", "image_pair", (4, 6, 8), 3)
+    made = Spec(config(), "image_pair", (), {"train": 1, "test": 1}, "x")
+    assert (made.kind.name, made.given, made.shape, made.size) == ("pair", ("source",), (1, 6, 8), 4 * 48)
+    assert made.parts["source"].shape == (3, 6, 8)
     assert Spec.from_json(made.to_json()) == made
-    given, generated = made.split(torch.zeros(2, *made.shape))
-    assert (given.shape, generated.shape) == ((2, 3, 6, 8), (2, 1, 6, 8))
 
 
-def test_decode_and_quantise_are_inverse():
-    stored = torch.from_numpy(pair.encode(config(), (PHOTO, MAP)))[None]
-    assert torch.equal(pair.quantise(pair.decode(stored)), stored)
+def test_what_is_taken_is_fitted_if_a_file_and_exact_if_an_array(tmp_path):
+    Image.fromarray(PHOTO).resize((20, 12)).save(tmp_path / "photo.png")
+    assert pair.take(config(), "source", tmp_path / "photo.png").shape == (3, 6, 8)
+    np.testing.assert_array_equal(pair.take(config(), "source", PHOTO), PHOTO.transpose(2, 0, 1))
+    with pytest.raises(ValueError, match=r"expected images of shape \[6, 8, 3\], found \[5, 8, 3\]"):
+        pair.take(config(), "source", PHOTO[1:])
 
 
-@pytest.mark.parametrize(("channels", "columns"), [(1, [0]), (3, [0]), (2, [0, 1]), (4, [0, 3]), (6, [0, 3])])
-def test_preview_shows_the_halves_beside_each_other(channels, columns):
-    levels = torch.linspace(-1, 1, channels).view(1, channels, 1, 1)
-    drawn = np.asarray(pair.preview(levels.expand(3, channels, 60, 80), 2))
-    assert drawn.shape == (2 * 62, 2 * (80 * len(columns) + 2), 3)
-    for half, channel in enumerate(columns):
-        assert drawn[30, 41 + 80 * half, 0] == image.quantise(levels)[0, channel, 0, 0]
+def test_copying_is_the_naive_answer():
+    grey, coloured = torch.rand(2, 1, 6, 8), torch.rand(2, 3, 6, 8)
+    assert torch.equal(pair.naive(config(), {"source": coloured}), coloured.mean(1, keepdim=True))
+    assert torch.equal(pair.naive(config(channels=(1, 3)), {"source": grey}), grey.expand(-1, 3, -1, -1))
 
 
 def test_preview_shows_any_number_of_images_beside_each_other():
     parts = [torch.full((2, channels, 60, 60), level) for channels, level in ((3, -1.0), (1, 0.0), (1, 1.0))]
-    drawn = np.asarray(pair.preview(parts, 1))
+    drawn = np.asarray(pair.preview(None, dict(zip("abc", parts, strict=True)), 1))
     assert drawn.shape == (2 * 62, 3 * 60 + 2, 3)
     assert [int(drawn[30, 30 + 60 * i, 2]) for i in range(3)] == [0, 128, 255]
 
@@ -116,14 +118,11 @@ def test_prepared_from_folders_that_fix_the_split(tmp_path):
     )
     prepare(cfg, tmp_path / "raw", tmp_path / "out")
     spec = shards.read_spec(tmp_path / "out")
-    assert (spec.modality, spec.shape, spec.given, spec.counts) == (
-        "image_pair",
-        (4, 30, 40),
-        1,
-        {"train": 10, "test": 10},
-    )
+    assert (spec.modality, spec.shape, spec.counts) == ("image_pair", (3, 30, 40), {"train": 10, "test": 10})
     for split, expected in stored.items():
-        assert {sample.numpy().tobytes() for sample in shards.read(tmp_path / "out", split)["sample"]} == expected
+        columns = shards.read(tmp_path / "out", split)
+        found = torch.cat([columns["source"], columns["sample"]], 1)
+        assert {both.numpy().tobytes() for both in found} == expected
     card = np.asarray(Image.open(tmp_path / "out" / "card.png")).reshape(32, 10, 82, 3)
     for half, is_grey in ((card[1:-1, :, 1:41], True), (card[1:-1, :, 41:81], False)):
         assert (half.max(-1) == half.min(-1)).all() == is_grey

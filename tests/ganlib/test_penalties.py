@@ -9,7 +9,7 @@ from torch import nn
 
 from ganlib import penalties
 from ganlib.augment import OPERATIONS, Augment, AugmentConfig
-from ganlib.game import Deal, Game, Round, discriminate
+from ganlib.game import Batch, Deal, Game, Round, discriminate
 from ganlib.models._layers import MinibatchDeviation
 from ganlib.noise import Noise
 from ganlib.penalties import DIFFERENTIATE, PENALTIES, PER_EXAMPLE, LeCam, R1Approx, R2Approx
@@ -52,10 +52,10 @@ def smooth(patches=False, dim=6):
 
 def a_round(discriminator, shape=SHAPE, view=None, cond=None, n=N):
     real, fake = (normal(n, *shape, seed=seed).requires_grad_() for seed in (3, 4))
-    game = Game(nn.Identity(), discriminator, deal=lambda batch: None, latent=None, augmentation=view)
+    game = Game(nn.Identity(), discriminator, deal=lambda batch: None, ask=None, augmentation=view)
     deal, noise = Deal(inputs=fake, real=real, cond=cond), Noise(0, size=n)
     logits = [discriminate(game, x, cond, noise).logits for x in (real, fake)]
-    return Round(game, deal, noise, real, fake, *logits)
+    return Round(game, deal, Batch({}, noise), real, fake, *logits)
 
 
 def penalty(name):
@@ -86,7 +86,7 @@ def repeated(discriminator, sample, cond=None, group=1, view=None, draws=20_000,
     noise = Noise(noise, size=len(spread))
     deal = Deal(inputs=spread, real=spread, cond=cond)
     logits = discriminate(game, spread, cond, copy.deepcopy(noise)).logits
-    return Round(game, deal, noise, spread, spread, logits, logits)
+    return Round(game, deal, Batch({}, noise), spread, spread, logits, logits)
 
 
 @pytest.mark.parametrize("patches", [False, True], ids=["scalar", "patches"])
@@ -151,7 +151,7 @@ def test_finite_differences_of_a_sample_of_several_tensors():
     game = Game(nn.Identity(), Several(), lambda batch: None, None)
     real = {name: x.repeat_interleave(20_000, 0).requires_grad_() for name, x in sample.items()}
     logits = discriminate(game, real, None, Noise(0, size=20_000)).logits
-    round = Round(game, Deal(real, real), Noise(0, size=20_000), real, real, logits, logits)
+    round = Round(game, Deal(real, real), Batch({}, Noise(0, size=20_000)), real, real, logits, logits)
     found, exact = R1Approx(1e-3)(round), PENALTIES["r1"](round)
     assert (found.mean() - exact.mean()).abs() < 5 * found.std() / 20_000**0.5
 
@@ -181,7 +181,7 @@ def test_a_share_of_the_batch_is_the_same_rows_whoever_computes_it(view):
         real, cond = images[rows], labels[rows]
         logits = discriminate(game, real, cond, copy.deepcopy(noise)).logits
         discriminator.seen.clear()
-        round = Round(game, Deal(real, real, cond), noise, real, real, logits, logits)
+        round = Round(game, Deal(real, real, cond), Batch({}, noise), real, real, logits, logits)
         return R1Approx(1e-2, batch_shrink=shrink)(round), discriminator.seen
 
     chosen = torch.tensor([0, 1, 4, 5])
@@ -219,7 +219,7 @@ def test_finite_differences_are_in_float32_under_autocast(exact):
         game = Game(nn.Identity(), lambda x, cond: discriminator(x), lambda batch: None, None)
         real, fake = normal(N, *SHAPE, seed=3).float(), normal(N, *SHAPE, seed=4).bfloat16()
         logits = [discriminate(game, x, None, Noise(0, size=N)).logits for x in (real, fake.to(real))]
-        return Round(game, Deal(real, real), Noise(0, size=N), real, fake, *logits)
+        return Round(game, Deal(real, real), Batch({}, Noise(0, size=N)), real, fake, *logits)
 
     expected = APPROXIMATIONS[exact]()(turn())
     with torch.autocast("cpu", torch.bfloat16):
@@ -293,7 +293,7 @@ def test_consistency_is_the_distance_to_the_logits_of_flipped_and_shifted_images
     torch.testing.assert_close(found, reals.gather(0, move[None])[0])
     assert len(move.unique()) > 9
 
-    again = dataclasses.replace(round, noise=Noise(0, size=40))
+    again = dataclasses.replace(round, batch=Batch({}, Noise(0, size=40)))
     again.noise.uniform(1, 5), again.noise.normal(1, 2)  # any draws: the moves are other ones
     of_both = PENALTIES["balanced_consistency"](again)
     sums = (reals[:, None] + fakes[None]).flatten(0, 1)

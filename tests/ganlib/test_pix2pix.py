@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 
 import pytest
 import torch
 import torch.nn.functional as F
+from specs import pair_spec
 from torch import nn
 
-from ganlib.data._spec import Spec
 from ganlib.game import Batch, Learner, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.models import pix2pix
 from ganlib.models._layers import BatchNorm
 from ganlib.noise import Noise
 
-SPEC = Spec("pair", "image_pair", (6, 32, 32), (), {"train": 8, "test": 8}, "", given=3)
+SPEC = pair_spec(3, 3, (32, 32))
 
 
 def build(shape=(6, 32, 32), given=3, **network):
     torch.manual_seed(0)
     network = {"width": 4, "max_width": 8, "discriminator_width": 4, **network}
-    return pix2pix.build(pix2pix.Config(**network), dataclasses.replace(SPEC, shape=shape, given=given))
+    return pix2pix.build(pix2pix.Config(**network), pair_spec(given, shape[0] - given, shape[1:]))
 
 
 def pairs(n, *shape, seed=0):
@@ -31,9 +30,10 @@ def pairs(n, *shape, seed=0):
 
 
 def batch(data, *, training=True, key=0, rows=None):
+    """Of the two halves of the channels, or one and the rest."""
     size = len(data)
-    part = data if rows is None else data[rows]
-    return Batch({"sample": part}, Noise(key, size=size, rows=rows), training=training)
+    source, sample = (data if rows is None else data[rows]).tensor_split([data.shape[1] // 2], 1)
+    return Batch({"source": source, "sample": sample}, Noise(key, size=size, rows=rows), training=training)
 
 
 # -- networks ------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def test_shapes(shape, given, levels, norm):
     assert image.abs().max() <= 1
     logits = game.discriminator(image, deal.cond)
     assert logits.shape == (2, shape[1] // 4 - 2, shape[2] // 4 - 2)
-    assert (game.latent, game.classes) == (None, 0)
+    assert game.classes == 0
 
 
 def test_every_level_of_the_u_net_hands_over_what_it_saw():

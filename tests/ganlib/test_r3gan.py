@@ -5,22 +5,22 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from specs import image_spec
 from torch import nn
 from torch.func import functional_call
 
-from ganlib.data._spec import Spec
 from ganlib.game import Batch, Deal, Learner, Round, Term, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.models import r3gan
 from ganlib.noise import Noise
 from ganlib.penalties import PENALTIES
 
-SPEC = Spec("image", "image", (1, 8, 8), ("a", "b", "c"), {"train": 8, "test": 8}, "")
+SPEC = image_spec((1, 8, 8), ("a", "b", "c"))
 
 
 def build(shape=(1, 8, 8), classes=("a", "b", "c"), attributes=(), **network):
     torch.manual_seed(0)
-    spec = dataclasses.replace(SPEC, shape=shape, classes=classes, attributes=attributes)
+    spec = image_spec(shape, classes, attributes=attributes)
     return r3gan.build(r3gan.Config(**{"latent_dim": 4, "width": 4, **network}), spec)
 
 
@@ -53,7 +53,7 @@ def mean_square(x):
 def test_shapes(shape, base, stages, classes):
     game = build(shape, classes, max_width=8, blocks=2)
     cond = torch.tensor([0, 2]) if classes else None
-    images = game.generator(game.latent(Noise(0, size=2), None), cond)
+    images = game.generator(game.ask({}, Noise(0, size=2), None), cond)
     assert images.shape == (2, *shape)
     verdict = game.discriminator(images, cond)
     assert verdict.logits.shape == (2,)
@@ -129,7 +129,7 @@ def test_signals_stay_of_order_one_at_first(side):
     game = build((3, side, side), latent_dim=64, width=32, max_width=32, blocks=1)
     cond = torch.arange(16) % 3
     with torch.no_grad():
-        images = game.generator(game.latent(Noise(0, size=16), None), cond)
+        images = game.generator(game.ask({}, Noise(0, size=16), None), cond)
         verdict = game.discriminator(torch.randn(16, 3, 1, 1).expand(-1, -1, side, side), cond)  # smooth, as images are
     assert 0.05 < mean_square(images) < 1  # white noise, here the basis, is what resampling takes away
     assert 0.05 < mean_square(verdict.features) < 2
@@ -160,7 +160,9 @@ def test_penalties_have_the_right_gradients(penalty):
             return functional_call(discriminator, dict(zip(names, weights, strict=True)), (x, cond)).logits
 
         deal = Deal(torch.zeros(2, 4), real, cond)
-        return PENALTIES[penalty](Round(game, deal, Noise(0, size=2), real, fake, logits(real), logits(fake)))
+        return PENALTIES[penalty](
+            Round(game, deal, Batch({}, Noise(0, size=2)), real, fake, logits(real), logits(fake))
+        )
 
     assert paid(*weights).min() > 0
     assert torch.autograd.gradcheck(paid, weights, fast_mode=True)
@@ -169,7 +171,7 @@ def test_penalties_have_the_right_gradients(penalty):
 @pytest.mark.parametrize("conditioning", ["concat", "projection", "auxiliary", "reacgan"])
 def test_players_are_told_the_label(conditioning):
     game = build(conditioning=conditioning)
-    z = game.latent(Noise(0, size=1), None)
+    z = game.ask({}, Noise(0, size=1), None)
     images = [game.generator(z, torch.tensor([label])) for label in (0, 1)]
     assert not torch.equal(*images)
     logits = [game.discriminator(images[0], torch.tensor([label])).logits for label in (0, 1)]
@@ -182,7 +184,7 @@ def test_players_are_told_the_label(conditioning):
 def test_attributes_are_told_too():
     game = build(classes=(), attributes=("age", "size"))
     cond = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
-    z = game.latent(Noise(0, size=1), None).expand(2, -1)
+    z = game.ask({}, Noise(0, size=1), None).expand(2, -1)
     images = game.generator(z, cond)
     assert not torch.equal(images[0], images[1])
     logits = game.discriminator(images[:1].expand(2, -1, -1, -1), cond).logits
@@ -212,6 +214,6 @@ def test_training_moves_everything_towards_the_data():
     still = [tuple(a.shape) for a, b in zip(after, before, strict=True) if torch.equal(a, b)]
     assert still == [(1,)]  # the last bias, which a loss of differences leaves where it is
     with torch.no_grad():
-        fake = game.generator(game.latent(Noise(1, size=16), None), labels)
+        fake = game.generator(game.ask({}, Noise(1, size=16), None), labels)
     assert fake[labels == 0].mean() == pytest.approx(-0.5, abs=0.25)
     assert fake[labels == 1].mean() == pytest.approx(0.5, abs=0.25)

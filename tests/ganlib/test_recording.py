@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 import torch
+from specs import image_spec, pair_spec
 from tape import HostRead, NoHostReads, record
 
 from ganlib import registry
 from ganlib.config import ModelConfig, load_params, override
-from ganlib.data._spec import Spec
 from ganlib.game import Batch, Term
 from ganlib.noise import Noise
 from ganlib.recording import MOST, WARMUP, RecordedSteps
@@ -52,11 +52,8 @@ CASES = [
 def training_of(family, changes, accumulate=1, device=torch.device("cpu")):  # noqa: B008
     """A small training, and what deals its steps."""
     pair = registry.load("models", family).MODALITY == "image_pair"
-    shape = (2, 16, 16) if pair else (1, 16, 16)
     classes = () if pair else ("a", "b", "c")
-    spec = Spec(
-        "pair" if pair else "image", "image_pair" if pair else "image", shape, classes, {"train": 8}, "", (), int(pair)
-    )
+    spec = pair_spec(1, 1, (16, 16)) if pair else image_spec((1, 16, 16), classes)
     params = load_params().model_copy(update={"model": family, "data": "pairs" if pair else "mnist"})
     known = params.game.network.model_dump()
     tiny = {
@@ -78,7 +75,8 @@ def training_of(family, changes, accumulate=1, device=torch.device("cpu")):  # n
         rows = [slice(i * 8 // accumulate, (i + 1) * 8 // accumulate) for i in range(accumulate)]
 
         def batch(turn, rows):
-            data = {"sample": Noise(1, turn, size=8, rows=rows, device=device).uniform(*shape) * 2 - 1}
+            noise = Noise(1, turn, size=8, rows=rows, device=device)
+            data = {name: noise.uniform(*part.shape) * 2 - 1 for name, part in spec.parts.items()}
             if classes:
                 data["label"] = (torch.arange(8, device=device) + turn)[rows] % 3
             return Batch(data, Noise(0, "turn", turn, size=8, rows=rows, device=device))

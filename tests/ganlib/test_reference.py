@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from sklearn.datasets import load_digits
+from specs import completed, image_spec, packed_rows
 from torch import Tensor
 
 from ganlib import shards
@@ -23,7 +26,7 @@ from ganlib.reference import Reference, build
 
 CFG = ReferenceConfig(classifier=ClassifierConfig(width=8, epochs=4))
 SPLITS = {"train": 500, "test": 200}
-SPEC = Spec("image", "image", (1, 8, 8), tuple("0123456789"), SPLITS, "f" * 64)
+SPEC = image_spec((1, 8, 8), tuple("0123456789"), SPLITS, "f" * 64)
 
 VARIETY = {"diversity/features", "rank/features", "spacing/features"}
 
@@ -37,7 +40,7 @@ def stored(split: str) -> dict[str, Tensor]:
 
 def decoded(split: str) -> dict[str, Tensor]:
     columns = stored(split)
-    return {**columns, "sample": decode(columns["sample"])}
+    return {**columns, "sample": decode(None, "sample", columns["sample"])}
 
 
 def quality(reference: Reference, samples: dict[str, Tensor]) -> dict[str, float]:
@@ -130,7 +133,7 @@ def test_unlabelled_data_have_no_classifier(tmp_path: Path):
     reference = Reference.load(tmp_path, device="cpu")
     assert reference.classifier is None
     assert list(reference.spaces) == ["efficientnet_lite0"]
-    assert set(quality(reference, {"sample": decode(test["sample"])})) == {"quality/fd", *VARIETY}
+    assert set(quality(reference, {"sample": decode(None, "sample", test["sample"])})) == {"quality/fd", *VARIETY}
     with pytest.raises(ValueError, match="no classifier"):
         reference.predict(reference.spaces["efficientnet_lite0"].test)
 
@@ -140,35 +143,31 @@ def test_large_images_are_read_once_and_few_at_a_time(tmp_path: Path, monkeypatc
     rng = np.random.default_rng(0)
     coarse = torch.tensor(rng.integers(0, 256, (90, 3, 8, 8), dtype=np.uint8))
     images = torch.nn.functional.interpolate(coarse, (160, 200), mode="bilinear").numpy()
-    packed = [shards.pack(image) for image in images]
-    rows = shards.table([p[0] for p in packed], [p[1] for p in packed], [i % 3 for i in range(90)])
-
-    def describe(found: shards.Summary) -> Spec:
-        return Spec("image", "image", (3, 160, 200), tuple("abc"), found.counts, found.content_hash)
-
+    of_images = image_spec((3, 160, 200), tuple("abc"))
+    rows = packed_rows(of_images, [{"sample": image} for image in images], [i % 3 for i in range(90)])
     prepared = tmp_path / "prepared"
     prepared.mkdir()
-    shards.write(prepared, [rows], describe, test_share=0.3, shard_mb=64.0)
+    shards.write(prepared, [rows], of_images.parts, completed(of_images), test_share=0.3, shard_mb=64.0)
     spec, wholes, reads = shards.read_spec(prepared), [], []
     for split in shards.SPLITS:
         wholes.append(shards.read(prepared, split))
-    read, taken, asked = shards.read_groups, shards.Rows.__getitem__, []
+    read, taken, asked = shards.read_groups, shards.LazyRows.__getitem__, []
 
-    def counted(rows: shards.Rows, which: slice | Tensor) -> Tensor:
+    def counted(rows: shards.LazyRows, which: slice | Tensor) -> Tensor:
         found = taken(rows, which)
         asked.append(len(found))
         return found
 
-    def recorded(spec: Spec, groups: list[shards.Group], *, samples: bool = True) -> dict[str, Tensor]:
-        if samples:
+    def recorded(spec: Spec, groups: list[shards.Group], *, columns: Any = None) -> dict[str, Tensor]:
+        if columns is None or "sample" in columns:
             reads.append(sum(group.rows for group in groups))
-        return read(spec, groups, samples=samples)
+        return read(spec, groups, columns=columns)
 
     monkeypatch.setattr(shards, "read_groups", recorded)
-    monkeypatch.setattr(shards.Rows, "__getitem__", counted)
+    monkeypatch.setattr(shards.LazyRows, "__getitem__", counted)
     cfg = ReferenceConfig(classifier=ClassifierConfig(width=4, epochs=1))
     build(tmp_path / "whole", spec, *wholes, cfg, seed=0)
-    monkeypatch.setattr(shards, "few", lambda shape: 17)
+    monkeypatch.setattr(shards, "rows_per_chunk", lambda size: 17)
     build(tmp_path / "parts", spec, *(shards.stored(prepared, split) for split in shards.SPLITS), cfg, seed=0)
     assert sum(reads) == sum(asked) == 90
     assert max(asked) == 17
@@ -179,7 +178,7 @@ def test_large_images_are_read_once_and_few_at_a_time(tmp_path: Path, monkeypatc
         torch.testing.assert_close(parts.spaces[name].train, space.train, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(parts.spaces[name].test, space.test, rtol=1e-3, atol=1e-3)
     assert parts.about["spaces"]["classifier"]["size"] == [64, 64]
-    image = decode(wholes[1]["sample"])
+    image = decode(None, "sample", wholes[1]["sample"])
     spread = parts.spaces["classifier"].test.std()
     assert (parts.spaces["classifier"].extract(image) - parts.spaces["classifier"].test).abs().max() < 0.05 * spread
 
@@ -194,8 +193,10 @@ def test_what_cannot_be_done_is_said(tmp_path: Path):
     few = {"sample": stored("test")["sample"][:9]}
     with pytest.raises(ConfigError, match="test split has 9 examples; at least 10"):
         build(tmp_path, SPEC, stored("train"), few, CFG, seed=0)
-    with pytest.raises(ConfigError, match="these are table"):
-        build(tmp_path, dataclasses.replace(SPEC, modality="table"), few, few, CFG, seed=0)
+    with pytest.raises(ValidationError, match=r"'inceptoin' is not a feature space \(did you mean 'inception'\?\)"):
+        ReferenceConfig(spaces={"inceptoin": {"file": "net.pt"}})
+    with pytest.raises(ValidationError, match=r"inception is now spaces.inception.file"):
+        ReferenceConfig(inception="net.pt")
     with pytest.raises(FileNotFoundError, match="run the stage `reference`"):
         Reference.load(tmp_path)
 
@@ -205,10 +206,12 @@ def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path):
     script = f"""
 import resource, torch
 from ganlib.config import ReferenceConfig
+from ganlib.data import image
 from ganlib.data._spec import Spec
 from ganlib.reference import build
 
-spec = Spec("image", "image", (1, 8, 8), (), {{"train": 10, "test": 10}}, "f" * 64)
+sample = image.Config(resolution=(8, 8), channels=1)
+spec = Spec(sample, "image", (), {{"train": 10, "test": 10}}, "f" * 64)
 images = {{"sample": torch.zeros(10, 1, 8, 8, dtype=torch.uint8)}}
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:

@@ -6,26 +6,26 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from specs import completed, image_spec, packed_rows
 
 from ganlib import shards
-from ganlib.data._spec import Spec
 
 
-def write(folder, samples, labels=None, *, splits=None, test_share=0.25, shard_mb=64.0, chunk=50):
+def write(folder, samples, labels=None, *, splits=None, test_share=0.25, shard_mb=64.0, chunk=50, duplicates=False):
     folder.mkdir()
     classes = () if labels is None else tuple(str(i) for i in range(int(max(labels)) + 1))
 
-    def describe(found):
-        return Spec("image", "image", samples.shape[1:], classes, found.counts, found.content_hash)
+    spec = image_spec(samples.shape[1:], classes)
 
     def tables():
         for start in range(0, len(samples), chunk):
-            packed = [shards.pack(sample) for sample in samples[start : start + chunk]]
-            marks = [0] * len(packed) if labels is None else labels[start : start + chunk].tolist()
+            marks = None if labels is None else labels[start : start + chunk].tolist()
             said = None if splits is None else splits[start : start + chunk]
-            yield shards.table([p[0] for p in packed], [p[1] for p in packed], marks, said)
+            yield packed_rows(spec, [{"sample": sample} for sample in samples[start : start + chunk]], marks, said)
 
-    return shards.write(folder, tables(), describe, test_share=test_share, shard_mb=shard_mb)
+    return shards.write(
+        folder, tables(), spec.parts, completed(spec), test_share=test_share, shard_mb=shard_mb, duplicates=duplicates
+    )
 
 
 def rows(folder, split):
@@ -55,7 +55,7 @@ def test_round_trip(tmp_path, data):
 
 
 def test_large_samples_are_png_and_lossless(tmp_path):
-    for channels in (1, 2, 3, 4, 6, 7):
+    for channels in (1, 3):
         samples = np.random.default_rng(1).integers(0, 256, (12, channels, 120, 110), dtype=np.uint8)
         folder = tmp_path / str(channels)
         write(folder, samples, test_share=0.5)
@@ -134,7 +134,7 @@ def test_rows_are_read_when_they_are_wanted_a_group_at_a_time_and_once(tmp_path,
     read = shards.read_groups
 
     def recorded(spec, groups, **how):
-        if how.get("samples", True):
+        if how["columns"] == ["sample"]:
             reads.append([(group.index, group.rows) for group in groups])
         return read(spec, groups, **how)
 
@@ -188,12 +188,13 @@ def test_an_example_is_in_one_split_only_whatever_the_source_says(tmp_path, data
 def test_what_describe_raises_stops_before_a_shard(tmp_path, data):
     (tmp_path / "a").mkdir()
 
-    def refuse(_):
+    def refuse(*_):
         raise ValueError("no")
 
-    packed = shards.pack(data[0][0])
+    spec = image_spec((3, 4, 5))
+    row = packed_rows(spec, [{"sample": data[0][0]}])
     with pytest.raises(ValueError, match="no"):
-        shards.write(tmp_path / "a", [shards.table([packed[0]], [packed[1]], [0])], refuse, test_share=0.5, shard_mb=1)
+        shards.write(tmp_path / "a", [row], spec.parts, refuse, test_share=0.5, shard_mb=1)
     assert not list((tmp_path / "a").glob("*.parquet"))
 
 

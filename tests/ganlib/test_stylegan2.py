@@ -14,7 +14,7 @@ from torch import nn
 from zoo import batches, game_of, spec_of
 
 from ganlib import distributed
-from ganlib.game import Learner, Round, adversarial_step
+from ganlib.game import Batch, Learner, Round, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.models import _layers as layers
 from ganlib.models import stylegan2
@@ -32,7 +32,7 @@ def draw(*shape, seed=0):
 
 
 def inputs_of(game, n=4, key=0, **changes):
-    return game.latent(Noise(key, size=n), None) | changes
+    return game.ask({}, Noise(key, size=n), None) | changes
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ def test_truncation_draws_to_the_mean_style():
     half = generator.styles(inputs | {"truncation": torch.full((4,), 0.5)})
     torch.testing.assert_close(half, ((w + generator.w_mean) / 2)[:, None].expand_as(half))
     assert torch.equal(generator.styles(inputs)[:, 0], w)
-    assert torch.equal(game.latent(Noise(0, size=4), 0.3)["truncation"], torch.full((4,), 0.3))
+    assert torch.equal(game.ask({}, Noise(0, size=4), 0.3)["truncation"], torch.full((4,), 0.3))
 
 
 def test_the_mean_style_follows_the_batchs_first_styles_over_all_ranks(monkeypatch):
@@ -287,7 +287,7 @@ def path_length_of(game, spec, n):
     deal = dataclasses.replace(
         deal, inputs={k: x.double() if x.is_floating_point() else x for k, x in deal.inputs.items()}
     )
-    return Round(game, deal, Noise(9, size=n), deal.real, deal.real, None, torch.zeros(n))
+    return Round(game, deal, Batch({}, Noise(9, size=n)), deal.real, deal.real, None, torch.zeros(n))
 
 
 def test_path_length_is_the_jacobians():

@@ -3,9 +3,9 @@
 import dataclasses
 
 import torch
+from specs import image_spec, pair_spec
 
 from ganlib import registry
-from ganlib.data._spec import Spec
 from ganlib.game import Batch, Term
 from ganlib.noise import Noise, seed_of
 from ganlib.penalties import DIFFERENTIATE, PENALTIES
@@ -27,11 +27,11 @@ def spec_of(family, shape=None, classes=CLASSES, attributes=()):
     """Data that suit the family: the smallest images it makes, or `shape`; pairs where it translates."""
     modality = registry.load("models", family).MODALITY
     if modality == "image_pair":
-        shape, given, classes = shape or (3, 16, 16), 2, ()
-        return Spec("pair", modality, shape, classes, {"train": 8, "test": 8}, "", attributes, given)
+        generated, *size = shape or (1, 16, 16)
+        return pair_spec(1, generated, size)
     if shape is None:
         shape = next(s for s in ((1, 8, 8), (1, 16, 16), (1, 32, 32)) if builds(family, s))
-    return Spec("image", modality, shape, classes, {"train": 8, "test": 8}, "", attributes)
+    return image_spec(shape, classes, attributes=attributes)
 
 
 def builds(family, shape):
@@ -63,7 +63,7 @@ def penalty(name):
 def batches(spec, n=8, parts=1, key=0):
     """A global batch of `n` in equal microbatches."""
     generator = torch.Generator().manual_seed(seed_of(key))
-    data = {"sample": torch.rand(n, *spec.shape, generator=generator) * 2 - 1}
+    data = {name: torch.rand(n, *part.shape, generator=generator) * 2 - 1 for name, part in spec.parts.items()}
     if spec.classes:
         data["label"] = torch.arange(n) % len(spec.classes)
     if spec.attributes:

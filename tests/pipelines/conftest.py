@@ -54,13 +54,13 @@ def store(project):
 def train(project):
     """Write what the stages before `register` write, for a small generator; `weights` seeds it."""
     import torch
+    from specs import image_spec
 
     from ganlib import registry
-    from ganlib.data._spec import Spec
     from ganlib.export import save_generator
 
     def write(weights: int, metrics: dict, shape: tuple[int, ...] = (1, 8, 8)) -> None:
-        spec = Spec("image", "image", shape, tuple("0123456789"), {"train": 100, "test": 50}, "content")
+        spec = image_spec(shape, tuple("0123456789"), {"train": 100, "test": 50}, "content")
         family = registry.load("models", "mlp")
         network = family.Config(width=16, latent_dim=8)
         with torch.random.fork_rng():

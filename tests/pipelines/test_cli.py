@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
+from specs import image_spec, pair_spec
 from typer.testing import CliRunner
 
 from pipelines.cli import app
@@ -79,8 +80,8 @@ def test_params_check_prints_what_a_run_would_use(tmp_path):
 
 def test_params_check_names_the_fault(tmp_path):
     wrong = tmp_path / "params.yaml"
-    wrong.write_text((ROOT / "params.yaml").read_text().replace("min_coverage", "min_coverge"))
-    refused(ganlib("params", "check", "-f", wrong), "min_coverge", "did you mean 'min_coverage'?")
+    wrong.write_text((ROOT / "params.yaml").read_text().replace("margin: 0.0", "marjin: 0.0"))
+    refused(ganlib("params", "check", "-f", wrong), "marjin", "did you mean 'margin'?")
     refused(ganlib("params", "check", "-f", tmp_path / "none.yaml"), "none.yaml")
 
 
@@ -107,7 +108,6 @@ def test_sample_of_attributes_and_of_given_images(project):
     import torch
 
     from ganlib import registry
-    from ganlib.data._spec import Spec
     from ganlib.export import save_generator
 
     def saved(family, spec, attributes=None, **network):
@@ -119,19 +119,19 @@ def test_sample_of_attributes_and_of_given_images(project):
         return project / family
 
     counts = {"train": 9, "test": 9}
-    told = saved("mlp", Spec("image", "image", (1, 8, 8), (), counts, "", ("size", "tilt")), torch.rand(5, 2), width=8)
+    told = saved("mlp", image_spec((1, 8, 8), (), counts, "", ("size", "tilt")), torch.rand(5, 2), width=8)
     assert ganlib("sample", told, "--attribute", "tilt=1", "--attribute", "size=0.5", "-o", "a.png").exit_code == 0
     refused(ganlib("sample", told, "--attribute", "tilt=1"), "size, tilt; found tilt")
     refused(ganlib("sample", told, "--attribute", "tilt=x"), "NAME=NUMBER")
     Image.new("L", (40, 30)).save("given.png")
-    refused(ganlib("sample", told, "--given", "given.png"), "takes no images")
+    refused(ganlib("sample", told, "--given", "given.png"), "is given nothing")
 
-    translator = saved("pix2pix", Spec("pair", "image_pair", (2, 32, 32), (), counts, "", given=1), width=4)
+    translator = saved("pix2pix", pair_spec(1, 1, (32, 32), counts), width=4)
     assert ganlib("sample", translator, "--given", "given.png", "--given", "given.png").exit_code == 0
     refused(ganlib("sample", translator, "--given", "none.png"), "none.png")
     refused(ganlib("sample", translator, "--given", "mlflow.db"), "mlflow.db: not an image")
     refused(ganlib("sample", translator, "--given", "given.png", "--label", "1"), "--given")
-    refused(ganlib("sample", translator), "needs images")
+    refused(ganlib("sample", translator), "needs to be given source")
 
 
 def test_sample_of_what_is_not_there(project):

@@ -9,7 +9,7 @@ from ganlib import shards
 from ganlib.config import ConfigError, EvaluateConfig, GateConfig
 from ganlib.evaluate import evaluate, measurable
 from ganlib.reference import Reference, build
-from pipelines.gate import weaknesses
+from pipelines.gate import failed_thresholds
 from pipelines.launch import Job
 
 SMALL = {"max_samples": 60, "classifier": {"width": 2, "epochs": 1}}
@@ -33,8 +33,7 @@ def paired(tmp_path_factory, pairs):
 
 
 def found(reference, **also):
-    channels = reference.spec.shape[0] - reference.spec.given
-    fakes = torch.rand(20, channels, *reference.spec.shape[1:], generator=torch.Generator().manual_seed(0))
+    fakes = torch.rand(20, *reference.spec.shape, generator=torch.Generator().manual_seed(0))
     also = {name: fakes.clone() if name != "label" else torch.arange(20) % 10 for name in also}
     cfg = EvaluateConfig(num_samples=20, resamples=2)
     metrics = evaluate({"sample": fakes, **also}, reference, cfg, 0)
@@ -46,7 +45,7 @@ def test_what_is_measurable_is_what_is_measured(labelled, paired):
     assert measurable(reference, labelled=True) == found(reference, label=True)
     assert measurable(reference, labelled=False) == found(reference)
     of_pairs = Reference.load(paired)
-    assert measurable(of_pairs, labelled=False) == found(of_pairs, given=True, target=True)
+    assert measurable(of_pairs, labelled=False) == found(of_pairs, naive=True, target=True)
     without = dataclasses.replace(reference, classifier=None, labels={})
     without.spaces.pop("classifier")
     assert measurable(without, labelled=False) == found(without)
@@ -55,7 +54,7 @@ def test_what_is_measurable_is_what_is_measured(labelled, paired):
 @pytest.mark.parametrize("metric", ["samples.psnr", "clasifier.fd", "classifier.fid"])
 def test_a_gate_without_its_metric_is_refused_before_training(params, prepared, labelled, metric):
     assert Job.of(gated(params, "samples.label_accuracy"), prepared, labelled, 1)
-    with pytest.raises(ConfigError, match=rf"gate\.metric: '{metric}' cannot be measured.*known: .*classifier.fd"):
+    with pytest.raises(ConfigError, match=rf"gate\.metric: '{metric}' is not measured.*known: .*classifier.fd"):
         Job.of(gated(params, metric), prepared, labelled, 1)
 
 
@@ -64,7 +63,7 @@ def test_labels_are_judged_only_where_they_are_asked_for(params, prepared, label
     network = section.network.model_copy(update={"conditioning": "none"})
     models = {**params.models, "dcgan": section.model_copy(update={"network": network})}
     unconditional = gated(params, "samples.label_accuracy").model_copy(update={"models": models})
-    with pytest.raises(ConfigError, match=r"'samples\.label_accuracy' cannot be measured"):
+    with pytest.raises(ConfigError, match=r"'samples\.label_accuracy' is not measured"):
         Job.of(unconditional, prepared, labelled, 1)
     assert Job.of(gated(unconditional, "samples.class_coverage"), prepared, labelled, 1)
 
@@ -72,7 +71,9 @@ def test_labels_are_judged_only_where_they_are_asked_for(params, prepared, label
 def test_a_gate_on_pairs_looks_for_collapse_in_a_space():
     healthy = {"coverage": {"value": 0.1}, "memorisation_ratio": {"value": 1.0}}
     metrics = {"efficientnet_lite0": healthy, "samples": {"psnr": {"value": 20.0}}}
-    assert weaknesses(metrics, GateConfig(metric="samples.psnr")) == ["coverage 0.1 is below gate.min_coverage 0.3"]
+    assert failed_thresholds(metrics, GateConfig(metric="samples.psnr"), labelled=False) == [
+        "coverage 0.1 is below gate.at_least.coverage 0.3"
+    ]
 
 
 def gated(params, metric):

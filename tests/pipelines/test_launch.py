@@ -1,11 +1,15 @@
 """What the door to training says, and mends, without starting Ray."""
 
 import errno
+import shutil
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ruamel.yaml import YAML
 
+import ganlib
 from ganlib.checkpoint import Damaged
 from ganlib.config import ConfigError, ResolvedScale, override
 from ganlib.distributed import WorkerLost
@@ -21,8 +25,11 @@ from pipelines.launch import (
     permanent,
     possible_workers,
     storage,
+    training_code,
 )
 from pipelines.storage import Storage
+
+ROOT = Path(__file__).parents[2]
 
 
 def scaled(params, **scale):
@@ -52,6 +59,38 @@ def test_another_reference_is_another_run(params, prepared, tmp_path):
         (tmp_path / "reference" / file).write_text("9 epochs")
         assert len({before, first, name()}) == 3, file
         assert name() == name() != unmeasured
+
+
+def test_code_that_a_training_does_not_use_changes_nothing(params, prepared, tmp_path, monkeypatch):
+    """New kinds of data, sources, spaces, metrics and families are such code."""
+    copy = Path(shutil.copytree(ROOT / "ganlib", tmp_path / "ganlib", ignore=shutil.ignore_patterns("__pycache__")))
+    monkeypatch.setattr(ganlib, "__file__", str(copy / "__init__.py"))
+
+    def name():
+        return fingerprint(params, prepared, "train", tmp_path / "reference")
+
+    before = name()
+    new = [*(copy / kind / "new.py" for kind in ("data", "sources", "spaces", "metrics", "models"))]
+    for file in (
+        *new,
+        copy / "metrics" / "picture" / "new.py",
+        copy / "models" / "mlp.py",
+        copy / "sources" / "idx.py",
+    ):
+        file.write_text("# new")
+        assert name() == before, file
+    for file in ("data/_kind.py", "metrics/fd.py", "models/_layers.py", "models/dcgan.py", "trainer.py"):
+        before = name()
+        (copy / file).write_text("# changed")
+        assert name() != before, file
+
+    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+    used = {path.relative_to(copy.parent).as_posix() for path in training_code("dcgan")}
+    for stage in ("tune", "train"):
+        code = {dep.replace("${model}", "dcgan") for dep in stages[stage]["deps"] if dep.startswith("ganlib/")}
+        assert code <= used, "files, no folders in which others may come"
+    for stage in ("evaluate", "register"):
+        assert not {"ganlib/data", "ganlib/sources", "ganlib/spaces", "ganlib/models"} & set(stages[stage]["deps"])
 
 
 def test_runs_are_kept_below_the_project(params, tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ def server(running, project, monkeypatch):
 
 
 def row(kimg):
-    return {"kimg": float(kimg), "images_per_second": 100.0, "loss/generator": 1 / kimg, "loss/discriminator": 2.0}
+    return {"kimg": float(kimg), "examples_per_second": 100.0, "loss/generator": 1 / kimg, "loss/discriminator": 2.0}
 
 
 def found(experiment, key):
@@ -71,7 +71,7 @@ def test_training_logs_to_a_server_that_is_killed_on_the_way(server, project, ca
     assert found("training", "train-1") == expected
     said = capsys.readouterr().out
     assert said.count("the work goes on") == said.count("the store answers again") == 1
-    assert said.count("images/s") == 30
+    assert said.count("examples/s") == 30
 
 
 LOGGER = """

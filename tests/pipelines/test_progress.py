@@ -21,7 +21,7 @@ def progress():
 
 
 def row(kimg, gap=1.0, rollbacks=0):
-    figures = {"kimg": float(kimg), "images_per_second": 100.0, "logit/gap": gap}
+    figures = {"kimg": float(kimg), "examples_per_second": 100.0, "logit/gap": gap}
     return {**figures, "health/rollbacks": rollbacks} if rollbacks else figures
 
 
@@ -53,4 +53,4 @@ def test_a_store_error_that_looks_like_markup_stops_nothing(progress, capsys, mo
         progress(one)
     out = capsys.readouterr().out
     assert out.count("tracking: HTTP 502: [/html] [bold]; training goes on") == 1
-    assert out.count("images/s") == 3
+    assert out.count("examples/s") == 3

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from specs import image_spec, pair_spec
 
 from ganlib import registry
-from ganlib.data._spec import Spec
 from ganlib.export import load_generator, save_generator
 from pipelines.pyfunc import GeneratorModel, logged
 
@@ -22,13 +22,13 @@ def model(folder, family, spec, attributes=None, **network):
 
 @pytest.fixture
 def told(tmp_path):
-    spec = Spec("image", "image", (1, 8, 8), (), {"train": 9, "test": 9}, "hash", attributes=("size", "tilt"))
+    spec = image_spec((1, 8, 8), attributes=("size", "tilt"))
     return model(tmp_path, "mlp", spec, torch.rand(5, 2), width=8, latent_dim=4)
 
 
 @pytest.fixture
 def translator(tmp_path):
-    spec = Spec("pair", "image_pair", (4, 32, 32), (), {"train": 9, "test": 9}, "hash", given=3)
+    spec = pair_spec(3, 1, (32, 32))
     return model(tmp_path, "pix2pix", spec, width=4, max_width=8, discriminator_width=4)
 
 
@@ -51,8 +51,8 @@ def test_images_are_translated_however_few(translator, tmp_path):
     assert made.shape == (2, 32, 32, 1)
     assert made.dtype == np.uint8
     assert translator.predict(None, images[:0]).shape == (0, 32, 32, 1)
-    with pytest.raises(ValueError, match=r"images of shape \[3, 32, 32\] are wanted"):
+    with pytest.raises(ValueError, match=r"expected images of shape \[32, 32, 3\]"):
         translator.predict(None, images[:, :16])
-    with pytest.raises(ValueError, match="give it images"):
+    with pytest.raises(ValueError, match="makes samples of source: give it some"):
         translator.predict(None, None)
     assert [param.name for param in logged(tmp_path)["signature"].params] == ["seed"]

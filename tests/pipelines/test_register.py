@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from ganlib.config import GateConfig, TrackingConfig
 from ganlib.evaluate import Comparison
@@ -124,7 +125,7 @@ def test_again_respects_a_persons_rollback(stage):
 def test_another_gate_decides_anew_but_takes_nothing_away(stage, params, monkeypatch):
     assert stage(coverage=0.2)["decision"] == "refused"
     with monkeypatch.context() as lenient:
-        lenient.setitem(params.__dict__, "gate", params.gate.model_copy(update={"min_coverage": 0.1}))
+        lenient.setitem(params.__dict__, "gate", params.gate.model_copy(update={"at_least": {"coverage": 0.1}}))
         assert stage(coverage=0.2)["decision"] == "promoted"
     assert stage(coverage=0.2)["decision"] == "promoted"
     assert aliases() == (1, None)
@@ -160,7 +161,7 @@ def test_gate_on_the_champion(stage, params, monkeypatch, low, high, decision):
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"coverage": 0.01}, "coverage 0.01 is below gate.min_coverage"),
+        ({"coverage": 0.01}, "coverage 0.01 is below gate.at_least.coverage"),
         ({"coverage": float("nan")}, "coverage nan is below"),
         ({"memorisation_ratio": 0.1}, "memorisation_ratio 0.1 is below"),
         ({"label_accuracy": 0.2}, "label_accuracy 0.2 is below"),
@@ -175,15 +176,45 @@ def test_unhealthy_version_is_refused_with_or_without_champion(stage, changed, r
 
 
 def test_every_unmet_threshold_is_named():
-    found = gate.weaknesses(metrics(coverage=0.0, memorisation_ratio=0.0), GateConfig(metric="classifier.fd"))
+    found = gate.failed_thresholds(
+        metrics(coverage=0.0, memorisation_ratio=0.0), GateConfig(metric="classifier.fd"), labelled=True
+    )
     assert [reason.split()[0] for reason in found] == ["coverage", "memorisation_ratio"]
 
 
 def test_thresholds_on_unlabelled_data():
     cfg = GateConfig(metric="classifier.fd")
-    assert gate.weaknesses(metrics(label_accuracy=None), cfg) == []
+    assert gate.failed_thresholds(metrics(label_accuracy=None), cfg, labelled=False) == []
+    with pytest.raises(StageError, match="needs label_accuracy"):
+        gate.failed_thresholds(metrics(label_accuracy=None), cfg, labelled=True)
     with pytest.raises(StageError, match="needs coverage"):
-        gate.weaknesses(metrics(coverage=None), cfg)
+        gate.failed_thresholds(metrics(coverage=None), cfg, labelled=False)
+
+
+def test_thresholds_on_any_metric_from_either_side():
+    cfg = GateConfig(metric="classifier.fd", at_least={"recall": 0.5}, at_most={"copied": 0.1})
+    found = gate.failed_thresholds({"classifier": figures(fd=1.0, recall=0.4, copied=0.2)}, cfg, labelled=True)
+    assert found == [
+        "recall 0.4 is below gate.at_least.recall 0.5",
+        "copied 0.2 is above gate.at_most.copied 0.1",
+    ]
+    for wrong, message in (
+        ({"at_least": {"recal": 1}}, "did you mean 'recall'"),
+        ({"min_coverage": 0}, "now at_least."),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            GateConfig(**wrong)
+
+
+def figures(**values):
+    return {name: {"value": value} for name, value in values.items()}
+
+
+def test_the_gate_goes_by_kid_unless_told():
+    measured = {"samples": figures(l1=1.0), "pixels": figures(fd=1.0, kid=2.0), "classifier": figures(kid=3.0)}
+    assert gate.metric_of(GateConfig(), measured) == "pixels.kid"
+    with pytest.raises(StageError, match=r"gate.metric: 'kid' is not measured.*known: samples.l1"):
+        gate.metric_of(GateConfig(), ["samples.l1"])
 
 
 def test_another_shape_is_not_compared(stage):
@@ -262,7 +293,7 @@ class Contest:
 
         monkeypatch.setattr(model_registry, "set_alias", moved)
 
-    def compare(self, challenger, champion, params):
+    def compare(self, challenger, champion, params, metric):
         happens, self.during = self.during, lambda: None
         happens()
         ours, theirs = (float(generator.about["fd"]) for generator in (challenger, champion))
@@ -536,7 +567,7 @@ def test_missing_outputs_are_named(project, params, train, missing, named):
 
 
 def test_metric_of_the_gate_must_be_there(stage):
-    with pytest.raises(StageError, match=r"gate.metric: 'classifier.fd' is not in .* known: classifier.coverage"):
+    with pytest.raises(StageError, match=r"gate.metric: 'classifier.fd' is not measured.* known: classifier.coverage"):
         stage(fd=None)
 
 

@@ -45,7 +45,7 @@ def project(checkout):
 
 def reports(output: str) -> list[float]:
     """kimg of each line printed."""
-    return [float(line.split()[0]) for line in output.splitlines() if " kimg " in line and " images/s " in line]
+    return [float(line.split()[0]) for line in output.splitlines() if " kimg " in line and " examples/s " in line]
 
 
 def looks(output: str) -> list[float]:

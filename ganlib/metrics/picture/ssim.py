@@ -10,11 +10,11 @@ import math
 
 from torch import Tensor
 
+from ganlib._config import Config
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "MODALITY", "NEEDS", "compute", "score"]
+__all__ = ["DIRECTION", "NEEDS", "compute", "score"]
 
-MODALITY = "any"
 DIRECTION = "higher"
 NEEDS = ("ssim",)
 
@@ -22,8 +22,8 @@ _RANGE = 2.0
 _C1, _C2 = (0.01 * _RANGE) ** 2, (0.03 * _RANGE) ** 2
 
 
-def score(image: Tensor, target: Tensor) -> Tensor:
-    x, y = image.float(), target.float()
+def score(cfg: Config, made: Tensor, target: Tensor) -> Tensor:
+    x, y = made.float(), target.float()
     mean_x, mean_y, xx, yy, xy = (_local_mean(of) for of in (x, y, x * x, y * y, x * y))
     covariance = xy - mean_x * mean_y
     variances = xx - mean_x.square() + yy - mean_y.square()

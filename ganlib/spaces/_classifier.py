@@ -20,40 +20,71 @@ _SIDE = 64  # pixels, at most: as much as the other networks look at
 
 
 class Classifier(nn.Module):
-    """Shrinks the image to 64 px a side, if it is larger, and halves it until its shorter side is below 8; then two
-    linear layers. Images: 8 px or more."""
+    """A trunk that suits the shape of the samples, then two linear layers.
+
+    `[C, H, W]`: shrinks the image to 64 px a side, if it is larger, and halves it until its shorter side is below 8;
+    images have 8 px or more. `[L, D]`, L steps of D numbers: convolutions along the steps, in halvings. `[D]`: a
+    perceptron.
+    """
 
     def __init__(self, shape: tuple[int, ...], classes: int, width: int) -> None:
-        """`shape` is (channels, height, width) of the images; `width` the channels before the first halving."""
+        """`width`: the channels before the first halving; a perceptron has 8 times as many units."""
         super().__init__()
-        stages: list[nn.Module] = []
-        self.size = _at_most(shape[1:])
-        inputs, outputs, side = shape[0], width, min(self.size)
-        while side >= 8:
-            for source in (inputs, outputs):
-                stages += [
-                    nn.Conv2d(source, outputs, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(outputs),
-                    nn.ReLU(),
-                ]
-            stages.append(nn.MaxPool2d(2))
-            inputs, outputs, side = outputs, min(2 * outputs, 4 * width), side // 2
-        self.trunk = nn.Sequential(*stages, _AveragePool(4), nn.Flatten())
-        self.neck = nn.Linear(16 * inputs, _FEATURES)
+        self.size: tuple[int, ...] = _at_most(shape[1:]) if len(shape) == 3 else ()
+        self.trunk, features = {1: _perceptron, 2: _along_steps, 3: _of_images}[len(shape)](shape, width)
+        self.neck = nn.Linear(features, _FEATURES)
         self.head = nn.Linear(_FEATURES, classes)
 
-    def features(self, images: Tensor) -> Tensor:
-        """The penultimate layer, `[N, 64]`, of images in [-1, 1]."""
-        return F.relu(self.neck(self.trunk(shrunk(images).contiguous(memory_format=torch.channels_last))))
+    def features(self, samples: Tensor) -> Tensor:
+        """The penultimate layer, `[N, 64]`, of samples `[N, *shape]`."""
+        if samples.dim() == 4:
+            samples = shrunk(samples).contiguous(memory_format=torch.channels_last)
+        return F.relu(self.neck(self.trunk(samples)))
 
-    def logits(self, images: Tensor) -> Tensor:
-        """`[N, K]` of images `[N, C, H, W]` in [-1, 1]."""
-        return self.classify(self.features(images))
+    def logits(self, samples: Tensor) -> Tensor:
+        """`[N, K]` of samples `[N, *shape]`."""
+        return self.classify(self.features(samples))
 
     def classify(self, features: Tensor) -> Tensor:
         """`[N, K]` logits of features `[N, 64]`."""
         logits: Tensor = self.head(features)
         return logits
+
+
+def _of_images(shape: tuple[int, ...], width: int) -> tuple[nn.Module, int]:
+    """The trunk for `[C, H, W]`, and how many numbers come out of it."""
+    stages: list[nn.Module] = []
+    inputs, outputs, side = shape[0], width, min(_at_most(shape[1:]))
+    while side >= 8:
+        for source in (inputs, outputs):
+            stages += [nn.Conv2d(source, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        stages.append(nn.MaxPool2d(2))
+        inputs, outputs, side = outputs, min(2 * outputs, 4 * width), side // 2
+    return nn.Sequential(*stages, _AveragePool(4), nn.Flatten()), 16 * inputs
+
+
+def _along_steps(shape: tuple[int, ...], width: int) -> tuple[nn.Module, int]:
+    """The trunk for `[L, D]`, likewise."""
+    stages: list[nn.Module] = [_StepsLast()]
+    inputs, outputs, steps = shape[1], width, shape[0]
+    while True:
+        stages += [nn.Conv1d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
+        if steps < 8:
+            return nn.Sequential(*stages, nn.Flatten()), outputs * steps
+        stages.append(nn.MaxPool1d(2))
+        inputs, outputs, steps = outputs, min(2 * outputs, 4 * width), steps // 2
+
+
+def _perceptron(shape: tuple[int, ...], width: int) -> tuple[nn.Module, int]:
+    """The trunk for `[D]`, likewise."""
+    units = 8 * width
+    return nn.Sequential(nn.Linear(shape[0], units), nn.ReLU(), nn.Linear(units, units), nn.ReLU()), units
+
+
+class _StepsLast(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, L, D]` → `[N, D, L]`."""
+        return x.transpose(1, 2)
 
 
 class _AveragePool(nn.Module):
@@ -98,11 +129,13 @@ def fit(
     decode: Callable[[Tensor], Tensor],
     cfg: ClassifierConfig,
     seed: int,
+    *,
+    shift: bool = True,
 ) -> Classifier:
-    """Train in place on `decode(stored)`, images in [-1, 1], and their labels `[N]`, batch by batch.
+    """Train in place on `decode(stored)`, samples as networks see them, and their labels `[N]`, batch by batch.
 
-    AdamW, a one-cycle learning rate (Smith & Topin 2018), label smoothing 0.1, shifts of up to a twelfth of a side.
-    The order and the shifts follow from `seed`.
+    AdamW, a one-cycle learning rate (Smith & Topin 2018), label smoothing 0.1; with `shift`, images are shifted by up
+    to a twelfth of a side. The order and the shifts follow from `seed`.
     """
     rng = torch.Generator().manual_seed(seed)
     device = next(classifier.parameters()).device
@@ -112,8 +145,8 @@ def fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=cfg.lr, total_steps=max(steps, 2))
     for _ in range(cfg.epochs):
         for rows in torch.randperm(len(stored), generator=rng).split(cfg.batch):
-            images = _shifted(decode(stored[rows]), rng).to(device)
-            logits = classifier.logits(images)
+            samples = decode(stored[rows])
+            logits = classifier.logits((_shifted(samples, rng) if shift else samples).to(device))
             # of probabilities: on GPUs, cross-entropy of indices is not promised to be deterministic
             wanted = F.one_hot(labels[rows], logits.shape[1]).float().to(device)
             loss = F.cross_entropy(logits, wanted, label_smoothing=0.1)

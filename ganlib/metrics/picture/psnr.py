@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ganlib._config import Config
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "MODALITY", "NEEDS", "compute", "score"]
+__all__ = ["DIRECTION", "NEEDS", "compute", "score"]
 
-MODALITY = "any"
 DIRECTION = "higher"
 NEEDS = ("psnr",)
 
 _ROUNDING = (2 / 255) ** 2 / 12  # variance of an error that is uniform over one level
 
 
-def score(image: Tensor, target: Tensor) -> Tensor:
-    squared_error = (image - target).double().square().flatten(1).mean(1)
+def score(cfg: Config, made: Tensor, target: Tensor) -> Tensor:
+    squared_error = (made - target).double().square().flatten(1).mean(1)
     return 10 * (4 / squared_error.clamp_min(_ROUNDING)).log10()
 
 
