@@ -36,12 +36,12 @@ def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
         from ganlib.config import ConfigError
-        from pipelines._stage import StageError
+        from pipelines._stage import StageError, spoken
 
         try:
             command(*args, **kwargs)
         except (ConfigError, StageError, OSError) as error:
-            typer.echo(f"ganlib: {error}", err=True)
+            typer.echo(f"ganlib: {spoken(error)}", err=True)
             raise typer.Exit(1) from error
 
     return guarded
