@@ -27,6 +27,7 @@ __all__ = [
     "atomic_folder",
     "main",
     "project_folder",
+    "spoken",
 ]
 
 PREPARED = Path("data/prepared")
@@ -81,6 +82,15 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         tidy()
 
 
+def spoken(error: BaseException) -> str:
+    """What is said of an error: its text, without what would steer a terminal, as a stranger's file may hold.
+
+    A line; of a ConfigError, a line for each fault.
+    """
+    text = str(error) if isinstance(error, ConfigError) else " ".join(str(error).split()) or type(error).__name__
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 _terminated: list[int] = []
 """SIGTERM, once it has come. What raises it may be passed on as a KeyboardInterrupt: Ray does so."""
 
@@ -99,7 +109,7 @@ def main(stage: Callable[[Params], None]) -> None:
         with exclusive(Storage(str(Path(".ganlib/stages", name).absolute())), f"stage {name}"):
             stage(params)
     except (ConfigError, StageError, OSError) as error:
-        sys.exit(f"ganlib: {error}")
+        sys.exit(f"ganlib: {spoken(error)}")
     except KeyboardInterrupt:
         said, status = ("terminated", 143) if _terminated else ("interrupted", 130)
         print(f"ganlib: {said}; the same command goes on from what is kept", file=sys.stderr)

@@ -37,12 +37,12 @@ def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
         from ganlib.config import ConfigError
-        from pipelines._stage import StageError
+        from pipelines._stage import StageError, spoken
 
         try:
             command(*args, **kwargs)
         except (ConfigError, StageError, OSError) as error:
-            typer.echo(f"ganlib: {error}", err=True)
+            typer.echo(f"ganlib: {spoken(error)}", err=True)
             raise typer.Exit(1) from error
 
     return guarded
@@ -146,10 +146,13 @@ def register() -> None:
 
 @app.command()
 @_one_line_errors
-def lineage(model_uri: ModelURI) -> None:
-    """Compare what a registered model was made from with what lies in this folder."""
+def lineage(
+    model_uri: Annotated[str, typer.Argument(metavar="MODEL_URI", help="models:/NAME@ALIAS or models:/NAME/VERSION")],
+) -> None:
+    """Compare what a registered model was made from with what lies in this folder; exit status 1 if they differ."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from ganlib.config import load_params
     from pipelines import lineage as facts
@@ -159,9 +162,21 @@ def lineage(model_uri: ModelURI) -> None:
     prefix = "lineage."
     recorded = {tag.removeprefix(prefix): value for tag, value in version.tags.items() if tag.startswith(prefix)}
     table = Table("fact", "recorded", "here", "", title=f"{version.model} version {version.number}")
-    for check in facts.verify(recorded, facts.facts(load_params())):
-        table.add_row(check.fact, check.recorded[:12], check.here[:12], "match" if check.same else "[red]differs[/red]")
+    checks = facts.verify(recorded, facts.facts(load_params()))
+    styles = {"match": "", "unknown": "yellow", "differs": "red"}
+    for check in checks:
+        verdict = Text(check.verdict, styles[check.verdict])
+        table.add_row(Text(check.fact), Text(check.recorded[:12]), Text(check.here[:12]), verdict)
     Console().print(table)
+    if name := recorded.get("dvc_exp_name"):
+        commit = facts.experiment_commit(name) or "not here: `dvc exp pull` brings it"
+        typer.echo(f"DVC's experiment {name}, which holds what -S changed: {commit}")
+    elif recorded.get("git.dirty") == "true":
+        typer.echo(
+            "git.dirty: true: files were changed that no commit holds; the facts that begin with dvc.lock name them"
+        )
+    if any(check.verdict == "differs" for check in checks):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
 
 from ganlib.config import Params, ScaleConfig
@@ -26,8 +27,10 @@ from pipelines.places import home_folder, ray_folder
 
 __all__ = [
     "TokenMissing",
+    "check_address",
     "cluster",
     "cluster_address",
+    "local_cpus",
     "on_every_node",
     "one_line",
     "protect_token",
@@ -98,6 +101,20 @@ def cluster_address(scale: ScaleConfig) -> str | None:
     return os.environ.get("RAY_ADDRESS") or scale.ray_address
 
 
+def check_address(scale: ScaleConfig) -> None:
+    """Raise StageError if `cluster_address` is no cluster's, nothing answers there, or it refuses the token here."""
+    if address := cluster_address(scale):
+        key = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "scale.ray_address"
+        _check_reachable(address, key)
+        _check_token(address, key)
+
+
+def local_cpus() -> int:
+    """The cores that a cluster on this machine has: those that this process may use, as by `taskset` or a container's
+    quota; at least one."""
+    return int(joblib.cpu_count())
+
+
 @contextmanager
 def cluster(params: Params) -> Iterator[dict[str, float]]:
     """Connect to the cluster of `cluster_address`, or start one on this machine.
@@ -108,8 +125,7 @@ def cluster(params: Params) -> Iterator[dict[str, float]]:
     key = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "scale.ray_address"
     address = cluster_address(params.scale)
     if address:
-        _check_reachable(address, key)
-        _check_token(address, key)
+        check_address(params.scale)
     else:
         protect_token()
         folder = ray_folder()
@@ -127,7 +143,7 @@ def cluster(params: Params) -> Iterator[dict[str, float]]:
             address=address or "local",
             logging_level="error",
             log_to_driver=False,
-            **({} if address else {"include_dashboard": False}),
+            **({} if address else {"include_dashboard": False, "num_cpus": local_cpus()}),
         )
     except Exception as error:  # Ray raises the plain one, too, as where a busy machine takes more than 30 s
         where = f"{key}: no Ray cluster" if address else "Ray does not start, and `dvc repro` tries again"
@@ -145,7 +161,10 @@ def cluster(params: Params) -> Iterator[dict[str, float]]:
 def _check_reachable(address: str, key: str = "scale.ray_address") -> None:
     """Raise StageError if nothing listens at HOST:PORT: Ray would try for minutes."""
     if "://" in address and not address.startswith("ray://"):
-        raise StageError(f"{key}: {address!r} is not a cluster's address; expected HOST:PORT of its head, or auto")
+        raise StageError(
+            f"{key}: {address!r} is not a cluster's address; expected HOST:PORT of its head, or auto; "
+            "a dashboard's address is for `ganlib submit --address`"
+        )
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         try:

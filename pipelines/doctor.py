@@ -25,9 +25,17 @@ from packaging.requirements import Requirement
 
 from ganlib.config import ConfigError, Params, load_params
 from ganlib.scratch import scratch_folder
-from pipelines import model_registry, tracking
+from pipelines import lineage, model_registry, tracking
 from pipelines._stage import REGISTERED, StageError, project_folder
-from pipelines.cluster import cluster, cluster_address, on_every_node, one_line, token_file
+from pipelines.cluster import (
+    check_address,
+    cluster,
+    cluster_address,
+    local_cpus,
+    on_every_node,
+    one_line,
+    token_file,
+)
 from pipelines.places import ray_folder
 
 __all__ = ["Finding", "examine", "examine_cluster"]
@@ -46,6 +54,7 @@ class Finding(NamedTuple):
 def examine() -> Iterator[Finding]:
     """Every finding, in the order in which things would fail."""
     yield _python()
+    yield _stage_python()
     yield from _packages()
     yield from _repository()
     try:
@@ -240,22 +249,41 @@ def _faults(wanted: Requirement) -> Iterator[str]:
                 yield from (f"{wanted.name}[{extra}]: {fault}" for fault in _faults(part))
 
 
+def _stage_python() -> Finding:
+    """DVC has a shell run the stages as `python -m …`: that has to be this Python."""
+    script = Path(sys.prefix, "bin", "activate")
+    remedy = f"`. {script}`" if script.is_file() else f"put {Path(sys.executable).parent} first in PATH"
+    try:
+        asked = subprocess.run(["python", "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True)
+    except OSError:
+        return Finding("fail", "python: not in PATH, and DVC runs stages by that name", remedy)
+    if Path(found := asked.stdout.strip()) != Path(sys.prefix):
+        return Finding("fail", f"python: that in PATH is of {found or 'nowhere'}, not of {sys.prefix}", remedy)
+    return Finding("ok", "python in PATH is this one")
+
+
 def _repository() -> Iterator[Finding]:
     if not Path("dvc.yaml").is_file():
         yield Finding("fail", f"{Path.cwd()} holds no dvc.yaml", "change to the project folder")
-    if Path(".dvc").is_dir():
-        yield Finding("ok", "DVC repository")
-    else:
+    if not Path(".dvc").is_dir():
         yield Finding("fail", "not a DVC repository", "run `dvc init`")
-    try:
-        git = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):  # OSError: Git is not installed
-        yield Finding("warn", "not a Git repository", "lineage will say 'none'; `git init` and commit")
+    else:
+        asked = subprocess.run([sys.executable, "-m", "dvc", "stage", "list"], capture_output=True, text=True)
+        if asked.returncode:
+            said = (asked.stderr.strip().splitlines() or ["no answer"])[0].removeprefix("ERROR: ")
+            without = "`git init` and commit, or `dvc config --local core.no_scm true`"
+            yield Finding("fail", f"DVC: {said}", without if "not a git repository" in said else "mend it")
+        else:
+            yield Finding("ok", f"DVC repository: {len(asked.stdout.splitlines())} stages")
+    if fault := lineage.git_fault():
+        what, _, remedy = fault.partition("; ")
+        yield Finding("warn", f"{what}: lineage will not know the commit", remedy)
         return
-    if not git:
+    status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True).stdout
+    if not status:
         yield Finding("ok", "Git: nothing untracked or changed")
     else:
-        lines = git.splitlines()
+        lines = status.splitlines()
         untracked = sum(line.startswith("??") for line in lines)
         what = f"Git: {untracked} untracked and {len(lines) - untracked} changed, such as {lines[0][3:]}"
         yield Finding("warn", what, "commit, so that lineage names what ran")
@@ -300,6 +328,9 @@ def _tracking(params: Params) -> Iterator[Finding]:
     except StageError as error:
         yield Finding("fail", str(error), "start it, or change MLFLOW_TRACKING_URI or tracking.uri")
         return
+    if file and unquote(str(file.parent)) != str(file.parent):
+        what = f"{file.parent}: MLflow takes a % in a path for an escape, and loads no model from there as it is"
+        yield Finding("warn", what, "give `mlflow.pyfunc.load_model` a `dst_path`, or rename the folder")
     if named and not registered:
         what = f"the version of {named[0]} that {REGISTERED} names is not in this store, and DVC does not see that"
         yield Finding("warn", what, "`ganlib register`")
@@ -371,12 +402,16 @@ def _driver_cuda() -> str:
 def _resources(params: Params) -> Finding:
     """A cluster is asked when a stage starts; this machine is looked at now."""
     address = cluster_address(params.scale)
+    try:
+        check_address(params.scale)
+    except StageError as error:
+        return Finding("fail", str(error), "start it, or unset what names it")
     if address:
         remedy = "`ganlib doctor --address http://HOST:8265`, of its dashboard, does"
-        return Finding("warn", f"Ray cluster {address}: not looked at", remedy)
+        return Finding("warn", f"Ray cluster {address}: answers, and is not looked into", remedy)
     import torch
 
-    return _fit(params, {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())})
+    return _fit(params, {"CPU": float(local_cpus()), "GPU": float(torch.cuda.device_count())})
 
 
 def _fit(params: Params, available: Mapping[str, float]) -> Finding:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,21 +21,31 @@ from ganlib.config import Params
 from ganlib.shards import read_spec
 from pipelines._stage import PREPARED, StageError
 
-__all__ = ["GIT_SHA", "Check", "facts", "git_sha", "verify"]
+__all__ = ["GIT_SHA", "Check", "experiment_commit", "facts", "git_fault", "git_sha", "verify"]
 
 GIT_SHA = "GANLIB_GIT_SHA"
 """the variable that says what `git_sha` would where there is no Git, as in a submitted job"""
 
 PACKAGES = ("ganlib", "torch", "ray", "mlflow", "dvc", "numpy", "pyarrow")
 # what a working tree can be compared on; the rest says where it happened
-CHECKED = ("git.sha", "data.", "dvc.", "params.")
+CHECKED = ("git.", "data.", "dvc.", "params.")
+UNKNOWN = ("", "none")
 
 
 class Check(NamedTuple):
+    """A fact as it was recorded and as it is here; `verdict` is "match", "differs" or "unknown", where neither side
+    says what ran: two trees with changes of their own may differ."""
+
     fact: str
     recorded: str
     here: str
-    same: bool
+
+    @property
+    def verdict(self) -> str:
+        if self.recorded != self.here:
+            return "differs"
+        changed = self.fact == "git.dirty" and self.here == "true"
+        return "unknown" if changed or self.here in UNKNOWN else "match"
 
 
 def facts(params: Params) -> dict[str, str]:
@@ -60,9 +71,7 @@ def facts(params: Params) -> dict[str, str]:
 def verify(recorded: Mapping[str, str], here: Mapping[str, str]) -> list[Check]:
     """Each checkable fact that either side knows; `""` where it does not."""
     names = sorted(name for name in {*recorded, *here} if name.startswith(CHECKED))
-    return [
-        Check(name, recorded.get(name, ""), here.get(name, ""), recorded.get(name) == here.get(name)) for name in names
-    ]
+    return [Check(name, recorded.get(name, ""), here.get(name, "")) for name in names]
 
 
 def _content_hash() -> str:
@@ -85,13 +94,43 @@ def git_sha(project: Path = Path()) -> str:
     return f"{sha}-dirty" if changed else sha
 
 
+def git_fault(project: Path = Path()) -> str:
+    """Why Git does not say what it holds of `project`, in a line with what to do about it; empty if it does."""
+    if os.environ.get(GIT_SHA):
+        return ""
+    try:
+        asked = subprocess.run(
+            ["git", "-C", str(project), "rev-parse", "HEAD"],
+            env={**os.environ, "LC_ALL": "C"},
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "Git: not installed, or does not answer; install it"
+    if asked.returncode == 0:
+        return ""
+    if "dubious ownership" in asked.stderr:
+        folder = shlex.quote(str(project.resolve()))
+        return f"Git: another user owns {folder}; `git config --global --add safe.directory {folder}`"
+    if "not a git repository" in asked.stderr:
+        return "Git: not a repository; `git init` and commit"
+    return "Git: no commit yet; commit"
+
+
+def experiment_commit(name: str, project: Path = Path()) -> str:
+    """The commit that DVC made of the experiment `name`: it holds what `-S` changed; empty if it is not here."""
+    listed = ("for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{name}")
+    return _command("git", "-C", str(project), *listed).partition("\n")[0]
+
+
 def _git() -> dict[str, str]:
     sha, _, dirty = git_sha().partition("-")
-    experiment = os.environ.get("DVC_EXP_NAME")
+    experiment = {"dvc_exp_name": "DVC_EXP_NAME", "dvc_exp_baseline": "DVC_EXP_BASELINE_REV"}
     return {
         "git.sha": sha or "none",
         "git.dirty": ("true" if dirty else "false") if sha else "none",
-        **({"dvc_exp_name": experiment} if sha and experiment else {}),
+        **({fact: os.environ[key] for fact, key in experiment.items() if os.environ.get(key)} if sha else {}),
     }
 
 

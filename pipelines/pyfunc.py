@@ -5,7 +5,7 @@ its columns come before the parameters of the same name. Equal requests give equ
 rows ask. The samples of all requests come one after another, as their kind of data presents them: images as uint8
 `[N, H, W, C]`.
 
-    model.predict(None, params={"n": 16, "seed": 1})
+    model.predict(None, params={"n": 16, "seed": 1})  # a call gives 128 MiB at most: 171,196 images of 28x28
     model.predict(pandas.DataFrame({"label": [3, 8], "n": [2, 5]}))
     model.predict(pandas.DataFrame({"attributes": [[0.5, 1.0]], "n": [2]}))  # if it is told any; in their order
 
@@ -27,6 +27,7 @@ import torch
 from mlflow.models import ModelSignature, infer_signature, set_model
 from mlflow.pyfunc import PythonModel
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+from packaging.version import Version
 from torch import Tensor
 
 from ganlib.data._spec import Spec
@@ -38,8 +39,10 @@ __all__ = ["GeneratorModel", "logged"]
 # turn, a truncation of 0 none.
 DEFAULTS: dict[str, Any] = {"n": 1, "seed": 0, "label": -1, "truncation": 0.0, "attributes": []}
 TYPES = {"n": "long", "seed": "long", "label": "long", "truncation": "double", "attributes": "double"}
+OUTPUT_BYTES = 2**27
+"""what one call of `predict` gives at most; making it takes some 16 times as much memory"""
 # what `ganlib.export` and this file import; `ganlib` itself travels with the model
-REQUIREMENTS = ("mlflow", "numpy", "pillow", "pydantic", "ruamel.yaml", "safetensors", "torch")
+REQUIREMENTS = ("mlflow", "numpy", "packaging", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors", "torch")
 
 
 class GeneratorModel(PythonModel):
@@ -60,8 +63,13 @@ class GeneratorModel(PythonModel):
         given rows that are not like those it was trained on."""
         if self.generator.translates:
             return self._of_given(model_input, {**DEFAULTS, **(params or {})})
-        made = [self._sample({**DEFAULTS, **(params or {}), **asked}) for asked in _requests(model_input)]
-        return self._presented(torch.cat(made) if made else torch.empty(0, *self.generator.spec.shape))
+        requests = [{**DEFAULTS, **(params or {}), **asked} for asked in _requests(model_input)]
+        about = self.generator.spec.parts["sample"]
+        at_most = max(1, OUTPUT_BYTES // about.stored_bytes)
+        if (asked := sum(max(0, int(request["n"])) for request in requests)) > at_most:
+            raise ValueError(f"n: {asked} samples in one call, expected at most {at_most}")
+        made = [self._sample(request) for request in requests]
+        return self._presented(torch.cat(made) if made else torch.empty(0, *about.shape))
 
     def _sample(self, asked: dict[str, Any], given: dict[str, Tensor] | None = None) -> Tensor:
         return self.generator.sample(
@@ -138,7 +146,8 @@ def logged(folder: Path) -> dict[str, Any]:
         "artifacts": {"generator": folder.resolve().as_uri()},  # MLflow takes a path for an address, too
         # The model runs with the code it was made with, wherever it is loaded.
         "code_paths": [str(Path(ganlib.__file__).parent)],
-        "pip_requirements": [f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
+        # PyPI has no local versions, such as 2.13.0+cpu
+        "pip_requirements": [f"{name}=={Version(importlib.metadata.version(name)).public}" for name in REQUIREMENTS],
         "input_example": example,
         "signature": ModelSignature(
             inputs=taken,

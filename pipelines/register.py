@@ -75,6 +75,8 @@ def _log(store: Store, params: Params, generator: Generator, metrics: Metrics, k
     """Log everything that a person asks of a model to the run that trained it, then register the model."""
     tuned = override(params, YAML(typ="safe").load((TUNED / BEST).read_text()) or {})
     facts = lineage.facts(params)
+    if fault := lineage.git_fault():
+        print(f"lineage: the commit is not known: {fault}", flush=True)
     tags = {f"lineage.{name}": value for name, value in facts.items()}
     # The run is a new one if the training came out of DVC's cache or was tracked in another store.
     name = fingerprint(tuned, PREPARED, "train")

@@ -74,13 +74,53 @@ def test_the_next_commands_draw_samples_and_check_lineage(followed):
     assert "differs" not in printed
 
 
-@pytest.mark.pipeline
-def test_the_python_needs_nothing_of_the_project(followed):
+def python_in(folder: Path) -> str:
+    """The README's Python, for the project in `folder`."""
     (code,) = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    assert "/path/to/ganlib/" in code
+    return code.replace("/path/to/ganlib/", f"{folder}/")
+
+
+@pytest.mark.pipeline
+def test_the_python_needs_nothing_of_the_project_and_runs_in_any_folder(followed, tmp_path):
     seen = "import ganlib; print(images.shape, images.dtype, ganlib.__file__)"
-    printed = followed.run(".venv/bin/python", "-I", "-c", f"{code}\n{seen}").splitlines()[-1]
+    words = [followed.folder / ".venv/bin/python", "-I", "-c", f"{python_in(followed.folder)}\n{seen}"]
+    done = subprocess.run(words, cwd=tmp_path, env=followed.env, check=True, capture_output=True, text=True)
+    printed = done.stdout.splitlines()[-1]
     assert printed.startswith("(16, 28, 28, 1) uint8 ")
     assert Path(printed.split()[-1]).is_relative_to(followed.folder / "mlartifacts")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_python_finds_a_model_from_another_folder(tmp_path):
+    """As above, on a generator that has learned nothing."""
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    project.mkdir()
+    elsewhere.mkdir()
+    run = {"check": True, "capture_output": True, "text": True, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    subprocess.run([sys.executable, "-c", REGISTER], cwd=project, **run)
+    seen = "print(images.shape, images.dtype)"
+    done = subprocess.run([sys.executable, "-c", f"{python_in(project)}\n{seen}"], cwd=elsewhere, **run)
+    assert done.stdout.splitlines()[-1] == "(16, 28, 28, 1) uint8"
+    assert list(elsewhere.iterdir()) == []
+
+
+REGISTER = """
+from pathlib import Path
+from ganlib import registry
+from ganlib.config import TrackingConfig
+from ganlib.data._spec import Spec
+from ganlib.export import save_generator
+from pipelines import model_registry, tracking
+
+family, spec = registry.load("models", "mlp"), Spec("image", "image", (1, 28, 28), tuple("0123456789"), {}, "hash")
+network = family.Config(width=8)
+save_generator(Path("generator"), family.build(network, spec).generator, network=network, spec=spec)
+store = tracking.open_store(TrackingConfig())
+with tracking.run(store, "key", "name") as run:
+    version = model_registry.register_generator(run, Path("generator"), "ganlib-mnist", "key", {})
+model_registry.set_alias(store, version, "champion")
+"""
 
 
 def test_ci_runs_the_second_command(tmp_path):

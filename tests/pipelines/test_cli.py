@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from specs import image_spec, pair_spec
 from typer.testing import CliRunner
 
+from ganlib.config import TrackingConfig, load_params
 from pipelines.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +145,6 @@ def test_sample_of_what_is_not_there(project):
 
 @pytest.fixture
 def registered(generator, project):
-    from ganlib.config import TrackingConfig, load_params
     from pipelines import lineage, model_registry, tracking
 
     shutil.copy(ROOT / "params.yaml", project)
@@ -161,19 +161,61 @@ def test_sample_from_the_registry(registered, generator):
     assert Image.open("a.png").tobytes() == Image.open("b.png").tobytes()
 
 
+def verdicts(done):
+    return {line.split()[1]: line.split()[-2] for line in done.stdout.splitlines() if line.startswith("│")}
+
+
 def test_lineage_tells_what_has_changed(registered, project):
     done = ganlib("lineage", "models:/m@champion")
     assert done.exit_code == 0, done.output
-    assert "match" in done.stdout
+    # there is no Git here, and what is not known matches nothing
+    assert verdicts(done)["params.sha256"] == "match"
+    assert {fact for fact, verdict in verdicts(done).items() if verdict == "unknown"} >= {"git.sha", "git.dirty"}
     assert "differs" not in done.stdout
     changed = (project / "params.yaml").read_text().replace("seed: 0", "seed: 1")
     (project / "params.yaml").write_text(changed)
     (project / "dvc.lock").write_text(
         "stages:\n  prepare:\n    cmd: x\n    outs:\n    - {path: data/prepared, md5: ab}\n"
     )
-    lines = ganlib("lineage", "models:/m/1").stdout.splitlines()
-    differing = {line.split()[1] for line in lines if "differs" in line}
+    done = ganlib("lineage", "models:/m/1")
+    assert done.exit_code == 1
+    differing = {fact for fact, verdict in verdicts(done).items() if verdict == "differs"}
     assert differing == {"params.sha256", "dvc.data/prepared", "dvc.lock.prepare"}
+
+
+def test_lineage_names_dvcs_experiment_and_what_no_commit_holds(registered, project, monkeypatch):
+    from pipelines import lineage, model_registry, tracking
+
+    for command in ("init -q", "add params.yaml", "-c user.name=x -c user.email=x@y commit -qm x"):
+        subprocess.run(["git", *command.split()], check=True)
+    here = lineage.facts(lineage_params := load_params())
+    assert (here["git.dirty"], lineage_params.seed) == ("true", 0)
+    monkeypatch.setenv("DVC_EXP_NAME", "rimed-farl")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", here["git.sha"])
+    exp = lineage.facts(lineage_params)
+    assert (exp["dvc_exp_name"], exp["dvc_exp_baseline"]) == ("rimed-farl", here["git.sha"])
+    store = tracking.open_store(TrackingConfig())
+    version = model_registry.version_by_uri(store, "models:/m/1")
+    model_registry.tag_version(store, version, {f"lineage.{name}": value for name, value in here.items()})
+    done = ganlib("lineage", "models:/m/1")
+    assert verdicts(done)["git.dirty"] == "unknown"
+    assert verdicts(done)["git.sha"] == "match"
+    assert "files were changed that no commit holds" in done.stdout
+    model_registry.tag_version(store, version, {"lineage.dvc_exp_name": "rimed-farl"})
+    assert "experiment rimed-farl, which holds what -S changed: not here" in ganlib("lineage", "models:/m/1").stdout
+    subprocess.run(["git", "update-ref", "refs/exps/ab/cdef/rimed-farl", "HEAD"], check=True)
+    assert f"-S changed: {here['git.sha']}" in ganlib("lineage", "models:/m/1").stdout
+
+
+def test_lineage_shows_what_looks_like_markup(registered, project):
+    from pipelines import model_registry, tracking
+
+    store = tracking.open_store(TrackingConfig())
+    version = model_registry.version_by_uri(store, "models:/m/1")
+    model_registry.tag_version(store, version, {"lineage.dvc.x": "[/x]"})
+    done = ganlib("lineage", "models:/m/1")
+    assert (done.exit_code, verdicts(done)["dvc.x"]) == (1, "differs")
+    assert "[/x]" in done.stdout
 
 
 def test_lineage_of_nothing(project):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from pipelines import doctor, tracking
+from pipelines import doctor, lineage, tracking
+from pipelines._stage import StageError
+from pipelines.cluster import cluster
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,14 +35,15 @@ def edit(project):
 def test_without_git_the_rest_is_looked_at(edit, monkeypatch):
     monkeypatch.setenv("PATH", "")
     found = list(doctor.examine())
-    assert [one.status for one in found if one.what == "not a Git repository"] == ["warn"]
+    assert [one.status for one in found if one.what.startswith("Git: not installed, or does not answer: ")] == ["warn"]
+    assert [one.status for one in found if one.what.startswith("python: not in PATH")] == ["fail"]
     assert any("workers (auto) want" in one.what for one in found)
 
 
 def test_nothing_is_made(edit, project, monkeypatch):
     storage = project / "far" / "storage"
     monkeypatch.setattr(doctor, "_resources", lambda _: doctor.Finding("ok", ""))
-    edit("storage: null", f"storage: {storage}")
+    edit("  storage: ", f"  storage: {storage} ")
     before = (project / "mlflow.db").read_bytes()
     found = list(doctor.examine())
     assert [one.status for one in found if str(storage) in one.what] in (["ok"], ["warn"])
@@ -64,7 +70,7 @@ def test_each_gpu_is_named_and_what_auto_makes_of_them(params, monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: gpu)
     monkeypatch.setattr("torch.version.cuda", "13.0")
     monkeypatch.setattr("torch._C._cuda_getDriverVersion", lambda: 13020, raising=False)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
+    monkeypatch.setattr(doctor, "local_cpus", lambda: 4)
     found = list(doctor._gpus())
     assert [one.what.split(";")[0] for one in found] == [f"GPU {i}: NVIDIA H200, 140 GiB" for i in range(3)]
     assert "CUDA 13.0 of torch" in found[0].what
@@ -149,9 +155,117 @@ def test_a_temporary_folder_that_is_too_long_is_noticed(tmp_path, monkeypatch):
 
 def test_a_cluster_is_named_and_how_to_look_at_it(home, params, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr("pipelines.cluster._check_reachable", lambda *_: None)
+    monkeypatch.setattr("pipelines.cluster._check_token", lambda *_: None)
     status, what, remedy = doctor._resources(params)
-    assert (status, what) == ("warn", "Ray cluster head:6379: not looked at")
+    assert (status, what) == ("warn", "Ray cluster head:6379: answers, and is not looked into")
     assert "ganlib doctor --address http://HOST:8265" in remedy
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "127.0.0.1:1"])
+def test_an_address_that_a_run_would_refuse_fails_by_the_same_line(home, params, monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(StageError, match=r"^RAY_ADDRESS: ") as refused, cluster(params):
+        pass
+    found = doctor._resources(params)
+    assert (found.status, found.what) == ("fail", str(refused.value))
+
+
+def run(*command, **env):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+CPUS = "from pipelines.cluster import local_cpus; print(local_cpus())"
+
+
+@pytest.mark.skipif(shutil.which("taskset") is None, reason="taskset is of util-linux")
+def test_cores_are_those_that_may_be_used():
+    first = str(min(os.sched_getaffinity(0)))
+    assert run("taskset", "-c", first, sys.executable, "-c", CPUS).stdout.strip() == "1"
+
+
+def test_rays_cores_are_those_that_doctor_counts(params, monkeypatch):
+    asked = {}
+
+    def init(**options):
+        asked.update(options)
+        raise RuntimeError("enough")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 3)
+    with pytest.raises(StageError, match="enough"), cluster(params):
+        pass
+    assert asked["num_cpus"] == 3
+    assert doctor._resources(params).what.endswith("there are 3 and 0")
+
+
+def test_on_one_core_one_worker_runs(params, monkeypatch):
+    monkeypatch.setattr("joblib.cpu_count", lambda: 1)  # also of half a core, by a container's quota
+    found = doctor._resources(params)
+    assert (found.status, found.what.split(" want")[0]) == ("warn", "1 workers (auto)")
+
+
+def test_a_python_that_is_not_this_one_is_noticed(tmp_path, monkeypatch):
+    assert doctor._stage_python().status in ("ok", "fail")
+    other = tmp_path / "python"
+    other.write_text("#!/bin/sh\necho /usr\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    status, what, remedy = doctor._stage_python()
+    assert (status, what) == ("fail", f"python: that in PATH is of /usr, not of {sys.prefix}")
+    assert sys.prefix in remedy
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert doctor._stage_python() == ("ok", "python in PATH is this one", "")
+
+
+@pytest.fixture
+def repository(project, monkeypatch):
+    """A DVC repository, and Git's settings of nobody."""
+    monkeypatch.setenv("HOME", str(project))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(project.parent))
+    (project / "dvc.yaml").write_text("stages: {register: {cmd: 'true'}}\n")
+    return project
+
+
+def found():
+    return {one.what.split(":")[0]: one for one in doctor._repository()}
+
+
+def test_without_a_repository_doctor_says_what_dvc_says(repository):
+    run("dvc", "init", "--quiet", "--no-scm", PATH=str(Path(sys.executable).parent))
+    assert found()["DVC repository"].status == "ok"
+    assert found()["Git"] == (
+        "warn",
+        "Git: not a repository: lineage will not know the commit",
+        "`git init` and commit",
+    )
+    (repository / ".dvc/config").write_text("")  # as in an archive of a repository
+    assert found()["DVC"].status == "fail"
+    assert found()["DVC"].what.endswith("is not a git repository")
+    assert found()["DVC"].remedy == "`git init` and commit, or `dvc config --local core.no_scm true`"
+    run("git", "init", "--quiet")
+    assert found()["DVC repository"].status == "ok"
+    assert found()["Git"].remedy == "commit"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_another_user_is_said_with_a_remedy_that_helps(repository, params, capsys):
+    run("git", "init", "--quiet")
+    run("git", "-c", "user.name=x", "-c", "user.email=x@y", "commit", "--quiet", "--allow-empty", "-m", "x")
+    assert lineage.git_fault() == ""
+    (repository / ".git").chmod(0o755)
+    for path in (repository, repository / ".git"):
+        os.chown(path, 65534, 65534)
+    facts = lineage._git()
+    assert facts == {"git.sha": "none", "git.dirty": "none"}
+    assert {check.verdict for check in lineage.verify(facts, facts)} == {"unknown"}
+    finding = found()["Git"]
+    assert (finding.status, finding.what.split(":")[1]) == ("warn", f" another user owns {repository}")
+    assert run("bash", "-c", finding.remedy.strip("`")).returncode == 0
+    assert lineage.git_fault() == ""
+    assert len(lineage._git()["git.sha"]) == 40
 
 
 def answer(**changes):

@@ -56,3 +56,17 @@ def test_images_are_translated_however_few(translator, tmp_path):
     with pytest.raises(ValueError, match="makes samples of source: give it some"):
         translator.predict(None, None)
     assert [param.name for param in logged(tmp_path)["signature"].params] == ["seed"]
+
+
+def test_one_call_gives_no_more_than_stated(told):
+    with pytest.raises(ValueError, match=r"^n: 2097153 samples in one call, expected at most 2097152$"):
+        told.predict(None, pd.DataFrame({"n": [2**21, 1]}))
+    with pytest.raises(ValueError, match="expected at most"):
+        told.predict(None, None, {"n": 10**9})
+
+
+def test_requirements_are_of_versions_that_pypi_has(told, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0+cpu" if name == "torch" else "1.0")
+    named = logged(tmp_path)["pip_requirements"]
+    assert "torch==2.13.0" in named
+    assert not any("+" in one for one in named)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines._stage import atomic_folder
+from ganlib.config import ConfigError
+from pipelines._stage import StageError, atomic_folder, spoken
 
 
 def write(final, content):
@@ -65,3 +66,13 @@ def test_what_a_kill_between_the_renames_left_is_put_right(final, placed):
         raise KeyboardInterrupt
     assert (final / "file").read_text() == ("new" if placed else "old")
     assert [path.name for path in final.parent.iterdir()] == ["out"]
+
+
+def test_what_is_said_of_an_error_steers_no_terminal_and_forges_no_line():
+    title, clear = "\x1b]0;pwned\x07", "\x1b[2J\u202e"
+    assert spoken(StageError(f"a{title}\nganlib: all good{clear}")) == (
+        r"a\x1b]0;pwned\x07 ganlib: all good\x1b[2J\u202e"
+    )
+    assert spoken(OSError("a\udcff.png")) == r"a\udcff.png"
+    assert spoken(ConfigError("one: é\ntwo: \x1b[0m")) == "one: é\ntwo: \\x1b[0m"
+    assert spoken(MemoryError()) == "MemoryError"

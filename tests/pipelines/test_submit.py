@@ -103,8 +103,8 @@ def test_too_large_a_project_is_refused_and_its_largest_file_named(sendable, tmp
         (".dvc/config", "", "nonsense\n", r"^\.dvc/config: File contains no section headers"),
         (
             "params.yaml",
-            "  uri: null",
-            "  uri: postgresql://me:x@host/b",
+            "  uri: ",
+            "  uri: postgresql://me:x@host/b ",
             r"^tracking\.uri: postgresql://\*\*\*@host/b h",
         ),
         ("params.yaml", "data: mnist", "data: photos", r"^data/raw/photos: not sent .* `dvc add data/raw/photos` and"),

@@ -1,0 +1,52 @@
+"""pyproject.toml names what the code imports, with an upper bound for each."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = {name: list(map(Requirement, of)) for name, of in PROJECT["optional-dependencies"].items()}
+REQUIRED = list(map(Requirement, PROJECT["dependencies"]))
+
+
+def imported(folder: str) -> set[str]:
+    """The top names of what the files of a folder import."""
+    found = set[str]()
+    for file in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                found.add(node.module.partition(".")[0])
+    return found - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("folder", ["ganlib", "pipelines"])
+def test_every_import_is_declared(folder):
+    declared = {canonicalize_name(one.name) for one in (*REQUIRED, *EXTRAS["huggingface"])}
+    providers = importlib.metadata.packages_distributions()
+    missing = {
+        name
+        for name in imported(folder) - {"ganlib", "pipelines"}
+        if not declared & {canonicalize_name(provider) for provider in providers.get(name, [name])}
+    }
+    assert missing == set()
+
+
+@pytest.mark.parametrize("requirement", [*REQUIRED, *EXTRAS["huggingface"]], ids=str)
+def test_every_requirement_has_an_upper_bound_that_holds_here(requirement):
+    assert any(one.operator in ("<", "<=", "==", "~=") for one in requirement.specifier)
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"{requirement.name} is not installed")
+    assert requirement.specifier.contains(version, prereleases=True)
