@@ -56,7 +56,7 @@ SPLITS = ("train", "test")
 _KEY = b"ganlib"
 _TENSOR_BYTES = 64 * 64 * 3  # larger samples are stored as PNG
 _GROUP_BYTES = 2 * 2**20  # of decoded samples in a row group: what a streaming reader takes at once
-_SPILL_BYTES = 128 * 2**20  # of packed samples held while sorting
+_SPILL_BYTES = 32 * 2**20  # of packed samples held while sorting
 
 
 class DamagedShard(OSError):
