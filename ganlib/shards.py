@@ -59,7 +59,7 @@ SPLITS = ("train", "test")
 _KEY = b"ganlib"
 _TENSOR_BYTES = 64 * 64 * 3  # larger images are stored as PNG
 _GROUP_BYTES = 2 * 2**20  # of unpacked examples in a row group: what a streaming reader takes at once
-_SPILL_BYTES = 128 * 2**20  # of packed examples held while sorting
+_SPILL_BYTES = 32 * 2**20  # of packed examples held while sorting
 _OTHER_COLUMNS = ("hash", "label", "test", "attributes", "id", "reason")  # names that no part can have
 
 

@@ -1,16 +1,23 @@
 """Stage `prepare`: `data/raw/NAME` or a packaged set becomes `data/prepared`: shards, a card, the rejects.
 
 Memory stays bounded whatever the size: parts of the source are read, encoded and hashed one after the other
-(side by side, by Ray Data, where there is much to do), then sorted on disk; see `ganlib.shards`.
+(on all cores, where there is much to do), then sorted on disk; see `ganlib.shards`.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
-import logging
+import multiprocessing
+import os
+import signal
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,8 +38,8 @@ from pipelines._stage import PREPARED, StageError, atomic_folder, main
 
 __all__ = ["prepare"]
 
-RAY_FROM_S = 30.0
-"""what is left goes to Ray once it looks like taking longer than this here; Ray's start takes about ten"""
+PARALLEL_FROM_S = 30.0
+"""what is left goes to processes on all cores once it looks like taking longer than this in one"""
 
 _TABLE_ROWS, _TABLE_BYTES = 1024, 16 * 2**20
 Encode = Callable[[Part], Iterator[pa.Table]]
@@ -140,48 +147,52 @@ def _table(rows: list[Row]) -> pa.Table:
 
 
 def _encode(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table]:
-    """Every part's tables, in order; what takes long is handed to Ray, which changes nothing but the time."""
+    """Every part's tables, in order; what takes long is handed to processes, which change nothing but the time."""
     start = time.monotonic()
     for done, part in enumerate(parts):
         seconds = time.monotonic() - start
-        if done and seconds > RAY_FROM_S / 10 and seconds / done * (len(parts) - done) > RAY_FROM_S:
-            yield from _by_ray(parts[done:], encode)
+        if done and seconds > PARALLEL_FROM_S / 10 and seconds / done * (len(parts) - done) > PARALLEL_FROM_S:
+            yield from _encode_parallel(parts[done:], encode)
             return
         yield from encode(part)
 
 
-def _by_ray(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table]:
-    """As `_encode`, in processes on all cores of this machine."""
-    from pipelines.cluster import protect_token
-
-    protect_token()
-    import ray
-    import ray.data
-
-    started = not ray.is_initialized()
-    if started:
-        # on this machine, whatever cluster there is: the raw data lie here
-        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="error")
-    try:
-        context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it has to say is raised below
-        rows = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
-        encoded = rows.map_batches(partial(_encode_rows, encode), batch_size=1, batch_format="numpy")
-        yield from encoded.iter_batches(batch_size=None, batch_format="pyarrow")
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, OSError | SourceError):  # Ray Data adds lines of its own to the message
-            raise SourceError(" ".join(str(error.cause).split()) or type(error.cause).__name__) from error
-        raise
-    finally:
-        if started:
-            ray.shutdown()
+def _encode_parallel(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table]:
+    """As `_encode`, in a process per core of this machine; two parts per process are on their way at a time."""
+    workers = len(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("forkserver")  # PyTorch and pyarrow have threads, which a fork would lose
+    # slow to import, so once for all; pyarrow imports pandas where it is installed. Own modules stay with the workers:
+    # the server of forks does not have this process's `sys.path`, and might find others.
+    context.set_forkserver_preload(["torch", "pandas", "pydantic", "pyarrow.parquet"])
+    with ProcessPoolExecutor(workers, context, _follow_parent) as pool:
+        futures = (pool.submit(_encode_whole, encode, part) for part in parts)
+        waiting = deque(itertools.islice(futures, 2 * workers))
+        try:
+            while waiting:
+                tables = waiting.popleft().result()
+                waiting.extend(itertools.islice(futures, 1))
+                yield from tables
+        except BrokenProcessPool as error:
+            raise StageError("a process that encoded samples was killed, perhaps for want of memory") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _encode_rows(encode: Encode, rows: dict[str, Any]) -> Iterator[pa.Table]:
-    for part in rows["part"]:
-        yield from encode(part)
+def _encode_whole(encode: Encode, part: Part) -> list[pa.Table]:
+    return list(encode(part))
+
+
+def _follow_parent() -> None:
+    """Let a worker end with the stage: at Ctrl-C without a traceback of its own, and when the stage is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Rejects:

@@ -165,7 +165,9 @@ def _open(raw: Path | bytes | NDArray[Any] | Image.Image) -> Image.Image:
             if isinstance(raw, Image.Image):
                 return ImageOps.exif_transpose(raw)
             with io.BytesIO(raw) if isinstance(raw, bytes) else raw.open("rb") as file:
-                return ImageOps.exif_transpose(Image.open(file))
+                image = Image.open(file)
+                ImageOps.exif_transpose(image, in_place=True)
+                return image
     except UnidentifiedImageError as error:  # whose own message holds an absolute path or an address
         raise ValueError("not an image, or of an unknown format") from error
     except Exception as error:  # decoders raise whatever they like on broken bytes
@@ -181,7 +183,8 @@ def _flatten(image: Image.Image, cfg: Config) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", image.size, cfg.background), image).convert("RGB")
     elif image.mode not in ("L", "RGB"):
         image = image.convert("L" if image.mode == "1" else "RGB")
-    return image.convert("L" if cfg.channels == 1 else "RGB")
+    mode = "L" if cfg.channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # which would copy
 
 
 def _sixteen_bits(image: Image.Image) -> NDArray[Any]:

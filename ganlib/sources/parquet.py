@@ -79,6 +79,7 @@ def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]
     file = pq.ParquetFile(path)
     read = _reader(path, cfg.image, file.schema_arrow.field(cfg.image).type)
     batches, row = file.iter_batches(_BATCH, row_groups=[group], columns=columns), 0
+    where = f"{path.relative_to(raw)}[group {group}"
     while True:
         try:
             batch = next(batches, None)
@@ -90,14 +91,13 @@ def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]
         described = zip(*(batch.column(name).to_pylist() for name in cfg.attributes), strict=True)
         attributes = list(described) if cfg.attributes else [()] * batch.num_rows
         for cell, label, numbers in zip(batch.column(cfg.image), labels, attributes, strict=True):
-            name = f"{path.relative_to(raw)}[group {group}, row {row}]"
             try:
                 payload = read(cell) if cell.is_valid else None
             except ValueError:  # lists of unequal lengths
                 payload = None
             complete = all(number is not None and math.isfinite(number) for number in numbers)
             told = tuple(float(number) for number in numbers) if complete else None
-            yield Item(name, payload, known.get(label), attributes=told)
+            yield Item(f"{where}, row {row}]", payload, known.get(label), attributes=told)
             row += 1
 
 

@@ -8,6 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,21 +78,64 @@ def test_the_card_counts_duplicates_and_rejects(tmp_path, capsys):
     assert "1 rejected, 2 exact duplicates (1 with another label)" in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore")  # Ray Data warns of its own defaults
-def test_the_same_input_gives_the_same_bytes_with_and_without_ray(tmp_path, monkeypatch):
+def test_the_same_input_gives_the_same_bytes_in_one_process_and_in_several(tmp_path, monkeypatch):
     raw = tmp_path / "raw"
     save(raw, [f"{c}/{i}.png" for c in "ab" for i in range(300)])
     (raw / "a" / "broken.png").write_bytes(b"broken")
     cfg = config(max_reject_share=0.1)
     stage.prepare(cfg, raw, tmp_path / "one")
     stage.prepare(cfg, raw, tmp_path / "two")
-    monkeypatch.setattr(stage, "RAY_FROM_S", 0.0)
+    monkeypatch.setattr(stage, "PARALLEL_FROM_S", 0.0)
     handed = []
-    by_ray = stage._by_ray
-    monkeypatch.setattr(stage, "_by_ray", lambda parts, encode: handed.append(len(parts)) or by_ray(parts, encode))
-    stage.prepare(cfg, raw, tmp_path / "ray")
+    parallel = stage._encode_parallel
+    monkeypatch.setattr(
+        stage, "_encode_parallel", lambda parts, encode: handed.append(len(parts)) or parallel(parts, encode)
+    )
+    stage.prepare(cfg, raw, tmp_path / "several")
     assert handed == [2]  # of three parts, after one here
-    assert content(tmp_path / "one") == content(tmp_path / "two") == content(tmp_path / "ray")
+    assert content(tmp_path / "one") == content(tmp_path / "two") == content(tmp_path / "several")
+
+
+def kill(part: int) -> Iterator[Item]:
+    """A part of a source: of several, the third ends the process that reads it."""
+    if part == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield Item(str(part), np.full((8, 8), part, np.uint8))
+
+
+def test_a_killed_worker_is_one_clear_line():
+    cfg = config().sample
+    encode = partial(stage.encode_part, kind="image", cfg=cfg, labelled=False)
+    with pytest.raises(StageError, match=r"\Aa process that encoded samples was killed[^\n]*\Z"):
+        list(stage._encode_parallel([partial(kill, part) for part in range(8)], encode))
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_the_stage(tmp_path, sent):
+    """SIGINT goes to the whole process group, as Ctrl-C does."""
+    script = (
+        "import sys, time; sys.path[:0] = ['tests/pipelines', 'tests']; from test_prepare import *\n"
+        "encode = partial(stage.encode_part, kind='image', cfg=config().sample, labelled=False)\n"
+        "list(stage._encode_parallel([partial(wait, part) for part in range(8)], encode))\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=Path(stage.__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert child.stdout.readline() == "reading\n"
+    (os.kill if sent == signal.SIGKILL else os.killpg)(child.pid, sent)
+    _, said = child.communicate(timeout=60)  # ends when the last process that holds the pipe has ended
+    assert said.count("Traceback") == (sent == signal.SIGINT)  # the stage's own alone
+
+
+def wait(part: int) -> Iterator[Item]:
+    print("reading", flush=True)
+    time.sleep(600)
+    yield Item(str(part), np.full((8, 8), part, np.uint8))
 
 
 def test_one_class_is_no_label(tmp_path, capsys):
@@ -128,9 +174,8 @@ def test_a_source_may_say_why_there_is_no_sample():
     assert table["reason"].to_pylist() == ["there is no readable sample in it", "b lies elsewhere"]
 
 
-@pytest.mark.filterwarnings("ignore")  # Ray Data warns of its own defaults
-@pytest.mark.parametrize("ray_from_s", [30.0, -1.0])
-def test_a_source_that_breaks_off_is_one_clear_line(tmp_path, monkeypatch, ray_from_s):
+@pytest.mark.parametrize("parallel_from_s", [30.0, -1.0])
+def test_a_source_that_breaks_off_is_one_clear_line(tmp_path, monkeypatch, parallel_from_s):
     rng = np.random.default_rng(0)
     cells = pa.array([rng.bytes(100) for _ in range(200)])
     (tmp_path / "raw").mkdir()
@@ -140,7 +185,7 @@ def test_a_source_that_breaks_off_is_one_clear_line(tmp_path, monkeypatch, ray_f
     start = pq.read_metadata(path).row_group(1).column(0).data_page_offset
     broken[start : start + 2000] = bytes(2000)
     path.write_bytes(broken)
-    monkeypatch.setattr(stage, "RAY_FROM_S", ray_from_s)
+    monkeypatch.setattr(stage, "PARALLEL_FROM_S", parallel_from_s)
     cfg = config({"name": "parquet", "label": None}, max_reject_share=0.9)
     with pytest.raises(StageError, match=r"\A[^\n]*a.parquet: group 1: [^\n]*\Z"):
         stage.prepare(cfg, tmp_path / "raw", tmp_path / "out")
