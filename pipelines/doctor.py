@@ -319,11 +319,6 @@ def _tracking(params: Params) -> Iterator[Finding]:
         else:
             store = tracking.open_store(params.tracking, create=False)
             yield Finding("ok", f"tracking store {tracking.shown(uri)}")
-            if file and unquote(str(file.parent)) != str(file.parent):
-                what = (
-                    f"{file.parent}: MLflow takes a % in a path for an escape, and loads no model from there as it is"
-                )
-                yield Finding("warn", what, "give `mlflow.pyfunc.load_model` a `dst_path`, or rename the folder")
             registered = named and model_registry.find_version(store, *named)
     except StageError as error:
         yield Finding("fail", str(error), "start it, or change MLFLOW_TRACKING_URI or tracking.uri")

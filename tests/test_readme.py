@@ -113,7 +113,8 @@ from ganlib.data._spec import Spec
 from ganlib.export import save_generator
 from pipelines import model_registry, tracking
 
-family, spec = registry.load("models", "mlp"), Spec("image", "image", (1, 28, 28), tuple("0123456789"), {}, "hash")
+family, sample = registry.load("models", "mlp"), registry.load("data", "image").Config(resolution=(28, 28), channels=1)
+spec = Spec(sample, "image", tuple("0123456789"), {}, "hash")
 network = family.Config(width=8)
 save_generator(Path("generator"), family.build(network, spec).generator, network=network, spec=spec)
 store = tracking.open_store(TrackingConfig())

@@ -144,7 +144,8 @@ def test_what_the_stage_train_would_refuse_is_refused_before_the_search(params, 
         tune.stage(parse_params(raw))
 
 
-def test_more_workers_than_the_cluster_has_are_refused_before_the_search(params, monkeypatch):
+def test_more_workers_than_the_cluster_has_are_refused_before_the_search(prepared, params, monkeypatch):
+    monkeypatch.setattr(tune, "PREPARED", prepared)
     params = params.model_copy(update={"scale": params.scale.model_copy(update={"num_workers": 2})})
     monkeypatch.setattr(tune.Job, "of", lambda *_: tune.Job({}, "", "", (1, 2)))
     monkeypatch.setattr(tune, "open_outbox", lambda *_: None)
