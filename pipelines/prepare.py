@@ -74,9 +74,11 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
     classes = source.classes if len(source.classes) > 1 else ()
     kind, sample = _kind.load(sample_kind), cfg.sample
     if kind.scan is not None:
-        sample = kind.scan(
-            sample, (item.payload for part in source.parts for item in part() if item.payload is not None)
-        )
+        payloads = (item.payload for part in source.parts for item in part() if item.payload is not None)
+        try:
+            sample = kind.scan(sample, payloads)
+        except ValueError as error:
+            raise StageError(f"{source.about}: {error}") from error
     parts = kind.parts(sample)
 
     def describe(found: shards.Summary, training: Iterable[Stored]) -> Spec:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from torch import Tensor
 from ganlib import registry
 from ganlib._config import Config
 
-__all__ = ["Kind", "Part", "Stored", "load"]
+__all__ = ["Block", "Kind", "Part", "Stored", "load"]
 
 Stored = dict[str, NDArray[Any]]
 """parts as they are stored: of one example, or `[N, ...]` each of many"""
@@ -45,6 +45,20 @@ class Part:
     @property
     def stored_bytes(self) -> int:
         return math.prod(self.stored) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring numbers of a sample that mean one thing: a scalar, or a choice, one-hot."""
+
+    column: int
+    """which column of what is stored it tells of"""
+    name: str
+    """of that column"""
+    kind: Literal["scalar", "choice"]
+    start: int
+    """where it begins in a sample `[N, width]`"""
+    size: int
 
 
 def _same(cfg: Any, data: Any) -> Any:
@@ -98,6 +112,8 @@ class Kind:
     ValueError. None: such parts cannot be read"""
     naive: Callable[[Any, Mapping[str, Tensor]], Tensor] | None = None
     """`(cfg, given)`: samples made of the given parts without learning, a baseline; None: there is none"""
+    layout: Callable[[Any], tuple[Block, ...]] | None = None
+    """`(cfg)`: which numbers of samples `[N, width]` are scalars and which are choices; None: no such blocks"""
     glance: Callable[[Tensor], Tensor] = _whole
     """samples with what little tells one from another"""
     views: Callable[[Any, Tensor], dict[str, Tensor]] = _all
