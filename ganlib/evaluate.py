@@ -1,11 +1,13 @@
 """Every metric on every feature space, each with an interval and with what real data would score.
 
-A metric is measured wherever the columns it needs are known: in each feature space, or, if it reads classes or what
-images scored beside their targets, under `"samples"`. No metric's name appears here.
+A metric is measured wherever the columns it needs are known: in each feature space; under `"samples"`, if it reads
+classes or what images scored beside their targets; under `"answers"`, if it reads what the model says of real examples.
+No metric's name appears here.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from ganlib.metrics._types import Examples
 from ganlib.reference import Reference
 
 __all__ = [
+    "ANSWERS",
     "SAMPLES",
     "Comparison",
     "Metrics",
@@ -37,15 +40,16 @@ __all__ = [
 ]
 
 SAMPLES = "samples"
+ANSWERS = "answers"
 
 Samples = Mapping[str, Any]
 """`sample` `[N, ...]`; where there is such, `label`, `target`, the parts that were given and what is `naive`ly made of
-them. Tensors, or `shards.LazyRows`"""
+them. Tensors, or `shards.LazyRows`. Of a model that answers questions also `answers`: `(split) -> Examples`, what it
+says of the first N examples of a split"""
 
 Metrics = dict[str, dict[str, dict[str, float]]]
-"""`{space or "samples": {metric: {"value", "low", "high", "floor", "copy"}}}`; the floor where there is one, and what
-copies of the given images score where there are such"""
-
+"""`{space, "samples" or "answers": {metric: {"value", "low", "high", "floor", "copy"}}}`; the floor where there is one,
+and what copies of the given images score where there are such"""
 
 Seen = dict[str, dict[str, Tensor]]
 """Examples as each section sees them."""
@@ -70,9 +74,11 @@ def draw(generator: Generator, prepared: str | Path, n: int, *, seed: int, batch
     """`n` samples to be judged: made of noise, or of the first test examples in `prepared`, of which there may be
     fewer; these also have `given` and `target`. Images are made when they are looked at, at most `batch` at a time."""
     spec, size = generator.spec, _at_a_time(generator.spec, batch)
+    answers = {ANSWERS: functools.cache(functools.partial(_answers, generator, prepared, n, size))}
+    answers = answers if generator.game.answers is not None else {}
     if not generator.translates:
         drawn = _rows(n, size, lambda rows: generator.sample(n, seed=seed, batch=size, rows=rows)["sample"])
-        return {"sample": drawn, **generator.conditions(n)}
+        return {"sample": drawn, **generator.conditions(n), **answers}
     stored, kind = shards.stored(prepared, "test", limit=n), spec.kind
     n = len(stored["sample"])
     real = {
@@ -95,7 +101,29 @@ def draw(generator: Generator, prepared: str | Path, n: int, *, seed: int, batch
         samples["target"] = real["sample"]
     if (naive := kind.naive) is not None:
         samples["naive"] = _rows(n, size, lambda rows: naive(spec.sample, given(rows)))
-    return samples
+    return {**samples, **answers}
+
+
+def _answers(generator: Generator, prepared: str | Path, n: int, size: int, split: str) -> Examples:
+    """What a model says of the first `n` examples of a split, of which there may be fewer: the answers that some metric
+    needs; `label` where there is one, and `anomalous` where some examples are. `size` examples are held at a time."""
+    spec, kind = generator.spec, generator.spec.kind
+    stored = shards.stored(prepared, split, limit=n)
+    n, is_anomalous = len(stored["sample"]), split == shards.ANOMALIES
+    known = {name: stored[name] for name in ("label",) if name in stored and not is_anomalous}
+    if shards.ANOMALIES in shards.read_spec(prepared).counts:
+        known["anomalous"] = torch.full((n,), is_anomalous)
+    told = {name: stored[name] for name in generator.conditioned_on if not is_anomalous}
+    needed = {need for metric in _metrics(kind.LOOKS).values() for need in metric.NEEDS}
+    found: dict[str, list[Tensor]] = {}
+    for start in range(0, n, size):
+        rows = slice(start, start + size)
+        parts = {name: kind.decode(spec.sample, name, stored[name][rows]) for name in spec.parts}
+        parts |= {name: column[rows] for name, column in told.items()}
+        for name, answer in generator.answer(parts, batch=size).items():
+            if name in needed:  # pictures are many numbers
+                found.setdefault(name, []).append(answer)
+    return {**{name: torch.cat(answers) for name, answers in found.items()}, **known}
 
 
 def _rows(n: int, size: int, make: Callable[[slice], Tensor]) -> shards.LazyRows:
@@ -108,9 +136,9 @@ def _at_a_time(spec: Spec, batch: int) -> int:
     return min(batch, shards.rows_per_chunk(spec.size))
 
 
-def measurable(reference: Reference, *, labelled: bool) -> list[str]:
+def measurable(reference: Reference, *, labelled: bool, answers: Iterable[str] = ()) -> list[str]:
     """Every `section.metric` that `evaluate` will find in samples that are yet to be made; those of a generator
-    that is told a class are `labelled`."""
+    that is told a class are `labelled`, and its model may have `answers` of these names."""
     looks = reference.spec.kind.LOOKS
     sections = {name: list(_columns(space.column)) for name, space in reference.spaces.items()}
     if reference.spec.given and reference.spec.kind.ALIGNED:
@@ -119,6 +147,10 @@ def measurable(reference: Reference, *, labelled: bool) -> list[str]:
         sections |= {section: list(_scoring(looks)) for section in views}
     if reference.classifier is not None:
         sections.setdefault(SAMPLES, []).extend(["predicted", "label"] if labelled else ["predicted"])
+    if answers := [*answers]:
+        spec = reference.spec
+        anomalous, label = ["anomalous"] * (shards.ANOMALIES in spec.counts), ["label"] * bool(spec.classes)
+        sections[ANSWERS] = [*answers, *label, *anomalous]
     return [f"{name}.{metric}" for name, known in sections.items() for metric in _measurable(name, looks, known)]
 
 
@@ -144,14 +176,38 @@ def evaluate(
     for section, fake in fakes.items():
         real = {**fake, **reals.get(section, {})}  # what is compared with its target needs nothing else
         for name, metric in _measurable(section, spec.kind.LOOKS, real, fake).items():
-            value = metric.compute(real, fake)
-            reach = _reach([metric.compute(r, f) for r, f in _halves(cfg, seed, real, fake)], cfg)
-            figures = {"value": value, "low": value - reach, "high": value + reach}
-            for baseline, sets in (("floor", floors), ("copy", copies)):
-                if all(need in sets.get(section, {}) for need in metric.NEEDS):
-                    figures[baseline] = metric.compute(real, sets[section])
-            found.setdefault(section, {})[name] = figures
+            baselines = {"floor": (real, floors.get(section, {})), "copy": (real, copies.get(section, {}))}
+            found.setdefault(section, {})[name] = _figures(metric, (real, fake), baselines, cfg, seed)
+    if ANSWERS in samples:
+        known = _answer_sides(samples, reference)
+        floor = (samples[ANSWERS]("train"), known[1])
+        for name, metric in _measurable(ANSWERS, spec.kind.LOOKS, *known).items():
+            found.setdefault(ANSWERS, {})[name] = _figures(metric, known, {"floor": floor}, cfg, seed)
     return found
+
+
+def _answer_sides(samples: Samples, reference: Reference) -> tuple[Examples, Examples]:
+    """What the model says of test examples, and of anomalies where there are any; else twice of test examples."""
+    other = shards.ANOMALIES if shards.ANOMALIES in reference.spec.counts else "test"
+    return samples[ANSWERS]("test"), samples[ANSWERS](other)
+
+
+def _figures(
+    metric: Any,
+    sides: tuple[Examples, Examples],
+    baselines: Mapping[str, tuple[Examples, Examples]],
+    cfg: EvaluateConfig,
+    seed: int,
+) -> dict[str, float]:
+    """The metric of `(real, fake)`, its interval, and its value for other sides by the name of the baseline, where
+    these have the columns that it needs."""
+    value = metric.compute(*sides)
+    reach = _reach([metric.compute(*half) for (half,) in _halves(cfg, seed, sides)], cfg)
+    figures = {"value": value, "low": value - reach, "high": value + reach}
+    for name, others in baselines.items():
+        if all(need in side for side in others for need in metric.NEEDS):
+            figures[name] = metric.compute(*others)
+    return figures
 
 
 def look(samples: Samples, reference: Reference, batch: int, spaces: Iterable[str] | None = None) -> Seen:
@@ -201,32 +257,46 @@ def compare(
         )
     section, _, name = metric.partition(".")
     nothing = torch.zeros(0, *reference.spec.shape)
-    sections = [*reference.spaces, *{SAMPLES: None, **reference.spec.kind.views(reference.spec.sample, nothing)}]
+    answers = [ANSWERS] if ANSWERS in challenger and ANSWERS in champion else []
+    sections = [
+        *reference.spaces,
+        *{SAMPLES: None, **reference.spec.kind.views(reference.spec.sample, nothing)},
+        *answers,
+    ]
     if section not in sections:
         raise ConfigError(f"metric {metric!r}: no section {section!r}; known: {', '.join(sections)}")
-    spaces = [space for space in reference.spaces if space == ("classifier" if section == SAMPLES else section)]
-    if section in reference.spaces:  # of which the rest would be measured in vain
-        challenger, champion = ({"sample": made["sample"]} for made in (challenger, champion))
-    one, other = (look(made, reference, cfg.batch, spaces).get(section, {}) for made in (challenger, champion))
-    real = {**one, **_of_split(reference, "test", n, spaces).get(section, {})}
-    known = _measurable(section, reference.spec.kind.LOOKS, real, one, other)
+    if section == ANSWERS:
+        sides = [_answer_sides(made, reference) for made in (challenger, champion)]
+    else:
+        spaces = [space for space in reference.spaces if space == ("classifier" if section == SAMPLES else section)]
+        if section in reference.spaces:  # of which the rest would be measured in vain
+            challenger, champion = ({"sample": made["sample"]} for made in (challenger, champion))
+        one, other = (look(made, reference, cfg.batch, spaces).get(section, {}) for made in (challenger, champion))
+        real = {**one, **_of_split(reference, "test", n, spaces).get(section, {})}
+        sides = [(real, one), (real, other)]
+    known = _measurable(section, reference.spec.kind.LOOKS, *sides[0], *sides[1])
     if name not in known:
         raise ConfigError(f"metric {metric!r} cannot be measured here; {section} has: {', '.join(known) or 'none'}")
     compute, direction = known[name].compute, known[name].DIRECTION
-    first, second = compute(real, one), compute(real, other)
+    first, second = (compute(*side) for side in sides)
     gap = first - second
-    reach = _reach([compute(r, a) - compute(r, b) for r, a, b in _halves(cfg, seed, real, one, other)], cfg)
+    reach = _reach([compute(*one) - compute(*other) for one, other in _halves(cfg, seed, *sides)], cfg)
     return Comparison(metric, direction, first, second, gap, gap - reach, gap + reach)
 
 
-def _halves(cfg: EvaluateConfig, seed: int, real: Examples, *fakes: Examples) -> Iterator[tuple[Examples, ...]]:
-    """Random halves of the reals and of the fakes, of which all sets are cut alike."""
+def _halves(
+    cfg: EvaluateConfig, seed: int, *sides: tuple[Examples, Examples]
+) -> Iterator[list[tuple[Examples, Examples]]]:
+    """Random halves of each `(real, fake)`, which are all cut alike."""
     rng = torch.Generator().manual_seed(seed)
-    sizes = [len(next(iter(whole.values()))) for whole in (real, fakes[0])]
+    sizes = [len(next(iter(whole.values()))) for whole in sides[0]]
     for _ in range(cfg.resamples):
-        of_real, of_fake = (torch.randperm(n, generator=rng)[: n // 2] for n in sizes)
-        cuts = [(real, of_real), *((fake, of_fake) for fake in fakes)]
-        yield tuple({name: column[rows] for name, column in whole.items()} for whole, rows in cuts)
+        chosen = [torch.randperm(n, generator=rng)[: n // 2] for n in sizes]
+        yield [(_rows_of(real, chosen[0]), _rows_of(fake, chosen[1])) for real, fake in sides]
+
+
+def _rows_of(examples: Examples, rows: Tensor) -> Examples:
+    return {name: column[rows] for name, column in examples.items()}
 
 
 def _reach(values: list[float], cfg: EvaluateConfig) -> float:

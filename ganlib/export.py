@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -79,6 +80,11 @@ class Generator:
         return self.game.classes > 0
 
     @property
+    def conditioned_on(self) -> tuple[str, ...]:
+        """What the game is told of each example: `"label"`, `"attributes"` or nothing."""
+        return ("label",) * bool(self.game.classes) + ("attributes",) * bool(self.game.attributes)
+
+    @property
     def translates(self) -> bool:
         """Whether it makes samples of parts that it is given."""
         return bool(self.spec.given)
@@ -132,7 +138,9 @@ class Generator:
 
     @torch.inference_mode()
     def answer(self, parts: Mapping[str, Tensor], *, batch: int = 100) -> dict[str, Tensor]:
-        """What the game says of examples, whose parts are `[N, *shape]` each as networks see them: `[N]` or `[N, K]`.
+        """What the game says of examples, whose parts are `[N, *shape]` each as networks see them: `[N]`, `[N, K]`, or
+        `[N, *shape]` as a sample. Where the game is told a condition, `label` `[N]` or `attributes` `[N, A]` may stand
+        beside the parts.
 
         Raises ValueError where it has no answers.
         """
@@ -143,6 +151,17 @@ class Generator:
             part = {name: x[start : start + batch].to(self.device) for name, x in parts.items()}
             found.append({name: answer.float().cpu() for name, answer in self.game.answers(part).items()})
         return {name: torch.cat([answers[name] for answers in found]) for name in found[0]}
+
+    def answer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The names of the answers, each with its shape for one example; empty where there are none."""
+        if self.game.answers is None:
+            return {}
+        spec = self.spec
+        nothing = {name: torch.from_numpy(np.zeros((2, *part.stored), part.dtype)) for name, part in spec.parts.items()}
+        parts = {name: spec.kind.decode(spec.sample, name, stored) for name, stored in nothing.items()}
+        told = {"label": torch.zeros(2, dtype=torch.int64), "attributes": torch.zeros(2, self.game.attributes)}
+        found = self.answer({**parts, **{name: told[name] for name in self.conditioned_on}})
+        return {name: tuple(answer.shape[1:]) for name, answer in found.items()}
 
     def _checked(self, given: Mapping[str, Tensor], n: int) -> Mapping[str, Tensor]:
         """What is given. Raises ValueError where it is not as the spec says, for `n` samples."""

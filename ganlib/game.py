@@ -137,8 +137,10 @@ class Game:
     before: tuple[Fit, ...] = ()
     after: tuple[Fit, ...] = ()
     answers: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
-    """`(parts) -> {name: [N] or [N, K]}`: what the trained game says of examples, as a score, a class or a likelihood;
-    discriminator and `others` are then exported too"""
+    """`(parts) -> {name: [N], [N, K] or [N, *shape]}`: what the trained game says of examples, as a score, a class or a
+    likelihood; of a sample's shape, something to be looked at next to the example, such as a reconstruction. Where
+    players are told labels or attributes these may stand beside the parts. Discriminator and `others` are then exported
+    too"""
 
     @property
     def modules(self) -> dict[str, nn.Module]:

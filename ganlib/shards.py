@@ -38,6 +38,7 @@ from ganlib.data._kind import Part, Stored
 from ganlib.data._spec import Spec
 
 __all__ = [
+    "ANOMALIES",
     "SPLITS",
     "DamagedShard",
     "Group",
@@ -55,6 +56,8 @@ __all__ = [
 ]
 
 SPLITS = ("train", "test")
+ANOMALIES = "anomalies"
+"""a third split, of examples that are neither trained on nor what samples are compared with; mostly there is none"""
 
 _KEY = b"ganlib"
 _TENSOR_BYTES = 64 * 64 * 3  # larger images are stored as PNG

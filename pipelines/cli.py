@@ -119,19 +119,51 @@ def sample(
 
 def _given(paths: list[Path], spec: Spec) -> dict[str, Any]:
     """The given part of as many examples as there are files, as networks see it."""
+    if len(spec.given) > 1:
+        raise ValueError(f"--given: {spec.modality} data cannot be read from files, one for each example")
+    return _of_files(paths, spec, spec.given[0], "--given")
+
+
+def _of_files(paths: list[Path], spec: Spec, part: str, argument: str) -> dict[str, Any]:
+    """A part of as many examples as there are files, as networks see it."""
     import numpy as np
     import torch
 
-    take, part = spec.kind.take, spec.given[0]
-    if take is None or len(spec.given) > 1:
-        raise ValueError(f"--given: {spec.modality} data cannot be read from files, one for each example")
+    take = spec.kind.take
+    if take is None:
+        raise ValueError(f"{argument}: {spec.modality} data cannot be read from files, one for each example")
     stored = []
     for path in paths:
         try:
             stored.append(take(spec.sample, part, path))
         except ValueError as error:
-            raise ValueError(f"--given: {path}: {error}") from error
+            raise ValueError(f"{argument}: {path}: {error}") from error
     return {part: spec.kind.decode(spec.sample, part, torch.from_numpy(np.stack(stored)))}
+
+
+@app.command()
+@_one_line_errors
+def answer(
+    model_uri: ModelURI,
+    name: Annotated[str, typer.Argument(help="which answer, such as score")],
+    files: Annotated[list[Path], typer.Argument(help="an example each, such as an image")],
+) -> None:
+    """Print what a model says of examples: a line for each file, the answer first."""
+    from pipelines._stage import StageError
+
+    generator = _generator(model_uri)
+    known = [answer for answer, shape in generator.answer_shapes().items() if len(shape) < 2]
+    try:
+        if name not in known:
+            raise ValueError(f"{name!r} is not one of this model's answers; known: {', '.join(known) or 'none'}")
+        if generator.translates:
+            raise ValueError("examples that have given parts cannot be read from files: ask the registered model")
+        answers = generator.answer(_of_files(files, generator.spec, "sample", "files"))[name]
+    except ValueError as error:
+        raise StageError(str(error)) from error
+    for file, answered in zip(files, answers.tolist(), strict=True):
+        numbers = answered if isinstance(answered, list) else [answered]
+        typer.echo("\t".join([*(f"{number:.6g}" for number in numbers), str(file)]))
 
 
 @app.command()

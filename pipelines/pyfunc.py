@@ -13,6 +13,12 @@ A generator that makes samples of something takes it in the same form, as a mapp
 as many:
 
     model.predict(images, params={"seed": 1})
+
+A model may also answer questions about examples that exist; the names of its answers are in its metadata, and
+`answer` asks for one. Examples go in as samples come out (with their given parts, a mapping of all parts by name), and
+each gets its answer: float32 `[N]` or `[N, K]`. An answer that looks like a sample is presented as samples are.
+
+    scores = model.predict(images, params={"answer": "score"})
 """
 
 from __future__ import annotations
@@ -36,9 +42,16 @@ from ganlib.export import Generator, load_generator
 __all__ = ["GeneratorModel", "logged"]
 
 # MLflow's schemas have no "not given": a label of −1 means classes in turn, no attributes those of real examples in
-# turn, a truncation of 0 none.
-DEFAULTS: dict[str, Any] = {"n": 1, "seed": 0, "label": -1, "truncation": 0.0, "attributes": []}
-TYPES = {"n": "long", "seed": "long", "label": "long", "truncation": "double", "attributes": "double"}
+# turn, a truncation of 0 none, an empty answer samples.
+DEFAULTS: dict[str, Any] = {"n": 1, "seed": 0, "label": -1, "truncation": 0.0, "attributes": [], "answer": ""}
+TYPES = {
+    "n": "long",
+    "seed": "long",
+    "label": "long",
+    "truncation": "double",
+    "attributes": "double",
+    "answer": "string",
+}
 OUTPUT_BYTES = 2**27
 """what one call of `predict` gives at most; making it takes some 16 times as much memory"""
 # what `ganlib.export` and this file import; `ganlib` itself travels with the model
@@ -59,8 +72,10 @@ class GeneratorModel(PythonModel):
         model_input: pd.DataFrame,  # or images: MLflow checks nothing by this hint, and warns of most others
         params: dict[str, Any] | None = None,
     ) -> Any:
-        """Samples as the kind of data presents them. Raises ValueError for an unknown column, a value out of range, or
-        given rows that are not like those it was trained on."""
+        """Samples as the kind of data presents them, or an answer for each row. Raises ValueError for an unknown column
+        or answer, a value out of range, or rows that are not like those it was trained on."""
+        if name := (params or {}).get("answer"):
+            return self._answer(name, model_input, params or {})
         if self.generator.translates:
             return self._of_given(model_input, {**DEFAULTS, **(params or {})})
         requests = [{**DEFAULTS, **(params or {}), **asked} for asked in _requests(model_input)]
@@ -90,16 +105,32 @@ class GeneratorModel(PythonModel):
         n = len(next(iter(parts.values())))
         return self._presented(self._sample(asked | {"n": n}, parts) if n else torch.empty(0, *spec.shape))
 
+    def _answer(self, name: str, rows: Any, asked: dict[str, Any]) -> Any:
+        generator, spec = self.generator, self.generator.spec
+        shapes = generator.answer_shapes()
+        if name not in shapes:
+            raise ValueError(f"answer: {name!r} is not one of this model's; known: {', '.join(shapes) or 'none'}")
+        if rows is None:
+            raise ValueError(f"answer: {name!r} is about examples: give it some")
+        raw = rows if len(spec.parts) > 1 else {"sample": rows}
+        parts = {part: _taken(spec, part, raw[part]) for part in spec.parts}
+        if generator.conditional and asked.get("label", -1) >= 0:
+            parts["label"] = torch.full((len(parts["sample"]),), int(asked["label"]))
+        if not len(parts["sample"]):
+            return np.empty((0, *shapes[name]), np.float32)
+        answers = generator.answer(parts)[name]
+        return self._presented(answers) if shapes[name] == spec.shape else answers.numpy()
+
     def _presented(self, samples: Tensor) -> Any:
         spec = self.generator.spec
         return spec.kind.present(spec.sample, "sample", spec.kind.quantise(spec.sample, samples).numpy())
 
 
 def _taken(spec: Spec, part: str, rows: Any) -> Tensor:
-    """Rows of a given part as networks see them."""
+    """Rows of a part as networks see them."""
     take, stored = spec.kind.take, np.empty((len(rows), *spec.parts[part].stored), spec.parts[part].dtype)
     if take is None:
-        raise ValueError(f"{part}: {spec.modality} data cannot be given")
+        raise ValueError(f"{part}: {spec.modality} data cannot be given to a model")
     for i, row in enumerate(rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows):
         stored[i] = take(spec.sample, part, row)
     return spec.kind.decode(spec.sample, part, torch.from_numpy(stored))
@@ -115,9 +146,10 @@ def _requests(model_input: Any) -> list[dict[str, Any]]:
     if model_input is None:
         return [{}]
     table = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame(model_input)
-    unknown = [str(name) for name in table.columns if name not in DEFAULTS]
+    known = [name for name in DEFAULTS if name != "answer"]
+    unknown = [str(name) for name in table.columns if name not in known]
     if unknown:
-        raise ValueError(f"unknown column {', '.join(unknown)}; known: {', '.join(DEFAULTS)}")
+        raise ValueError(f"unknown column {', '.join(unknown)}; known: {', '.join(known)}")
     if table.columns.empty:
         return [{}]
     rows = table.to_dict("records")  # a row that says less than others holds NaN
@@ -141,6 +173,9 @@ def logged(folder: Path) -> dict[str, Any]:
     if generator.translates:
         names = ["seed", "label"] if generator.conditional else ["seed"]
     names += ["attributes"] if generator.game.attributes else []
+    answers = sorted(generator.answer_shapes())
+    if answers:  # about examples that MLflow would not let in: whose sample stands beside what is given
+        names, taken = [*names, "answer"], None
     return {
         "python_model": __file__,
         "artifacts": {"generator": folder.resolve().as_uri()},  # MLflow takes a path for an address, too
@@ -154,7 +189,12 @@ def logged(folder: Path) -> dict[str, Any]:
             outputs=made,
             params=ParamSchema([_param(name) for name in names]),
         ),
-        "metadata": {"kind": spec.kind.name, "classes": list(spec.classes), "attributes": list(spec.attributes)},
+        "metadata": {
+            "kind": spec.kind.name,
+            "classes": list(spec.classes),
+            "attributes": list(spec.attributes),
+            **({"answers": answers} if answers else {}),
+        },
     }
 
 

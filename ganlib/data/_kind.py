@@ -108,8 +108,8 @@ class Kind:
     """`(cfg, rows)`: the Config completed by numbers of the training examples, which come in chunks `[N, *stored]`
     and may be read more than once. It must not change how examples are stored"""
     take: Callable[[Any, str, Any], NDArray[Any]] | None = None
-    """`(cfg, part, raw)`: a given part from what a user has: a file's path, or a row of what `present` shows. Raises
-    ValueError. None: such parts cannot be read"""
+    """`(cfg, part, raw)`: a part from what a user has: a file's path, or a row of what `present` shows. It is a given
+    part, or a sample that a model is asked about. Raises ValueError. None: such parts cannot be read"""
     naive: Callable[[Any, Mapping[str, Tensor]], Tensor] | None = None
     """`(cfg, given)`: samples made of the given parts without learning, a baseline; None: there is none"""
     layout: Callable[[Any], tuple[Block, ...]] | None = None

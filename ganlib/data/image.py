@@ -33,6 +33,7 @@ __all__ = [
     "preview",
     "quantise",
     "read",
+    "take",
     "tiny",
 ]
 
@@ -82,6 +83,20 @@ def read(cfg: Config, raw: Path | bytes | NDArray[Any] | Image.Image) -> NDArray
                 image = image.resize((width, height), lanczos)
     pixels = np.asarray(image, dtype=np.uint8).reshape(height, width, cfg.channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
+    """An image of a user, uint8 `[C, H, W]`: a file, which is made to fit, or an array `[H, W, C]`, which has to.
+
+    Raises ValueError if it cannot be read, or has another shape.
+    """
+    if isinstance(raw, Path):
+        return read(cfg, raw)
+    raw = np.asarray(raw)
+    expected = (*cfg.resolution, cfg.channels)
+    if raw.shape != expected:
+        raise ValueError(f"expected images of shape {list(expected)}, found {list(raw.shape)}")
+    return np.ascontiguousarray(np.moveaxis(raw.astype(np.uint8), -1, 0))
 
 
 def decode(cfg: object, part: str, stored: Tensor) -> Tensor:

@@ -84,17 +84,8 @@ def encode(cfg: Config, raw: tuple[Any, Any] | SideBySide) -> Stored:
 
 
 def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
-    """An image to start from, uint8 `[C, H, W]`: a file, which is made to fit, or an array `[H, W, C]`, which has to.
-
-    Raises ValueError if it cannot be read, or has another shape.
-    """
-    if isinstance(raw, Path):
-        return image.read(_half(cfg, part), raw)
-    raw = np.asarray(raw)
-    expected = (*cfg.resolution, cfg.channels[_PARTS.index(part)])
-    if raw.shape != expected:
-        raise ValueError(f"expected images of shape {list(expected)}, found {list(raw.shape)}")
-    return np.ascontiguousarray(np.moveaxis(raw.astype(np.uint8), -1, 0))
+    """An image as `ganlib.data.image` takes it. Raises ValueError as it does."""
+    return image.take(_half(cfg, part), part, raw)
 
 
 def naive(cfg: Config, given: Mapping[str, Tensor]) -> Tensor:

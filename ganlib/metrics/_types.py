@@ -15,6 +15,8 @@ Examples = Mapping[str, Tensor]
 - `tokens`, `rows`, …: what a feature space of another `column` fills;
 - `label` int64 `[N]`: the class asked of the generator, or the true class;
 - `predicted` int64 `[N]`: the class the in-domain classifier sees;
+- by the names of the model's answers `[N, ...]`: what it says of real test examples (`real`) and of anomalies, if there
+  are any, otherwise of the same test examples (`fake`); then also `anomalous` bool `[N]`;
 - by the name of each metric with a `score(cfg, made, target)`: what that is of each sample, float64 `[N]`.
 
 Such a metric compares samples with what they should have been, both `[N, *shape]` as networks see them, and is the mean

@@ -9,6 +9,7 @@ import random
 import shutil
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -100,8 +101,9 @@ def test_samples_survive_the_way_to_networks_and_back(kind, folders):
 
 def test_what_is_given_is_taken_as_it_is_presented(kind, folders):
     spec, stored = shards.read_spec(folders(kind)), shards.read(folders(kind), "test")
-    for name in spec.given:
+    for name in spec.parts if kind.take is not None else spec.given:
         shown = kind.present(spec.sample, name, stored[name].numpy())
+        shown = shown.to_dict("records") if isinstance(shown, pd.DataFrame) else shown
         taken = np.stack([kind.take(spec.sample, name, row) for row in shown])
         np.testing.assert_array_equal(taken, stored[name].numpy())
     if kind.naive is not None:
@@ -324,6 +326,27 @@ def test_answers_are_exported_and_asked(with_fits):
     assert scores.mean() < early.mean()
     with pytest.raises(ValueError, match="has no answers"):
         load_generator(Path(__file__).parent / "format1" / "mlp").answer({"sample": torch.zeros(1, 1, 8, 8)})
+
+
+def test_the_registered_model_answers(with_fits, tmp_path):
+    _, folder, kept = with_fits
+    spec, stored = shards.read_spec(folder), shards.read(folder, "test")["sample"]
+    mlflow.pyfunc.save_model(tmp_path / "model", **logged(kept.folders[-1] / "generator"))
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    assert model.metadata.metadata["answers"] == ["score"]
+    rows = spec.kind.present(spec.sample, "sample", stored.numpy())
+    scores = model.predict(rows, params={"answer": "score"})
+    assert (scores.dtype, scores.shape) == (np.float32, (len(rows),))
+    expected = load_generator(kept.folders[-1] / "generator").answer(
+        {"sample": spec.kind.decode(spec.sample, "sample", stored)}
+    )
+    np.testing.assert_allclose(scores, expected["score"], rtol=1e-5)
+    assert model.predict(rows[:0], params={"answer": "score"}).shape == (0,)
+    assert len(model.predict(None, params={"n": 3})) == 3, "it still makes samples"
+    with pytest.raises(ValueError, match="answer: 'scroe' is not one of this model's; known: score"):
+        model.predict(rows, params={"answer": "scroe"})
+    with pytest.raises(ValueError, match="is about examples: give it some"):
+        model.predict(None, params={"answer": "score"})
 
 
 def test_fits_are_those_of_the_family(with_fits):

@@ -43,6 +43,10 @@ def encode(cfg, row):
     return {"sample": np.array([*map(float, numbers), cfg.categories.index(category)])}
 
 
+def take(cfg, part, row):
+    return encode(cfg, row)[part]
+
+
 def settle(cfg, rows: Iterable):
     table = np.concatenate([chunk["sample"] for chunk in rows])[:, :-1]
     return cfg.model_copy(update={"means": tuple(table.mean(0).tolist()), "stds": tuple(table.std(0).tolist())})

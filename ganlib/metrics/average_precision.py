@@ -1,0 +1,24 @@
+"""Average precision of the score: mean over anomalies of the share of anomalies among all that score at least as high.
+
+Chance is the share of anomalies among the examples at hand, so compare values of one set of examples only. The floor
+has training examples in the place of test examples.
+"""
+
+from __future__ import annotations
+
+from ganlib.metrics._types import Examples
+
+__all__ = ["DIRECTION", "NEEDS", "compute"]
+
+DIRECTION = "higher"
+NEEDS = ("score", "anomalous")
+
+
+def compute(real: Examples, fake: Examples) -> float:
+    # here, as it takes a second, which those that only look up the metrics need not wait
+    import numpy as np
+    from sklearn.metrics import average_precision_score
+
+    anomalous = np.concatenate([side["anomalous"].numpy() for side in (real, fake)])
+    scores = np.concatenate([side["score"].numpy() for side in (real, fake)])
+    return float(average_precision_score(anomalous, scores))
