@@ -1,16 +1,23 @@
-"""The metric a version is judged by is known before anything is trained."""
+"""The metric a version is judged by is known before anything is trained; champions of before are judged by it, too."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from ganlib import shards
+from ganlib import registry, shards
 from ganlib.config import ConfigError, EvaluateConfig, GateConfig
 from ganlib.evaluate import evaluate, measurable
+from ganlib.export import load_generator, save_generator
 from ganlib.reference import Reference, build
+from pipelines import gate
 from pipelines.gate import failed_thresholds
 from pipelines.launch import Job
+from pipelines.model_registry import Version
+
+FORMAT_1 = Path(__file__).parents[1] / "ganlib/format1/mlp"
 
 SMALL = {"max_samples": 60, "classifier": {"width": 2, "epochs": 1}}
 
@@ -78,3 +85,17 @@ def test_a_gate_on_pairs_looks_for_collapse_in_a_space():
 
 def gated(params, metric):
     return params.model_copy(update={"gate": params.gate.model_copy(update={"metric": metric})})
+
+
+def test_a_champion_of_format_1_is_compared_with_a_challenger_of_now(params, prepared, labelled, tmp_path, monkeypatch):
+    old, described = load_generator(FORMAT_1), json.loads((FORMAT_1 / "generator.json").read_text())
+    network = registry.load("models", "mlp").Config(**described["network"])
+    save_generator(tmp_path, old.game.generator, network=network, spec=old.spec)
+    assert json.loads((tmp_path / "generator.json").read_text())["format"] > described["format"] == 1
+    monkeypatch.setattr(gate, "_load", lambda *_: old)
+    monkeypatch.setattr(gate, "REFERENCE", labelled)
+    monkeypatch.setattr(gate, "PREPARED", prepared)
+    small = params.model_copy(update={"evaluate": EvaluateConfig(num_samples=20, resamples=2)})
+    decision = gate._against(None, small, "classifier.fd", Version("name", 1, {}), load_generator(tmp_path), 1.0)
+    assert (decision.decision, decision.difference) == ("refused", 0.0)
+    assert "not clearly better than version 1" in decision.reason
