@@ -61,7 +61,7 @@ ColumnType = Literal["number", "integer", "category", "boolean", "date"]
 
 _CHUNK = 4096  # rows whose values are counted together
 _TYPE_SHARE = 0.99  # of the values has to fit a type for the others to be rejects
-_MIXTURE_ROWS = 10_000  # training rows behind the modes
+_MIXTURE_ROWS = 5_000  # training rows behind the modes
 _LEAST_WEIGHT = 0.005  # of a mode
 _EXACT = 2**53  # integers up to this are float64 numbers
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -567,7 +567,7 @@ def _mixture(values: NDArray[np.float64], max_modes: int) -> tuple[Mode, ...]:
         weight_concentration_prior_type="dirichlet_process",
         weight_concentration_prior=0.001,
         random_state=0,
-        max_iter=200,
+        max_iter=100,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
