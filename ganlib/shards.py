@@ -376,7 +376,7 @@ def _unpacked(cells: Sequence[bytes], part: Part) -> NDArray[Any]:
     """Packed examples of a part, `[N, *stored]`."""
     if not _is_png(part):
         return np.frombuffer(b"".join(cells), part.dtype).reshape(-1, *part.stored)
-    images = [np.asarray(Image.open(io.BytesIO(cell))) for cell in cells]
+    images = [np.asarray(Image.open(io.BytesIO(cell), formats=("PNG",))) for cell in cells]
     return np.stack([image.transpose(2, 0, 1) if image.ndim == 3 else image[None] for image in images])
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
+import threading
 import warnings
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -20,13 +24,16 @@ from ganlib._config import Config as _Base
 from ganlib.data._kind import Part, Stored
 
 __all__ = [
+    "FORMATS",
     "LOOKS",
     "MODALITY",
     "Config",
+    "Megapixels",
     "decode",
     "describe",
     "encode",
     "glance",
+    "is_image",
     "levels",
     "parts",
     "present",
@@ -42,6 +49,11 @@ LOOKS = "picture"
 
 Side = Annotated[int, Field(ge=1, le=8192)]
 Level = Annotated[int, Field(ge=0, le=255)]
+Megapixels = Annotated[float, Field(gt=0)]
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""what is read, by Pillow's names; some of its other formats start foreign programs, as EPS starts Ghostscript"""
+MAX_MEGAPIXELS = 200.0
 
 
 class Config(_Base):
@@ -53,6 +65,8 @@ class Config(_Base):
     """where the aspect differs: cut the centre out, add `background`, or distort"""
     background: tuple[Level, Level, Level] = (255, 255, 255)
     """RGB under transparent pixels and around padded images"""
+    max_megapixels: Megapixels = MAX_MEGAPIXELS
+    """larger images are rejected before they are decoded, which takes up to 12 bytes a pixel"""
 
 
 def parts(cfg: Config) -> dict[str, Part]:
@@ -70,7 +84,7 @@ def read(cfg: Config, raw: Path | bytes | NDArray[Any] | Image.Image) -> NDArray
     Arrays are `[H, W]`, `[H, W, C]` or `[C, H, W]` with 1, 3 or 4 channels (last, where both would fit): uint8 or
     other integers of 0 to 255, uint16 of 0 to 65535, bool, or floats of 0 to 1. Raises ValueError if unreadable.
     """
-    image = _flatten(_open(raw), cfg)
+    image = _flatten(_open(raw, cfg.max_megapixels), cfg)
     height, width = cfg.resolution
     lanczos = Image.Resampling.LANCZOS  # Pillow widens the kernel when it shrinks an image: no aliasing
     if image.size != (width, height):
@@ -169,24 +183,140 @@ def tiny() -> tuple[Config, list[NDArray[np.uint8]]]:
     return Config(resolution=(8, 8), channels=1), list(rng.integers(0, 256, (48, 8, 8), dtype=np.uint8))
 
 
-def _open(raw: Path | bytes | NDArray[Any] | Image.Image) -> Image.Image:
-    """Decode the first frame and turn it as its EXIF tag says."""
+def is_image(file: BinaryIO) -> bool:
+    """Whether the content starts as an image of one of `FORMATS`; what follows may be damaged."""
+    with warnings.catch_warnings(), _without_pillows_limit():
+        warnings.simplefilter("ignore")
+        try:
+            Image.open(file, formats=FORMATS)
+        except UnidentifiedImageError:
+            return False
+        except Exception:  # decoders raise whatever they like on broken bytes
+            return True
+    return True
+
+
+class _TooManyPixels(ValueError):
+    pass
+
+
+def _open(raw: Path | bytes | NDArray[Any] | Image.Image, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
+    """Decode the first frame and turn it as its EXIF tag says. Metadata that cannot be read change nothing."""
     if isinstance(raw, np.ndarray):
+        _check_size(raw.shape[:2] if raw.ndim < 3 or raw.shape[2] in (1, 3, 4) else raw.shape[1:], max_megapixels)
         return Image.fromarray(_as_levels(raw))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd but readable files …
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # … and of bombs
+            warnings.simplefilter("ignore")  # Pillow warns of odd but readable files
             if isinstance(raw, Image.Image):
-                return ImageOps.exif_transpose(raw)
+                return _upright(raw)
             with io.BytesIO(raw) if isinstance(raw, bytes) else raw.open("rb") as file:
-                image = Image.open(file)
-                ImageOps.exif_transpose(image, in_place=True)
-                return image
+                try:
+                    return _decoded(file, max_megapixels)
+                except _TooManyPixels:
+                    raise
+                except Exception:
+                    bare = _without_metadata(file)
+                    if bare is None:
+                        raise
+            return _decoded(io.BytesIO(bare), max_megapixels)
+    except _TooManyPixels:
+        raise
     except UnidentifiedImageError as error:  # whose own message holds an absolute path or an address
         raise ValueError("not an image, or of an unknown format") from error
     except Exception as error:  # decoders raise whatever they like on broken bytes
         raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _decoded(file: BinaryIO, max_megapixels: float) -> Image.Image:
+    with _without_pillows_limit():
+        image = Image.open(file, formats=FORMATS)
+    _check_size(image.size[::-1], max_megapixels)
+    return _upright(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image, decoded, as its EXIF tag says that it is to be shown."""
+    image.load()
+    try:
+        method = _ORIENTATIONS.get(image.getexif().get(0x0112, 1))
+    except Exception:  # damaged EXIF data, in which Pillow meets whatever there may be
+        method = None
+    return image if method is None else image.transpose(method)
+
+
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _check_size(size: tuple[int, ...], max_megapixels: float) -> None:
+    """Raises ValueError for `(height, width)` of more pixels than that."""
+    pixels = math.prod(size)
+    if pixels > max_megapixels * 1e6:
+        raise _TooManyPixels(
+            f"{'x'.join(map(str, size[::-1]))} are {pixels / 1e6:.3g} megapixels; "
+            f"sample.max_megapixels allows {max_megapixels:g}"
+        )
+
+
+_limit_lock = threading.RLock()
+
+
+@contextlib.contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    """Inside, Pillow opens and crops images of any size: `_check_size` says which are too large, before decoding."""
+    with _limit_lock:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+
+
+def _without_metadata(file: BinaryIO) -> bytes | None:
+    """A PNG or JPEG file with nothing but what its pixels need, and the EXIF data of a PNG; None for other files.
+
+    Pillow refuses images for their texts or colour profiles: too large, or damaged.
+    """
+    file.seek(0)
+    head = file.read(8)
+    if head == _PNG:
+        return head + b"".join(_png_chunks(file.read()))
+    if head[:2] == _JPEG:
+        return _JPEG + b"".join(_jpeg_segments(head[2:] + file.read()))
+    return None
+
+
+def _png_chunks(data: bytes) -> Iterator[bytes]:
+    at = 0
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        name, whole = data[at + 4 : at + 8], data[at:end]
+        undamaged = zlib.crc32(whole[4:-4]) == int.from_bytes(whole[-4:])
+        if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND") or (name == b"eXIf" and undamaged):
+            yield whole
+        at = end
+
+
+def _jpeg_segments(data: bytes) -> Iterator[bytes]:
+    """All but APP1 to APP13, APP15 (APP0 and APP14 say which colours they are) and comments."""
+    at = 0
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"\xda", b""):
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        if data[at + 1] not in (*range(0xE1, 0xEE), 0xEF, 0xFE):
+            yield data[at:end]
+        at = end
+    yield data[at:]
 
 
 def _flatten(image: Image.Image, cfg: Config) -> Image.Image:

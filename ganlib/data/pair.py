@@ -18,7 +18,7 @@ from torch import Tensor
 from ganlib._config import Config as _Base
 from ganlib.data import image
 from ganlib.data._kind import Part, Stored
-from ganlib.data.image import LOOKS, Level, Side, decode, describe, glance, present, preview, quantise
+from ganlib.data.image import LOOKS, Level, Megapixels, Side, decode, describe, glance, present, preview, quantise
 
 __all__ = [
     "LOOKS",
@@ -52,6 +52,8 @@ class Config(_Base):
     """where the aspect differs: cut the centre out, add `background`, or distort"""
     background: tuple[Level, Level, Level] = (255, 255, 255)
     """RGB under transparent pixels and around padded images"""
+    max_megapixels: Megapixels = image.MAX_MEGAPIXELS
+    """larger images are rejected before they are decoded"""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def encode(cfg: Config, raw: tuple[Any, Any] | SideBySide) -> Stored:
     Raises ValueError if one cannot be read, if the two differ in size (unless both are stretched), or if an image
     that holds both has an odd width.
     """
-    halves = _halves(raw) if isinstance(raw, SideBySide) else (image._open(raw[0]), image._open(raw[1]))
+    limit = cfg.max_megapixels
+    halves = _halves(raw, limit) if isinstance(raw, SideBySide) else tuple(image._open(one, limit) for one in raw)
     (width, height), (other_width, other_height) = (half.size for half in halves)
     if (width, height) != (other_width, other_height) and cfg.fit != "stretch":
         raise ValueError(
@@ -106,11 +109,12 @@ def _half(cfg: Config, part: str) -> image.Config:
     return image.Config(channels=cfg.channels[_PARTS.index(part)], **alike)
 
 
-def _halves(raw: SideBySide) -> tuple[Image, ...]:
+def _halves(raw: SideBySide, max_megapixels: float) -> tuple[Image, ...]:
     """`(given, generated)`."""
-    whole = image._open(raw.raw)
+    whole = image._open(raw.raw, max_megapixels)
     width, height = whole.size
     if width % 2:
         raise ValueError(f"{width}x{height} pixels: an odd width has no halves")
-    left, right = whole.crop((0, 0, width // 2, height)), whole.crop((width // 2, 0, width, height))
+    with image._without_pillows_limit():
+        left, right = whole.crop((0, 0, width // 2, height)), whole.crop((width // 2, 0, width, height))
     return (left, right) if raw.given == "left" else (right, left)

@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from pydantic import ValidationError
 
 from ganlib.data import image
@@ -133,10 +133,88 @@ def test_unreadable_files_say_why_in_one_line(tmp_path, noise):
             image.read(config(28, 28), broken)
 
 
-def test_a_bomb_is_refused(monkeypatch, noise):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 28 * 28 - 1)
-    with pytest.raises(ValueError, match="DecompressionBomb"):
-        image.read(config(28, 28), stored(Image.fromarray(noise), "png"))
+def test_a_limit_of_pixels_that_a_key_lifts(noise, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # whatever Pillow's own says
+    cfg = config(28, 28, max_megapixels=0.0008)
+    for large in (stored(Image.fromarray(noise), "png"), noise, noise.transpose(2, 0, 1), noise[:, :, 0]):
+        assert image.read(cfg, large).shape == (3, 28, 28)
+        with pytest.raises(ValueError, match=r"^28x28 are 0.000784 megapixels; sample.max_megapixels allows 0.0007$"):
+            image.read(config(28, 28, max_megapixels=0.0007), large)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_photographs_of_100_megapixels_are_read():
+    data = stored(Image.new("L", (10_000, 10_000), 77), "png", compress_level=1)
+    assert (image.read(config(4, 4, 1), data) == 77).all()
+
+
+def texts(**named: bytes) -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    for name, text in named.items():
+        info.add_text(name.replace("_", " "), text.decode("latin-1"), zip=True)
+    return info
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"pnginfo": texts(workflow=b"a" * 2_000_000)},
+        {"pnginfo": texts(**{f"text_{i}": b"a" * 1_000_000 for i in range(70)})},
+        {"pnginfo": texts(Raw_profile_type_exif=b"\nexif\n   zz\nnot hexadecimal")},
+        {"exif": b"Exif\0\0MM\0*\xff\xff\xff\xff"},
+        {"exif": b"Exif\0\0not a TIFF file"},
+        {"icc_profile": b"a" * 3_000_000},
+    ],
+)
+def test_pixels_are_read_whatever_the_metadata(noise, metadata):
+    data = stored(Image.fromarray(noise), "png", **metadata)
+    np.testing.assert_array_equal(image.read(config(28, 28), data), noise.transpose(2, 0, 1))
+
+
+def test_a_damaged_chunk_that_no_pixel_needs(noise, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = stored(Image.fromarray(noise), "png", pnginfo=texts(title=b"of another"), exif=exif)
+    at = data.index(b"zTXt") + 8
+    (tmp_path / "a.png").write_bytes(data[:at] + b"?" + data[at + 1 :])
+    made = image.read(config(28, 28), tmp_path / "a.png")
+    np.testing.assert_array_equal(made, noise[::-1, ::-1].transpose(2, 0, 1))
+    at = data.index(b"IDAT") + 30
+    with pytest.raises(ValueError, match=r"\A[^\n]+\Z"):
+        image.read(config(28, 28), data[:at] + b"????" + data[at + 4 :])
+
+
+def test_damaged_metadata_of_other_formats(noise):
+    broken = b"Exif\0\0MM\0*\xff\xff\xff\xff"
+    for suffix in ("jpeg", "webp"):
+        plain, damaged = (stored(Image.fromarray(noise), suffix, **more) for more in ({}, {"exif": broken}))
+        np.testing.assert_array_equal(image.read(config(28, 28), damaged), image.read(config(28, 28), plain))
+    data = stored(Image.fromarray(noise), "jpeg", icc_profile=b"a" * 100)
+    data = data.replace(b"ICC_PROFILE\0\1\1", b"ICC_PROFILE\0\0\0")
+    np.testing.assert_array_equal(
+        image.read(config(28, 28), data), image.read(config(28, 28), stored(Image.fromarray(noise), "jpeg"))
+    )
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpeg", "webp", "gif", "bmp", "tiff", "avif", "jpeg2000", "ppm"])
+def test_every_format_is_known_by_its_content(noise, suffix):
+    data = stored(Image.fromarray(noise), suffix)
+    assert image.is_image(io.BytesIO(data))
+    assert image.read(config(28, 28), data).shape == (3, 28, 28)
+
+
+def test_what_would_start_other_programs_is_no_image(tmp_path, monkeypatch):
+    called = tmp_path / "gs"
+    called.write_text(f"#!/bin/sh\ntouch {tmp_path}/called\nexit 1\n")
+    called.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n"
+    (tmp_path / "e.png").write_bytes(eps)
+    assert not image.is_image(io.BytesIO(eps))
+    for stranger in (eps, tmp_path / "e.png"):
+        with pytest.raises(ValueError, match="not an image, or of an unknown format"):
+            image.read(config(8, 8), stranger)
+    assert not (tmp_path / "called").exists()
 
 
 def test_decode_and_quantise_are_inverse():
