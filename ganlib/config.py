@@ -1,6 +1,6 @@
-"""`params.yaml` as frozen, closed models: whatever is wrong with it is said here, before any work starts.
+"""`params.yaml` and the files of `params/` as frozen, closed models: whatever is wrong is said before any work starts.
 
-`params.yaml` is where each key's meaning and unit stand; this file gives types and bounds.
+Those files are where each key's meaning and unit stand; this one gives types and bounds.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ __all__ = [
     "load_params",
     "override",
     "parse_params",
+    "read_params",
 ]
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -415,7 +416,13 @@ class ResolvedScale(ScaleConfig):
     gpus_per_worker: GpuShare
 
 
+CHOICES = {"data": "datasets", "model": "models", "preset": "presets"}
+"""keys of `params.yaml` that choose, and the folders of `params` whose files they choose from"""
+
+
 class Params(Config):
+    """`params.yaml`, and every file of the folder `params` beside it by its name."""
+
     seed: NonNegativeInt = 0
     data: str
     model: str
@@ -447,13 +454,10 @@ class Params(Config):
 
     @model_validator(mode="after")
     def _choices_exist(self) -> Params:
-        for key, section in (("data", "datasets"), ("model", "models"), ("preset", "presets")):
-            name, known = getattr(self, key), getattr(self, section)
+        for key, folder in CHOICES.items():
+            name, known = getattr(self, key), getattr(self, folder)
             if name not in known:
-                raise ValueError(
-                    f"{key}: {name!r} is not a section of `{section}`{registry.nearest(name, known)}; "
-                    f"known: {', '.join(known)}"
-                )
+                raise ValueError(f"{key}: {_no_file(folder, name, known)}")
         self.game  # noqa: B018 - the preset has to suit the model
         for preset in self.presets:
             for model in self._models_of(preset):
@@ -482,10 +486,7 @@ class Params(Config):
             raise ValueError(f"presets.{preset}.models: a list is wanted, found {suits!r}")
         for model in map(str, suits):
             if model not in self.models:
-                raise ValueError(
-                    f"presets.{preset}.models: {model!r} is not a section of `models`"
-                    f"{registry.nearest(model, self.models)}; known: {', '.join(self.models)}"
-                )
+                raise ValueError(f"presets.{preset}.models: {_no_file('models', model, self.models)}")
         return suits
 
     def _laid_over(self, preset: str, model: str) -> ModelConfig:
@@ -501,7 +502,23 @@ class Params(Config):
         try:
             return ModelConfig.model_validate(section)
         except ValidationError as error:
-            raise ValueError(next(_explain(f"presets.{preset} on models.{model}", error))) from error
+            raise ValueError(next(_explain(f"presets.{preset}: on models.{model}", error))) from error
+
+    def chosen(self) -> dict[str, Any]:
+        """What a run uses, as plain data that `parse_params` reads.
+
+        Of data sets, models and presets that is the chosen one; the preset is laid over the model.
+        """
+        return self.model_dump(mode="json") | {
+            "datasets": {self.data: self.dataset.model_dump(mode="json")},
+            "models": {self.model: self.game.model_dump(mode="json")},
+            "presets": {self.preset: {}},
+        }
+
+    @property
+    def model_file(self) -> str:
+        """Where the model's settings stand, as errors name it."""
+        return f"params/models/{self.model}.yaml"
 
     @property
     def budget_kimg(self) -> float:
@@ -514,22 +531,50 @@ class Params(Config):
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
-    """Read and validate a params file. Raises ConfigError, with one line for each fault."""
+    """Read and validate a params file and the folder `params` beside it. Raises ConfigError, with one line for each
+    fault, which names the file."""
+    return parse_params(read_params(path), where=str(path), folder=Path(path).with_name("params"))
+
+
+def read_params(path: str | Path = "params.yaml") -> dict[str, Any]:
+    """A params file and the folder `params` beside it as one mapping, not yet validated. Raises ConfigError."""
+    raw = _read_mapping(Path(path))
+    folder = Path(path).with_name("params")
+    if moved := [name for name in CHOICES.values() if name in raw]:
+        lines = (f"{path}: {name}: each is a file now: {folder / name}/NAME.yaml" for name in moved)
+        raise ConfigError("\n".join(lines))
+    for name in CHOICES.values():
+        if not (folder / name).is_dir():
+            raise ConfigError(f"{folder / name}: no such folder; it holds a file for each of the {name}")
+        files = sorted(file for file in (folder / name).glob("*.yaml") if not file.name.startswith("."))
+        raw[name] = {file.stem: _read_mapping(file) for file in files}
+    return raw
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        raw = YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
+        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
-    return parse_params(raw, where=str(path))
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a mapping is wanted, found {type(raw).__name__}")
+    return raw
 
 
-def parse_params(raw: Any, where: str = "params.yaml") -> Params:
-    """Validate plain data. Raises ConfigError, with one line for each fault."""
+def _no_file(folder: str, name: str, known: Mapping[str, Any]) -> str:
+    nearest = registry.nearest(name, known)
+    return f"there is no params/{folder}/{name}.yaml{nearest}; known: {', '.join(known)}"
+
+
+def parse_params(raw: Any, where: str = "params.yaml", folder: Path | None = None) -> Params:
+    """Validate plain data. Raises ConfigError, with one line for each fault, which names the file in `folder` that it
+    stands in if one is given."""
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{where}: a mapping is wanted, found {type(raw).__name__}")
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(where, error))) from error
+        raise ConfigError("\n".join(_explain(where, error, folder))) from error
 
 
 def override(params: Params, changes: Mapping[str, Any]) -> Params:
@@ -577,15 +622,23 @@ _NUMBER = ("float", "constrained-float")
 _MARKS = ("[key]", *_NUMBER, Schedule.__name__)
 
 
-def _explain(where: str, error: ValidationError) -> Iterator[str]:
-    """A line for each fault. What is no number is a schedule if it is a mapping, else it should have been a number."""
+def _explain(where: str, error: ValidationError, folder: Path | None = None) -> Iterator[str]:
+    """A line for each fault: where, the key, what is wrong. What stands in a file of `folder` is said to be there.
+
+    What is no number is a schedule if it is a mapping, else it should have been a number.
+    """
     for fault in error.errors():
         found = fault["input"]
         if isinstance(found, Mapping) and fault["type"] == "float_type" and fault["loc"][-1] in _NUMBER:
             continue
         if fault["type"] == "model_type" and fault["ctx"]["class_name"] == Schedule.__name__:
             continue
-        key = ".".join(str(part) for part in fault["loc"] if part not in _MARKS)
-        message = fault["msg"].removeprefix("Value error, ")
+        keys = [str(part) for part in fault["loc"] if part not in _MARKS]
+        message, place = fault["msg"].removeprefix("Value error, "), where
+        if not keys and (named := re.match(r"(presets)\.([\w-]+)(?:\.(\w+))?: ", message)):
+            keys, message = [key for key in named.groups() if key], message[named.end() :]
+        if folder is not None and len(keys) > 1 and keys[0] in CHOICES.values():
+            place, keys = f"{folder / keys[0] / keys[1]}.yaml", keys[2:]
+        key = ".".join(keys)
         shown = "" if isinstance(found, Mapping | Config) or fault["type"] == "missing" else f" (found {found!r})"
-        yield f"{where}: {key + ': ' if key else ''}{message}{shown}"
+        yield f"{place}: {key + ': ' if key else ''}{message}{shown}"

@@ -1,7 +1,7 @@
 """Regularisers of the discriminator: `(round) -> [N]`, to be weighted and averaged.
 
 A penalty is a function, or a class whose instance is called: the arguments of its constructor are its options in
-`params.yaml`, next to `weight` and `every`.
+a model's file, next to `weight` and `every`.
 
 R1 and R2 reuse the logits of the turn, so they cost one extra backward; the others judge points of their own. Those in
 `DIFFERENTIATE` penalise a slope with respect to the samples, before augmentation, by second derivatives; `r1_approx`
@@ -267,7 +267,7 @@ PENALTIES: dict[str, Callable[[Round], Tensor] | type[Callable[[Round], Tensor]]
     "balanced_consistency": balanced_consistency,
     "lecam": LeCam,
 }
-"""by the names of `params.yaml`; a class is called once, with its options, and its instance may keep running means"""
+"""by the names of a model's file; a class is called once, with its options, and its instance may keep running means"""
 
 MOVE = frozenset({"consistency", "balanced_consistency"})
 """penalties that shift and flip images, and so would part them from what they are paired with"""

@@ -88,7 +88,7 @@ def plan(params: Params, world: int) -> Plan:
     cfg, batch = params.train, params.game.batch
     if batch % (world * cfg.accumulate):
         raise ConfigError(
-            f"models.{params.model}.batch: {batch} does not divide into {world} workers x {cfg.accumulate} "
+            f"{params.model_file}: batch: {batch} does not divide into {world} workers x {cfg.accumulate} "
             f"microbatches (scale.num_workers, train.accumulate); expected a multiple of {world * cfg.accumulate}"
         )
     return _plan(params, cfg.kimg, batch * params.game.discriminator_steps)
@@ -134,7 +134,7 @@ def check_groups(params: Params, game: Game, world: int) -> None:
     share = params.game.batch // shares
     if shares > 1 and share % game.group:
         raise ConfigError(
-            f"models.{params.model}.batch: {params.game.batch} leaves {share} examples to each of {world} workers x "
+            f"{params.model_file}: batch: {params.game.batch} leaves {share} examples to each of {world} workers x "
             f"{params.train.accumulate} microbatches; the networks take {game.group} together, so a multiple of "
             f"{shares * game.group} is wanted"
         )
@@ -143,7 +143,7 @@ def check_groups(params: Params, game: Game, world: int) -> None:
 def build_game(params: Params, spec: Spec) -> Game:
     """The chosen family on these data, with the penalties of `params`. Raises ConfigError if they do not fit."""
     cfg = params.game
-    where = f"models.{params.model} on data '{params.data}'"
+    where = f"{params.model_file} on data '{params.data}'"
     family = registry.load("models", cfg.network.family)  # type: ignore[attr-defined]
     if spec.modality != family.MODALITY:
         raise ConfigError(f"{where}: the family is for {family.MODALITY} data, these are {spec.modality}")
@@ -201,7 +201,7 @@ def build_game(params: Params, spec: Spec) -> Game:
 
 
 def _check_fits(game: Game, configs: Mapping[str, FitConfig], where: str) -> None:
-    """Raises ConfigError where the game's fits and those of `params.yaml` are not the same."""
+    """Raises ConfigError where the game's fits and those of the model's file are not the same."""
     names = [fit.name for fit in (*game.before, *game.after)]
     if sorted(names) != sorted(configs):
         raise ConfigError(f"{where}: fits: expected {', '.join(names) or 'none'}, found {', '.join(configs) or 'none'}")

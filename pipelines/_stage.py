@@ -96,7 +96,7 @@ _terminated: list[int] = []
 
 
 def main(stage: Callable[[Params], None]) -> None:
-    """Run a stage on `params.yaml`, one process at a time in a folder.
+    """Run a stage on what `params.yaml` chooses, one process at a time in a folder.
 
     A fault the user can mend is one line on stderr and exit status 1; Ctrl-C is 130, SIGTERM 143.
     """

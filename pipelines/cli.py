@@ -22,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-params_app = typer.Typer(help="What params.yaml says.", no_args_is_help=True)
+params_app = typer.Typer(help="What params.yaml and params/ say.", no_args_is_help=True)
 app.add_typer(params_app, name="params")
 
 ModelURI = Annotated[
@@ -53,7 +53,7 @@ def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
 def check_params(
     file: Annotated[Path, typer.Option("--file", "-f", help="the file to check")] = Path("params.yaml"),
 ) -> None:
-    """Print what a run would use, as YAML, or what is wrong with it."""
+    """Print what a run would use, as YAML, or what is wrong with the file and the folder `params` beside it."""
     import sys
 
     from ruamel.yaml import YAML
@@ -61,14 +61,9 @@ def check_params(
     from ganlib.config import load_params
 
     params = load_params(file)
-    chosen = {
-        "datasets": {params.data: params.dataset.model_dump(mode="json")},
-        "models": {params.model: params.game.model_dump(mode="json")},
-        "presets": {params.preset: {}},  # it is laid over the model above
-    }
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.sort_base_mapping_type_on_output, yaml.width = False, 120
-    yaml.dump(params.model_dump(mode="json") | chosen, sys.stdout)
+    yaml.dump(params.chosen(), sys.stdout)
 
 
 @app.command()

@@ -94,7 +94,7 @@ class Job:
         spec, batch = read_spec(prepared), params.game.batch
         if batch > (examples := spec.counts["train"]):
             raise ConfigError(
-                f"models.{params.model}.batch: {batch} is more than the {examples} train examples of {prepared}; "
+                f"{params.model_file}: batch: {batch} is more than the {examples} train examples of {prepared}; "
                 "lower the model's batch or add data"
             )
         game = build_game(params, spec)

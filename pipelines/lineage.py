@@ -54,11 +54,12 @@ def facts(params: Params) -> dict[str, str]:
     `data.*` and `dvc.*` are hashes: of the examples, of raw inputs and outputs as DVC knows them, and of each
     stage's entry in `dvc.lock` (command, parameters, code and data).
     """
+    of_run = {key: value for key, value in params.chosen().items() if key not in ("scale", "tracking")}
     return {
         **_git(),
         "data.content_hash": _content_hash(),
         **_dvc(Path("dvc.lock")),
-        "params.sha256": _sha256(params.model_dump(mode="json", exclude={"scale", "tracking"})),
+        "params.sha256": _sha256(of_run),
         "seed": str(params.seed),
         "data": params.data,
         "model": params.model,

@@ -1,4 +1,4 @@
-"""Which settings a search tries: `params.yaml` as it stands, then proposals of Optuna's TPE."""
+"""Which settings a search tries: the model as it stands, then proposals of Optuna's TPE."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def starting_points(params: Params, space: dict[str, Search]) -> list[dict[str, 
         elif not dimension.choice and _between(here, dimension):
             point[dotted] = here
         else:
-            print(f"tune: {dotted} {here} lies outside of its search space, so params.yaml as it stands is not tried")
+            print(f"tune: {dotted} {here} lies outside of its search space, so the model as it stands is not tried")
             return []
     return [point]
 

@@ -83,8 +83,9 @@ def _log(store: Store, params: Params, generator: Generator, metrics: Metrics, k
     with tracking.run(store, name, name, tags=tags) as run:
         tracking.log_params(run, tuned.model_dump(mode="json", include={"seed", "data", "model", "train"}))
         tracking.log_params(run, {"preset": params.preset, "game": tuned.game.model_dump(mode="json")})
-        # without the store's address, which may hold a password
-        tracking.log_json(run, tuned.model_dump(mode="json", exclude={"tracking": {"uri"}}), "params.json")
+        used = tuned.chosen()
+        del used["tracking"]["uri"]  # the store's address may hold a password
+        tracking.log_json(run, used, "params.json")
         tracking.log_json(run, facts, "lineage.json")
         tracking.log_past_stats(run, _curves(TRAINED / "stats.jsonl"))
         tracking.log_metrics(run, _flat(metrics))

@@ -1,7 +1,7 @@
 """The stage `tune`: learning rates and architecture, searched by Ray Tune. `python -m pipelines.tune`.
 
 Trials are compared at rungs by `quality/fd`, a Fréchet distance on few samples; never by a loss, which tells nothing
-of a GAN's quality. The first trial is `params.yaml` as it stands, if that lies in the space. The result is a function
+of a GAN's quality. The first trial is the model as it stands, if that lies in the space. The result is a function
 of seed, data, parameters and code: see `halving.py`. What is tried comes from `proposals.py`; `trials.py` trains it.
 """
 

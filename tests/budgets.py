@@ -5,7 +5,7 @@ from typing import Any
 SHORT: dict[str, Any] = {
     "reference.max_samples": 100,
     "reference.classifier.epochs": 2,
-    "models.dcgan.batch": 64,  # so that reports come at whole kimg
+    "params/models/dcgan.yaml:batch": 64,  # so that reports come at whole kimg
     "tune.num_samples": 4,
     "tune.kimg": 2,
     "tune.report_kimg": 0.5,

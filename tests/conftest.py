@@ -6,12 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
+from params_files import edit_params, params_file
 
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -135,17 +137,19 @@ class Checkout:
         return done.stdout
 
     def edit(self, changes: dict[str, Any]) -> None:
-        """Change dotted keys of params.yaml as a person would: comments stay."""
-        yaml, file = YAML(), self.folder / "params.yaml"
-        params = yaml.load(file)
-        for dotted, value in changes.items():
-            *sections, leaf = dotted.split(".")
-            section = params
-            for name in sections:
-                section = section[name]
-            assert leaf in section, f"params.yaml has no {dotted}"
-            section[leaf] = value
-        yaml.dump(params, file)
+        """Change `KEY` of params.yaml or `FILE:KEY` as a person would: comments stay."""
+        edit_params(self.folder, changes)
+
+    @contextmanager
+    def edited(self, changes: dict[str, Any]) -> Iterator[None]:
+        """The same, taken back at the end."""
+        before = {file: file.read_bytes() for file in (params_file(self.folder, key) for key in changes)}
+        self.edit(changes)
+        try:
+            yield
+        finally:
+            for file, content in before.items():
+                file.write_bytes(content)
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,9 @@ pytestmark = pytest.mark.pipeline
 QUICK = SHORT | {
     "tune.num_samples": 0,
     "train.kimg": 2,
-    "models.dcgan.network.width": 8,
-    "models.pix2pix.network.width": 8,
-    "models.pix2pix.network.discriminator_width": 8,
+    "params/models/dcgan.yaml:network.width": 8,
+    "params/models/pix2pix.yaml:network.width": 8,
+    "params/models/pix2pix.yaml:network.discriminator_width": 8,
 }
 SUBJECTS = ("china", "flower")
 SUFFIXES = ("png", "jpg", "webp", "gif", "bmp", "tiff")

@@ -154,26 +154,21 @@ def test_nothing_runs_when_nothing_changed(first):
     [
         ("evaluate.num_samples", 90, STAGES[4:]),
         ("train.kimg", 5, STAGES[3:]),
-        ("models.dcgan.loss", "hinge", STAGES[2:]),
+        ("params/models/dcgan.yaml:loss", "hinge", STAGES[2:]),
         ("model", "mlp", STAGES[2:]),
         ("tune.kimg", 3, STAGES[2:]),
         ("gate.margin", 0.5, STAGES[5:]),
-        ("datasets.digits.test_share", 0.3, STAGES),
-        ("datasets.mnist.test_share", 0.3, []),
-        ("models.mlp.loss", "hinge", []),
+        ("params/datasets/digits.yaml:test_share", 0.3, STAGES),
+        ("params/datasets/mnist.yaml:test_share", 0.3, []),
+        ("params/models/mlp.yaml:loss", "hinge", []),
         ("scale.num_workers", 1, []),
     ],
 )
 def test_only_what_depends_on_a_key_runs(first, key, value, dependent):
     project, _ = first
-    file = project.folder / "params.yaml"
-    before = file.read_bytes()
-    project.edit({key: value})
-    try:
+    with project.edited({key: value}):
         # without --force-downstream a dry run cannot know that what follows a stage would run too
         output = project.run("dvc", "repro", "--dry", "--force-downstream")
-    finally:
-        file.write_bytes(before)
     assert ran(output) == dependent
 
 
@@ -302,14 +297,11 @@ def build(cfg, spec):
 
 
 def test_a_family_is_one_file(first):
-    """And a section in params.yaml to choose it by."""
+    """And one in params/ to choose it by."""
     project, _ = first
     (project.folder / "ganlib/models/toy.py").write_text(TOY.lstrip())
-    yaml, file = YAML(), project.folder / "params.yaml"
-    params = yaml.load(file)
-    params["models"]["toy"] = {"network": {}}
-    params["model"] = "toy"
-    yaml.dump(params, file)
+    (project.folder / "params/models/toy.yaml").write_text("network: {}\n")
+    project.edit({"model": "toy"})
     output = project.run("dvc", "repro")
     assert ran(output) == STAGES[2:]
     assert read(project.folder / "outputs/train/generator/generator.json")["network"]["family"] == "toy"

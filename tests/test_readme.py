@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from budgets import SHORT
+from params_files import copy_params
 from PIL import Image
 from typer.main import get_command
 
@@ -157,9 +158,11 @@ def test_every_block_parses(text):
 # DVC's overrides are Hydra's, read in a process of their own: Hydra keeps global state
 OVERRIDES = """
 import sys
+from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
-for sweep in get_hydra_sweeps({"params.yaml": sys.argv[1:]}):
-    apply_overrides("params.yaml", sweep["params.yaml"])
+for sweep in get_hydra_sweeps(to_path_overrides(sys.argv[1:])):
+    for file, overrides in sweep.items():
+        apply_overrides(file, overrides)
 """
 
 
@@ -173,7 +176,7 @@ for sweep in get_hydra_sweeps({"params.yaml": sys.argv[1:]}):
     ids=" ".join,
 )
 def test_every_flag_is_a_key_and_a_value_that_is_allowed(changes, tmp_path):
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    copy_params(tmp_path)
     subprocess.run([sys.executable, "-c", OVERRIDES, *changes], cwd=tmp_path, check=True)
     changed = load_params(tmp_path / "params.yaml")
     assert changed != load_params(ROOT / "params.yaml")

@@ -1,7 +1,7 @@
 """StyleGAN2: a generator steered by styles at every layer, against a residual discriminator.
 
 Karras et al. 2019 (styles, noise, mixing, truncation) and 2020 (demodulation, skips, path length), by default as
-in the latter's configuration F; optionally grown from 4x4 pixels as in Karras et al. 2018. R1 is `params.yaml`'s.
+in the latter's configuration F; optionally grown from 4x4 pixels as in Karras et al. 2018. R1 is a penalty.
 """
 
 from __future__ import annotations

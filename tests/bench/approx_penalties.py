@@ -4,7 +4,7 @@
     python tests/bench/approx_penalties.py speed [--rounds 5]
     python tests/bench/approx_penalties.py quality --minutes 2 --seeds 0 1 2 [--settings full lazy ...] [--out FILE]
 
-`models.r3gan` of params.yaml, unconditional, on Fashion-MNIST padded to 32x32 (Debian: apt install
+`params/models/r3gan.yaml`, unconditional, on Fashion-MNIST padded to 32x32 (Debian: apt install
 dataset-fashion-mnist; `--data` names the folder of its files) or `--data mnist`; one thread; time is CPU time.
 
 Bias: the mean of the finite difference over that of r1 at 1,024 test images, for the discriminator of a short training

@@ -3,7 +3,7 @@
     python tests/bench/convolution.py [--device cpu] [--bfloat16] [--rounds 15] [--batch 16]
 
 One row for each convolution: the time of a forward and a backward pass, and of a gradient penalty like R1 (the gradient
-with respect to the input, then that of its square). Then a step of `models.r3gan` with R1 and R2 at every step, as
+with respect to the input, then that of its square). Then a step of `r3gan` with R1 and R2 at every step, as
 shipped and as wide as takes 8 to 32 groups. All run in turns in one process on one thread, so that other work on the
 machine falls on both alike; times are medians of rounds. CPU time on a CPU, the time of events on a GPU. The tables are
 Markdown.

@@ -2,7 +2,7 @@
 
     python tests/bench/lazy_r3gan.py [--every 1,4,8,16] [--kimg 40] [--seeds 1]
 
-Speed: CPU seconds of a step of the shipped `models.r3gan`, plain and with R1 and R2, on one thread; paid every k-th
+Speed: CPU seconds of a step of the shipped `r3gan`, plain and with R1 and R2, on one thread; paid every k-th
 step they cost a k-th. Quality: the Fréchet distance (`quality/fd`) after trainings on `data/prepared`, judged by
 `data/reference` (run `dvc repro reference` first). `--kimg 0` leaves them out. The table is Markdown.
 """

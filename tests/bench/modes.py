@@ -5,7 +5,7 @@
 
 Plane: a ring of 8 and a grid of 25 Gaussians (Metz et al. 2017; Lin et al. 2018), every loss with and without
 penalties, two perceptrons. Stacked: three random digits as red, green and blue (Metz et al. 2017); a family takes its
-section of `params.yaml`, and a classifier trained here on single digits names the modes. Tables are Markdown.
+file of `params/models`, and a classifier trained here on single digits names the modes. Tables are Markdown.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Fashion-MNIST at 32x32 (Debian: apt install dataset-fashion-mnist; `--data` name
 little as it can, and hold everything that training does but measuring. FD is of 5,000 samples of the moving average
 against 10,000 reals; the floor is 5,000 other reals. The in-domain distance is the same in the features of a classifier
 that is trained here on 20,000 labelled examples. Nobody is told labels, unless the name ends in `+labels`;
-`NAME@PRESET` lays a preset of params.yaml over the family, `NAME:key=value,...` sets keys of the model.
+`NAME@PRESET` lays a preset of params/presets over the family, `NAME:key=value,...` sets keys of the model.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def plain(clock, prepared, seed, keep):
 
 
 def ours(name, clock, prepared, seed, keep, generators=None):
-    """A family as `params.yaml` has it, in this process."""
+    """A family as `params/models` has it, in this process."""
     family, _, changes = name.removesuffix("+labels").partition(":")
     family, _, preset = family.partition("@")
     params = load_params(ROOT / "params.yaml")

@@ -4,7 +4,7 @@
     python tests/bench/step.py --families stylegan2 --profile
     python tests/bench/step.py --families stylegan2 --preset stylegan2_ffhq --size 1024 --channels 3 --batch 1 --first 3
 
-Each family takes its networks, loss and terms from `params.yaml`, told ten labels. The plain loop is that of PyTorch's
+Each family has the networks, loss and terms of `params/models`, told ten labels. The plain loop is that of PyTorch's
 tutorials (the discriminator on reals and on fakes, then the generator through the discriminator, Adam as it comes) and
 plays the same loss; ours is timed without terms, as the plain loop is, and as it is shipped: with its penalties, its
 own terms and the moving average. Each loop has a process of its own, ours set up as by `launch.train_worker`, and
@@ -48,7 +48,7 @@ FAMILIES = ("mlp", "dcgan", "resnet", "stylegan2", "r3gan", "pix2pix")
 
 
 def game_of(family, args):
-    """The family's game as `params.yaml` has it, its loss, and data for one batch."""
+    """The family's game as `params/models` has it, its loss, and data for one batch."""
     params = parse_params(
         load_params(ROOT / "params.yaml").model_dump(mode="json") | {"model": family, "preset": args.preset}
     )

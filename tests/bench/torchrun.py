@@ -59,7 +59,7 @@ def torchrun_worker(folder: Path) -> None:
 
 def copy(folder: Path, args: argparse.Namespace) -> None:
     """The project as it is here, with what the stages before left, and the budget."""
-    for name in ("ganlib", "pipelines", "data/prepared", "data/reference"):
+    for name in ("ganlib", "pipelines", "params", "data/prepared", "data/reference"):
         if not (ROOT / name).is_dir():
             sys.exit(f"{ROOT / name}: no such folder; run: dvc repro reference")
         shutil.copytree(ROOT / name, folder / name)
@@ -70,7 +70,10 @@ def copy(folder: Path, args: argparse.Namespace) -> None:
     params["train"].update(kimg=args.kimg, report_kimg=REPORT, checkpoint_kimg=CHECKPOINT, quality_samples=0)
     params["scale"].update(num_workers=2, cpus_per_worker=1, gpus_per_worker=0)
     if args.width:
-        params["models"][params["model"]]["network"]["width"] = args.width
+        file = folder / "params/models" / f"{params['model']}.yaml"
+        model = yaml.load(file)
+        model["network"]["width"] = args.width
+        yaml.dump(model, file)
     yaml.dump(params, folder / "params.yaml")
 
 

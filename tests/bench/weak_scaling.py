@@ -61,7 +61,10 @@ def seconds_per_step(nodes: int, args: argparse.Namespace) -> float:
         copy(folder, args)
         yaml = YAML()
         params = yaml.load(folder / "params.yaml")
-        params["models"][params["model"]]["batch"] = args.batch * nodes
+        file = folder / "params/models" / f"{params['model']}.yaml"
+        model = yaml.load(file)
+        model["batch"] = args.batch * nodes
+        yaml.dump(model, file)
         params["train"].update(report_kimg=args.kimg / 5, checkpoint_kimg=args.kimg)
         params["scale"].update(num_workers=nodes, storage=str(folder / "storage"))
         yaml.dump(params, folder / "params.yaml")

@@ -27,7 +27,7 @@ BUDGET: dict[str, Any] = {
     "data": "digits",
     "reference.max_samples": 100,
     "reference.classifier.epochs": 2,
-    "models.dcgan.batch": 64,  # so that reports come at whole kimg
+    "params/models/dcgan.yaml:batch": 64,  # so that reports come at whole kimg
     "tune.num_samples": 4,
     "tune.kimg": 4,
     "tune.report_kimg": 1,
@@ -207,16 +207,17 @@ class Project:
         raise Failure(f"`dvc repro` failed {tries} times, last: {commands[-1].last_line()} ({commands[-1].output})")
 
     def edit(self, changes: dict[str, Any]) -> None:
-        """Change dotted keys of params.yaml as a person would: comments stay."""
-        yaml, file = YAML(), self.folder / "params.yaml"
-        params = yaml.load(file)
-        for dotted, value in changes.items():
+        """Change `KEY` of params.yaml or `FILE:KEY` as a person would: comments stay."""
+        yaml = YAML()
+        for key, value in changes.items():
+            name, _, dotted = key.rpartition(":")
+            file = self.folder / (name or "params.yaml")
+            params = section = yaml.load(file)
             *sections, leaf = dotted.split(".")
-            section = params
             for name in sections:
                 section = section[name]
             section[leaf] = value
-        yaml.dump(params, file)
+            yaml.dump(params, file)
 
     def remove(self) -> None:
         for folder in (self.folder, self.temporary):

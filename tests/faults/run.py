@@ -608,7 +608,8 @@ def main() -> None:
         parser.error(f"no case {', '.join(unknown)}; known: {', '.join(CASES)}")
     adopt_orphans()
     changes = BUDGET | {"train.kimg": args.kimg} | ({"tune.num_samples": 0} if args.no_search else {})
-    listed = ["git", "-C", str(ROOT), "ls-tree", "HEAD", "ganlib", "pipelines", "params.yaml", "dvc.yaml", "dvc.lock"]
+    inputs = ("ganlib", "pipelines", "params.yaml", "params", "dvc.yaml", "dvc.lock")
+    listed = ["git", "-C", str(ROOT), "ls-tree", "HEAD", *inputs]
     code = subprocess.run(listed, check=True, capture_output=True, text=True).stdout
     budget = hashlib.sha256(f"{code}{sorted(changes.items())}".encode()).hexdigest()[:8]
     project, quiet = quiet_run(args.work / budget, changes)

@@ -1,18 +1,20 @@
-"""`params.yaml`: what is shipped is valid, and what is wrong is said in a line that helps."""
+"""`params.yaml` and `params/`: what is shipped is valid, and what is wrong is said in a line that helps."""
 
 import copy
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from params_files import copy_params, edit_params
 from ruamel.yaml import YAML
 from specs import image_spec
 
 from ganlib import registry
-from ganlib.config import ConfigError, load_params, override, parse_params
+from ganlib.config import ConfigError, load_params, override, parse_params, read_params
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
+SHIPPED = read_params(ROOT / "params.yaml")
 
 
 def changed(dotted, value, *, drop=False):
@@ -36,7 +38,7 @@ def test_every_choice_of_the_shipped_file_is_valid(data, model):
     assert params.game.network.family in registry.names("models")
 
 
-def test_every_family_has_a_section():
+def test_every_family_has_a_file_of_settings():
     assert set(SHIPPED["models"]) == set(registry.names("models"))
 
 
@@ -82,10 +84,13 @@ def test_presets_are_laid_over_the_model():
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({"preset": "wgan"}, "preset: 'wgan' is not a section of `presets`.*did you mean 'wgan_gp'"),
+        (
+            {"preset": "wgan"},
+            r"preset: there is no params/presets/wgan\.yaml \(did you mean 'wgan_gp'\?\); known: biggan, ",
+        ),
         ({"preset": "biggan"}, "preset: 'biggan' is for resnet; model is 'dcgan'"),
-        ({"preset": "p", "presets": {"p": {"lss": "hinge"}}}, "presets.p on models.dcgan.*unknown key 'lss'.*'loss'"),
-        ({"preset": "p", "presets": {"p": {"network": {"depth": 2}}}}, "presets.p on models.dcgan.*'depth'"),
+        ({"preset": "p", "presets": {"p": {"lss": "hinge"}}}, "presets.p: on models.dcgan: unknown key 'lss'.*'loss'"),
+        ({"preset": "p", "presets": {"p": {"network": {"depth": 2}}}}, "presets.p: on models.dcgan.*'depth'"),
     ],
 )
 def test_presets_that_do_not_suit_are_refused(raw, message):
@@ -102,25 +107,26 @@ def test_a_penalty_that_a_preset_replaces_is_not_searched():
 
 def test_every_key_is_commented_where_it_first_stands():
     """On its line, or before, in the comment of another, as the keys of a schedule are."""
-    lines = (ROOT / "params.yaml").read_text().splitlines()
-    comments = [line.partition("#")[2] for line in lines]
+    explained = [ROOT / "params/datasets/mnist.yaml", ROOT / "params/models/dcgan.yaml"]
+    others = [file for file in sorted((ROOT / "params").rglob("*.yaml")) if file not in explained]
 
-    def tensors_of(section, line=None):
+    def keys_of(section, line=None):
         for key, value in section.items():
             at = section.lc.key(key)[0] if line is None else line
             if isinstance(value, dict):  # what is in braces belongs to the line of the key before them
-                yield from tensors_of(value, at if value.fa.flow_style() else None)
+                yield from keys_of(value, at if value.fa.flow_style() else None)
             else:
                 yield key, at
 
-    first = {}
-    for key, at in tensors_of(YAML().load("\n".join(lines))):
-        first.setdefault(key, at)
-    silent = [
-        f"line {at + 1}: {key}"
-        for key, at in first.items()
-        if not comments[at] and not re.search(rf"\b{key}[:,]", "\n".join(comments[:at]))
-    ]
+    seen, comments, silent = set(), [], []
+    for file in (ROOT / "params.yaml", *explained, *others):
+        lines = file.read_text().splitlines()
+        here = [line.partition("#")[2] for line in lines]
+        for key, at in keys_of(YAML().load("\n".join(lines))):
+            if key not in seen and not here[at] and not re.search(rf"\b{key}[:,]", "\n".join(comments + here[:at])):
+                silent.append(f"{file.relative_to(ROOT)}: line {at + 1}: {key}")
+            seen.add(key)
+        comments += here
     assert silent == []
 
 
@@ -132,8 +138,8 @@ def test_every_key_is_commented_where_it_first_stands():
         (changed("models.dcgan.batch", "many"), ["models.dcgan.batch", "'many'", "integer"]),
         (changed("models.dcgan.batch", 0), ["models.dcgan.batch", "greater than 0", "found 0"]),
         (changed("train.kimg", float("nan")), ["train.kimg", "finite"]),
-        (changed("model", "dcgna"), ["model", "'dcgna'", "did you mean 'dcgan'", "mlp"]),
-        (changed("data", "mnits"), ["data", "'mnits'", "did you mean 'mnist'"]),
+        (changed("model", "dcgna"), ["model: ", "params/models/dcgna.yaml", "did you mean 'dcgan'", "mlp"]),
+        (changed("data", "mnits"), ["data: ", "params/datasets/mnits.yaml", "did you mean 'mnist'"]),
         (changed("models.dcgan.network.widht", 3), ["models.dcgan.network", "'widht'", "did you mean 'width'"]),
         (changed("models.dcgan.network.width", -1), ["models.dcgan.network.width", "greater than 0", "found -1"]),
         (changed("models.dcgan.loss", "hinged"), ["models.dcgan.loss", "'hinged'", "did you mean 'hinge'"]),
@@ -157,13 +163,16 @@ def test_every_key_is_commented_where_it_first_stands():
         (changed("models.dcgan.top_k", {"strat": 1}), ["models.dcgan.top_k: unknown key 'strat'", "'start'"]),
         (
             changed("presets.biggan.network.widht", 3),
-            ["presets.biggan on models.resnet: network: unknown key 'widht'", "did you mean 'width'"],
+            ["presets.biggan: on models.resnet: network: unknown key 'widht'", "did you mean 'width'"],
         ),
         (
             changed("presets.lsgan.generator.lr", 0),
-            ["presets.lsgan on models.mlp: generator.lr: ", "greater than 0 (found 0)"],
+            ["presets.lsgan: on models.mlp: generator.lr: ", "greater than 0 (found 0)"],
         ),
-        (changed("presets.lsgan.models", ["mlp", "dcgna"]), ["presets.lsgan.models: 'dcgna'", "did you mean 'dcgan'"]),
+        (
+            changed("presets.lsgan.models", ["mlp", "dcgna"]),
+            ["presets.lsgan.models: there is no params/models/dcgna.yaml", "did you mean 'dcgan'"],
+        ),
         (changed("presets.lsgan.models", "mlp"), ["presets.lsgan.models: a list is wanted, found 'mlp'"]),
         (
             changed("models.mlp.search", {"generater.lr": {"choice": [1]}}),
@@ -238,18 +247,126 @@ def test_several_faults_are_several_lines():
     assert len(str(caught.value).splitlines()) == 2
 
 
-def test_unreadable_files(tmp_path):
-    with pytest.raises(ConfigError, match="No such file"):
-        load_params(tmp_path / "absent.yaml")
-    (tmp_path / "bad.yaml").write_text("a: [1\nb: 2")
-    with pytest.raises(ConfigError, match=r"bad\.yaml"):
-        load_params(tmp_path / "bad.yaml")
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder with the shipped files, and in it."""
+    copy_params(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def test_numbers_may_be_written_as_people_write_them(tmp_path):
-    text = (ROOT / "params.yaml").read_text().replace("lr: 0.001", "lr: 1e-3")
-    (tmp_path / "params.yaml").write_text(text)
-    assert load_params(tmp_path / "params.yaml").game.generator.lr == 1e-3
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"train.kimg": -1}, "params.yaml: train.kimg: "),
+        (
+            {"model": "dcgna"},
+            "params.yaml: model: there is no params/models/dcgna.yaml (did you mean 'dcgan'?); known: ",
+        ),
+        (
+            {"model": "dcgan.yaml"},
+            "params.yaml: model: there is no params/models/dcgan.yaml.yaml (did you mean 'dcgan'",
+        ),
+        ({"preset": "biggan"}, "params.yaml: preset: 'biggan' is for resnet; model is 'dcgan'"),
+        ({"params/models/mlp.yaml:generator.lr": 0}, "params/models/mlp.yaml: generator.lr: "),
+        ({"params/models/mlp.yaml:generator": {"rl": 1}}, "params/models/mlp.yaml: generator: unknown key 'rl'"),
+        (
+            {"params/models/mlp.yaml:search": {"generater.lr": {"choice": [1]}}},
+            "params/models/mlp.yaml: search.generater.lr: there is no section 'generater'",
+        ),
+        ({"params/datasets/photos.yaml:source.labels": "yes"}, "params/datasets/photos.yaml: source.labels: "),
+        ({"params/datasets/photos.yaml:sample.kind": "pair"}, "params/datasets/photos.yaml: sample.kind: 'pair' does"),
+        (
+            {"params/presets/biggan.yaml:network": {"widht": 3}},
+            "params/presets/biggan.yaml: on models.resnet: network: unknown key 'widht'",
+        ),
+        (
+            {"params/presets/lsgan.yaml:models": ["dcgna"]},
+            "params/presets/lsgan.yaml: models: there is no params/models/dcgna.yaml (did you mean 'dcgan'?)",
+        ),
+    ],
+    ids=str,
+)
+def test_a_fault_is_said_to_be_where_it_stands(files, changes, expected):
+    edit_params(files, changes)
+    with pytest.raises(ConfigError) as caught:
+        load_params()
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(expected)
+
+
+def test_faults_of_several_files_are_lines_of_their_own(files):
+    edit_params(files, {"seed": -1, "params/models/mlp.yaml:batch": 0, "params/datasets/mnist.yaml:test_share": 2})
+    with pytest.raises(ConfigError) as caught:
+        load_params(files / "params.yaml")
+    places = [line.partition(": ")[0] for line in str(caught.value).splitlines()]
+    assert sorted(places) == [
+        str(files / "params.yaml"),
+        str(files / "params/datasets/mnist.yaml"),
+        str(files / "params/models/mlp.yaml"),
+    ]
+
+
+def test_a_file_is_all_that_a_data_set_needs(files):
+    Path("params/datasets/mine.yaml").write_text(
+        "source: {name: image_folder}\nsample: {kind: image, resolution: [8, 8], channels: 3}\n"
+    )
+    edit_params(files, {"data": "mine"})
+    assert load_params().dataset.source.name == "image_folder"
+
+
+@pytest.mark.parametrize("name", ["v1.0", "o'brien", "a b", "a:b"])
+def test_names_of_files_are_names_of_folders_and_models(files, name):
+    file = Path(f"params/datasets/{name}.yaml")
+    file.write_text(Path("params/datasets/digits.yaml").read_text())
+    with pytest.raises(ConfigError) as caught:
+        load_params()
+    assert str(caught.value) == f"{file}: a name is made of letters, digits, _ and - (found {name!r})"
+
+
+def test_what_editors_leave_is_no_data_set(files):
+    for name in (".digits.yaml", "digits.yaml~", ".digits.yaml.swp", "notes.txt"):
+        Path("params/datasets", name).write_text("a: [")
+    assert load_params() == load_params(ROOT / "params.yaml")
+
+
+@pytest.mark.parametrize("section", ["datasets", "models", "presets"])
+def test_sections_that_have_moved_are_said_to_be_files(files, section):
+    with Path("params.yaml").open("a") as file:
+        file.write(f"{section}: {{}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_params()
+    assert str(caught.value) == f"params.yaml: {section}: each is a file now: params/{section}/NAME.yaml"
+
+
+def test_unreadable_files(files):
+    with pytest.raises(ConfigError, match=r"^absent\.yaml: .*No such file"):
+        load_params("absent.yaml")
+    Path("bad.yaml").write_text("a: [1\nb: 2")
+    with pytest.raises(ConfigError, match=r"^bad\.yaml: "):
+        load_params("bad.yaml")
+    Path("params/models/bad.yaml").write_text("a: [1\nb: 2")
+    with pytest.raises(ConfigError, match=r"^params/models/bad\.yaml: "):
+        load_params()
+    Path("params/models/bad.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"^params/models/bad\.yaml: a mapping is wanted, found NoneType$"):
+        load_params()
+    shutil.rmtree("params/models")
+    with pytest.raises(ConfigError, match=r"^params/models: no such folder; it holds a file for each of the models$"):
+        load_params()
+
+
+def test_numbers_may_be_written_as_people_write_them(files):
+    file = Path("params/models/dcgan.yaml")
+    file.write_text(file.read_text().replace("lr: 0.001", "lr: 1e-3"))
+    assert load_params().game.generator.lr == 1e-3
+
+
+def test_what_was_chosen_is_all_that_is_left(params):
+    used = parse_params(params.model_copy(update={"model": "mlp", "preset": "wgan_gp"}).chosen())
+    assert (list(used.datasets), list(used.models), used.presets) == (["digits"], ["mlp"], {"wgan_gp": {}})
+    assert used.game == params.model_copy(update={"model": "mlp", "preset": "wgan_gp"}).game
+    assert used.chosen() == parse_params(used.chosen()).chosen()
 
 
 def test_params_are_frozen_and_survive_json(params):

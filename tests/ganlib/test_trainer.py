@@ -229,7 +229,9 @@ def test_accumulation_equals_one_batch(small, prepared, tmp_path):
 
 
 def test_a_batch_that_does_not_divide(params):
-    with pytest.raises(ConfigError, match=r"models\.dcgan\.batch: 32 does not divide into 3 workers.*multiple of 3"):
+    with pytest.raises(
+        ConfigError, match=r"params/models/dcgan\.yaml: batch: 32 does not divide into 3 workers.*multiple of 3"
+    ):
         plan(params, 3)
 
 

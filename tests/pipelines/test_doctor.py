@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from params_files import copy_params
 
 from pipelines import doctor, lineage, tracking
 from pipelines._stage import StageError
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 def edit(project):
     """A project with the repository's `params.yaml`; `edit(old, new)` changes a part of it."""
     file = project / "params.yaml"
-    shutil.copy(ROOT / "params.yaml", file)
+    copy_params(project)
 
     def replace(old, new):
         text = file.read_text()

@@ -39,9 +39,7 @@ def scaled(params, **scale):
 def test_a_batch_beyond_the_data_is_refused(params, prepared, tmp_path):
     train = read_spec(prepared).counts["train"]
     Job.of(override(params, {"batch": train}), prepared, tmp_path, 1)
-    message = (
-        rf"^models\.dcgan\.batch: {train + 1} is more than the {train} train examples of .*; lower the model's batch"
-    )
+    message = rf"^params/models/dcgan\.yaml: batch: {train + 1} is more than the {train} train examples of .*; lower"
     with pytest.raises(ConfigError, match=message):
         Job.of(override(params, {"batch": train + 1}), prepared, tmp_path, 1)
 

@@ -1,4 +1,4 @@
-"""params.yaml has the form that DVC writes, so that `-S` changes the lines of what it names and no other."""
+"""params.yaml and the files of params/ have the form that DVC writes: `-S` changes the lines of what it names."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import json
 import subprocess
 import sys
 from difflib import ndiff
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+import pytest
+from params_files import ROOT, copy_params
+from ruamel.yaml import YAML
 
 # DVC's overrides are Hydra's, read in a process of their own: Hydra keeps global state
 APPLY = """
 import json, sys
 from pathlib import Path
+from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides
-shipped = Path(sys.argv[1]).read_text(encoding="utf-8")
 written = {}
-for override in sys.argv[2:]:
-    Path("params.yaml").write_text(shipped, encoding="utf-8")
-    apply_overrides("params.yaml", [override])
-    written[override] = Path("params.yaml").read_text(encoding="utf-8")
+for change in sys.argv[1:]:
+    ((file, overrides),) = to_path_overrides([change]).items()
+    shipped = Path(file).read_text(encoding="utf-8")
+    apply_overrides(file, overrides)
+    written[change] = file, shipped, Path(file).read_text(encoding="utf-8")
+    Path(file).write_text(shipped, encoding="utf-8")
 print(json.dumps(written))
 """
 CHANGES = [
@@ -28,10 +31,10 @@ CHANGES = [
     "data=digits",
     "model=mlp",
     "preset=wgan_gp",
-    "datasets.photos.sample.resolution=[32,32]",
-    "models.dcgan.loss=hinge",
-    "models.mlp.generator.lr=0.1",
-    "presets.r3gan_imagenet64.batch=8",
+    "params/datasets/photos.yaml:sample.resolution=[32,32]",
+    "params/models/dcgan.yaml:loss=hinge",
+    "params/models/mlp.yaml:generator.lr=0.1",
+    "params/presets/r3gan_imagenet64.yaml:batch=8",
     "reference.max_samples=100",
     "tune.num_samples=0",
     "train.kimg=400",
@@ -42,17 +45,44 @@ CHANGES = [
 ]
 
 
-def test_one_flag_changes_one_line_and_no_comment(tmp_path):
-    shipped = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    command = [sys.executable, "-c", APPLY, str(ROOT / "params.yaml"), "seed=0", *CHANGES]
-    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-    written = json.loads(done.stdout)
-    assert written.pop("seed=0") == shipped  # what it is already
-    for override, text in written.items():
-        lines = [line for line in ndiff(shipped.splitlines(), text.splitlines()) if line[0] in "+-"]
-        assert len(lines) == 2, f"{override} changed {lines}"
-        key, _, value = override.partition("=")
-        before, after = lines
-        assert key.split(".")[-2 if "resolution" in key else -1] in after
-        assert value.replace(",", ", ") in after
-        assert before.partition("#")[2] == after.partition("#")[2]
+def leaves(section, before=""):
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{before}{key}.")
+        elif not isinstance(value, dict | list) and "." not in key:
+            yield f"{before}{key}", value
+
+
+def unchanged():
+    """For each file, an override that sets a key to what it is."""
+    for file in sorted([ROOT / "params.yaml", *(ROOT / "params").rglob("*.yaml")]):
+        key, value = next(leaves(YAML(typ="safe").load(file)), (None, None))
+        if key is not None:
+            yield f"{file.relative_to(ROOT)}:{key}={json.dumps(value)}"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """What each override made of its file: `{override: (file, before, after)}`."""
+    folder = tmp_path_factory.mktemp("params")
+    copy_params(folder)
+    command = [sys.executable, "-c", APPLY, *unchanged(), *CHANGES]
+    return json.loads(subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.parametrize("change", [*unchanged()])
+def test_a_flag_that_changes_nothing_writes_the_file_as_it_is(written, change):
+    _, before, after = written[change]
+    assert after == before
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_one_flag_changes_one_line_and_no_comment(written, change):
+    _, before, after = written[change]
+    lines = [line for line in ndiff(before.splitlines(), after.splitlines()) if line[0] in "+-"]
+    assert len(lines) == 2, f"{change} changed {lines}"
+    key, _, value = change.rpartition(":")[2].partition("=")
+    old, new = lines
+    assert key.split(".")[-2 if "resolution" in key else -1] in new
+    assert value.replace(",", ", ") in new
+    assert old.partition("#")[2] == new.partition("#")[2]

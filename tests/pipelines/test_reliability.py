@@ -21,8 +21,8 @@ pytestmark = pytest.mark.pipeline
 KIMG = 16  # seconds of training, for something to happen in the middle
 SHORT = {
     "data": "digits",
-    "models.dcgan.batch": 64,
-    "models.dcgan.network.width": 192,
+    "params/models/dcgan.yaml:batch": 64,
+    "params/models/dcgan.yaml:network.width": 192,
     "train.kimg": KIMG,
     "train.report_kimg": 1,
     "train.checkpoint_kimg": 1,
@@ -219,18 +219,13 @@ def test_a_pipeline_goes_on(project, undisturbed, start):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_trials_of_a_killed_search_go_on(workers, project, start):
     forget(project)
-    file = project.folder / "params.yaml"
-    before = file.read_bytes()
-    project.edit({"tune.num_samples": 1, "tune.kimg": 8, "tune.report_kimg": 0.5, "tune.grace_kimg": 8})
-    project.edit({"tune.quality_samples": 64, "scale.workers_per_trial": workers})
-    try:
+    budget = {"tune.num_samples": 1, "tune.kimg": 8, "tune.report_kimg": 0.5, "tune.grace_kimg": 8}
+    with project.edited(budget | {"tune.quality_samples": 64, "scale.workers_per_trial": workers}):
         process = start(sys.executable, "-m", "pipelines.tune")
         last = read_until(process, 8, looks)[-1]
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         output = project.run(sys.executable, "-m", "pipelines.tune")
-    finally:
-        file.write_bytes(before)
     # there may be nothing left to look at: Ray's workers train on for a moment when their driver is gone
     assert all(kimg > last - 2 for kimg in looks(output)), "it began anew"
     with (project.folder / "outputs/tune/trials.csv").open() as table:
@@ -241,16 +236,11 @@ def test_the_trials_of_a_killed_search_go_on(workers, project, start):
 def test_trials_of_several_workers_each(project):
     """Each drives a Ray Train run of two workers, which hold both cores, from one rung to the next."""
     forget(project)
-    file = project.folder / "params.yaml"
-    before = file.read_bytes()
+    budget = {"tune.kimg": 8, "tune.report_kimg": 2, "tune.grace_kimg": 4, "tune.reduction_factor": 4}
     # the first trial is the model as it stands, at the upper bound: the others learn more slowly
-    project.edit({"models.dcgan.search": {"generator.lr": {"loguniform": [1e-6, 1e-3]}}, "tune.num_samples": 3})
-    project.edit({"tune.kimg": 8, "tune.report_kimg": 2, "tune.grace_kimg": 4, "tune.reduction_factor": 4})
-    project.edit({"tune.quality_samples": 64, "scale.workers_per_trial": 2})
-    try:
+    space = {"params/models/dcgan.yaml:search": {"generator.lr": {"loguniform": [1e-6, 1e-3]}}, "tune.num_samples": 3}
+    with project.edited(budget | space | {"tune.quality_samples": 64, "scale.workers_per_trial": 2}):
         project.run(sys.executable, "-m", "pipelines.tune")
-    finally:
-        file.write_bytes(before)
     with (project.folder / "outputs/tune/trials.csv").open() as table:
         trials = list(csv.DictReader(table))
     assert [trial["error"] for trial in trials] == [""] * 3
@@ -260,10 +250,8 @@ def test_trials_of_several_workers_each(project):
 
 def test_divergence_is_one_line_and_nothing_is_left_half_done(project):
     forget(project)
-    file = project.folder / "params.yaml"
-    before = file.read_bytes()
-    project.edit({"models.dcgan.loss": "wasserstein", "models.dcgan.generator.lr": 1e30})
-    try:
+    diverging = {"params/models/dcgan.yaml:loss": "wasserstein", "params/models/dcgan.yaml:generator.lr": 1e30}
+    with project.edited(diverging):
         done = subprocess.run(
             [sys.executable, "-m", "pipelines.train"],
             cwd=project.folder,
@@ -271,8 +259,6 @@ def test_divergence_is_one_line_and_nothing_is_left_half_done(project):
             capture_output=True,
             text=True,
         )
-    finally:
-        file.write_bytes(before)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert "training diverged" in line

@@ -80,7 +80,7 @@ def test_proposals_follow_from_the_seed_and_from_results(params):
         return settings
 
     rising = course(0, float)
-    assert rising[0] == starting_points(params, space)[0], "the first is params.yaml as it stands"
+    assert rising[0] == starting_points(params, space)[0], "the first is the model as it stands"
     assert rising == course(0, float)
     assert rising != course(1, float)
     falling = course(0, lambda number: -float(number))
