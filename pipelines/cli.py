@@ -72,7 +72,9 @@ def sample(
     model_uri: ModelURI,
     n: Annotated[int, typer.Option("-n", min=1, help="how many; images given: as many as these")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same samples")] = 0,
-    label: Annotated[str | None, typer.Option(help="a class, by name or number; without it, classes in turn")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="a class by its name, or #3 for that of index 3; without it, in turn")
+    ] = None,
     attribute: Annotated[
         list[str] | None, typer.Option(help="NAME=NUMBER, repeated for each of the data's; without, as real examples")
     ] = None,
@@ -299,16 +301,13 @@ def _generator(model_uri: str) -> Generator:
 
 
 def _class(label: str | None, classes: tuple[str, ...]) -> int | None:
-    """A class's number. Names come first: a class may be called "3"."""
-    if label is None:
-        return None
-    if label in classes:
-        return classes.index(label)
+    """The index of the class that is asked for by its name, or as #3; None: classes in turn."""
+    from ganlib.data._classes import label_of
+
     try:
-        return int(label)
-    except ValueError:
-        known = ", ".join(classes) or "none, the data have no labels"
-        raise ValueError(f"--label: {label!r} is not a class; known: {known}") from None
+        return None if label is None else label_of(classes, label)
+    except ValueError as error:
+        raise ValueError(f"--label: {error}") from None
 
 
 def _attributes(asked: list[str] | None, names: tuple[str, ...]) -> Any:

@@ -5,8 +5,13 @@ its columns come before the parameters of the same name. Equal requests give equ
 rows ask. The samples of all requests come one after another, as their kind of data presents them: images as uint8
 `[N, H, W, C]`.
 
+A `label` is the name of a class, here as in `ganlib sample --label`: in data of classes 1 to 10, 3 (or "3", or 3.0) is
+the class called "3". Only the string "#3" is an index, that of the fourth class. Without a label classes take turns.
+As a parameter it is a number where all classes are called by whole numbers from 0 on (-1: in turn), else a string
+("": in turn).
+
     model.predict(None, params={"n": 16, "seed": 1})  # a call gives 128 MiB at most: 171,196 images of 28x28
-    model.predict(pandas.DataFrame({"label": [3, 8], "n": [2, 5]}))
+    model.predict(pandas.DataFrame({"label": ["cat", "dog"], "n": [2, 5]}))
     model.predict(pandas.DataFrame({"attributes": [[0.5, 1.0]], "n": [2]}))  # if it is told any; in their order
 
 A generator that makes samples of something takes it in the same form, as a mapping if it is several things, and gives
@@ -24,6 +29,7 @@ each gets its answer: float32 `[N]` or `[N, K]`. An answer that looks like a sam
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +42,19 @@ from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 from packaging.version import Version
 from torch import Tensor
 
+from ganlib.data._classes import class_name, label_of
 from ganlib.data._spec import Spec
 from ganlib.export import Generator, load_generator
 
 __all__ = ["GeneratorModel", "logged"]
 
-# MLflow's schemas have no "not given": a label of −1 means classes in turn, no attributes those of real examples in
-# turn, a truncation of 0 none, an empty answer samples.
-DEFAULTS: dict[str, Any] = {"n": 1, "seed": 0, "label": -1, "truncation": 0.0, "attributes": [], "answer": ""}
+# MLflow's schemas have no "not given": a label of −1 or "" means classes in turn, no attributes those of real examples
+# in turn, a truncation of 0 none, an empty answer samples.
+DEFAULTS: dict[str, Any] = {"n": 1, "seed": 0, "label": "", "truncation": 0.0, "attributes": [], "answer": ""}
 TYPES = {
     "n": "long",
     "seed": "long",
-    "label": "long",
+    "label": "string",
     "truncation": "double",
     "attributes": "double",
     "answer": "string",
@@ -91,10 +98,21 @@ class GeneratorModel(PythonModel):
             int(asked["n"]),
             given=given,
             seed=int(asked["seed"]),
-            label=None if asked["label"] == DEFAULTS["label"] else int(asked["label"]),
+            label=self._label(asked["label"]),
             attributes=torch.tensor(told) if (told := list(asked["attributes"])) else None,
             truncation=asked["truncation"] or None,
         )["sample"]
+
+    def _label(self, asked: Any) -> int | None:
+        """The index of the class that is asked for by its name; None: classes in turn."""
+        classes = self.generator.spec.classes
+        name = class_name(asked)
+        if name is None or (name == "-1" and name not in classes):
+            return None
+        try:
+            return label_of(classes, asked)
+        except ValueError as error:
+            raise ValueError(f"label: {error}") from None
 
     def _of_given(self, given: Any, asked: dict[str, Any]) -> Any:
         spec = self.generator.spec
@@ -114,8 +132,8 @@ class GeneratorModel(PythonModel):
             raise ValueError(f"answer: {name!r} is about examples: give it some")
         raw = rows if len(spec.parts) > 1 else {"sample": rows}
         parts = {part: _taken(spec, part, raw[part]) for part in spec.parts}
-        if generator.conditional and asked.get("label", -1) >= 0:
-            parts["label"] = torch.full((len(parts["sample"]),), int(asked["label"]))
+        if generator.conditional and (label := self._label(asked.get("label"))) is not None:
+            parts["label"] = torch.full((len(parts["sample"]),), label)
         if not len(parts["sample"]):
             return np.empty((0, *shapes[name]), np.float32)
         answers = generator.answer(parts)[name]
@@ -187,7 +205,7 @@ def logged(folder: Path) -> dict[str, Any]:
         "signature": ModelSignature(
             inputs=taken,
             outputs=made,
-            params=ParamSchema([_param(name) for name in names]),
+            params=ParamSchema([_param(name, spec) for name in names]),
         ),
         "metadata": {
             "kind": spec.kind.name,
@@ -205,7 +223,9 @@ def _schema(example: Any) -> Schema:
     return infer_signature(example).inputs
 
 
-def _param(name: str) -> ParamSpec:
+def _param(name: str, spec: Spec) -> ParamSpec:
+    if name == "label" and all(re.fullmatch(r"0|[1-9]\d*", one) for one in spec.classes):
+        return ParamSpec(name, "long", -1)  # MLflow makes no string of a number
     return ParamSpec(name, TYPES[name], DEFAULTS[name], shape=(-1,) if name == "attributes" else None)
 
 

@@ -5,12 +5,14 @@ A source's file may say in `KINDS` which kinds of data (`sample.kind`) its paylo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-__all__ = ["Item", "Part", "Source", "SourceError", "Split", "files", "labels_of", "ranges"]
+from ganlib.data._classes import class_name, natural_order
+
+__all__ = ["Item", "Part", "Source", "SourceError", "Split", "class_names", "files", "labels_of", "ranges"]
 
 T = TypeVar("T")
 Split = Literal["train", "test"]
@@ -58,11 +60,16 @@ def ranges(count: int, size: int) -> list[tuple[int, int]]:
 
 
 def labels_of(values: Iterable[T]) -> dict[T, int]:
-    """Label of each distinct value: numbers by size, anything else by name; None has no label."""
-    distinct = {value for value in values if value is not None}
-    numbers = all(isinstance(value, int | float) for value in distinct)
-    ordered: list[T] = sorted(distinct, key=(lambda v: v) if numbers else str)
-    return {value: label for label, value in enumerate(ordered)}
+    """Label of each distinct value, in the natural order of the classes' names; a missing value has none."""
+    named = {value: name for value in values if (name := class_name(value)) is not None}
+    labels = {name: label for label, name in enumerate(natural_order(named.values()))}
+    return {value: labels[name] for value, name in named.items()}
+
+
+def class_names(labels: Mapping[Any, int]) -> tuple[str, ...]:
+    """Names in label order of what `labels_of` gave."""
+    names = {label: class_name(value) or "" for value, label in labels.items()}
+    return tuple(names[label] for label in range(len(names)))
 
 
 def files(folder: Path, what: str, suffixes: Iterable[str]) -> list[Path]:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ganlib._config import Config as _Base
-from ganlib.sources._source import Item, Source, SourceError, files, labels_of
+from ganlib.sources._source import Item, Source, SourceError, class_names, files, labels_of
 
 __all__ = ["KINDS", "Config", "load"]
 
@@ -70,7 +70,7 @@ def load(cfg: Config, raw: Path) -> Source:
     columns = tuple(name for name in first.header if name != cfg.label)
     parts = [partial(_items, raw, file, columns, offset, row, cfg.label, known) for file, offset, row in starts]
     about = f"{len(found)} CSV files, {first.encoding}, delimiter {first.delimiter!r}"
-    return Source(about, count, parts, tuple(known))
+    return Source(about, count, parts, class_names(known))
 
 
 def _items(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ganlib._config import Config as _Base
-from ganlib.sources._source import Item, Source, SourceError, labels_of, ranges
+from ganlib.sources._source import Item, Source, SourceError, class_names, labels_of, ranges
 
 __all__ = ["KINDS", "Config", "load"]
 
@@ -67,7 +67,7 @@ def load(cfg: Config, raw: Path) -> Source:
             known, names = {i: i for i in range(feature.num_classes)}, tuple(feature.names)
         else:
             known = labels_of(data.unique(cfg.label))
-            names = tuple(str(value) for value in known)
+            names = class_names(known)
     folders = _folders(raw)
     parts = [partial(_items, data, start, stop, cfg, known, folders) for start, stop in ranges(len(data), _PART)]
     about = f"datasets {datasets.__version__}: {cfg.dataset or 'saved to disk'}, splits {', '.join(splits)}"

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganlib._config import Config as _Base
-from ganlib.sources._source import Item, Source, SourceError, files, labels_of
+from ganlib.sources._source import Item, Source, SourceError, class_names, files, labels_of
 
 __all__ = ["KINDS", "Config", "load"]
 
@@ -42,7 +42,7 @@ def load(cfg: Config, raw: Path) -> Source:
     known = labels_of(int(v) for values in labels if values is not None for v in np.unique(values))
     parts = [partial(_items, path, values, known) for path, values in zip(images, labels, strict=True)]
     about = ", ".join(path.name for path in images)
-    return Source(about, sum(sizes), parts, tuple(str(value) for value in known))
+    return Source(about, sum(sizes), parts, class_names(known))
 
 
 def _companion(images: Path) -> Path | None:

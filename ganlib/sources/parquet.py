@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import model_validator
 
 from ganlib._config import Config as _Base
-from ganlib.sources._source import Item, Source, SourceError, files, labels_of
+from ganlib.sources._source import Item, Source, SourceError, class_names, files, labels_of
 
 __all__ = ["KINDS", "Config", "load"]
 
@@ -70,7 +70,7 @@ def load(cfg: Config, raw: Path) -> Source:
                     raise SourceError(f"{path}: column {cfg.label!r} of {kind} cannot be labels") from error
     known = labels_of(values)
     parts = [partial(_items, raw, path, group, cfg, known) for path, group in groups]
-    classes = tuple(str(value) for value in known)
+    classes = class_names(known)
     return Source(f"{len(paths)} Parquet files", count, parts, classes, cfg.attributes)
 
 

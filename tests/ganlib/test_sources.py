@@ -16,6 +16,7 @@ from PIL import Image
 
 from ganlib import registry
 from ganlib.data import image, pair
+from ganlib.data._classes import label_of
 from ganlib.sources._source import SourceError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 5, 6), dtype=np.uint8)
@@ -281,6 +282,27 @@ class TestParquet:
         assert source.classes == ("9", "10")
         assert [item.label for item in items(source)] == [1, 0] * 6
         assert load("parquet", tmp_path, label=None).classes == ()
+
+    @pytest.mark.parametrize(
+        ("labels", "classes"),
+        [
+            ([3.0, 1.0, None, float("nan")], ("1", "3")),  # as pandas writes whole numbers with gaps
+            ([0.5, 10.0, 2.0, -1.0], ("-1", "0.5", "2", "10")),
+            (["a10", "a2", "", "a2"], ("a2", "a10")),
+            (["10", "9", "x", "1.0"], ("1", "9", "10", "x")),
+            ([b"b", b"\xe9", None, b"b"], ("\\xe9", "b")),
+            ([True, False, None, True], ("False", "True")),
+        ],
+    )
+    def test_what_classes_are_called(self, tmp_path, labels, classes):
+        pq.write_table(pa.table({"image": self.COLUMNS["bytes"][:4], "label": labels}), tmp_path / "a.parquet")
+        source = load("parquet", tmp_path)
+        assert source.classes == classes
+        for item, value in zip(items(source), labels, strict=True):
+            missing = value in (None, "") or value != value
+            assert (item.label is None) == missing
+            if not missing:
+                assert label_of(classes, value) == item.label
 
     def test_holes_are_left_to_the_rejects(self, tmp_path):
         cells = [None, [[1, 2], [3]], [[1, 2], [3, 4]]]

@@ -97,7 +97,7 @@ def test_sample_writes_a_picture_that_follows_from_the_seed(generator):
 def test_sample_by_class_name_and_truncation(generator):
     assert ganlib("sample", generator, "--label", "3", "--truncation", 0.5, "-o", "a.png").exit_code == 0
     refused(ganlib("sample", generator, "--label", "cat"), "'cat' is not a class", "0, 1, 2")
-    refused(ganlib("sample", generator, "--label", "11"), "0 to 9 is wanted")
+    refused(ganlib("sample", generator, "--label", "11"), "--label: '11' is not a class", "index, #0 to #9")
     refused(ganlib("sample", generator, "--truncation", "-1"), "truncation")
     refused(ganlib("sample", generator, "-o", "a.unknown"), "unknown")
     refused(ganlib("sample", generator, "-o", "missing/a.png"), "missing")

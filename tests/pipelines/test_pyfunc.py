@@ -4,10 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow.types import ParamSpec
 from specs import image_spec, pair_spec
 
 from ganlib import registry
+from ganlib.data import image
 from ganlib.export import load_generator, save_generator
+from pipelines.cli import _class
 from pipelines.pyfunc import GeneratorModel, logged
 
 
@@ -56,6 +59,51 @@ def test_images_are_translated_however_few(translator, tmp_path):
     with pytest.raises(ValueError, match="makes samples of source: give it some"):
         translator.predict(None, None)
     assert [param.name for param in logged(tmp_path)["signature"].params] == ["seed"]
+
+
+def test_a_label_is_the_name_of_a_class_at_every_door(tmp_path):
+    """Classes 1 to 10, whose indices are 0 to 9."""
+    counted = model(tmp_path, "mlp", image_spec((1, 8, 8), [str(i) for i in range(1, 11)]), width=8, latent_dim=4)
+
+    def of_class(index):
+        samples = counted.generator.sample(2, label=index)["sample"]
+        return np.moveaxis(image.quantise(None, samples).numpy(), 1, -1)
+
+    for asked, index in ((1, 0), (10, 9), ("3", 2), (3.0, 2), ("3.0", 2), (np.int64(3), 2), ("#3", 3)):
+        assert _class(str(asked), counted.generator.spec.classes) == index
+        made = counted.predict(None, None, {"n": 2, "label": asked})
+        assert (made == of_class(index)).all(), asked
+        assert (counted.predict(None, pd.DataFrame({"n": [2], "label": [asked]})) == made).all(), asked
+    assert (counted.predict(None, pd.DataFrame([{"n": 2}, {"n": 2, "label": 4}]))[2:] == of_class(3)).all()
+    assert (of_class(None)[1] == of_class(1)[1]).all(), "in turn"
+    for in_turn in (-1, "", None):
+        assert (counted.predict(None, None, {"n": 2, "label": in_turn}) == of_class(None)).all()
+    for wrong in (0, 11, "one", 1.5, "#10"):
+        with pytest.raises(ValueError, match=r"^label: .* is not a class; known: 1, 2, .*10; or an index, #0 to #9$"):
+            counted.predict(None, None, {"label": wrong})
+        with pytest.raises(ValueError, match=r"^--label: "):
+            _class(str(wrong), counted.generator.spec.classes)
+
+
+@pytest.mark.parametrize(
+    ("classes", "kind", "asked"),
+    [
+        (("0", "7"), "long", 7),
+        (("cat", "dog"), "string", "dog"),
+        (("-1", "1"), "string", "-1"),
+        (("01", "1"), "string", "01"),
+        (("0.5", "1"), "string", "0.5"),
+    ],
+)
+def test_the_parameter_label_is_of_the_type_of_the_names(tmp_path, classes, kind, asked):
+    labelled = model(tmp_path, "mlp", image_spec((1, 8, 8), classes), width=8, latent_dim=4)
+    schema = logged(tmp_path)["signature"].params
+    (param,) = [param for param in schema.params if param.name == "label"]
+    assert param.dtype.name == kind
+    made = labelled.predict(None, None, {"label": ParamSpec.validate_param_spec(asked, param)})
+    expected = labelled.generator.sample(1, label=classes.index(str(asked)))["sample"]
+    assert (made[..., 0] == image.quantise(None, expected).numpy()[:, 0]).all()
+    assert labelled._label(param.default) is None
 
 
 def test_one_call_gives_no_more_than_stated(told):
