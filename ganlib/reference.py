@@ -24,7 +24,7 @@ from torch import Tensor
 from ganlib import device as devices
 from ganlib import health, registry, shards
 from ganlib.config import ConfigError, ReferenceConfig
-from ganlib.data._spec import Spec
+from ganlib.data._spec import NO_LABEL, Spec
 from ganlib.metrics import class_coverage, fd, label_accuracy
 from ganlib.spaces import _classifier
 from ganlib.spaces._classifier import Classifier, fit, shrunk
@@ -194,10 +194,11 @@ def build(
             torch.manual_seed(seed)
             classifier = Classifier(spec.shape, len(spec.classes), cfg.classifier.width).to(device)
         with devices.configured(device, deterministic=True):
+            known = train["label"] != NO_LABEL if spec.unlabelled else slice(None)
             fit(
                 classifier,
-                torch.cat(small["train"]),
-                train["label"],
+                torch.cat(small["train"])[known],
+                train["label"][known],
                 decode,
                 cfg.classifier,
                 seed,
@@ -231,20 +232,22 @@ def build(
         _save({split: stored["label"] for split, stored in splits.items()}, directory / "labels.safetensors")
         with torch.inference_mode():
             predicted = classifier.cpu().classify(features["test"]).argmax(1)  # its space comes last
-        right = predicted == test["label"]
+        known = test["label"] != NO_LABEL
+        predicted, actual = predicted[known], test["label"][known]
+        right = predicted == actual
         about["classifier"] = {
             "width": cfg.classifier.width,
             "test_accuracy": round(float(right.double().mean()), 4),
             "test_accuracy_of_class": {
-                name: round(float(right[test["label"] == label].double().mean()), 4)
+                name: round(float(right[actual == label].double().mean()), 4)
                 for label, name in enumerate(spec.classes)
-                if (test["label"] == label).any()
+                if (actual == label).any()
             },
         }
         with (directory / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(["actual", "predicted"])
-            pairs = zip(test["label"].tolist(), predicted.tolist(), strict=True)
+            pairs = zip(actual.tolist(), predicted.tolist(), strict=True)
             rows.writerows([spec.classes[a], spec.classes[b]] for a, b in pairs)
     (directory / "reference.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return about

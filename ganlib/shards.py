@@ -5,7 +5,8 @@ A row holds a column for each part of the example, `label` where labelled, `attr
 `test_share` of their range are the test split (unless the source says which split a row is in), and rows lie in the
 hash's order. So the order is random but the same whatever the order of the source, a split is stratified in
 expectation, and adding or relabelling data never moves an example to the other split. Where equal examples are data in
-their own right, as rows of a table are, each but the first is hashed with its number.
+their own right, as rows of a table are, each but the first is hashed with its number. Anomalies have a split of their
+own.
 
 Parts are fixed-shape tensors, large images lossless PNG. The schema's metadata carries the `Spec`.
 """
@@ -57,13 +58,19 @@ __all__ = [
 
 SPLITS = ("train", "test")
 ANOMALIES = "anomalies"
-"""a third split, of examples that are neither trained on nor what samples are compared with; mostly there is none"""
+"""A third split, of examples that are neither trained on nor what samples are compared with; most data have none.
+
+A split and not a column: nothing that reads `train` or `test` can meet an anomaly, and data without one are written as
+they would be if there were no such split.
+"""
+
+_SPLITS = (*SPLITS, ANOMALIES)  # their numbers stand in the content hash
 
 _KEY = b"ganlib"
 _TENSOR_BYTES = 64 * 64 * 3  # larger images are stored as PNG
 _GROUP_BYTES = 2 * 2**20  # of unpacked examples in a row group: what a streaming reader takes at once
 _SPILL_BYTES = 32 * 2**20  # of packed examples held while sorting
-_OTHER_COLUMNS = ("hash", "label", "test", "attributes", "id", "reason")  # names that no part can have
+_OTHER_COLUMNS = ("hash", "label", "split", "attributes", "id", "reason")  # names that no part can have
 
 
 class DamagedShard(OSError):
@@ -95,11 +102,11 @@ def table(
     attributes: Sequence[Sequence[float]] | None = None,
 ) -> pa.Table:
     """Packed rows as `write` takes them; an unlabelled row has label 0, a row without a split goes by its hash."""
-    tests = [None] * len(hashes) if splits is None else [None if split is None else split == "test" for split in splits]
+    numbers = [None if split is None else _SPLITS.index(split) for split in splits or [None] * len(hashes)]
     columns = {
         "hash": pa.array(hashes, pa.binary(16)),
         "label": pa.array(labels, pa.int64()),
-        "test": pa.array(tests, pa.bool_()),
+        "split": pa.array(numbers, pa.int8()),
         "attributes": pa.array([()] * len(hashes) if attributes is None else attributes, pa.list_(pa.float32())),
         **{name: pa.array([row[name] for row in packed], pa.binary()) for name in packed[0]},
     }
@@ -114,13 +121,14 @@ class Summary:
     """rows that repeat an earlier one: dropped, unless repetitions are kept"""
     conflicts: int = 0
     """those of them that had another label, where they were dropped"""
-    classes: dict[str, Counter[int]] = field(default_factory=lambda: {split: Counter() for split in SPLITS})
+    classes: dict[str, Counter[int]] = field(default_factory=lambda: {split: Counter() for split in _SPLITS})
     """examples of each label in each split"""
     content_hash: str = ""
 
     @property
     def counts(self) -> dict[str, int]:
-        return {split: sum(self.classes[split].values()) for split in SPLITS}
+        """Examples in each split; of anomalies, if there are any."""
+        return {split: of.total() for split, of in self.classes.items() if split in SPLITS or of}
 
 
 def write(
@@ -154,12 +162,12 @@ def write(
     summary.content_hash = digest.hexdigest()
     spec = describe(summary, _Examples(buckets, parts, cut))
 
-    writers = {split: _Writer(directory, split, spec, shard_mb) for split in SPLITS}
+    writers = {split: _Writer(directory, split, spec, shard_mb) for split in summary.counts}
     for bucket in buckets:
         kept, _, _ = _unique(bucket())
-        is_test = _is_test(kept, cut)
-        writers["test"].add(kept.filter(pa.array(is_test)))
-        writers["train"].add(kept.filter(pa.array(~is_test)))
+        number = _split_of(kept, cut)
+        for split, writer in writers.items():
+            writer.add(kept.filter(pa.array(number == _SPLITS.index(split))))
     for writer in writers.values():
         writer.close()
     shutil.rmtree(spill)
@@ -189,7 +197,7 @@ class _Examples:
     def __iter__(self) -> Iterator[Stored]:
         for bucket in self._buckets:
             kept, _, _ = _unique(bucket())
-            train = kept.filter(pa.array(~_is_test(kept, self._cut)))
+            train = kept.filter(pa.array(_split_of(kept, self._cut) == _SPLITS.index("train")))
             if train.num_rows:
                 yield {name: _unpacked(train[name].to_pylist(), part) for name, part in self._parts.items()}
 
@@ -241,10 +249,10 @@ def _prefix(rows: pa.Table) -> NDArray[np.uint64]:
     return _words(rows)[:, 0]
 
 
-def _is_test(rows: pa.Table, cut: np.uint64) -> NDArray[np.bool_]:
-    """As the source says; where it says nothing, by the hash."""
-    by_hash = pa.chunked_array([pa.array(_prefix(rows) < cut)])
-    decided: NDArray[np.bool_] = pc.coalesce(rows["test"], by_hash).to_numpy()
+def _split_of(rows: pa.Table, cut: np.uint64) -> NDArray[np.int8]:
+    """The number of each row's split: as it is said; where nothing is said, by the hash."""
+    by_hash = pa.chunked_array([pa.array((_prefix(rows) < cut).astype(np.int8))])
+    decided: NDArray[np.int8] = pc.coalesce(rows["split"], by_hash).to_numpy()
     return decided
 
 
@@ -258,7 +266,11 @@ def _words(rows: pa.Table) -> NDArray[np.uint64]:
 
 
 def _unique(bucket: pa.Table) -> tuple[pa.Table, int, int]:
-    """`(rows in order of hash, the first of equal ones; how many others; those with another label)`."""
+    """`(rows in order of hash, the first of equal ones; how many others; those with another label)`. Of equal ones an
+    anomaly comes first, so that none is trained on."""
+    anomalous = pc.fill_null(pc.equal(bucket["split"], _SPLITS.index(ANOMALIES)), False)
+    if pc.any(anomalous).as_py():
+        bucket = pa.concat_tables([bucket.filter(anomalous), bucket.filter(pc.invert(anomalous))])
     order = pc.sort_indices(bucket["hash"])  # stable: first come, first kept
     index = bucket.select(["hash", "label"]).take(order)
     words, labels = _words(index), index["label"].to_numpy()
@@ -270,14 +282,14 @@ def _unique(bucket: pa.Table) -> tuple[pa.Table, int, int]:
 
 
 def _count(bucket: pa.Table, cut: np.uint64, summary: Summary, digest: Any) -> None:
-    kept, duplicates, conflicts = _unique(bucket.select(["hash", "label", "test", "attributes"]))
+    kept, duplicates, conflicts = _unique(bucket.select(["hash", "label", "split", "attributes"]))
     summary.duplicates += duplicates
     summary.conflicts += conflicts
-    labels, is_test = kept["label"].to_numpy(), _is_test(kept, cut)
-    for split, chosen in (("test", is_test), ("train", ~is_test)):
-        values, counts = np.unique(labels[chosen], return_counts=True)
+    labels, number = kept["label"].to_numpy(), _split_of(kept, cut)
+    for i, split in enumerate(_SPLITS):
+        values, counts = np.unique(labels[number == i], return_counts=True)
         summary.classes[split].update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-    record = np.column_stack([_words(kept), labels.astype(np.uint64), is_test.astype(np.uint64)])
+    record = np.column_stack([_words(kept), labels.astype(np.uint64), number.astype(np.uint64)])
     digest.update(record.astype("<u8").tobytes())
     digest.update(pc.list_flatten(kept["attributes"]).to_numpy().astype("<f4").tobytes())
 

@@ -48,7 +48,7 @@ class Watch:
         self.reference = Reference.load(reference) if reference and params.train.quality_samples else None
         self.fixed = self._deal(prepared, "test", PREVIEWS, "preview", small=not spec.given)
         self.given = self._given(prepared, "test", PREVIEWS)
-        size = min(JUDGED, *spec.counts.values(), max(8, 2**27 // spec.size))
+        size = min(JUDGED, *(spec.counts[split] for split in shards.SPLITS), max(8, 2**27 // spec.size))
         size = math.ceil(size / game.group) * game.group
         self.known, self.held_out = (
             self._deal(prepared, split, size, split, by_class=False) for split in ("train", "test")

@@ -31,8 +31,9 @@ from ganlib import registry, shards
 from ganlib.config import DatasetConfig
 from ganlib.data import _kind
 from ganlib.data._kind import Kind, Stored
-from ganlib.data._spec import Spec
+from ganlib.data._spec import NO_LABEL, Spec
 from ganlib.reference import LEAST
+from ganlib.registry import nearest
 from ganlib.sources._source import Part, Source, SourceError
 from pipelines._stage import PREPARED, StageError, atomic_folder, main
 
@@ -70,8 +71,9 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
     """Writes, and returns the card."""
     source_name, sample_kind = cfg.source.name, cfg.sample.kind  # type: ignore[attr-defined]
     source: Source = registry.load("sources", source_name).load(cfg.source, raw.resolve())
+    labels, normals = _labels_of(cfg, source.classes)
     # One class says nothing that a network could use.
-    classes = source.classes if len(source.classes) > 1 else ()
+    classes = normals if len(normals) > 1 else ()
     kind, sample = _kind.load(sample_kind), cfg.sample
     if kind.scan is not None:
         payloads = (item.payload for part in source.parts for item in part() if item.payload is not None)
@@ -84,7 +86,17 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
     def describe(found: shards.Summary, training: Iterable[Stored]) -> Spec:
         _check(found, classes, cfg)
         settled = kind.settle(sample, training)
-        return Spec(settled, kind.MODALITY, classes, found.counts, found.content_hash, source.attributes, kind.code)
+        unlabelled = sum(of[NO_LABEL] for of in found.classes.values())
+        return Spec(
+            settled,
+            kind.MODALITY,
+            classes,
+            found.counts,
+            found.content_hash,
+            source.attributes,
+            kind.code,
+            unlabelled,
+        )
 
     with atomic_folder(out) as folder:
         rejects = _Rejects(folder / "rejects.csv", source, cfg.max_reject_share)
@@ -92,8 +104,11 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
             encode_part,
             kind=sample_kind,
             cfg=sample,
-            labelled=bool(classes),
+            labelled=bool(classes or cfg.normal),
             attributes=bool(source.attributes),
+            labels=labels,
+            normals=len(normals) if cfg.normal else None,
+            keep_unlabelled=cfg.unlabelled == "keep" and not cfg.normal,
         )
         with rejects.file:
             rows = rejects.sift(_encode(source.parts, encode))
@@ -115,8 +130,39 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
 # -- encoding ------------------------------------------------------------------------------------------------
 
 
-def encode_part(part: Part, *, kind: str, cfg: Any, labelled: bool, attributes: bool = False) -> Iterator[pa.Table]:
-    """Tables as of `shards.table`, with `id` and `reason`: a rejected item has a reason and empty parts."""
+def _labels_of(cfg: DatasetConfig, classes: tuple[str, ...]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The label of each of the source's classes, and the names of those that are trained on: all, or the normal ones,
+    which come first. Raises StageError where `normal` does not tell normal examples from anomalies."""
+    if not cfg.normal:
+        return tuple(range(len(classes))), classes
+    if not classes:
+        raise StageError("normal: the data have no labels, so no example can be told to be normal or an anomaly")
+    for name in cfg.normal:
+        if name not in classes:
+            raise StageError(f"normal: {name!r} is not a class{nearest(name, classes)}; known: {', '.join(classes)}")
+    ordered = sorted(classes, key=lambda name: name not in cfg.normal)
+    normals = tuple(name for name in classes if name in cfg.normal)
+    if len(normals) == len(classes):
+        raise StageError(f"normal: names every class ({', '.join(classes)}), so no example is an anomaly")
+    return tuple(ordered.index(name) for name in classes), normals
+
+
+def encode_part(
+    part: Part,
+    *,
+    kind: str,
+    cfg: Any,
+    labelled: bool,
+    attributes: bool = False,
+    labels: Sequence[int] | None = None,
+    normals: int | None = None,
+    keep_unlabelled: bool = False,
+) -> Iterator[pa.Table]:
+    """Tables as of `shards.table`, with `id` and `reason`: a rejected item has a reason and empty parts.
+
+    `labels` are those of the source's classes, if not the source's own; from `normals` on they are of anomalies. Items
+    without a label are rejected unless they are to be kept with none.
+    """
     encode, parts = _kind.load(kind).encode, _kind.load(kind).parts(cfg)
     nothing = dict.fromkeys(parts, b"")
     rows: list[Row] = []
@@ -125,13 +171,16 @@ def encode_part(part: Part, *, kind: str, cfg: Any, labelled: bool, attributes: 
         try:
             if item.payload is None:
                 raise ValueError(item.reason)
-            if labelled and item.label is None:
+            if labelled and item.label is None and not keep_unlabelled:
                 raise ValueError("it has no label")
             if attributes and item.attributes is None:
                 raise ValueError("its attributes are not known")
             digest, packed = shards.pack(parts, encode(cfg, item.payload))
-            label = (item.label or 0) if labelled else 0
-            rows.append((digest, label, packed, item.split, item.attributes or (), item.id, ""))
+            label = 0
+            if labelled:
+                label = NO_LABEL if item.label is None else item.label if labels is None else labels[item.label]
+            split = shards.ANOMALIES if normals is not None and label >= normals else item.split
+            rows.append((digest, label, packed, split, item.attributes or (), item.id, ""))
         except ValueError as error:
             rows.append((bytes(16), 0, nothing, None, (), item.id, str(error)))
         size += sum(map(len, rows[-1][2].values()))
@@ -228,10 +277,11 @@ class _Rejects:
 
 
 def _check(found: shards.Summary, classes: tuple[str, ...], cfg: DatasetConfig) -> None:
-    counts = found.counts
+    counts = {split: found.counts[split] for split in shards.SPLITS}
     if min(counts.values()) < LEAST:
+        what = "normal examples" if cfg.normal else "different examples"
         raise StageError(
-            f"too few data: of {sum(counts.values())} different examples {counts['train']} are for training "
+            f"too few data: of {sum(counts.values())} {what} {counts['train']} are for training "
             f"and {counts['test']} for testing at test_share {cfg.test_share}; {LEAST} of each are needed"
         )
     for label, name in enumerate(classes):
@@ -240,6 +290,8 @@ def _check(found: shards.Summary, classes: tuple[str, ...], cfg: DatasetConfig) 
                 f"class {name!r} has no training example ({found.classes['test'][label]} for testing): "
                 "add examples of it or take it away"
             )
+    if cfg.normal and shards.ANOMALIES not in found.counts:
+        raise StageError(f"normal: no readable example is of another class than {', '.join(cfg.normal)}")
 
 
 # -- the card ------------------------------------------------------------------------------------------------
@@ -268,6 +320,14 @@ def _card(
     notes = []
     if len(source.classes) == 1:
         notes.append(f"All examples are of one class, {source.classes[0]!r}: treated as unlabelled.")
+    normals, anomalies = _named(cfg, source, spec)
+    if cfg.normal:
+        notes.append(
+            f"Normal is {', '.join(normals)}; {spec.counts[shards.ANOMALIES]} examples of other classes are anomalies, "
+            "in a split of their own: never trained on, and no part of what samples are compared with."
+        )
+    if spec.unlabelled:
+        notes.append(f"{spec.unlabelled} examples have no label ({NO_LABEL}): no family can be told their class.")
     notes += [f"Class {name!r} has no test example." for label, name in enumerate(spec.classes) if not in_test[label]]
     return {
         "source": {**cfg.source.model_dump(mode="json"), "about": source.about},
@@ -283,7 +343,10 @@ def _card(
             split: {
                 "examples": count,
                 "share": round(count / total, 4),
-                "classes": {name: found.classes[split][label] for label, name in enumerate(spec.classes)},
+                "classes": {
+                    name: found.classes[split][label]
+                    for label, name in (anomalies if split == shards.ANOMALIES else enumerate(spec.classes))
+                },
             }
             for split, count in spec.counts.items()
         },
@@ -297,6 +360,13 @@ def _card(
         "made_with": {name: version(name) for name in ("pillow", "pyarrow")},
         "notes": notes,
     }
+
+
+def _named(cfg: DatasetConfig, source: Source, spec: Spec) -> tuple[tuple[str, ...], list[tuple[int, str]]]:
+    """The names of normal classes, and labels and names of those of anomalies."""
+    labels, normals = _labels_of(cfg, source.classes)
+    named = sorted(zip(labels, source.classes, strict=True))
+    return normals, named[len(normals) :] if shards.ANOMALIES in spec.counts else []
 
 
 def _attributes(columns: dict[str, Tensor], spec: Spec) -> dict[str, dict[str, float]]:

@@ -14,7 +14,10 @@ from ganlib._config import Config
 from ganlib.data import _kind
 from ganlib.data._kind import Kind, Part
 
-__all__ = ["Part", "Spec"]
+__all__ = ["NO_LABEL", "Part", "Spec"]
+
+NO_LABEL = -1
+"""of an example in labelled data that has none"""
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,15 @@ class Spec:
     classes: tuple[str, ...]
     """class names in label order; empty where unlabelled"""
     counts: dict[str, int]
-    """examples in each split: `{"train": ..., "test": ...}`"""
+    """examples in each split: `{"train": ..., "test": ...}`, and `"anomalies"` if there are any"""
     content_hash: str
     """SHA-256 over every example and label of both splits, whatever their order on disk"""
     attributes: tuple[str, ...] = ()
     """names of the numbers that describe each example (several labels, continuous conditions); mostly empty"""
     code: str = ""
     """SHA-256 of the kind's code, so that what is made of prepared data depends on no other kind's"""
+    unlabelled: int = 0
+    """examples of all splits whose label is `NO_LABEL`, where others have one"""
 
     @property
     def kind(self) -> Kind:
@@ -67,6 +72,8 @@ class Spec:
     def to_json(self) -> str:
         """JSON whose mappings keep their order: a kind's configuration may depend on it."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if not self.unlabelled:  # as it was before there were such data: shards carry it
+            del fields["unlabelled"]
         return json.dumps(fields | {"sample": self.sample.model_dump(mode="json")})
 
     @classmethod

@@ -66,6 +66,11 @@ def condition_of(mode: Conditioning, spec: Spec, *, auto: Conditioning) -> Condi
     mode = auto if mode == "auto" else mode
     if not spec.classes and not spec.attributes:
         raise ValueError(f"network.conditioning is {mode}, but the data have no labels; use auto or none")
+    if spec.classes and spec.unlabelled:
+        raise ValueError(
+            f"network.conditioning: {spec.unlabelled} examples have no label, so players cannot be told classes; "
+            "set it to none, or the data set's unlabelled to reject"
+        )
     if mode == "reacgan" and not spec.classes:
         raise ValueError("network.conditioning: reacgan needs class labels, these data have attributes; use projection")
     return Condition(mode, len(spec.classes), 0 if spec.classes else len(spec.attributes))

@@ -5,14 +5,14 @@ A source's file may say in `KINDS` which kinds of data (`sample.kind`) its paylo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ganlib.data._classes import class_name, natural_order
 
-__all__ = ["Item", "Part", "Source", "SourceError", "Split", "class_names", "files", "labels_of", "ranges"]
+__all__ = ["Item", "Part", "Source", "SourceError", "Split", "class_names", "files", "labels_of", "ranges", "splits_of"]
 
 T = TypeVar("T")
 Split = Literal["train", "test"]
@@ -70,6 +70,13 @@ def class_names(labels: Mapping[Any, int]) -> tuple[str, ...]:
     """Names in label order of what `labels_of` gave."""
     names = {label: class_name(value) or "" for value, label in labels.items()}
     return tuple(names[label] for label in range(len(names)))
+
+
+def splits_of(folders: Collection[str]) -> dict[str, Split]:
+    """The split of each folder, where there is one to train and one to test on."""
+    if "train" not in folders or not {"val", "test"} & {*folders}:
+        return {}
+    return {"train": "train", "val": "train" if "test" in folders else "test", "test": "test"}
 
 
 def files(folder: Path, what: str, suffixes: Iterable[str]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Image files: flat, or in a folder per class, nested as deep as one likes below that."""
+"""Image files: flat, or in a folder per class, nested as deep as one likes below that; perhaps in folders of splits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ganlib._config import Config as _Base
-from ganlib.sources._source import Item, Source, SourceError, files, ranges
+from ganlib.sources._source import Item, Source, SourceError, Split, files, ranges, splits_of
 
 __all__ = ["KINDS", "Config", "load"]
 
@@ -23,6 +23,9 @@ class Config(_Base):
     name: Literal["image_folder"] = "image_folder"
     labels: Literal["folders", "none"] = "folders"
     """"folders": the top folders, if there are any, are the classes; "none": folders mean nothing"""
+    splits: Literal["folders", "none"] = "none"
+    """"folders": the top folders are `train`, `val`, `test`, and others that are left out (masks of anomalies); the
+    folders in them are the classes. "none": the split is made by content"""
     attributes: str | None = None
     """a CSV file in the folder: the path of each image, then numbers that describe it, named in the first line; then
     folders mean nothing"""
@@ -31,7 +34,14 @@ class Config(_Base):
 def load(cfg: Config, raw: Path) -> Source:
     """Raises SourceError if there are no images, or some in class folders and some beside these."""
     paths = [str(path.relative_to(raw)) for path in files(raw, "images", _SUFFIXES)]
-    loose = [path for path in paths if "/" not in path]
+    splits: dict[str, Split] = {}
+    if cfg.splits == "folders":
+        splits = splits_of({path.split("/", 1)[0] for path in paths})
+        if not splits:
+            raise SourceError(f"{raw}: source.splits is folders, expected images in train and in test or val")
+        paths = [path for path in paths if path.split("/", 1)[0] in splits]
+    within = {path: path.split("/", 1)[1] if splits else path for path in paths}
+    loose = [path for path in paths if "/" not in within[path]]
     names, described = _table(raw / cfg.attributes) if cfg.attributes else ((), {})
     if cfg.attributes or cfg.labels == "none" or len(loose) == len(paths):
         classes: tuple[str, ...] = ()
@@ -41,22 +51,27 @@ def load(cfg: Config, raw: Path) -> Source:
             f"{len(paths) - len(loose)} in them; move them, or set source.labels to none"
         )
     else:
-        classes = tuple(sorted({path.split("/", 1)[0] for path in paths}))
+        classes = tuple(sorted({within[path].split("/", 1)[0] for path in paths}))
     known = {name: label for label, name in enumerate(classes)}
     parts = []
     for start, stop in ranges(len(paths), _PART):
         some = paths[start:stop]
         attributes = {path: described[path] for path in some if path in described}
-        parts.append(partial(_items, raw, some, known, attributes))
+        labels = {path: known[within[path].split("/", 1)[0]] for path in some} if known else {}
+        parts.append(partial(_items, raw, some, labels, splits, attributes))
     return Source(f"{len(paths)} image files", len(paths), parts, classes, names)
 
 
 def _items(
-    raw: Path, paths: list[str], known: dict[str, int], attributes: dict[str, tuple[float, ...]]
+    raw: Path,
+    paths: list[str],
+    labels: dict[str, int],
+    splits: dict[str, Split],
+    attributes: dict[str, tuple[float, ...]],
 ) -> Iterator[Item]:
     for path in paths:
-        label = known[path.split("/", 1)[0]] if known else None
-        yield Item(path, raw / path, label, attributes=attributes.get(path))
+        split = splits.get(path.split("/", 1)[0])
+        yield Item(path, raw / path, labels.get(path), split, attributes.get(path))
 
 
 def _table(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from ganlib._config import Config as _Base
 from ganlib.data.pair import SideBySide
-from ganlib.sources._source import Item, Source, SourceError, Split, files, ranges
+from ganlib.sources._source import Item, Source, SourceError, Split, files, ranges, splits_of
 
 __all__ = ["KINDS", "Config", "load"]
 
@@ -41,7 +41,7 @@ def load(cfg: Config, raw: Path) -> Source:
     paths = [path.relative_to(raw).as_posix() for path in files(raw, "images", _SUFFIXES)]
     sides = {path: _side(path) for path in paths}
     folders = cfg.layout == "folders" or (cfg.layout == "auto" and any(sides.values()))
-    known = _splits({_group(path) for path in paths})
+    known = splits_of({_group(path) for path in paths})
     if not folders:
         entries = [_Entry((path,), known.get(_group(path))) for path in paths]
     else:
@@ -77,13 +77,6 @@ def _group(path: str) -> str:
     """The outermost folder other than `A` and `B`: perhaps the split."""
     parts = PurePosixPath(path).parts[:-1]
     return next((part for part in parts if part not in ("A", "B")), "")
-
-
-def _splits(groups: set[str]) -> dict[str, Split]:
-    """The split of each folder, where there is one to train and one to test on."""
-    if "train" not in groups or groups.isdisjoint(("val", "test")):
-        return {}
-    return {"train": "train", "val": "train" if "test" in groups else "test", "test": "test"}
 
 
 def _by_name(raw: Path, paths: list[str]) -> dict[str, str]:

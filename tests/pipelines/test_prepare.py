@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ganlib import shards
+from ganlib import registry, shards
 from ganlib.config import DatasetConfig
 from ganlib.sources._source import Item
 from pipelines import prepare as stage
@@ -257,3 +258,108 @@ def test_images_without_attributes_are_rejected(tmp_path):
     (raw / "list.csv").write_text("image,number\n" + "".join(f"{i}.png,{i}\n" for i in range(10)))
     with pytest.raises(StageError, match="its attributes are not known"):
         stage.prepare(config({"name": "image_folder", "attributes": "list.csv"}), raw, tmp_path / "out")
+
+
+# -- anomalies -----------------------------------------------------------------------------------------------
+
+
+def normal_and_broken(raw: Path) -> None:
+    save(raw, [f"good/{i}.png" for i in range(60)], seed=1)
+    save(raw, [f"{name}/{i}.png" for name in ("bent", "scratch") for i in range(8)], seed=2)
+
+
+def test_anomalies_are_in_neither_training_nor_test(tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    normal_and_broken(raw)
+    twice = (raw / "scratch" / "0.png").read_bytes()  # called normal, too: an anomaly all the same
+    (raw / "good" / "0.png").write_bytes(twice)
+    stage.prepare(config(normal=["good"]), raw, out)
+    spec = shards.read_spec(out)
+    assert (spec.classes, set(spec.counts), spec.counts["anomalies"]) == ((), {"train", "test", "anomalies"}, 16)
+    stored = {split: shards.read(out, split)["sample"] for split in spec.counts}
+    anomalies = {
+        np.asarray(Image.open(file)).tobytes() for name in ("bent", "scratch") for file in (raw / name).iterdir()
+    }
+    assert {one.numpy().tobytes() for one in stored["anomalies"]} == anomalies
+    assert not anomalies & {one.numpy().tobytes() for split in shards.SPLITS for one in stored[split]}
+    card = json.loads((out / "card.json").read_text())
+    assert card["splits"]["anomalies"]["classes"] == {"bent": 8, "scratch": 8}
+    assert any("Normal is good; 16 examples of other classes" in note for note in card["notes"])
+
+
+def test_what_is_normal_is_stored_as_if_there_were_no_anomalies(tmp_path):
+    """The splits of normal examples, and data without anomalies, do not change by there being such a key."""
+    normal_and_broken(tmp_path / "raw")
+    save(tmp_path / "few", [f"good/{i}.png" for i in range(60)], seed=1)
+    stage.prepare(config(normal=["good"]), tmp_path / "raw", tmp_path / "all")
+    stage.prepare(config(), tmp_path / "few", tmp_path / "normals")
+    for split in shards.SPLITS:
+        mine, theirs = (shards.read(tmp_path / folder, split) for folder in ("all", "normals"))
+        assert torch.equal(mine["sample"], theirs["sample"])
+    assert {path.name for path in (tmp_path / "normals").glob("*.parquet")} == {
+        f"{split}-00000.parquet" for split in shards.SPLITS
+    }
+
+
+def test_several_normal_classes_are_still_classes(tmp_path):
+    normal_and_broken(tmp_path / "raw")
+    save(tmp_path / "raw", [f"also/{i}.png" for i in range(40)], seed=3)
+    stage.prepare(config(normal=["good", "also"]), tmp_path / "raw", tmp_path / "out")
+    spec = shards.read_spec(tmp_path / "out")
+    assert spec.classes == ("also", "good")
+    assert set(shards.read(tmp_path / "out", "train")["label"].tolist()) == {0, 1}
+    assert shards.read(tmp_path / "out", "anomalies")["label"].min() >= 2
+
+
+def test_folders_of_splits_and_of_anomalies(tmp_path):
+    """As MVTec's are: normal examples to train on, both sorts to test on, masks beside."""
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    save(raw, [f"train/good/{i}.png" for i in range(30)], seed=1)
+    save(raw, [f"test/good/{i}.png" for i in range(12)], seed=2)
+    save(raw, [f"test/scratch/{i}.png" for i in range(9)], seed=3)
+    save(raw, [f"ground_truth/scratch/{i}_mask.png" for i in range(9)], seed=4)
+    stage.prepare(config({"name": "image_folder", "splits": "folders"}, normal=["good"]), raw, out)
+    assert shards.read_spec(out).counts == {"train": 30, "test": 12, "anomalies": 9}
+    with pytest.raises(StageError, match="is folders, expected images in train and in test or val"):
+        stage.prepare(config({"name": "image_folder", "splits": "folders"}), raw / "train", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("names", "normal", "said"),
+    [
+        ([f"{i}.png" for i in range(60)], "good", "normal: the data have no labels, so no example can be told"),
+        ([f"good/{i}.png" for i in range(60)], "good", r"normal: names every class \(good\)"),
+        ([f"{c}/{i}.png" for c in ("good", "bad") for i in range(30)], "godo", r"'godo' is not a class \(did you mean"),
+        ([f"good/{i}.png" for i in range(12)] + ["bad/0.png"], "good", r"of 12 normal examples \d+ are for training"),
+    ],
+)
+def test_anomalies_that_cannot_be_told_are_one_clear_line(tmp_path, names, normal, said):
+    save(tmp_path / "raw", names)
+    with pytest.raises(StageError, match=said) as raised:
+        stage.prepare(config(normal=[normal]), tmp_path / "raw", tmp_path / "out")
+    assert "\n" not in str(raised.value)
+
+
+def test_examples_without_a_label_may_be_kept(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "raw").mkdir()
+    cells = []
+    for _ in range(60):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(file, "png")
+        cells.append(file.getvalue())
+    labels = ["a", "b", None] * 20
+    pq.write_table(pa.table({"image": cells, "label": labels}), tmp_path / "raw" / "a.parquet")
+    source = {"name": "parquet"}
+    with pytest.raises(StageError, match="it has no label"):
+        stage.prepare(config(source), tmp_path / "raw", tmp_path / "out")
+    stage.prepare(config(source, unlabelled="keep"), tmp_path / "raw", tmp_path / "out")
+    spec = shards.read_spec(tmp_path / "out")
+    assert (spec.classes, spec.unlabelled) == (("a", "b"), 20)
+    found = torch.cat([shards.read(tmp_path / "out", split)["label"] for split in shards.SPLITS])
+    assert torch.bincount(found + 1).tolist() == [20, 20, 20]
+    assert "20 examples have no label" in json.loads((tmp_path / "out" / "card.json").read_text())["notes"][0]
+    family = registry.load("models", "mlp")
+    with pytest.raises(ValueError, match=r"network.conditioning: 20 examples have no label, .* set it to none"):
+        family.build(family.Config(), spec)
+    assert family.build(family.Config(conditioning="none"), spec).classes == 0
