@@ -34,7 +34,7 @@ from ganlib.data._kind import Kind, Stored
 from ganlib.data._spec import NO_LABEL, Spec
 from ganlib.reference import LEAST
 from ganlib.registry import nearest
-from ganlib.sources._source import Part, Source, SourceError
+from ganlib.sources._source import Part, Source, SourceError, printable
 from pipelines._stage import PREPARED, StageError, atomic_folder, main
 
 __all__ = ["prepare"]
@@ -194,7 +194,10 @@ def encode_part(
 def _table(rows: list[Row]) -> pa.Table:
     hashes, labels, packed, splits, attributes, ids, reasons = (list(column) for column in zip(*rows, strict=True))
     table = shards.table(hashes, packed, labels, splits, attributes)
-    return table.append_column("id", pa.array(ids)).append_column("reason", pa.array(reasons))
+    texts = {"id": ids, "reason": reasons}
+    for name, column in texts.items():
+        table = table.append_column(name, pa.array([printable(text) for text in column]))
+    return table
 
 
 def _encode(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table]:
@@ -317,7 +320,10 @@ def _card(
     picture.thumbnail(_PICTURE)
     picture.save(folder / "card.png")
     total = sum(spec.counts.values())
-    notes = []
+    notes = [*source.notes]
+    if source.passed_over:
+        passed = ", ".join(f"{count} {what}" for what, count in source.passed_over.items())
+        notes.append(f"Files that are no items: {passed}.")
     if len(source.classes) == 1:
         notes.append(f"All examples are of one class, {source.classes[0]!r}: treated as unlabelled.")
     normals, anomalies = _named(cfg, source, spec)
@@ -335,6 +341,7 @@ def _card(
         "shape": list(spec.shape),
         **({"given": {name: list(spec.parts[name].shape) for name in spec.given}} if spec.given else {}),
         "items": rejects.seen,
+        **({"passed_over": dict(source.passed_over)} if source.passed_over else {}),
         "rejected": rejects.count,
         "duplicates": found.duplicates,
         "duplicates_with_another_label": found.conflicts,

@@ -28,10 +28,11 @@ def class_name(value: Any) -> str | None:
     if isinstance(value, bytes):
         return class_name(value.decode("utf-8", "backslashreplace"))
     if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool | np.bool_):
-        return str(int(value)) if float(value).is_integer() else str(value)
+        whole: Any = value
+        return str(int(whole)) if float(whole).is_integer() else str(value)
     name = str(value).strip()
-    whole = _WHOLE.fullmatch(name)
-    return (whole[1] if whole else name) or None
+    number = _WHOLE.fullmatch(name)
+    return (number[1] if number else name) or None
 
 
 def natural_order(names: Iterable[str]) -> list[str]:

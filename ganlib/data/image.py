@@ -35,6 +35,7 @@ __all__ = [
     "glance",
     "is_image",
     "levels",
+    "may_be_image",
     "parts",
     "present",
     "preview",
@@ -192,8 +193,16 @@ def is_image(file: BinaryIO) -> bool:
         except UnidentifiedImageError:
             return False
         except Exception:  # decoders raise whatever they like on broken bytes
-            return True
+            file.seek(0)
+            text = bytes([*b"\t\n\r", *range(32, 127)])
+            return bool(file.read(32).strip(text))  # a bitmap begins with BM, and a text may
     return True
+
+
+def may_be_image(head: bytes) -> bool:
+    """Whether a file with these first bytes, 16 or more, can be one of `FORMATS`."""
+    Image.init()
+    return any(accept is None or accept(head) for accept in (Image.OPEN[name][1] for name in FORMATS))
 
 
 class _TooManyPixels(ValueError):

@@ -5,21 +5,28 @@ A source's file may say in `KINDS` which kinds of data (`sample.kind`) its paylo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from ganlib.data._classes import class_name, natural_order
+from ganlib.sources._files import SourceError, Split, walk
 
-__all__ = ["Item", "Part", "Source", "SourceError", "Split", "class_names", "files", "labels_of", "ranges", "splits_of"]
+__all__ = [
+    "Item",
+    "Part",
+    "Source",
+    "SourceError",
+    "Split",
+    "class_names",
+    "files",
+    "labels_of",
+    "printable",
+    "ranges",
+]
 
 T = TypeVar("T")
-Split = Literal["train", "test"]
-
-
-class SourceError(ValueError):
-    """A source cannot be opened. The message is one line."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,10 @@ class Source:
     """names in label order; empty where unlabelled"""
     attributes: tuple[str, ...] = ()
     """names of the numbers that describe each item"""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """how many files are no items, by what they are: a suffix, "hidden"; for the card"""
+    notes: tuple[str, ...] = ()
+    """sentences for the card: what was taken for what"""
 
 
 def ranges(count: int, size: int) -> list[tuple[int, int]]:
@@ -72,25 +83,31 @@ def class_names(labels: Mapping[Any, int]) -> tuple[str, ...]:
     return tuple(names[label] for label in range(len(names)))
 
 
-def splits_of(folders: Collection[str]) -> dict[str, Split]:
-    """The split of each folder, where there is one to train and one to test on."""
-    if "train" not in folders or not {"val", "test"} & {*folders}:
-        return {}
-    return {"train": "train", "val": "train" if "test" in folders else "test", "test": "test"}
-
-
 def files(folder: Path, what: str, suffixes: Iterable[str]) -> list[Path]:
-    """Files below `folder` with one of the suffixes, sorted by path. Raises SourceError if there are none."""
-    if not folder.is_dir():
-        raise SourceError(f"{folder}: no such folder; put {what} there")
+    """Files below `folder` with one of the suffixes, sorted by path, links followed.
+
+    Raises SourceError if there are none, or one cannot be opened by its name.
+    """
     wanted = tuple(suffixes)
-    every = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    found = [path for path in every if path.name.lower().endswith(wanted)]
+    every = [file for file in walk(folder, what) if not file.hidden]
+    found = [file for file in every if file.name.lower().endswith(wanted)]
+    for file in found:
+        if file.fault:
+            raise SourceError(f"{printable(file.path)}: {file.fault}")
     if not found:
-        here = f"{len(every)} other files, as {every[0].relative_to(folder)}" if every else "nothing"
+        here = f"{len(every)} other files, as {printable(every[0].name)}" if every else "nothing"
         raise SourceError(f"{folder}: no {what} ({', '.join(wanted)}); it holds {here}")
-    return found
+    return [Path(file.path) for file in found]
+
+
+def printable(name: object) -> str:
+    """A name without what no text can hold: bytes that are not UTF-8 as `\\xe9`."""
+    text = str(name)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        pass
+    else:
+        return text
+    escaped = (f"\\x{ord(c) & 255:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
+    return "".join(escaped).encode("utf-8", "backslashreplace").decode()

@@ -2,24 +2,26 @@
 
 Either folders `A` and `B` that hold files of equal names, or files with A in the left half and B in the right.
 Folders `train` and `test`, inside or around these, fix the split, and so does `val`: it trains where there is a `test`.
+Images in archives are read, and known by their content, as `image_folder` does.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ganlib._config import Config as _Base
 from ganlib.data.pair import SideBySide
-from ganlib.sources._source import Item, Source, SourceError, Split, files, ranges, splits_of
+from ganlib.sources._files import File, chunks, payloads, splits_note, splits_of, without_wrapper
+from ganlib.sources._images import PART, images, passed_over
+from ganlib.sources._source import Item, Source, SourceError, Split, printable, ranges
 
 __all__ = ["KINDS", "Config", "load"]
 
 KINDS = ("pair",)
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-_PART = 256
 
 
 class Config(_Base):
@@ -31,62 +33,74 @@ class Config(_Base):
 
 
 class _Entry(NamedTuple):
-    paths: tuple[str, ...]
-    """A's file and B's, or the one that holds both; relative to the folder"""
+    files: tuple[File, ...]
+    """A's and B's, or the one that holds both"""
     split: Split | None
 
 
 def load(cfg: Config, raw: Path) -> Source:
     """Raises SourceError if there are no images, or one has no partner, naming the first."""
-    paths = [path.relative_to(raw).as_posix() for path in files(raw, "images", _SUFFIXES)]
-    sides = {path: _side(path) for path in paths}
-    folders = cfg.layout == "folders" or (cfg.layout == "auto" and any(sides.values()))
-    known = splits_of({_group(path) for path in paths})
-    if not folders:
-        entries = [_Entry((path,), known.get(_group(path))) for path in paths]
-    else:
-        for path, side in sides.items():
+    found, others = images(raw)
+    sides = {file: _side(file) for file in found}
+    groups = without_wrapper({file.name: _folders(file) for file in found})
+    known = splits_of({parts[0] for parts in groups.values() if parts})
+    split = {name: known.get(parts[0]) if parts else None for name, parts in groups.items()}
+    if cfg.layout == "folders" or (cfg.layout == "auto" and any(sides.values())):
+        for file, side in sides.items():
             if not side:
-                raise SourceError(f"{raw}: {path} lies in neither of the folders A and B")
-        a, b = (_by_name(raw, [path for path in paths if sides[path] == side]) for side in ("A", "B"))
+                raise SourceError(f"{raw}: {file.name} lies in neither of the folders A and B")
+            if file.kind == "stream":
+                raise SourceError(f"{file.path}: folders A and B in a compressed tar cannot be read: unpack it")
+        a, b = (_by_name(raw, [file for file in found if sides[file] == side]) for side in ("A", "B"))
         for own, other, missing in ((a, b, "B"), (b, a, "A")):
-            alone = [own[name] for name in own if name not in other]
+            alone = [own[name].name for name in own if name not in other]
             if alone:
                 raise SourceError(f"{raw}: {alone[0]} has no partner in {missing} ({len(alone)} such files)")
-        entries = [_Entry((a[name], b[name]), known.get(_group(a[name]))) for name in a]
-    parts = [partial(_items, raw, entries[start:stop], cfg.direction) for start, stop in ranges(len(entries), _PART)]
-    return Source(f"{len(entries)} pairs of images", len(entries), parts)
+        entries = [_Entry((a[name], b[name]), split[a[name].name]) for name in a]
+        parts = [partial(_items, entries[start:stop], cfg.direction) for start, stop in ranges(len(entries), PART)]
+    else:
+        entries = [_Entry((file,), split[file.name]) for file in found]
+        by_file = {entry.files[0]: entry for entry in entries}
+        parts = [partial(_items, [by_file[file] for file in chunk], cfg.direction) for chunk in chunks(found, PART)]
+    notes = (splits_note(known),) if known else ()
+    left = passed_over(others)
+    return Source(f"{len(entries)} pairs of images", len(entries), parts, passed_over=left, notes=notes)
 
 
-def _items(raw: Path, entries: list[_Entry], direction: str) -> Iterator[Item]:
-    for paths, split in entries:
-        whole = [raw / path for path in paths]
-        if len(whole) == 1:
-            payload: object = SideBySide(whole[0], "left" if direction == "a_to_b" else "right")
-        else:
-            payload = tuple(whole if direction == "a_to_b" else reversed(whole))
-        yield Item(" + ".join(paths), payload, split=split)
+def _items(entries: list[_Entry], direction: str) -> Iterator[Item]:
+    read = payloads(file for entry in entries for file in entry.files)
+    for files, split in entries:
+        halves = [(content, why) for _, content, why in itertools.islice(read, len(files))]
+        reason = next((why for _, why in halves if why), "")
+        payload: Any = None
+        if not reason and len(files) == 1:
+            (whole,) = (content for content, _ in halves)
+            assert whole is not None
+            payload = SideBySide(whole, "left" if direction == "a_to_b" else "right")
+        elif not reason:
+            payload = tuple(content for content, _ in (halves if direction == "a_to_b" else reversed(halves)))
+        name = " + ".join(printable(file.name) for file in files)
+        yield Item(name, payload, split=split, reason=reason or Item.reason)
 
 
-def _side(path: str) -> str:
+def _side(file: File) -> str:
     """`A` or `B`, after the first folder so called; empty where there is none."""
-    return next((part for part in PurePosixPath(path).parts[:-1] if part in ("A", "B")), "")
+    return next((part for part in PurePosixPath(file.place).parts[:-1] if part in ("A", "B")), "")
 
 
-def _group(path: str) -> str:
-    """The outermost folder other than `A` and `B`: perhaps the split."""
-    parts = PurePosixPath(path).parts[:-1]
-    return next((part for part in parts if part not in ("A", "B")), "")
+def _folders(file: File) -> tuple[str, ...]:
+    """The folders other than `A` and `B`."""
+    return tuple(part for part in PurePosixPath(file.place).parts[:-1] if part not in ("A", "B"))
 
 
-def _by_name(raw: Path, paths: list[str]) -> dict[str, str]:
-    """Paths by what a partner has in common with them: folders but for the side, and the name without suffix."""
-    found: dict[str, str] = {}
-    for path in paths:
-        parts = list(PurePosixPath(path).with_suffix("").parts)
-        parts.remove(_side(path))
+def _by_name(raw: Path, files: list[File]) -> dict[str, File]:
+    """Files by what a partner has in common with them: folders but for the side, and the name without suffix."""
+    found: dict[str, File] = {}
+    for file in files:
+        parts = list(PurePosixPath(file.place).with_suffix("").parts)
+        parts.remove(_side(file))
         name = "/".join(parts)
         if name in found:
-            raise SourceError(f"{raw}: {found[name]} and {path} have the same name; one of them must go")
-        found[name] = path
+            raise SourceError(f"{raw}: {found[name].name} and {file.name} have the same name; one of them must go")
+        found[name] = file
     return found
