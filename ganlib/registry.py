@@ -13,12 +13,14 @@ import pkgutil
 from collections.abc import Iterable
 from types import ModuleType
 
-__all__ = ["folders", "load", "names", "nearest"]
+__all__ = ["KINDS", "folders", "load", "module_name", "names", "nearest"]
+
+KINDS = ("models", "data", "sources", "spaces", "metrics")
+"""folders of `ganlib` whose files are registered by being there"""
 
 
 def names(kind: str, folder: str | None = None) -> list[str]:
-    """Names registered under `kind` (`"models"`, `"data"`, `"sources"`, `"spaces"`, `"metrics"`), sorted; with those in
-    its `folder`, if that exists."""
+    """Names registered under `kind`, one of KINDS, sorted; with those in its `folder`, if that exists."""
     return sorted(_modules(kind, folder))
 
 
@@ -30,12 +32,17 @@ def folders(kind: str) -> list[str]:
 
 def load(kind: str, name: str, folder: str | None = None) -> ModuleType:
     """Import the module registered as `name`. Raises ValueError naming the nearest entry if there is none."""
+    return importlib.import_module(module_name(kind, name, folder))
+
+
+def module_name(kind: str, name: str, folder: str | None = None) -> str:
+    """The full name of the module registered as `name`, which is not imported. Raises ValueError as `load` does."""
     known = _modules(kind, folder)
     if name not in known:
         raise ValueError(
             f"{name!r} is not one of ganlib/{kind}{nearest(name, known)}; known: {', '.join(sorted(known))}"
         )
-    return importlib.import_module(known[name])
+    return known[name]
 
 
 def _modules(kind: str, folder: str | None) -> dict[str, str]:

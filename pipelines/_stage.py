@@ -17,6 +17,7 @@ from pipelines.clean import sweep_scratch
 from pipelines.storage import Storage, exclusive
 
 __all__ = [
+    "CODE",
     "EVALUATED",
     "PREPARED",
     "REFERENCE",
@@ -30,6 +31,7 @@ __all__ = [
     "spoken",
 ]
 
+CODE = Path("outputs/code")
 PREPARED = Path("data/prepared")
 REFERENCE = Path("data/reference")
 TUNED = Path("outputs/tune")

@@ -38,6 +38,7 @@ from pipelines._stage import REFERENCE, StageError, project_folder
 from pipelines.background import background_thread
 from pipelines.checkpoints import Checkpoints, Saved
 from pipelines.cluster import cluster
+from pipelines.code import imported
 from pipelines.gate import metric_of
 from pipelines.inputs import fetch, publish
 from pipelines.scale import await_workers, resources_per_worker, why_fewer
@@ -175,14 +176,10 @@ def keep_freed_memory() -> None:
 
 
 def training_code(family: str) -> list[Path]:
-    """The files of `ganlib` that determine what a training does; kinds of data and feature spaces, of which others may
-    come, are known by the hashes in `Spec.code` and `reference.json`."""
+    """The files of `ganlib` that determine what a training does: what its module and the family's import. The kind of
+    data and the feature spaces are known by the hashes in `Spec.code` and `reference.json`."""
     root = Path(ganlib.__file__).parent
-    shared = [path for folder in (root, root / "models", root / "data") for path in folder.glob("_*.py")]
-    files = {*root.glob("*.py"), *shared, root / "models" / f"{family}.py"}
-    return sorted(
-        files | {root / "metrics" / f"{name}.py" for name in ("_types", "class_coverage", "fd", "label_accuracy")}
-    )
+    return imported([root / "trainer.py", root / "models" / f"{family}.py"])
 
 
 def fingerprint(params: Params, prepared: Path, stage: str, reference: Path = REFERENCE) -> str:

@@ -144,7 +144,7 @@ def _dvc(lock: Path) -> dict[str, str]:
         raise StageError(f"{lock}: not a lock file of DVC: {' '.join(str(error).split())}") from error
     found = {}
     for name, stage in stages.items():
-        if name == "register":  # it comes after what is registered
+        if name in ("code", "register"):  # the one also sees what nothing uses, the other comes after the model
             continue
         found[f"dvc.lock.{name}"] = _sha256(stage)
         kept = [

@@ -29,6 +29,7 @@ def ensure_registered(params: Params) -> int:
     named = model_registry.recorded_version()
     if named is None:
         raise StageError(f"{REGISTERED}/decision.json: not here; {REMEDY}")
+    _dvc("repro", "code", capture_output=True)  # which may only have seen a file that nothing uses
     if stale := _stale_stages():
         raise StageError(f"dvc.lock: not up to date: {', '.join(stale)}; {REMEDY}")
     store = tracking.open_store(params.tracking)

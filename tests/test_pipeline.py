@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -17,11 +18,17 @@ from ruamel.yaml import YAML
 pytestmark = pytest.mark.pipeline
 
 STAGES = ["prepare", "reference", "tune", "train", "evaluate", "register"]
+PLUGINS = Path(__file__).parent / "ganlib/plugins"
+ALL = ["code", *STAGES]
 
 
 def ran(output: str) -> list[str]:
     """The stages that DVC says it ran, or would run."""
     return re.findall(r"^Running stage '(\w+)'", output, re.MULTILINE)
+
+
+def stale(project) -> list[str]:
+    return list(json.loads(project.run("dvc", "status", "--json")))
 
 
 def flags(changes) -> list[str]:
@@ -64,7 +71,7 @@ def outputs(first) -> Path:
 
 
 def test_every_stage_runs(first):
-    assert ran(first[1]) == STAGES
+    assert ran(first[1]) == ALL
 
 
 def test_the_search_stops_bad_trials_early(outputs):
@@ -146,7 +153,7 @@ def test_nothing_runs_when_nothing_changed(first):
     output = first[0].run("dvc", "repro")
     print(f"nothing to do: {time.perf_counter() - start:.1f} s")
     assert ran(output) == []
-    assert output.count("didn't change, skipping") == len(STAGES)
+    assert output.count("didn't change, skipping") == len(ALL)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +177,23 @@ def test_only_what_depends_on_a_key_runs(first, key, value, dependent):
         # without --force-downstream a dry run cannot know that what follows a stage would run too
         output = project.run("dvc", "repro", "--dry", "--force-downstream")
     assert ran(output) == dependent
+
+
+def test_what_nothing_uses_makes_no_stage_run(first):
+    """One more of everything that is registered, and a file for each that has settings."""
+    project, _ = first
+    shutil.copytree(PLUGINS, project.folder / "ganlib", dirs_exist_ok=True)
+    (project.folder / "params/datasets/toys.yaml").write_text(
+        "source: {name: toy, of: toy_text}\nsample: {kind: toy_text}\n"
+    )
+    (project.folder / "params/models/toy_text_gan.yaml").write_text("network: {}\n")
+    try:
+        assert stale(project) == ["code"]
+        assert ran(project.run("dvc", "repro")) == ["code"]
+        assert stale(project) == []
+    finally:
+        project.run("git", "clean", "--quiet", "--force", "-d", "ganlib", "params")
+    assert ran(project.run("dvc", "repro")) == []  # its outputs come out of DVC's cache
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +327,7 @@ def test_a_family_is_one_file(first):
     (project.folder / "params/models/toy.yaml").write_text("network: {}\n")
     project.edit({"model": "toy"})
     output = project.run("dvc", "repro")
-    assert ran(output) == STAGES[2:]
+    assert ran(output) == ["code", *STAGES[2:]]
     assert read(project.folder / "outputs/train/generator/generator.json")["network"]["family"] == "toy"
     assert "efficientnet_lite0" in read(project.folder / "outputs/evaluate/metrics.json")
     version = read(project.folder / "outputs/register/decision.json")["version"]
