@@ -29,6 +29,8 @@ GIT_SHA = "GANLIB_GIT_SHA"
 PACKAGES = ("ganlib", "torch", "ray", "mlflow", "dvc", "numpy", "pyarrow")
 # what a working tree can be compared on; the rest says where it happened
 CHECKED = ("git.", "data.", "dvc.", "params.")
+READ = ("ganlib", "pipelines", "params", "params.yaml", "dvc.yaml", "pyproject.toml")
+"""what stages read of what Git holds"""
 UNKNOWN = ("", "none")
 
 
@@ -83,15 +85,16 @@ def _content_hash() -> str:
 
 
 def git_sha(project: Path = Path()) -> str:
-    """HEAD of the repository that holds `project`, with `-dirty` if the tree differs; empty without a repository.
+    """HEAD of the repository that holds `project`, with `-dirty` if the pipeline's files differ; empty without a
+    repository.
 
-    What stages themselves write does not count as a difference. The variable GIT_SHA has the first word.
+    Pictures, notes and what stages write do not count. The variable GIT_SHA has the first word.
     """
     if said := os.environ.get(GIT_SHA):
         return said
     git = ("git", "-C", str(project))
     sha = _command(*git, "rev-parse", "HEAD")
-    changed = sha and _command(*git, "status", "--porcelain", "--", ".", ":!dvc.lock", ":!outputs", ":!data")
+    changed = sha and _command(*git, "status", "--porcelain", "--", *READ)
     return f"{sha}-dirty" if changed else sha
 
 

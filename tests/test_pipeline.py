@@ -114,7 +114,7 @@ def test_training_used_what_the_search_found(outputs):
 
 def test_quality_is_measured(outputs):
     metrics = read(outputs / "evaluate/metrics.json")
-    fidelity = {"c2st", "coverage", "density", "fd", "kid", "memorisation_ratio", "precision", "recall"}
+    fidelity = {"c2st", "copied", "coverage", "density", "fd", "kid", "memorisation_ratio", "precision", "recall"}
     assert {space: set(named) for space, named in metrics.items()} == {
         "efficientnet_lite0": fidelity,
         "classifier": fidelity,

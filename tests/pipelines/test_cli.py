@@ -186,6 +186,8 @@ def test_lineage_names_dvcs_experiment_and_what_no_commit_holds(registered, proj
 
     for command in ("init -q", "add params.yaml params", "-c user.name=x -c user.email=x@y commit -qm x"):
         subprocess.run(["git", *command.split()], check=True)
+    with (project / "params.yaml").open("a") as file:
+        file.write("\n")
     here = lineage.facts(lineage_params := load_params())
     assert (here["git.dirty"], lineage_params.seed) == ("true", 0)
     monkeypatch.setenv("DVC_EXP_NAME", "rimed-farl")
@@ -231,7 +233,10 @@ def test_dirty_tree_is_told_from_a_clean_one(project):
     clean = lineage._git()
     assert len(clean["git.sha"]) == 40
     assert clean["git.dirty"] == "false"
-    (project / "family.py").touch()
+    (project / "grid.png").touch()  # as the README has users draw
+    assert lineage._git()["git.dirty"] == "false"
+    (project / "ganlib/models").mkdir(parents=True)
+    (project / "ganlib/models/family.py").touch()
     assert lineage._git()["git.dirty"] == "true"
 
 

@@ -119,7 +119,7 @@ def wait(file):
         assert time.monotonic() < end, file
         time.sleep(0.02)
 
-def compare(challenger, champion, params):
+def compare(challenger, champion, *_):
     me.joinpath("compared").touch()
     wait(other / "compared")
     ours, theirs = (float(generator.about["fd"]) for generator in (challenger, champion))
