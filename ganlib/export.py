@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ganlib import registry
 from ganlib._config import Config
+from ganlib.data._classes import label_of
 from ganlib.data._spec import Spec
 from ganlib.game import Game, map_tensors, sample_of
 from ganlib.noise import Noise
@@ -42,8 +43,8 @@ def save_generator(
 ) -> None:
     """Write `module`, the generator of the family that `network` configures. `about` is kept as it is.
 
-    `attributes`, `[M, A]`, are some that test examples have, for samples of which none are asked. `others` are the
-    modules, by name, that the game needs for its answers besides.
+    `attributes`, `[M, A]` in their own units, are some that test examples have, for samples of which none are asked.
+    `others` are the modules, by name, that the game needs for its answers besides.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,7 @@ def save_generator(
         state = other.state_dict().items()
         tensors |= {f"{_OTHER}{name} {key}": tensor.detach().cpu().contiguous() for key, tensor in state}
     if attributes is not None:
-        tensors[_ATTRIBUTES] = attributes.float().contiguous()
+        tensors[_ATTRIBUTES] = attributes.detach().cpu().double().contiguous()
     save_file(tensors, directory / "generator.safetensors")
     described = {
         "format": FORMAT,
@@ -96,18 +97,19 @@ class Generator:
         *,
         given: Mapping[str, Tensor] | None = None,
         seed: int = 0,
-        label: int | Tensor | None = None,
+        label: int | str | Tensor | None = None,
         attributes: Tensor | None = None,
         truncation: float | None = None,
         batch: int = 100,
         rows: slice = slice(None),
     ) -> dict[str, Tensor]:
         """`n` samples, or these `rows` of them, under `"sample"`, float, `[n, *spec.shape]`; if conditional, `"label"`
-        int64 `[n]` or `"attributes"` `[n, A]`.
+        int64 `[n]` or `"attributes"` float64 `[n, A]`, as asked for.
 
         `given` are the parts that the rows are made of, each `[rows, *shape]` as networks see it. Sample i is a
         function of (seed, i, given, condition, truncation), to rounding for any `n` and `batch`. Without `label` the
-        classes take turns; without `attributes`, `[A]` or `[n, A]`, those of real examples do. Raises ValueError for a
+        classes take turns; a label is an index, or the name of a class. Without `attributes`, `[A]` or `[n, A]` in the
+        units of the data, those of real examples take turns. Raises ValueError for a
         condition that the data do not have, a truncation that is not positive, or given parts that are not as the
         spec says.
         """
@@ -119,6 +121,8 @@ class Generator:
         given = self._checked(given or {}, stop - start)
         told = {name: cond[rows] for name, cond in self.conditions(n, label, attributes).items()}
         cond, made = next(iter(told.values()), None), []
+        if "attributes" in told:
+            cond = self.spec.standardise(told["attributes"])
         for first in range(start, stop, batch):
             part = slice(first, min(first + batch, stop))
             here = slice(part.start - start, part.stop - start)
@@ -130,7 +134,7 @@ class Generator:
         return {"sample": torch.cat(made), **told}
 
     def conditions(
-        self, n: int, label: int | Tensor | None = None, attributes: Tensor | None = None
+        self, n: int, label: int | str | Tensor | None = None, attributes: Tensor | None = None
     ) -> dict[str, Tensor]:
         """What `n` samples are told, as `sample` has it. Raises ValueError as it does."""
         told = {"label": self._labels(n, label), "attributes": self._attributes(n, attributes)}
@@ -148,7 +152,10 @@ class Generator:
             raise ValueError("this model has no answers: it only makes samples")
         found = []
         for start in range(0, len(parts["sample"]), batch):
-            part = {name: x[start : start + batch].to(self.device) for name, x in parts.items()}
+            part = {name: x[start : start + batch] for name, x in parts.items()}
+            if "attributes" in part:
+                part["attributes"] = self.spec.standardise(part["attributes"])
+            part = {name: x.to(self.device) for name, x in part.items()}
             found.append({name: answer.float().cpu() for name, answer in self.game.answers(part).items()})
         return {name: torch.cat([answers[name] for answers in found]) for name in found[0]}
 
@@ -188,14 +195,18 @@ class Generator:
             raise ValueError(
                 f"attributes: {size} are wanted ({', '.join(self.spec.attributes)}), found {asked.shape[-1]}"
             )
-        return asked.float().expand(n, size)
+        if not asked.isfinite().all():
+            raise ValueError(f"attributes: expected finite numbers, found {asked.tolist()}")
+        return asked.double().expand(n, size)
 
-    def _labels(self, n: int, label: int | Tensor | None) -> Tensor | None:
+    def _labels(self, n: int, label: int | str | Tensor | None) -> Tensor | None:
         classes = self.game.classes
         if not classes:
             if label is not None:
                 raise ValueError("label: this generator is not conditional")
             return None
+        if isinstance(label, str):
+            label = label_of(self.spec.classes, label)
         labels = torch.arange(n) % classes if label is None else torch.as_tensor(label).expand(n).long()
         if int(labels.min()) < 0 or int(labels.max()) >= classes:
             raise ValueError(f"label: 0 to {classes - 1} is wanted, found {label}")

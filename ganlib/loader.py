@@ -110,7 +110,7 @@ class Loader:
 
     def batch_at(self, step: int, *, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
         """The share of `rank` in the global batch of `step`, on the device: parts decoded, `label` int64 where
-        labelled, `attributes` float32 where there are any.
+        labelled, `attributes` float32, standardised, where there are any.
 
         That is its rows from `rank · batch / world` on. The host does not wait for the device. Steps may be asked for
         in any order; those that follow each other are uploaded in advance. Raises ValueError if `batch / world` is
@@ -228,13 +228,19 @@ class Loader:
         at_a_time = min(_READ_GROUPS, self._per_window)
         done = 0
         for first in range(0, len(self._groups), at_a_time):
-            read = shards.read_groups(self.spec, self._groups[first : first + at_a_time])
+            read = self._columns_of(self._groups[first : first + at_a_time])
             for name, part in read.items():
                 if name not in columns:
                     shape = (self.examples, *part.shape[1:])
                     columns[name] = torch.empty(shape, dtype=part.dtype, device=self._device)
                 columns[name][done : done + len(part)] = part
             done += len(next(iter(read.values())))
+        return columns
+
+    def _columns_of(self, groups: list[shards.Group]) -> dict[str, Tensor]:
+        columns = shards.read_groups(self.spec, groups)
+        if self.spec.attributes:
+            columns["attributes"] = self.spec.standardise(columns["attributes"])
         return columns
 
     def _read(self, epoch: int, at: int) -> dict[str, Tensor]:
@@ -250,5 +256,5 @@ class Loader:
     def _reading_of(self, window: _Window) -> Future[dict[str, Tensor]]:
         if window not in self._reading:
             groups = [self._groups[i] for i in window]
-            self._reading[window] = self._reader.submit(shards.read_groups, self.spec, groups)
+            self._reading[window] = self._reader.submit(self._columns_of, groups)
         return self._reading[window]

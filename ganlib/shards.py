@@ -107,10 +107,38 @@ def table(
         "hash": pa.array(hashes, pa.binary(16)),
         "label": pa.array(labels, pa.int64()),
         "split": pa.array(numbers, pa.int8()),
-        "attributes": pa.array([()] * len(hashes) if attributes is None else attributes, pa.list_(pa.float32())),
+        "attributes": pa.array([()] * len(hashes) if attributes is None else attributes, pa.list_(pa.float64())),
         **{name: pa.array([row[name] for row in packed], pa.binary()) for name in packed[0]},
     }
     return pa.table(columns)
+
+
+@dataclass
+class Moments:
+    """Mean and deviation of each column of rows that come in chunks. Chan, Golub & LeVeque 1983."""
+
+    rows: int = 0
+    mean: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    squares: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    """sums of squared distances from the mean"""
+
+    def add(self, chunk: NDArray[np.float64]) -> None:
+        """Rows `[N, K]`."""
+        if not len(chunk):
+            return
+        if not self.rows:
+            self.mean, self.squares = np.zeros(chunk.shape[1]), np.zeros(chunk.shape[1])
+        mean, total = chunk.mean(0), self.rows + len(chunk)
+        gap = mean - self.mean
+        self.squares += ((chunk - mean) ** 2).sum(0) + gap**2 * (self.rows * len(chunk) / total)
+        self.mean += gap * (len(chunk) / total)
+        self.rows = total
+
+    @property
+    def std(self) -> NDArray[np.float64]:
+        """`[K]`; 0 where a column is constant but for rounding."""
+        std = np.sqrt(self.squares / max(1, self.rows))
+        return np.where(std > 1e-12 * np.abs(self.mean), std, 0.0)
 
 
 @dataclass
@@ -124,6 +152,8 @@ class Summary:
     classes: dict[str, Counter[int]] = field(default_factory=lambda: {split: Counter() for split in _SPLITS})
     """examples of each label in each split"""
     content_hash: str = ""
+    attributes: Moments = field(default_factory=Moments)
+    """of the training examples"""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -291,7 +321,10 @@ def _count(bucket: pa.Table, cut: np.uint64, summary: Summary, digest: Any) -> N
         summary.classes[split].update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     record = np.column_stack([_words(kept), labels.astype(np.uint64), number.astype(np.uint64)])
     digest.update(record.astype("<u8").tobytes())
-    digest.update(pc.list_flatten(kept["attributes"]).to_numpy().astype("<f4").tobytes())
+    attributes = pc.list_flatten(kept["attributes"]).to_numpy()
+    digest.update(attributes.astype("<f8").tobytes())
+    if len(attributes):
+        summary.attributes.add(attributes.reshape(len(labels), -1)[number == _SPLITS.index("train")])
 
 
 class _Writer:
@@ -362,7 +395,7 @@ def _schema(spec: Spec) -> pa.Schema:
     ]
     label = [pa.field("label", pa.int64(), nullable=False)] if spec.classes else []
     size = len(spec.attributes)
-    attributes = [pa.field("attributes", pa.list_(pa.float32(), size), nullable=False)] if size else []
+    attributes = [pa.field("attributes", pa.list_(pa.float64(), size), nullable=False)] if size else []
     fields = [*parts, *label, *attributes, pa.field("hash", pa.binary(16), nullable=False)]
     return pa.schema(fields, metadata={_KEY: spec.to_json().encode()})
 
@@ -428,7 +461,7 @@ def row_groups(directory: str | Path, split: str) -> list[Group]:
 
 def read(directory: str | Path, split: str, limit: int | None = None) -> dict[str, Tensor]:
     """The first `limit` rows as stored: each part, `[N, *stored]`; `label`, int64 `[N]`, if labelled; `attributes`,
-    float32 `[N, A]`, if there are any."""
+    float64 `[N, A]` in their own units, if there are any."""
     groups = _first(row_groups(directory, split), limit)
     return {name: column[:limit] for name, column in read_groups(read_spec(directory), groups).items()}
 
@@ -513,7 +546,7 @@ def _columns(spec: Spec) -> dict[str, tuple[tuple[int, ...], str]]:
     if spec.classes:
         columns["label"] = ((), "int64")
     if spec.attributes:
-        columns["attributes"] = ((len(spec.attributes),), "float32")
+        columns["attributes"] = ((len(spec.attributes),), "float64")
     return columns
 
 

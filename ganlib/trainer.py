@@ -355,12 +355,13 @@ class _Run:
         params, training, watch = self.params, self.training, self.watch
         assert watch is not None
         checkpoint.save(folder, training.snapshot())
+        known = watch.held_out.cond if training.game.attributes else None
         save_generator(
             folder / "generator",
             training.ema,
             network=params.game.network,
             spec=self.spec,
-            attributes=watch.held_out.cond if training.game.attributes else None,
+            attributes=None if known is None else self.spec.in_own_units(known),
             others=training.game.modules_besides_generator if training.game.answers else {},
             about={"kimg": kimg, "seed": params.seed, "model": params.model, "data": params.data},
         )

@@ -79,6 +79,8 @@ class Watch:
         """
         kind = self.spec.kind
         data = shards.stored(prepared, split, limit=size, keep=_KEPT)
+        if self.spec.attributes:
+            data["attributes"] = self.spec.standardise(data["attributes"])
         rows = _rows(data, size, by_class=by_class)
         for part in self._chunks(size):
             chosen = {name: column[rows[part]] for name, column in data.items()}

@@ -324,7 +324,7 @@ def _attributes(asked: list[str] | None, names: tuple[str, ...]) -> Any:
     if sorted(name for name, _, _ in pairs) != sorted(names):
         known = ", ".join(names) or "none, the data have no attributes"
         raise ValueError(f"--attribute: each is wanted once: {known}; found {', '.join(name for name, _, _ in pairs)}")
-    return torch.tensor([values[name] for name in names])
+    return torch.tensor([values[name] for name in names], dtype=torch.float64)
 
 
 if __name__ == "__main__":

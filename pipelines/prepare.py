@@ -23,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ Row = tuple[bytes, int, dict[str, bytes], str | None, tuple[float, ...], str, st
 
 _LOOKED_AT, _LOOKED_AT_BYTES = 10_000, 64 * 2**20  # training data behind the card's statistics and picture
 _PICTURE = (1280, 1280)  # pixels, at most
+_LARGEST = float(np.finfo(np.float32).max)  # of attributes, whose squares are summed
 
 
 def prepare(cfg: DatasetConfig, raw: Path, out: Path) -> None:
@@ -96,6 +98,8 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
             source.attributes,
             kind.code,
             unlabelled,
+            tuple(found.attributes.mean.tolist()),
+            tuple(np.where(found.attributes.std > 0, found.attributes.std, 1.0).tolist()),
         )
 
     with atomic_folder(out) as folder:
@@ -175,6 +179,9 @@ def encode_part(
                 raise ValueError("it has no label")
             if attributes and item.attributes is None:
                 raise ValueError("its attributes are not known")
+            for number in item.attributes or ():
+                if not abs(number) <= _LARGEST:  # so written that NaN fails too
+                    raise ValueError(f"an attribute is {number}, expected numbers of at most {_LARGEST:.2g}")
             digest, packed = shards.pack(parts, encode(cfg, item.payload))
             label = 0
             if labelled:
@@ -334,6 +341,9 @@ def _card(
         )
     if spec.unlabelled:
         notes.append(f"{spec.unlabelled} examples have no label ({NO_LABEL}): no family can be told their class.")
+    for name, std, mean in zip(spec.attributes, found.attributes.std, spec.attribute_means, strict=True):
+        if not std:
+            notes.append(f"Attribute {name!r} is {mean:g} in all training examples: it tells nothing.")
     notes += [f"Class {name!r} has no test example." for label, name in enumerate(spec.classes) if not in_test[label]]
     return {
         "source": {**cfg.source.model_dump(mode="json"), "about": source.about},

@@ -12,7 +12,7 @@ As a parameter it is a number where all classes are called by whole numbers from
 
     model.predict(None, params={"n": 16, "seed": 1})  # a call gives 128 MiB at most: 171,196 images of 28x28
     model.predict(pandas.DataFrame({"label": ["cat", "dog"], "n": [2, 5]}))
-    model.predict(pandas.DataFrame({"attributes": [[0.5, 1.0]], "n": [2]}))  # if it is told any; in their order
+    model.predict(pandas.DataFrame({"attributes": [[0.5, 1.0]], "n": [2]}))  # in their order and units
 
 A generator that makes samples of something takes it in the same form, as a mapping if it is several things, and gives
 as many:
@@ -99,7 +99,7 @@ class GeneratorModel(PythonModel):
             given=given,
             seed=int(asked["seed"]),
             label=self._label(asked["label"]),
-            attributes=torch.tensor(told) if (told := list(asked["attributes"])) else None,
+            attributes=torch.tensor(told, dtype=torch.float64) if (told := list(asked["attributes"])) else None,
             truncation=asked["truncation"] or None,
         )["sample"]
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ganlib._config import Config
 from ganlib.data import _kind
 from ganlib.data._kind import Kind, Part
@@ -38,6 +41,9 @@ class Spec:
     """SHA-256 of the kind's code, so that what is made of prepared data depends on no other kind's"""
     unlabelled: int = 0
     """examples of all splits whose label is `NO_LABEL`, where others have one"""
+    attribute_means: tuple[float, ...] = ()
+    attribute_stds: tuple[float, ...] = ()
+    """of the training examples, in the attributes' own units; a constant's deviation is 1. Empty: not standardised"""
 
     @property
     def kind(self) -> Kind:
@@ -68,6 +74,26 @@ class Spec:
     def stored_bytes(self) -> int:
         """Bytes of one example, all parts, as stored."""
         return sum(part.stored_bytes for part in self.parts.values())
+
+    def standardise(self, attributes: Tensor) -> Tensor:
+        """Attributes `[N, A]` in their own units → as networks see them, float32: of mean 0 and deviation 1."""
+        if not self.attribute_means:
+            return attributes.float()
+        means, stds = self._scale(attributes)
+        return ((attributes.double() - means) / stds).float()
+
+    def in_own_units(self, attributes: Tensor) -> Tensor:
+        """The inverse of `standardise`, float64."""
+        if not self.attribute_means:
+            return attributes.double()
+        means, stds = self._scale(attributes)
+        return attributes.double() * stds + means
+
+    def _scale(self, attributes: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each, on the device of these."""
+        of_each = self.attribute_means, self.attribute_stds
+        means, stds = torch.tensor(of_each, dtype=torch.float64, device=attributes.device)
+        return means, stds
 
     def to_json(self) -> str:
         """JSON whose mappings keep their order: a kind's configuration may depend on it."""

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -115,3 +116,32 @@ def test_what_is_not_a_generator_is_refused_by_name(saved):
     (folder / "generator.json").write_text(json.dumps(described))
     with pytest.raises(ValueError, match=r"'os\.system' is not one of ganlib/models"):
         load_generator(folder)
+
+
+def test_attributes_go_in_and_come_out_in_the_units_of_the_data(tmp_path):
+    """Networks see them standardised; the scale travels with the generator."""
+    spec = spec_of("mlp", classes=(), attributes=("time", "smile"))
+    scaled = dataclasses.replace(spec, attribute_means=(1.7e9, 0.5), attribute_stds=(300.0, 0.5))
+    game, known = game_of("mlp", spec), torch.tensor([[1.7e9 + 300, 0.0], [1.7e9 - 150, 1.0]], dtype=torch.float64)
+    save_generator(
+        tmp_path / "own", game.generator, network=config("mlp"), spec=spec, attributes=torch.tensor([[1.0, -1]])
+    )
+    save_generator(tmp_path / "scaled", game.generator, network=config("mlp"), spec=scaled, attributes=known)
+    plain, generator = load_generator(tmp_path / "own"), load_generator(tmp_path / "scaled")
+    assert generator.spec == scaled
+    made = generator.sample(2)
+    assert made["attributes"].tolist() == known.tolist()
+    expected = plain.sample(2, attributes=torch.tensor([[1.0, -1.0], [-0.5, 1.0]]))["sample"]
+    torch.testing.assert_close(made["sample"], expected)
+    asked = generator.sample(2, attributes=known[0])
+    assert asked["attributes"].tolist() == [known[0].tolist()] * 2
+    torch.testing.assert_close(asked["sample"][0], expected[0])
+    with pytest.raises(ValueError, match="attributes: expected finite numbers"):
+        generator.sample(1, attributes=torch.tensor([float("nan"), 0.0]))
+
+
+def test_a_label_may_be_a_name(saved):
+    generator = load_generator(saved[0])
+    assert generator.sample(2, label="c")["label"].tolist() == [2, 2]
+    with pytest.raises(ValueError, match="'d' is not a class; known: a, b, c"):
+        generator.sample(1, label="d")

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from specs import image_spec
 
 from ganlib import registry, shards
 from ganlib.config import DatasetConfig
@@ -363,3 +364,59 @@ def test_examples_without_a_label_may_be_kept(tmp_path):
     with pytest.raises(ValueError, match=r"network.conditioning: 20 examples have no label, .* set it to none"):
         family.build(family.Config(), spec)
     assert family.build(family.Config(conditioning="none"), spec).classes == 0
+
+
+# -- attributes of any size ----------------------------------------------------------------------------------
+
+
+def described(raw: Path, numbers: list[str]) -> DatasetConfig:
+    save(raw, [f"{i}.png" for i in range(len(numbers))])
+    (raw / "a.csv").write_text("path, time, constant\n" + "".join(f"{i}.png, {x}, 1\n" for i, x in enumerate(numbers)))
+    return config({"name": "image_folder", "attributes": "a.csv"})
+
+
+def test_attributes_are_standardised_by_the_training_rows(tmp_path):
+    out = tmp_path / "out"
+    stage.prepare(described(tmp_path / "raw", [str(1.7e9 + i) for i in range(60)]), tmp_path / "raw", out)
+    spec, rows = shards.read_spec(out), {split: shards.read(out, split)["attributes"] for split in shards.SPLITS}
+    assert spec.attributes == ("time", "constant")
+    assert sorted(torch.cat([*rows.values()])[:, 0].tolist()) == [1.7e9 + i for i in range(60)]  # to the second
+    seen = spec.standardise(rows["train"])
+    assert seen.dtype == torch.float32
+    assert seen[:, 0].mean().abs() < 1e-6
+    assert seen[:, 0].std(correction=0) == pytest.approx(1)
+    assert (seen[:, 1] == 0).all()
+    torch.testing.assert_close(spec.in_own_units(seen), rows["train"], rtol=0, atol=1e-4)
+    assert spec.attribute_means[0] == pytest.approx(rows["train"][:, 0].mean().item(), abs=1e-4)
+    card = json.loads((out / "card.json").read_text())
+    assert "Attribute 'constant' is 1 in all training examples: it tells nothing." in card["notes"]
+    assert not any("'time'" in note for note in card["notes"])
+
+
+def test_a_spec_without_a_scale_leaves_attributes_as_they_are():
+    spec = image_spec((1, 8, 8), attributes=("a",))
+    assert (
+        spec.standardise(torch.tensor([[3.0]])).tolist() == spec.in_own_units(torch.tensor([[3.0]])).tolist() == [[3]]
+    )
+
+
+@pytest.mark.parametrize("wrong", ["1e39", "-4e38", "1e308"])
+def test_numbers_that_no_network_could_hold_are_rejects(tmp_path, wrong):
+    cfg = described(tmp_path / "raw", [wrong, *(str(i) for i in range(60))])
+    cfg = cfg.model_copy(update={"max_reject_share": 0.1})
+    stage.prepare(cfg, tmp_path / "raw", tmp_path / "out")
+    with (tmp_path / "out" / "rejects.csv").open(newline="") as file:
+        assert [row["item"] for row in csv.DictReader(file)] == ["0.png"]
+    card = (tmp_path / "out" / "card.json").read_text()
+    assert "NaN" not in card
+    assert "Infinity" not in card
+
+
+def test_moments_of_chunks_are_those_of_the_whole():
+    rows = np.random.default_rng(0).normal([1.7e9, 0, 5], [300, 1e-3, 0], (1000, 3))
+    found = shards.Moments()
+    for chunk in np.split(rows, [0, 10, 11, 500]):
+        found.add(chunk)
+    np.testing.assert_allclose(found.mean, rows.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.std, rows.std(0), rtol=1e-6)
+    assert found.std[2] == 0
