@@ -23,7 +23,7 @@ from ganlib.data._spec import Spec
 from ganlib.export import Generator
 from ganlib.metrics._neighbours import nearest
 from ganlib.metrics._types import Examples
-from ganlib.reference import Reference
+from ganlib.reference import Reference, Space
 
 __all__ = [
     "ANSWERS",
@@ -177,12 +177,12 @@ def evaluate(
         real = {**fake, **reals.get(section, {})}  # what is compared with its target needs nothing else
         for name, metric in _measurable(section, spec.kind.LOOKS, real, fake).items():
             baselines = {"floor": (real, floors.get(section, {})), "copy": (real, copies.get(section, {}))}
-            found.setdefault(section, {})[name] = _figures(metric, (real, fake), baselines, cfg, seed)
+            found.setdefault(section, {})[name] = _figures(metric, spec, (real, fake), baselines, cfg, seed)
     if ANSWERS in samples:
         known = _answer_sides(samples, reference)
         floor = (samples[ANSWERS]("train"), known[1])
         for name, metric in _measurable(ANSWERS, spec.kind.LOOKS, *known).items():
-            found.setdefault(ANSWERS, {})[name] = _figures(metric, known, {"floor": floor}, cfg, seed)
+            found.setdefault(ANSWERS, {})[name] = _figures(metric, spec, known, {"floor": floor}, cfg, seed)
     return found
 
 
@@ -194,6 +194,7 @@ def _answer_sides(samples: Samples, reference: Reference) -> tuple[Examples, Exa
 
 def _figures(
     metric: Any,
+    spec: Spec,
     sides: tuple[Examples, Examples],
     baselines: Mapping[str, tuple[Examples, Examples]],
     cfg: EvaluateConfig,
@@ -201,13 +202,20 @@ def _figures(
 ) -> dict[str, float]:
     """The metric of `(real, fake)`, its interval, and its value for other sides by the name of the baseline, where
     these have the columns that it needs."""
-    value = metric.compute(*sides)
-    reach = _reach([metric.compute(*half) for (half,) in _halves(cfg, seed, sides)], cfg)
+    compute = _compute(metric, spec)
+    value = compute(*sides)
+    reach = _reach([compute(*half) for (half,) in _halves(metric, cfg, seed, sides)], cfg)
     figures = {"value": value, "low": value - reach, "high": value + reach}
     for name, others in baselines.items():
         if all(need in side for side in others for need in metric.NEEDS):
-            figures[name] = metric.compute(*others)
+            figures[name] = compute(*others)
     return figures
+
+
+def _compute(metric: Any, spec: Spec) -> Callable[[Examples, Examples], float]:
+    """A metric's function of reals and fakes, given the kind's `Config` where it asks for that."""
+    compute: Callable[[Examples, Examples], float] = metric.compute
+    return functools.partial(metric.compute, spec.sample) if getattr(metric, "TAKES_CONFIG", False) else compute
 
 
 def look(samples: Samples, reference: Reference, batch: int, spaces: Iterable[str] | None = None) -> Seen:
@@ -231,7 +239,7 @@ def look(samples: Samples, reference: Reference, batch: int, spaces: Iterable[st
                 for name, values in of_section.items():
                     values += [scoring[name].score(spec.sample, *pair) for pair in pairs]
     whole = {space: torch.cat(found) for space, found in features.items()}
-    seen = _see(reference, whole, samples.get("label"), neighbour=1)
+    seen = _see(reference, whole, samples.get("label"))
     for section, of_section in scores.items():
         seen.setdefault(section, {}).update({name: torch.cat(values) for name, values in of_section.items()})
     return seen
@@ -277,20 +285,20 @@ def compare(
     known = _measurable(section, reference.spec.kind.LOOKS, *sides[0], *sides[1])
     if name not in known:
         raise ConfigError(f"metric {metric!r} cannot be measured here; {section} has: {', '.join(known) or 'none'}")
-    compute, direction = known[name].compute, known[name].DIRECTION
+    compute, direction = _compute(known[name], reference.spec), known[name].DIRECTION
     first, second = (compute(*side) for side in sides)
     gap = first - second
-    reach = _reach([compute(*one) - compute(*other) for one, other in _halves(cfg, seed, *sides)], cfg)
+    reach = _reach([compute(*one) - compute(*other) for one, other in _halves(known[name], cfg, seed, *sides)], cfg)
     return Comparison(metric, direction, first, second, gap, gap - reach, gap + reach)
 
 
 def _halves(
-    cfg: EvaluateConfig, seed: int, *sides: tuple[Examples, Examples]
+    metric: Any, cfg: EvaluateConfig, seed: int, *sides: tuple[Examples, Examples]
 ) -> Iterator[list[tuple[Examples, Examples]]]:
-    """Random halves of each `(real, fake)`, which are all cut alike."""
+    """Random halves of each `(real, fake)`, which are all cut alike; fewer for a slow metric."""
     rng = torch.Generator().manual_seed(seed)
     sizes = [len(next(iter(whole.values()))) for whole in sides[0]]
-    for _ in range(cfg.resamples):
+    for _ in range(min(cfg.resamples, getattr(metric, "RESAMPLES", cfg.resamples))):
         chosen = [torch.randperm(n, generator=rng)[: n // 2] for n in sizes]
         yield [(_rows_of(real, chosen[0]), _rows_of(fake, chosen[1])) for real, fake in sides]
 
@@ -330,26 +338,42 @@ def _metrics(looks: str) -> dict[str, Any]:
 
 def _columns(column: str) -> tuple[str, ...]:
     """The columns of a section whose feature space fills `column`."""
-    return (column, "nearest") if column == "features" else (column,)
+    return (column, "nearest", "closer") if column == "features" else (column,)
 
 
 def _of_split(reference: Reference, split: str, n: int, spaces: Iterable[str]) -> Seen:
     """The first `n` of a split, or all if there are fewer; their stored order is random."""
     features = {name: getattr(reference.spaces[name], split)[:n] for name in spaces}
     labels = reference.labels[split][:n] if reference.labels else None
-    # A training example's nearest is itself.
-    return _see(reference, features, labels, neighbour=2 if split == "train" else 1)
+    return _see(reference, features, labels, split)
 
 
-def _see(reference: Reference, features: dict[str, Tensor], label: Tensor | None, neighbour: int) -> Seen:
-    """The same examples as each section sees them."""
+def _see(reference: Reference, features: dict[str, Tensor], label: Tensor | None, split: str = "") -> Seen:
+    """The same examples, the first of a split or made, as each section sees them."""
     seen: Seen = {}
+    metrics = _metrics(reference.spec.kind.LOOKS).values()
     for name, of in features.items():
         space = reference.spaces[name]
         seen[name] = {space.column: of}
         if space.column == "features":
-            seen[name]["nearest"] = nearest(of, space.train, neighbour)[0][:, -1]
+            # A training example's nearest is itself.
+            seen[name]["nearest"] = nearest(of, space.train, 2 if split == "train" else 1)[0][:, -1]
+            if any("closer" in metric.NEEDS for metric in metrics):
+                seen[name]["closer"] = _closer(space, of, split)
     if "classifier" in features:
         predicted = {"predicted": reference.predict(features["classifier"])}
         seen[SAMPLES] = predicted if label is None else {**predicted, "label": label}
     return seen
+
+
+def _closer(space: Space, of: Tensor, split: str) -> Tensor:
+    """Whether each is closer to training examples than to test examples, of which there are as many: 1, 0, or a half
+    where both are as close."""
+    size = min(len(space.train), len(space.test))
+    found = []
+    for name, pool in (("train", space.train[:size]), ("test", space.test[:size])):
+        distances = nearest(of, pool, 2)[0]
+        itself = torch.arange(len(of)) < (size if name == split else 0)
+        found.append(torch.where(itself, distances[:, 1], distances[:, 0]))
+    train, test = found
+    return (train < test).double() + (train == test).double() / 2

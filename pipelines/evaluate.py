@@ -1,7 +1,8 @@
 """Stage `evaluate`: how good the trained generator is. `python -m pipelines.evaluate`.
 
 Writes `metrics.json` (numbers alone, for `dvc metrics`), `about.json` (how to read them), `samples.png`,
-`neighbours.png` (fakes, each with its nearest training examples) and, where labelled, `classes.csv`.
+`neighbours.png` (fakes, each with its nearest training examples; `neighbours.csv` of data that are read rather than
+looked at) and, where labelled, `classes.csv`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import csv
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL.Image import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -31,6 +35,7 @@ __all__ = ["stage"]
 
 COLUMNS = 10  # of pictures
 ROWS = 20  # classes shown, at most
+DRAWN = 10_000  # examples behind a picture of distributions, at most
 COPY = "what is given, or made of it without learning,"
 
 
@@ -55,12 +60,18 @@ def stage(params: Params) -> None:
         preview = functools.partial(spec.kind.preview, spec.sample)
         if generator.translates:
             names = [name for name in (*spec.given, "sample", "target") if name in samples]
-            shown = {name: samples[name][: COLUMNS * COLUMNS] for name in names}
-            preview(shown, COLUMNS // 2).save(folder / "samples.png")
+            examples = {name: samples[name][: COLUMNS * COLUMNS] for name in names}
+            preview(examples, COLUMNS // 2).save(folder / "samples.png")
+        elif spec.kind.compare is not None:
+            _compared(samples, spec).save(folder / "samples.png")
         else:
             preview({"sample": _by_class(samples, spec)}, COLUMNS).save(folder / "samples.png")
         beside = _beside_nearest(samples["sample"][:COLUMNS], reference, spec)
-        preview({"sample": beside}, COLUMNS).save(folder / "neighbours.png")
+        shown = spec.kind.present(spec.sample, "sample", spec.kind.quantise(spec.sample, beside).numpy())
+        if isinstance(shown, np.ndarray):
+            preview({"sample": beside}, COLUMNS).save(folder / "neighbours.png")
+        else:
+            _write_neighbours(folder / "neighbours.csv", shown)
         if reference.classifier is not None:
             _write_classes(folder / "classes.csv", seen[SAMPLES], reference)
     _tell(metrics, n, cfg)
@@ -97,6 +108,16 @@ def _by_class(samples: Samples, spec: Spec) -> Tensor:
     return torch.cat([torch.cat([row, row.new_full((COLUMNS - len(row), *row.shape[1:]), -1.0)]) for row in rows])
 
 
+def _compared(samples: Samples, spec: Spec) -> Image:
+    """How the samples are distributed, beside as many test examples, or all if there are fewer."""
+    n = min(len(samples["sample"]), DRAWN)
+    chunks = samples["sample"][:n].split(shards.rows_per_chunk(spec.size))
+    made = torch.cat([spec.kind.quantise(spec.sample, chunk) for chunk in chunks])
+    real = shards.stored(PREPARED, "test", limit=n)["sample"][:n]
+    assert spec.kind.compare is not None
+    return spec.kind.compare(spec.sample, made.numpy(), real.numpy())
+
+
 def _beside_nearest(fakes: Tensor, reference: Reference, spec: Spec) -> Tensor:
     """Rows of one fake and the training examples nearest to it, nearest first."""
     space = next(space for space in reference.spaces.values() if space.column == "features")
@@ -104,6 +125,16 @@ def _beside_nearest(fakes: Tensor, reference: Reference, spec: Spec) -> Tensor:
     _, rows = nearest(space.extract(fakes), space.train, COLUMNS - 1)
     near = spec.kind.decode(spec.sample, "sample", stored[rows.flatten()]).unflatten(0, rows.shape)
     return torch.cat([fakes[:, None], near], dim=1).flatten(0, 1)
+
+
+def _write_neighbours(path: Path, shown: Any) -> None:
+    """A row for each fake (`nearest` 0) and each of the training examples nearest to it, nearest first."""
+    import pandas as pd  # not of pictures, which need not wait for it
+
+    rows = shown if isinstance(shown, pd.DataFrame) else pd.DataFrame({"sample": shown})
+    rows.insert(0, "nearest", np.arange(len(rows)) % COLUMNS, allow_duplicates=True)
+    rows.insert(0, "fake", np.arange(len(rows)) // COLUMNS, allow_duplicates=True)
+    rows.to_csv(path, index=False)
 
 
 def _write_classes(path: Path, fakes: Examples, reference: Reference) -> None:

@@ -114,6 +114,9 @@ class Kind:
     """`(cfg, given)`: samples made of the given parts without learning, a baseline; None: there is none"""
     layout: Callable[[Any], tuple[Block, ...]] | None = None
     """`(cfg)`: which numbers of samples `[N, width]` are scalars and which are choices; None: no such blocks"""
+    compare: Callable[[Any, NDArray[Any], NDArray[Any]], Image] | None = None
+    """`(cfg, made, real)`: a picture of how generated samples and real ones are distributed, both stored
+    `[N, *stored]`; None: there is none"""
     glance: Callable[[Tensor], Tensor] = _whole
     """samples with what little tells one from another"""
     views: Callable[[Any, Tensor], dict[str, Tensor]] = _all

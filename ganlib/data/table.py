@@ -16,7 +16,7 @@ import datetime
 import re
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -31,6 +31,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from ganlib._config import Config as _Base
+from ganlib.data import _charts
 from ganlib.data._kind import Block, Part, Stored
 from ganlib.registry import nearest
 
@@ -40,6 +41,7 @@ __all__ = [
     "Column",
     "Config",
     "Mode",
+    "compare",
     "decode",
     "describe",
     "encode",
@@ -111,6 +113,8 @@ class Config(_Base):
     """in the order of all arrays; the user names those whose type he knows better than it is guessed"""
     exclude: tuple[str, ...] = ()
     """columns to be left out"""
+    target: str | None = None
+    """the column by whose prediction samples are judged (`tstr`); None: the last"""
     max_categories: PositiveInt = 500
     """of a column; more are an error"""
     max_values: PositiveInt = 30
@@ -127,6 +131,8 @@ class Config(_Base):
         names = Counter([*(column.name for column in self.columns), *self.exclude])
         if twice := [name for name, count in names.items() if count > 1]:
             raise ValueError(f"columns and exclude: {', '.join(map(repr, twice))} is named twice")
+        if self.target in self.exclude:
+            raise ValueError(f"target: {self.target!r} is left out by `exclude`")
         return self
 
 
@@ -310,8 +316,8 @@ def scan(cfg: Config, rows: Iterable[Mapping[str, Any]]) -> Config:
     A type holds if all values fit it: boolean (true, false), integer, number, date. Otherwise the column is a category,
     or, where there are more than `max_categories` different values, of a type that 99 % of the values fit; then the
     others are rejects. Digits that start with a zero, and whole numbers beyond 2^53, are text. Raises ValueError for no
-    rows, an unknown column in `columns` or `exclude`, too many categories, or values that the type which the user wrote
-    does not have.
+    rows, an unknown column in `columns`, `exclude` or `target`, too many categories, or values that the type which the
+    user wrote does not have.
     """
     missing = frozenset(cfg.missing_values)
     found: dict[str, _Guess] = {}
@@ -320,7 +326,7 @@ def scan(cfg: Config, rows: Iterable[Mapping[str, Any]]) -> Config:
         if not found:
             found = {name: _Guess(cfg.max_categories) for name in chunk[0] if name not in cfg.exclude}
             names = [*(column.name for column in cfg.columns), *cfg.exclude]
-            for name in names:
+            for name in [*names, *([] if cfg.target is None else [cfg.target])]:
                 if name not in chunk[0]:
                     known = ", ".join(chunk[0])
                     raise ValueError(f"no column {name!r}{nearest(name, chunk[0])}; there are: {known}")
@@ -813,6 +819,22 @@ def preview(cfg: Config, samples: Mapping[str, Tensor], columns: int) -> Image.I
                 x = left + k * wide
                 draw.rectangle((x, base - height / most * (cell[1] - 24), x + wide * 0.8, base), "steelblue")
     return picture
+
+
+def compare(cfg: Config, made: NDArray[np.float64], real: NDArray[np.float64]) -> Image.Image:
+    """Codes `[N, columns]` and `[M, columns]` beside each other, column by column and in pairs."""
+
+    def write(column: Column) -> Callable[[float], str]:
+        if column.type == "date":
+            return lambda seconds: (_EPOCH + datetime.timedelta(seconds=seconds)).strftime("%Y-%m-%d")
+        return "{:g}".format
+
+    return _charts.page(
+        [
+            _charts.Variable(column.name, real[:, i], made[:, i], column.categories or None, write(column))
+            for i, column in enumerate(cfg.columns)
+        ]
+    )
 
 
 def describe(cfg: Config, stored: Stored) -> dict[str, Any]:

@@ -12,6 +12,8 @@ Examples = Mapping[str, Tensor]
 """Columns that hold a row for each example, of which a metric names those it reads in `NEEDS`:
 
 - `features` `[N, D]`, and `nearest` `[N]`: the distance to the nearest training example (other than itself);
+- `closer` float64 `[N]`, beside them: 1 where an example is closer to training examples than to as many test examples,
+  0 where it is farther, a half where it is as close to both;
 - `tokens`, `rows`, …: what a feature space of another `column` fills;
 - `label` int64 `[N]`: the class asked of the generator, or the true class;
 - `predicted` int64 `[N]`: the class the in-domain classifier sees;
@@ -21,4 +23,7 @@ Examples = Mapping[str, Tensor]
 
 Such a metric compares samples with what they should have been, both `[N, *shape]` as networks see them, and is the mean
 of its scores; `cfg` is that of the kind of data. So no samples need to be kept.
+
+A metric that has to know what a column of `rows` is says `TAKES_CONFIG = True` and is `compute(cfg, real, fake)`. One
+that takes long says of how many half-samples its interval is made at most: `RESAMPLES`.
 """

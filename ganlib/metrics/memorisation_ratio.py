@@ -1,7 +1,8 @@
 """Median distance from the fakes to their nearest training example, over the same for test examples.
 
 About 1 is what unseen data give; far below 1 the generator copies what it was trained on. Above 1 says nothing
-good: noise is far from everything. Cf. Meehan et al. 2020.
+good: noise is far from everything. Cf. Meehan et al. 2020. Where most of the data are repetitions it says nothing: 1,
+if most of the fakes are, too.
 """
 
 from __future__ import annotations
@@ -15,4 +16,4 @@ NEEDS = ("nearest",)
 
 
 def compute(real: Examples, fake: Examples) -> float:
-    return float(fake["nearest"].median() / real["nearest"].median().clamp_min(1e-12))
+    return float(fake["nearest"].median().clamp_min(1e-12) / real["nearest"].median().clamp_min(1e-12))
