@@ -36,6 +36,7 @@ from ruamel.yaml.error import YAMLError
 from ganlib import registry
 from ganlib._config import Config
 from ganlib.augment import AugmentConfig
+from ganlib.data import _kind
 from ganlib.health import HealthConfig
 from ganlib.losses import LOSSES
 from ganlib.penalties import PENALTIES
@@ -128,11 +129,11 @@ class DatasetConfig(Config):
         kind = sample.get("kind") if isinstance(sample, Mapping) else getattr(sample, "kind", None)
         if "source" in info.data and kind in registry.names("data"):  # else that is the fault to tell
             source = info.data["source"].name
-            kinds = getattr(registry.load("sources", source), "KINDS", (kind,))
-            if kind not in kinds:
-                fault = PydanticCustomError(
-                    "kind", f"{kind!r} does not suit; source {source!r} feeds {', '.join(kinds)}"
-                )
+            encodes = _kind.load(kind).PAYLOADS
+            payloads = getattr(registry.load("sources", source), "KINDS", (encodes,))
+            if encodes not in payloads:
+                suit = ", ".join(name for name in registry.names("data") if _kind.load(name).PAYLOADS in payloads)
+                fault = PydanticCustomError("kind", f"{kind!r} does not suit; source {source!r} feeds {suit}")
                 details = InitErrorDetails(type=fault, loc=("kind",), input=sample)
                 raise ValidationError.from_exception_data("sample", [details])
         return sample

@@ -48,8 +48,10 @@ them. Tensors, or `shards.LazyRows`. Of a model that answers questions also `ans
 says of the first N examples of a split"""
 
 Metrics = dict[str, dict[str, dict[str, float]]]
-"""`{space, "samples" or "answers": {metric: {"value", "low", "high", "floor", "copy"}}}`; the floor where there is one,
-and what copies of the given images score where there are such"""
+"""`{space, "samples" or "answers": {metric: {"value", "low", "high", "floor", "copy", "before"}}}`; the floor where
+there is one, what copies of the given images score where there are such, and what the generator scored before the game
+where it had been fitted"""
+
 
 Seen = dict[str, dict[str, Tensor]]
 """Examples as each section sees them."""
@@ -155,13 +157,18 @@ def measurable(reference: Reference, *, labelled: bool, answers: Iterable[str] =
 
 
 def evaluate(
-    samples: Samples, reference: Reference, cfg: EvaluateConfig, seed: int, seen: Seen | None = None
+    samples: Samples,
+    reference: Reference,
+    cfg: EvaluateConfig,
+    seed: int,
+    seen: Seen | None = None,
+    before: Samples | None = None,
 ) -> Metrics:
     """Measure samples, of which `look` may have `seen` all, against the first N of test: by themselves, by the `label`
     that was asked for, by the `target` that they should be.
 
-    `floor` is the score of the first N training examples in the fakes' place, `copy` that of `naive`. Raises
-    ValueError if there are fewer.
+    `floor` is the score of the first N training examples in the fakes' place, `copy` that of `naive`, `before` that of
+    N samples made before the game. Raises ValueError if there are fewer.
     """
     spec, n = reference.spec, len(samples["sample"])
     if n > reference.size:
@@ -172,17 +179,21 @@ def evaluate(
     if "naive" in samples:
         copied = {"sample": samples["naive"], **{name: samples[name] for name in ("target",) if name in samples}}
         copies = look(copied, reference, cfg.batch)
+    earlier = {} if before is None else look(before, reference, cfg.batch)
     found: Metrics = {}
+    baselines: dict[str, tuple[Examples, Examples]]
     for section, fake in fakes.items():
         real = {**fake, **reals.get(section, {})}  # what is compared with its target needs nothing else
         for name, metric in _measurable(section, spec.kind.LOOKS, real, fake).items():
-            baselines = {"floor": (real, floors.get(section, {})), "copy": (real, copies.get(section, {}))}
+            others = {"floor": floors, "copy": copies, "before": earlier}
+            baselines = {baseline: (real, sets.get(section, {})) for baseline, sets in others.items()}
             found.setdefault(section, {})[name] = _figures(metric, spec, (real, fake), baselines, cfg, seed)
     if ANSWERS in samples:
         known = _answer_sides(samples, reference)
         floor = (samples[ANSWERS]("train"), known[1])
+        baselines = {"floor": floor} if before is None else {"floor": floor, "before": _answer_sides(before, reference)}
         for name, metric in _measurable(ANSWERS, spec.kind.LOOKS, *known).items():
-            found.setdefault(ANSWERS, {})[name] = _figures(metric, spec, known, {"floor": floor}, cfg, seed)
+            found.setdefault(ANSWERS, {})[name] = _figures(metric, spec, known, baselines, cfg, seed)
     return found
 
 

@@ -133,6 +133,28 @@ class Generator:
             made.append(sample_of(self.game.generator(inputs, of_part)).float().cpu())
         return {"sample": torch.cat(made), **told}
 
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether given parts may have another size than the spec says."""
+        return self.spec.kind.tiled is not None and self.game.margin is not None
+
+    @torch.inference_mode()
+    def sample_any_size(self, given: Mapping[str, Tensor], *, seed: int = 0) -> Tensor:
+        """One sample, float, of given parts `[1, ...]` of any size, as networks see them, tile by tile.
+
+        Raises ValueError where the family or the kind of data asks for the sizes of the spec.
+        """
+        tiled, margin = self.spec.kind.tiled, self.game.margin
+        if tiled is None or margin is None:
+            raise ValueError("this generator takes given parts of one size only")
+
+        def make(tile: Mapping[str, Tensor]) -> Tensor:
+            inputs = self.game.ask(tile, Noise(seed, "sample", size=1), None)
+            inputs = map_tensors(lambda x: x.to(self.device), inputs)
+            return sample_of(self.game.generator(inputs, None)).float().cpu()
+
+        return tiled(self.spec.sample, given, margin, make)
+
     def conditions(
         self, n: int, label: int | str | Tensor | None = None, attributes: Tensor | None = None
     ) -> dict[str, Tensor]:

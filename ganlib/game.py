@@ -132,6 +132,9 @@ class Game:
     """between samples and discriminator"""
     group: int = 1
     """how many neighbouring examples some layer or term takes together: a share of a batch holds whole groups"""
+    margin: int | None = None
+    """of a generator that takes given parts of any size: on how much around a place of these its samples depend there,
+    at most; it takes parts of these that start at multiples of it. None: it takes the spec's sizes"""
     others: Mapping[str, nn.Module] = field(default_factory=dict)
     """further modules, which learn in a fit"""
     before: tuple[Fit, ...] = ()

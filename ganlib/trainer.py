@@ -57,7 +57,8 @@ __all__ = ["Plan", "Report", "build_game", "check_groups", "plan", "train", "upd
 
 Report = Callable[[dict[str, float], Path | None], None]
 """`(row, folder)`, called on every rank. `folder`, now and then and on rank 0 alone, holds `checkpoint.pt`,
-`generator/` (the average, exported) and `samples.png`; it is gone after the call."""
+`generator/` (the average, exported), `samples.png` and, where fits made the generator ready for the game, `before/`
+(what they made of it, exported); it is gone after the call."""
 
 
 @dataclass(frozen=True)
@@ -356,15 +357,19 @@ class _Run:
         assert watch is not None
         checkpoint.save(folder, training.snapshot())
         known = watch.held_out.cond if training.game.attributes else None
-        save_generator(
-            folder / "generator",
-            training.ema,
-            network=params.game.network,
-            spec=self.spec,
-            attributes=None if known is None else self.spec.in_own_units(known),
-            others=training.game.modules_besides_generator if training.game.answers else {},
-            about={"kimg": kimg, "seed": params.seed, "model": params.model, "data": params.data},
-        )
+        exported = {"generator": (training.ema, kimg)}
+        if training.before is not None and training.start_of_game_kimg is not None:
+            exported["before"] = (training.before, training.start_of_game_kimg)
+        for name, (module, of_kimg) in exported.items():
+            save_generator(
+                folder / name,
+                module,
+                network=params.game.network,
+                spec=self.spec,
+                attributes=None if known is None else self.spec.in_own_units(known),
+                others=training.game.modules_besides_generator if training.game.answers else {},
+                about={"kimg": of_kimg, "seed": params.seed, "model": params.model, "data": params.data},
+            )
         watch.picture(folder / "samples.png")
 
 
@@ -389,6 +394,9 @@ class _Training:
             for s in self.stretches
             if s.fit is not None
         }
+        fitted = any(s.fit is not None and not s.after and s.fit.module == "generator" for s in self.stretches)
+        self.before = copy.deepcopy(self.ema) if fitted else None
+        """the generator as fits before the game have made it, once they are over"""
         self.augment = None if self.play.augment is None else Augment(self.play.augment).to(device)
         self.game = game if self.augment is None else dataclasses.replace(game, augmentation=self._augmented)
         self.clock = torch.zeros((), dtype=torch.float64, device=device)
@@ -402,6 +410,7 @@ class _Training:
             "discriminator_optimizer": self.discriminator.optimizer,
             **{f"others/{name}": module for name, module in game.others.items()},
             **{f"fits/{name}_optimizer": learner.optimizer for name, learner in self.fits.items()},
+            **({} if self.before is None else {"before": self.before}),
             **({} if self.augment is None else {"augment": self.augment}),
             **{f"{t.player}/{t.name}": t.fn.to(device) for t in game.terms if isinstance(t.fn, nn.Module)},
         }
@@ -451,11 +460,19 @@ class _Training:
     def go_on(self) -> None:
         """From the end of a stretch to the start of the next."""
         self.state.update(stretch=self.state["stretch"] + 1, step=0)
+        if self.before is not None and self.stretch.fit is None:
+            self.before.load_state_dict(self.ema.state_dict())
 
     @property
     def kimg(self) -> float:
         """Thousands of real samples seen, in fits too."""
         return self.stretch.start_kimg + self.stretch_kimg
+
+    @property
+    def start_of_game_kimg(self) -> float | None:
+        """None before the game."""
+        game = next(i for i, stretch in enumerate(self.stretches) if stretch.fit is None)
+        return self.stretches[game].start_kimg if self.state["stretch"] >= game else None
 
     @property
     def stretch_kimg(self) -> float:

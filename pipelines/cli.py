@@ -80,7 +80,9 @@ def sample(
     ] = None,
     truncation: Annotated[float | None, typer.Option(help="below 1: more typical, less varied")] = None,
     given: Annotated[list[Path] | None, typer.Option(help="an image to translate; may be repeated")] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="the picture to write")] = Path("grid.png"),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="the picture to write; a folder, if several are restored")
+    ] = Path("grid.png"),
 ) -> None:
     """Draw samples from a generator, as one picture."""
     from pipelines._stage import StageError
@@ -93,6 +95,9 @@ def sample(
                 raise ValueError("--given: such a generator takes nothing else but a --seed")
             if not generator.translates:
                 raise ValueError("--given: this generator makes samples of noise: it is given nothing")
+            if generator.takes_any_size:
+                _restore(generator, given, seed, output)
+                return
             n, parts = len(given), _given(given, spec)
             made = {**parts, "sample": generator.sample(n, given=parts, seed=seed)["sample"]}
         else:
@@ -102,16 +107,38 @@ def sample(
             made = {"sample": samples["sample"]}
         in_turn = generator.conditional and label is None and len(generator.spec.classes) <= min(n, 32)
         columns = len(generator.spec.classes) if in_turn else math.ceil(math.sqrt(n))
-        picture = spec.kind.preview(spec.sample, made, columns)
-        partial = output.with_name(f".partial.{output.name}")
-        try:
-            picture.save(partial)
-            partial.replace(output)
-        finally:
-            partial.unlink(missing_ok=True)
+        _save(spec.kind.preview(spec.sample, made, columns), output)
     except ValueError as error:
         raise StageError(str(error)) from error
     typer.echo(f"{output}: {n} samples of {model_uri}, seed {seed}")
+
+
+def _save(picture: Any, path: Path) -> None:
+    """Write a picture, or nothing. Raises ValueError for a format that is not known by its suffix."""
+    partial = path.with_name(f".partial.{path.name}")
+    try:
+        picture.save(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _restore(generator: Generator, paths: list[Path], seed: int, output: Path) -> None:
+    """What is made of each file, in its size, as a picture of its own: `output`, or in the folder of that name where
+    there are several files, or where it is one."""
+    names = [f"{path.stem}.png" for path in paths]
+    picture = generator.spec.kind.picture
+    assert picture is not None
+    into_folder = len(paths) > 1 or output.is_dir()
+    if into_folder and len(set(names)) < len(names):
+        raise ValueError("--given: two files would be written under one name; give them one after the other")
+    if into_folder:
+        output.mkdir(parents=True, exist_ok=True)
+    for name, path in zip(names, paths, strict=True):
+        made = generator.sample_any_size(_given([path], generator.spec), seed=seed)
+        target = output / name if into_folder else output
+        _save(picture(generator.spec.sample, made), target)
+        typer.echo(f"{target}: made of {path}, {' x '.join(map(str, made.shape[:1:-1]))}")
 
 
 def _given(paths: list[Path], spec: Spec) -> dict[str, Any]:

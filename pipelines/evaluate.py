@@ -37,6 +37,7 @@ COLUMNS = 10  # of pictures
 ROWS = 20  # classes shown, at most
 DRAWN = 10_000  # examples behind a picture of distributions, at most
 COPY = "what is given, or made of it without learning,"
+BEFORE = "what the fitted generator made before the game"
 
 
 def stage(params: Params) -> None:
@@ -46,21 +47,28 @@ def stage(params: Params) -> None:
     reference.check(spec)
     try:
         generator = load_generator(TRAINED / "generator", default_device())
+        fitted = load_generator(TRAINED / "before", default_device()) if (TRAINED / "before").is_dir() else None
     except ValueError as error:
         raise StageError(str(error)) from error
-    samples = draw(generator, PREPARED, min(cfg.num_samples, reference.size), seed=params.seed, batch=cfg.batch)
+    size = min(cfg.num_samples, reference.size)
+    samples = draw(generator, PREPARED, size, seed=params.seed, batch=cfg.batch)
+    before = None if fitted is None else draw(fitted, PREPARED, size, seed=params.seed, batch=cfg.batch)
     n = len(samples["sample"])
     if n < cfg.num_samples:
         print(f"{n} samples, not {cfg.num_samples}: there are no more real examples to judge them by")
     seen = look(samples, reference, cfg.batch)
-    metrics = evaluate(samples, reference, cfg, params.seed, seen)
+    metrics = evaluate(samples, reference, cfg, params.seed, seen, before)
     with atomic_folder(EVALUATED) as folder:
         _write(folder / "metrics.json", metrics)
-        _write(folder / "about.json", _about(reference, generator, n, cfg, params.seed))
+        _write(folder / "about.json", _about(reference, generator, n, cfg, params.seed, fitted=before is not None))
         preview = functools.partial(spec.kind.preview, spec.sample)
         if generator.translates:
-            names = [name for name in (*spec.given, "sample", "target") if name in samples]
-            examples = {name: samples[name][: COLUMNS * COLUMNS] for name in names}
+            sources = {
+                **{name: samples[name] for name in spec.given},
+                **({} if before is None else {"before": before["sample"]}),
+                **{name: samples[name] for name in ("sample", "target") if name in samples},
+            }
+            examples = {name: column[: COLUMNS * COLUMNS] for name, column in sources.items()}
             preview(examples, COLUMNS // 2).save(folder / "samples.png")
         elif spec.kind.compare is not None:
             _compared(samples, spec).save(folder / "samples.png")
@@ -77,7 +85,9 @@ def stage(params: Params) -> None:
     _tell(metrics, n, cfg)
 
 
-def _about(reference: Reference, generator: Generator, n: int, cfg: EvaluateConfig, seed: int) -> dict[str, object]:
+def _about(
+    reference: Reference, generator: Generator, n: int, cfg: EvaluateConfig, seed: int, *, fitted: bool
+) -> dict[str, object]:
     """What a reader of metrics.json should know; text and settings, so not in it."""
     looks = reference.spec.kind.LOOKS
     modules = {name: registry.load("metrics", name, looks) for name in registry.names("metrics", looks)}
@@ -87,6 +97,7 @@ def _about(reference: Reference, generator: Generator, n: int, cfg: EvaluateConf
         "intervals": {"confidence": cfg.confidence, "halves": cfg.resamples},
         "floor": f"the first {n} training examples in the fakes' place",
         **({"copy": f"{COPY} in the fakes' place"} if reference.spec.kind.naive is not None else {}),
+        **({"before": f"{BEFORE}, in the fakes' place"} if fitted else {}),
         "spaces": reference.about["spaces"],
         "classifier": reference.about["classifier"],
         "generator": generator.about,
@@ -160,8 +171,12 @@ def _write(path: Path, content: object) -> None:
 
 
 def _tell(metrics: Metrics, n: int, cfg: EvaluateConfig) -> None:
-    baselines = [name for name in ("floor", "copy") if any(name in f for of in metrics.values() for f in of.values())]
-    captions = {"floor": "training data in the samples' place", "copy": f"{COPY} in their place"}
+    captions = {
+        "floor": "training data in the samples' place",
+        "copy": f"{COPY} in their place",
+        "before": f"{BEFORE}, in their place",
+    }
+    baselines = [name for name in captions if any(name in f for of in metrics.values() for f in of.values())]
     caption = "; ".join(f"{name}: {captions[name]}" for name in baselines)
     table = Table(title=f"{n} samples against test data", caption=caption)
     table.add_column("metric", no_wrap=True)

@@ -311,8 +311,9 @@ def train_distributed(
 ) -> list[dict[str, float]]:
     """Train with Ray Train, going on from where a run of the same fingerprint stopped.
 
-    `on_row(row)` is called here, in the driver, as reports come. Writes `generator/`, and the pictures of all
-    checkpoints as `samples/`, into the folder `into`. Returns all rows. Raises StageError if the run cannot succeed.
+    `on_row(row)` is called here, in the driver, as reports come. Writes `generator/`, where fits came before the game
+    `before/`, and the pictures of all checkpoints as `samples/`, into the folder `into`. Returns all rows. Raises
+    StageError if the run cannot succeed.
     """
     job = Job.of(params, prepared, reference, params.scale.min_workers)
     run = storage(params) / fingerprint(params, prepared, "train", reference)
@@ -328,7 +329,9 @@ def train_distributed(
                 with _following(live, on_row), _ctrl_c(), _in_a_line():
                     done = run_workers(job, params.scale, key="num_workers", run=run, callbacks=lambda: [_relay(live)])
         with checkpoints.as_folder(done) as folder:
-            shutil.copytree(folder / "generator", into / "generator")
+            for name in ("generator", "before"):
+                if (folder / name).is_dir():
+                    shutil.copytree(folder / name, into / name)
             rows: list[dict[str, float]] = load(folder)["rows"]
         (into / "samples").mkdir()
         for name in (pictures := run / "samples").files():

@@ -103,7 +103,7 @@ def _copy_viewable(folder: Path, into: Path) -> None:
     """
     for file in sorted(folder.rglob("*")):
         within = file.relative_to(folder)
-        if file.suffix in VIEWABLE and within.parts[0] != "generator":
+        if file.suffix in VIEWABLE and within.parts[0] not in ("generator", "before"):
             (into / within).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, into / within)
 
@@ -115,7 +115,7 @@ def _curves(file: Path) -> list[dict[str, Any]]:
 
 
 def _flat(metrics: Metrics) -> dict[str, float]:
-    """`space/metric` and, where known, its `.low`, `.high`, `.floor` and `.copy`."""
+    """`space/metric` and, where known, its `.low`, `.high`, `.floor`, `.copy` and `.before`."""
     return {
         f"{space}/{name}" + ("" if part == "value" else f".{part}"): value
         for space, named in metrics.items()

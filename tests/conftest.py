@@ -75,7 +75,7 @@ def pairs(tmp_path_factory, params) -> tuple[Any, Path]:
 
 @pytest.fixture
 def small(params, pairs):
-    """A budget of 12 steps in float32, reported every 4th; small networks, on data that suit the family."""
+    """A budget of 12 steps in float32, no fits, reported every 4th; small networks, on data that suit the family."""
     from ganlib import registry
     from ganlib.config import override
 
@@ -85,20 +85,27 @@ def small(params, pairs):
         of_train = params.train.model_copy(update={"quality_samples": 0, **budget})
         chosen = of_family.model_copy(update={"model": family, "train": of_train})
         known = chosen.game.network.model_dump()
-        tiny = {"width": 8, "discriminator_width": 8, "max_width": 32, "latent_dim": 20, "patch_levels": 2}
-        return override(
-            chosen, {f"network.{k}": v for k, v in tiny.items() if k in known} | {"batch": 32} | dict(changes)
-        )
+        tiny = {"width": 8, "discriminator_width": 8, "max_width": 32, "latent_dim": 20, "patch_levels": 2, "group": 2}
+        overrides = {f"network.{k}": v for k, v in tiny.items() if k in known} | {"batch": 32}
+        return override(chosen, overrides | {f"fits.{name}.kimg": 0 for name in chosen.game.fits} | dict(changes))
 
     return make
 
 
 @pytest.fixture
-def data_of(prepared, pairs):
+def data_of(prepared, pairs, tmp_path_factory):
     """The prepared folder for a family."""
+    from specs import kind_of, tiny_folder
+
     from ganlib import registry
 
-    return lambda family: pairs[1] if registry.load("models", family).MODALITY == "image_pair" else prepared
+    def folder(family):
+        modality = registry.load("models", family).MODALITY
+        if modality in ("image", "image_pair"):
+            return prepared if modality == "image" else pairs[1]
+        return tiny_folder(kind_of(modality), tmp_path_factory.mktemp(modality) / "prepared")
+
+    return folder
 
 
 @pytest.fixture(scope="session")

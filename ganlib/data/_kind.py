@@ -122,9 +122,17 @@ class Kind:
     views: Callable[[Any, Tensor], dict[str, Tensor]] = _all
     """`(cfg, samples)`: what is compared with targets, by the section of the metrics in which it stands"""
 
+    tiled: Callable[[Any, Mapping[str, Tensor], int, Callable[[dict[str, Tensor]], Tensor]], Tensor] | None = None
+    """`(cfg, given, margin, make)`: one sample of given parts `[1, ...]` of any size, by `make` of parts of these,
+    which overlap by twice the `margin` on which a game's samples depend (`Game.margin`) and start at multiples of it.
+    None: given parts have the size of the spec's"""
+    picture: Callable[[Any, Tensor], Image] | None = None
+    """`(cfg, sample)`: a sample of `tiled` as the picture that a user keeps; None only where there is no `tiled`"""
     LOOKS: str = ""
     """whose feature spaces and metrics apply, by their folders; `"picture"`: may be mirrored and moved. By default
     the modality"""
+    PAYLOADS: str = ""
+    """the kind whose payloads it encodes, which says the sources that suit. By default its own name"""
     DUPLICATES: bool = False
     """whether equal examples are kept, each as an example of its own"""
     ALIGNED: bool = True
@@ -139,8 +147,10 @@ class Kind:
 @functools.cache
 def _of_module(module: ModuleType) -> Kind:
     has = {name: getattr(module, name) for name in Kind.__dataclass_fields__ if hasattr(module, name)}
+    name = module.__name__.rpartition(".")[2]
     has.setdefault("LOOKS", module.MODALITY)
-    return Kind(**{**has, "name": module.__name__.rpartition(".")[2], "code": _code(module)})
+    has.setdefault("PAYLOADS", name)
+    return Kind(**{**has, "name": name, "code": _code(module)})
 
 
 def load(name: str) -> Kind:

@@ -1,6 +1,7 @@
 """What every source gives: items in parts, each of which can be read by itself, in whatever process.
 
-A source's file may say in `KINDS` which kinds of data (`sample.kind`) its payloads suit; where it does not, any do.
+A source's file may say in `KINDS` whose payloads it delivers, by kinds of data (`sample.kind`); these also suit kinds
+that name one of them in `PAYLOADS`. Where it does not say, any kind will do.
 """
 
 from __future__ import annotations

@@ -1,7 +1,12 @@
 """Specs of images and of pairs, and prepared folders, without a source."""
 
-from ganlib import shards
-from ganlib.data import image, pair
+import functools
+
+import numpy as np
+import torch
+
+from ganlib import registry, shards
+from ganlib.data import _kind, image, pair
 from ganlib.data._spec import Spec
 
 COUNTS = {"train": 8, "test": 8}
@@ -32,3 +37,29 @@ def completed(spec):
         return Spec(spec.sample, spec.modality, spec.classes, found.counts, found.content_hash, spec.attributes)
 
     return describe
+
+
+def kind_of(modality):
+    """The kind of data that families for `modality` play over."""
+    return next(kind for kind in map(_kind.load, registry.names("data")) if modality == kind.MODALITY)
+
+
+@functools.cache
+def tiny_spec(kind):
+    """The spec of a kind's tiny examples, and these as networks see them."""
+    cfg, payloads = kind.tiny()
+    cfg = cfg if kind.scan is None else kind.scan(cfg, payloads)
+    encoded = [kind.encode(cfg, payload) for payload in payloads]
+    stored = {name: np.stack([one[name] for one in encoded]) for name in encoded[0]}
+    cfg = kind.settle(cfg, [stored])
+    examples = {name: kind.decode(cfg, name, torch.from_numpy(column)) for name, column in stored.items()}
+    return Spec(cfg, kind.MODALITY, (), COUNTS, ""), examples
+
+
+def tiny_folder(kind, folder):
+    """A prepared folder of a kind's tiny examples."""
+    spec, _ = tiny_spec(kind)
+    rows = packed_rows(spec, [kind.encode(spec.sample, payload) for payload in kind.tiny()[1]])
+    folder.mkdir(parents=True)
+    shards.write(folder, [rows], spec.parts, completed(spec), test_share=0.3, shard_mb=1, duplicates=kind.DUPLICATES)
+    return folder

@@ -6,6 +6,7 @@ import torch
 from zoo import FAMILIES, FROM_NOISE, config, game_of, spec_of
 
 from ganlib.export import load_generator, save_generator
+from ganlib.noise import Noise
 
 
 def save(family, folder, **data):
@@ -59,7 +60,7 @@ def test_attributes_are_asked_for_or_those_of_real_examples(tmp_path):
         generator.sample(2, label=1)
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in FROM_NOISE])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if spec_of(f).given])
 def test_a_translator_wants_images(family, tmp_path):
     folder, _, spec = save(family, tmp_path)
     generator = load_generator(folder)
@@ -74,12 +75,13 @@ def test_a_translator_wants_images(family, tmp_path):
     torch.testing.assert_close(sample(lambda x: x[2:4], rows=slice(2, 4)), made[2:4])
     again = sample(lambda x: x[:1].expand_as(x))
     torch.testing.assert_close(again[0], made[0])
-    assert not torch.equal(again[1], again[0])
+    drawn = isinstance(generator.game.ask({n: x[:1] for n, x in given.items()}, Noise(0, size=1), None), dict)
+    assert torch.equal(again[1], again[0]) != drawn  # the same, unless there is noise next to what is given
     assert not torch.equal(sample(torch.neg), made)
-    with pytest.raises(ValueError, match="needs to be given source"):
+    with pytest.raises(ValueError, match=f"needs to be given {', '.join(spec.given)}"):
         generator.sample(1)
     with pytest.raises(ValueError, match="given: expected shapes"):
-        sample(lambda x: x[:, :, :8])
+        sample(lambda x: x[:, :, :4])
 
 
 def test_a_generator_from_noise_takes_no_images(tmp_path):

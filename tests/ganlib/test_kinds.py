@@ -172,7 +172,7 @@ def test_the_code_of_a_kind_is_that_of_what_it_imports(monkeypatch):
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b"#" if path.name == "image.py" else b""))
     changed = {name: _kind._code(registry.load("data", name)) != code for name, code in codes.items()}
-    assert changed == {name: name in ("image", "pair") for name in KINDS}
+    assert changed == {name: name in ("image", "pair", "restoration") for name in KINDS}
 
 
 @pytest.mark.parametrize("name", ["mlp", "attributes", "pix2pix"])
@@ -197,11 +197,11 @@ def test_presented_rows_are_what_a_user_knows(folders):
     assert all(len(prompt) == 3 for prompt in text.present(spec.sample, "prompt", stored))
 
 
-def played(name, folder, monkeypatch, **play):
+def played(name, folder, monkeypatch, network=None, **play):
     """`(parameters, what was reported)` after all stages from `prepare` to `evaluate` in a folder."""
     monkeypatch.chdir(folder)
     dataset = {"source": {"name": "toy", "of": name}, "sample": {"kind": name}, "test_share": 0.4}
-    params = parameters(dataset, FAMILIES[name], {}, play)
+    params = parameters(dataset, FAMILIES[name], network or {}, play)
     prepare(params.dataset, Path("raw"), PREPARED)
     reference.stage(params)
     kept = Kept(folder)
@@ -311,6 +311,27 @@ def test_a_fit_touches_its_own_module_alone(with_fits):
     assert equal(states[1]["generator"], states[1]["ema"]), "the average starts from where the fit ended"
     assert changed[2] == changed[3] == {"generator", "discriminator", "ema"}
     assert changed[5] == changed[6] == {"others/encoder"}
+
+
+def test_the_generator_of_before_the_game_is_kept(with_fits):
+    folders = with_fits[2].folders
+    assert [(folder / "before").is_dir() for folder in folders] == [False] * 2 + [True] * 6
+    fitted, *kept = (
+        load_file(folder / "generator.safetensors")
+        for folder in [folders[1] / "generator", folders[2] / "before", folders[-1] / "before"]
+    )
+    for again in kept:
+        assert equal(*({n: x for n, x in t.items() if not n.startswith("module ")} for t in (fitted, again)))
+    assert load_generator(folders[-1] / "before").about["kimg"] == pytest.approx(0.032)
+
+
+def test_what_was_made_before_the_game_is_a_baseline(tmp_path, monkeypatch):
+    fits = {"first": {"kimg": 0.032, "lr": 1e-2}, "inverse": {"kimg": 0.016}}
+    played("toy_table", tmp_path, monkeypatch, network={"encoder": True}, fits=fits)
+    cells = json.loads((EVALUATED / "metrics.json").read_text())["cells"]
+    assert set(cells["fd"]) == {"value", "low", "high", "floor", "before"}
+    assert cells["fd"]["before"] != cells["fd"]["value"]
+    assert "before the game" in json.loads((EVALUATED / "about.json").read_text())["before"]
 
 
 def test_answers_are_exported_and_asked(with_fits):

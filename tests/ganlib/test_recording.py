@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 import torch
-from specs import image_spec, pair_spec
 from tape import HostRead, NoHostReads, record
+from zoo import batches as examples_of
+from zoo import spec_of
 
 from ganlib import registry
 from ganlib.config import ModelConfig, load_params, override
@@ -51,10 +52,11 @@ CASES = [
 
 def training_of(family, changes, accumulate=1, device=torch.device("cpu")):  # noqa: B008
     """A small training, and what deals its steps."""
-    pair = registry.load("models", family).MODALITY == "image_pair"
-    classes = () if pair else ("a", "b", "c")
-    spec = pair_spec(1, 1, (16, 16)) if pair else image_spec((1, 16, 16), classes)
-    params = load_params().model_copy(update={"model": family, "data": "pairs" if pair else "mnist"})
+    modality = registry.load("models", family).MODALITY
+    spec = spec_of(family, (1, 16, 16))
+    params = load_params().model_copy(
+        update={"model": family, "data": "pairs" if modality == "image_pair" else "mnist"}
+    )
     known = params.game.network.model_dump()
     tiny = {
         "width": 4,
@@ -63,9 +65,11 @@ def training_of(family, changes, accumulate=1, device=torch.device("cpu")):  # n
         "latent_dim": 8,
         "patch_levels": 1,
         "mapping_layers": 1,
+        "group": 2,
     }
     often = {f"penalties.{name}.every": 3 for name in params.game.penalties if "penalties" not in changes}
     overrides = {f"network.{k}": v for k, v in tiny.items() if k in known} | {"batch": 8} | often
+    overrides |= {f"fits.{name}.kimg": 0 for name in params.game.fits}
     overrides |= {k if k.split(".")[0] in ModelConfig.model_fields else f"network.{k}": v for k, v in changes.items()}
     params = override(params, overrides)
     params = params.model_copy(update={"train": params.train.model_copy(update={"accumulate": accumulate})})
@@ -75,10 +79,8 @@ def training_of(family, changes, accumulate=1, device=torch.device("cpu")):  # n
         rows = [slice(i * 8 // accumulate, (i + 1) * 8 // accumulate) for i in range(accumulate)]
 
         def batch(turn, rows):
-            noise = Noise(1, turn, size=8, rows=rows, device=device)
-            data = {name: noise.uniform(*part.shape) * 2 - 1 for name, part in spec.parts.items()}
-            if classes:
-                data["label"] = (torch.arange(8, device=device) + turn)[rows] % 3
+            (whole,) = examples_of(spec, 8, key=turn)
+            data = {name: column[rows].to(device) for name, column in whole.data.items()}
             return Batch(data, Noise(0, "turn", turn, size=8, rows=rows, device=device))
 
         steps = params.game.discriminator_steps

