@@ -145,3 +145,9 @@ def test_the_search_depends_on_what_trials_obey(params):
     assert {f"train.{name}" for name in TrainConfig.model_fields.keys() - replaced} <= {
         key for key in STAGES["tune"]["params"] if isinstance(key, str)
     }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_dependency_is_listed_twice(stage):
+    deps = STAGES[stage]["deps"]
+    assert len(deps) == len(set(deps))
