@@ -38,4 +38,15 @@ def inside(points: Tensor, centres: Tensor, k: int) -> Tensor:
 def nearest(points: Tensor, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Distances and rows, `[N, k]` each, of the k members of `pool` nearest to each point, in bounded memory."""
     found = [distances(part, pool).topk(k, dim=1, largest=False) for part in points.split(512)]
-    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+    near, rows = torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+    return _exact_where_tiny(near, rows, points, pool), rows
+
+
+def _exact_where_tiny(near: Tensor, rows: Tensor, points: Tensor, pool: Tensor) -> Tensor:
+    """`near` with the distances that rounding may have made: that of a copy is 0, which products of vectors miss."""
+    least = 1e-3 * pool.double().var(0, correction=0).sum().sqrt()
+    n, j = (near.double() < least).nonzero(as_tuple=True)
+    if not len(n):
+        return near
+    exact = (points[n].double() - pool[rows[n, j]].double()).norm(dim=1)
+    return near.index_put((n, j), exact.to(near))

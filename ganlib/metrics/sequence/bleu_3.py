@@ -1,0 +1,19 @@
+"""How many n-grams of the fakes, up to 3 tokens long, occur in the reals: BLEU-3, each real a reference.
+
+Papineni et al. 2002, see `_ngrams.bleu`. It says nothing of variety: read it next to `self_bleu_3`. It rises with the
+number of reals.
+"""
+
+from __future__ import annotations
+
+from ganlib.metrics._types import Examples
+from ganlib.metrics.sequence._ngrams import bleu
+
+__all__ = ["DIRECTION", "NEEDS", "compute"]
+
+DIRECTION = "higher"
+NEEDS = ("tokens",)
+
+
+def compute(real: Examples, fake: Examples) -> float:
+    return bleu(fake["tokens"], real["tokens"], 3)
