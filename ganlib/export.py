@@ -5,8 +5,10 @@ The JSON names a family of `ganlib/models` and its configuration; both are valid
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ FORMAT = 2
 # no module's state can have a name with spaces
 _ATTRIBUTES = "attributes of real examples"
 _OTHER = "module "
+_LEAST_COUNTED = 2**13  # weights, of a tensor however small: to make one takes time
 
 
 def save_generator(
@@ -242,7 +245,9 @@ def load_generator(directory: str | Path, device: str | torch.device = "cpu") ->
         described = json.loads((directory / "generator.json").read_text())
         spec = _spec_of(described)
         family = registry.load("models", described["network"]["family"])
-        game: Game = family.build(family.Config.model_validate(described["network"]), spec)
+        size = (directory / "generator.safetensors").stat().st_size
+        with _at_most(16 * size + 2**26):  # of the weights, and the discriminator, which is not kept, may be larger
+            game: Game = family.build(family.Config.model_validate(described["network"]), spec)
         tensors = load_file(directory / "generator.safetensors")
         attributes = tensors.pop(_ATTRIBUTES, None)
         for name, module in game.modules.items():
@@ -255,9 +260,34 @@ def load_generator(directory: str | Path, device: str | torch.device = "cpu") ->
     except FileNotFoundError as error:
         raise ValueError(f"{directory}: not a generator: {error.filename or error} is missing") from error
     except Exception as error:
-        raise ValueError(f"{directory}: not a generator: {' '.join(str(error).split())}") from error
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{directory}: not a generator: {why}") from error
     game.generator.to(device).eval()
     return Generator(game, spec, described["about"], torch.device(device), attributes)
+
+
+@contextlib.contextmanager
+def _at_most(numbers: int) -> Iterator[None]:
+    """Inside, this thread builds no modules of more weights than that: a few bytes may describe networks that take the
+    machine. Raises ValueError at the first weight too many, before it is filled."""
+    thread, left = threading.get_ident(), numbers
+
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal left
+        if tensor is not None and threading.get_ident() == thread:
+            left -= max(_LEAST_COUNTED, tensor.numel())
+            if left < 0:
+                raise ValueError("the networks described are larger than the weights that the file holds")
+
+    hooks = [
+        nn.modules.module.register_module_parameter_registration_hook(count),
+        nn.modules.module.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _spec_of(described: dict[str, Any]) -> Spec:

@@ -26,6 +26,7 @@ from ganlib.data._kind import Part, Stored
 __all__ = [
     "FORMATS",
     "LOOKS",
+    "MAX_MEGAPIXELS",
     "MODALITY",
     "Config",
     "Megapixels",

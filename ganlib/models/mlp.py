@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from ganlib._config import Config as _Config
@@ -29,7 +29,7 @@ class Config(_Config):
     family: Literal["mlp"] = "mlp"
     latent_dim: PositiveInt = 64
     width: PositiveInt = 256
-    depth: PositiveInt = 2
+    depth: Annotated[int, Field(ge=1, le=1000)] = 2
     conditioning: Conditioning = "auto"
     conditioning_weight: NonNegativeFloat = 1.0
 

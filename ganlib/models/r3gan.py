@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from ganlib._config import Config as _Config
@@ -47,7 +47,7 @@ class Config(_Config):
     latent_dim: PositiveInt = 64
     width: PositiveInt = 8
     max_width: PositiveInt = 64
-    blocks: PositiveInt = 1
+    blocks: Annotated[int, Field(ge=1, le=1000)] = 1
     expansion: PositiveInt = 2
     group_size: PositiveInt = 16
     conditioning: Conditioning = "auto"

@@ -49,7 +49,7 @@ class Config(_Config):
     width: PositiveInt = 32
     """channels at full size; doubled at each halving, up to `max_width`"""
     max_width: PositiveInt = 512
-    mapping_layers: PositiveInt = 8
+    mapping_layers: Annotated[int, Field(ge=1, le=1000)] = 8
     mapping_lr_multiplier: PositiveFloat = 0.01
     style_mixing: Share = 0.9
     """probability that an example has the styles of two z"""

@@ -57,8 +57,15 @@ def load(cfg: Config, raw: Path) -> Source:
     for column in filter(None, (cfg.image, cfg.label)):
         if column not in data.column_names:
             raise SourceError(f"{where}: no column {column!r}; it has: {', '.join(data.column_names)}")
+    # Reading a row decodes all of its columns, and to decode may be to open whatever file or address stands in it.
+    data = data.select_columns([cfg.image, *([cfg.label] if cfg.label else [])])
     if isinstance(data.features[cfg.image], datasets.Image):
         data = data.cast_column(cfg.image, datasets.Image(decode=False))
+    for column, feature in data.features.items():
+        if column != cfg.image and not isinstance(feature, datasets.ClassLabel | datasets.Value):
+            raise SourceError(f"{where}: column {column!r} is {type(feature).__name__}: it cannot be labels")
+        if _opens_files(feature) and not isinstance(feature, datasets.Image):
+            raise SourceError(f"{where}: column {column!r} is {type(feature).__name__}; expected one image in each row")
     known: dict[Any, int] = {}
     names: tuple[str, ...] = ()
     if cfg.label:
@@ -72,6 +79,14 @@ def load(cfg: Config, raw: Path) -> Source:
     parts = [partial(_items, data, start, stop, cfg, known, folders) for start, stop in ranges(len(data), _PART)]
     about = f"datasets {datasets.__version__}: {cfg.dataset or 'saved to disk'}, splits {', '.join(splits)}"
     return Source(about, len(data), parts, names)
+
+
+def _opens_files(feature: Any) -> bool:
+    """Whether decoding a value of this type, or what it consists of, may open files."""
+    if hasattr(feature, "decode_example"):
+        return True
+    inner = feature.values() if isinstance(feature, dict) else feature if isinstance(feature, list | tuple) else ()
+    return any(map(_opens_files, (*inner, *filter(None, [getattr(feature, "feature", None)]))))
 
 
 def _folders(raw: Path) -> list[Path]:

@@ -7,6 +7,7 @@ files of labels are an unlabelled set.
 from __future__ import annotations
 
 import gzip
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganlib._config import Config as _Base
+from ganlib.data.image import MAX_MEGAPIXELS
 from ganlib.sources._source import Item, Source, SourceError, class_names, files, labels_of
 
 __all__ = ["KINDS", "Config", "load"]
@@ -71,14 +73,18 @@ def _check(path: Path, magic: int) -> int:
     try:
         with _open(path) as file:
             dims = _header(path, file, magic)
-            wanted, found = int(np.prod(dims, dtype=np.int64)), 0
-            while chunk := file.read(1 << 20):
+            wanted, found = math.prod(dims), 0
+            if dims[0] and not 0 < math.prod(dims[1:]) <= MAX_MEGAPIXELS * 1e6:
+                size = " x ".join(map(str, dims[1:]))
+                raise SourceError(f"{path}: images of {size} pixels; expected 1 to {MAX_MEGAPIXELS:g} million of them")
+            while found <= wanted and (chunk := file.read(1 << 20)):
                 found += len(chunk)
     except (OSError, EOFError) as error:
         raise SourceError(f"{path}: {error}") from error
     if found != wanted:
         shown = " x ".join(map(str, dims))
-        raise SourceError(f"{path}: {found} bytes after the header; {shown} = {wanted} are wanted")
+        more = "more than " if found > wanted else ""
+        raise SourceError(f"{path}: {more}{min(found, wanted)} bytes after the header; {shown} = {wanted} are wanted")
     return dims[0]
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import resource
 
 import pytest
 import torch
@@ -140,6 +141,30 @@ def test_attributes_go_in_and_come_out_in_the_units_of_the_data(tmp_path):
     torch.testing.assert_close(asked["sample"][0], expected[0])
     with pytest.raises(ValueError, match="attributes: expected finite numbers"):
         generator.sample(1, attributes=torch.tensor([float("nan"), 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("family", "network"),
+    [
+        ("mlp", {"width": 20_000}),
+        ("mlp", {"depth": 1000, "width": 1000}),
+        ("mlp", {"depth": 10**8}),
+        ("mlp", {"latent_dim": 10**12}),
+        ("stylegan2", {"mapping_layers": 10**8}),
+        ("r3gan", {"blocks": 10**8}),
+        ("r3gan", {"width": 10**5, "max_width": 10**6}),
+    ],
+)
+def test_a_few_bytes_cannot_take_the_machine(family, network, tmp_path):
+    """It is found before a weight is filled."""
+    folder, *_ = save(family, tmp_path)
+    described = json.loads((folder / "generator.json").read_text())
+    described["network"] |= network
+    (folder / "generator.json").write_text(json.dumps(described))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=f"{folder}: not a generator: [^ ]"):
+        load_generator(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 700_000  # KiB
 
 
 def test_a_label_may_be_a_name(saved):

@@ -124,6 +124,15 @@ class TestIdx:
         with pytest.raises(SourceError, match="11 labels for 12 images"):
             load("idx", tmp_path)
 
+    @pytest.mark.parametrize("dims", [(2**32 - 1, 0, 0), (2**31, 2**31, 4), (3, 0, 5), (1, 30_000, 30_000)])
+    def test_sizes_that_would_take_the_machine(self, tmp_path, dims):
+        head = np.array([0x0803, *dims], ">u4").tobytes()
+        (tmp_path / "train-images-idx3-ubyte").write_bytes(head)
+        with pytest.raises(
+            SourceError, match=r"idx3-ubyte: images of .* pixels; expected 1 to 200 million|bytes after"
+        ):
+            load("idx", tmp_path)
+
     def test_a_gzip_cut_short(self, tmp_path):
         path = tmp_path / "train-images-idx3-ubyte.gz"
         self.write(path, PIXELS)
@@ -349,6 +358,36 @@ class TestHuggingface:
                 load("huggingface", tmp_path / "saved", **wrong)
         with pytest.raises(SourceError, match=r"\A[^\n]+\Z"):
             load("huggingface", tmp_path / "nothing")
+
+    def test_other_columns_open_no_files_either(self, tmp_path, monkeypatch):
+        datasets = pytest.importorskip("datasets")
+        opened = []
+        monkeypatch.setattr(datasets.Image, "decode_example", lambda self, value, **how: opened.append(value))
+        rows = {
+            "image": [{"bytes": png(p), "path": None} for p in PIXELS],
+            "other": [{"bytes": None, "path": "/etc/hostname"}] * 12,
+            "several": [[{"bytes": None, "path": "/etc/hostname"}]] * 12,
+            "label": [0, 1] * 6,
+        }
+        bytes_and_path = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+        features = {
+            "image": bytes_and_path,
+            "other": bytes_and_path,
+            "several": [bytes_and_path],
+            "label": datasets.Value("int64"),
+        }
+        table = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+        as_images = {"image": datasets.Image(), "other": datasets.Image(), "several": [datasets.Image()]}
+        table = table.cast(datasets.Features(as_images | {"label": datasets.Value("int64")}))
+        table.save_to_disk(tmp_path / "saved")
+        assert [item.label for item in items(load("huggingface", tmp_path / "saved"))] == [0, 1] * 6
+        assert opened == []
+        for wrong, said in (
+            ({"image": "several"}, "column 'several' is .*; expected one image in each row"),
+            ({"label": "other"}, "column 'other' is Image: it cannot be labels"),
+        ):
+            with pytest.raises(SourceError, match=said):
+                load("huggingface", tmp_path / "saved", **wrong)
 
     def test_rows_open_no_files_but_their_own(self, tmp_path):
         raw, cache, elsewhere = (tmp_path / name for name in ("raw", "cache", "elsewhere"))
