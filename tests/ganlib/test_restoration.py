@@ -13,16 +13,18 @@ from PIL import Image
 from pydantic import ValidationError
 from runs import Kept, equal, without_clock
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 from zoo import batches, game_of
 
 from ganlib import checkpoint, shards
 from ganlib.config import DatasetConfig
 from ganlib.data import restoration
 from ganlib.data._spec import Spec
-from ganlib.export import Generator, load_generator
+from ganlib.export import Generator, load_generator, save_generator
 from ganlib.game import Deal, Learner, fit_step
 from ganlib.models import restore
 from ganlib.trainer import train
+from pipelines.cli import app
 
 RNG = np.random.default_rng(0)
 PHOTO = np.asarray(
@@ -271,3 +273,38 @@ def test_killed_in_the_fit_or_in_the_game_and_resumed(small, data_of, tmp_path):
     names = set(itertools.chain(fitted, load_file(whole.folders[-1] / "generator" / "generator.safetensors")))
     assert names == set(load_generator(whole.folders[-1] / "generator").game.generator.state_dict())
     assert shards.read_spec(prepared).given == ("given",)
+
+
+def test_files_of_any_size_are_restored(tmp_path, monkeypatch):
+    monkeypatch.setattr(restoration, "_TILE", 16)
+    generator = generator_of(SCALE_2)
+    network = restore.Config(width=8, blocks=2, discriminator_width=4)
+    save_generator(tmp_path / "model", generator.game.generator, network=network, spec=generator.spec)
+    files = [tmp_path / "a.png", tmp_path / "b.jpg"]
+    for file, size in zip(files, ((50, 21), (9, 40)), strict=True):
+        Image.fromarray(PHOTO).resize(size).save(file)
+
+    def sample(*arguments):
+        return CliRunner().invoke(app, ["sample", str(tmp_path / "model"), *map(str, arguments)])
+
+    assert sample("--given", files[0], "-o", tmp_path / "one.png").exit_code == 0
+    assert sample("--given", files[0], "--given", files[1], "-o", tmp_path / "both").exit_code == 0
+
+    def drawn(name):
+        with Image.open(tmp_path / name) as image:
+            return np.asarray(image)
+
+    one, again = drawn("one.png"), drawn("both/a.png")
+    assert drawn("both/b.png").shape == (80, 18, 3)
+    np.testing.assert_array_equal(one, again)
+    given = restoration.take(generator.spec.sample, "given", files[0])
+    with torch.inference_mode():
+        whole = generator.game.generator(restoration.decode(None, "given", torch.from_numpy(given)[None]))
+    expected = restoration.quantise(None, whole)[0].numpy().transpose(1, 2, 0).astype(int)
+    assert one.shape == (42, 100, 3)
+    assert abs(one - expected).max() <= 1
+    twice = sample("--given", files[0], "--given", files[0], "-o", tmp_path / "both")
+    assert twice.exit_code == 1
+    assert "under one name" in twice.stderr
+    (tmp_path / "no.png").write_text("text")
+    assert "not an image" in sample("--given", tmp_path / "no.png", "-o", tmp_path / "x.png").stderr
