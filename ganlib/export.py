@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ganlib import registry
 from ganlib._config import Config
 from ganlib.data._classes import label_of
+from ganlib.data._kind import Where
 from ganlib.data._spec import Spec
 from ganlib.game import Game, map_tensors, sample_of
 from ganlib.noise import Noise
@@ -28,6 +29,8 @@ from ganlib.noise import Noise
 __all__ = ["Generator", "load_generator", "save_generator"]
 
 FORMAT = 2
+_SMALL = 512  # numbers in one example
+_CANDIDATES = 50_000  # samples among which some have to be as they are asked for
 # no module's state can have a name with spaces
 _ATTRIBUTES = "attributes of real examples"
 _OTHER = "module "
@@ -157,6 +160,37 @@ class Generator:
             return sample_of(self.game.generator(inputs, None)).float().cpu()
 
         return tiled(self.spec.sample, given, margin, make)
+
+    @torch.inference_mode()
+    def stream(
+        self, n: int, *, where: Where | None = None, seed: int = 0, batch: int | None = None, **told: Any
+    ) -> Iterator[Tensor]:
+        """`n` samples, as `sample` makes them, up to `batch` at a time, by default 100, or 4,096 where they are small;
+        what they are `told` is that of `sample`.
+
+        With `where`, those of an endless row of samples of which it holds, in their order: each is drawn from the law
+        of the samples, given that. Raises ValueError where that is fewer than one in a thousand.
+        """
+        batch = batch or (4096 if self.spec.size <= _SMALL else 100)
+        if where is None:
+            for start in range(0, n, batch):
+                yield self.sample(n, seed=seed, batch=batch, rows=slice(start, start + batch), **told)["sample"]
+            return
+        if self.spec.given or self.conditioned_on:
+            raise ValueError("where: it cannot be asked of samples that are given or told something else")
+        kind, ask = self.spec.kind, self.game.ask_known
+        known, drawn, found = where.known, 0, 0
+        while found < n:
+            noise = Noise(seed, "sample", size=drawn + batch, rows=slice(drawn, drawn + batch))
+            inputs = self.game.ask({}, noise, None) if ask is None else ask(known, noise)
+            inputs = map_tensors(lambda x: x.to(self.device), inputs)
+            made = sample_of(self.game.generator(inputs, None)).float().cpu()
+            made = made[where.holds(kind.quantise(self.spec.sample, made))][: n - found]
+            drawn, found = drawn + batch, found + len(made)
+            if drawn >= _CANDIDATES and found * 1000 < drawn and found < n:
+                raise ValueError(f"where: {found} of {drawn} samples are so; expected at least one in a thousand")
+            if len(made):
+                yield made
 
     def conditions(
         self, n: int, label: int | str | Tensor | None = None, attributes: Tensor | None = None

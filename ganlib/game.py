@@ -121,6 +121,9 @@ class Game:
     deal: Callable[[Batch], Deal]
     ask: Callable[[Mapping[str, Tensor], Noise, float | None], Sample]
     """`(given parts, noise, truncation) -> inputs`, for sampling when there is no batch"""
+    ask_known: Callable[[Tensor, Noise], Sample] | None = None
+    """`(known, noise) -> inputs`, as `ask`, for samples of which something is known, `[*shape]`, NaN where nothing is:
+    inputs whose samples are likely to be so. None: samples are as likely to be so as the data"""
     classes: int = 0
     """how many class labels `cond` chooses from; 0 where both players are told none"""
     attributes: int = 0
@@ -135,6 +138,9 @@ class Game:
     margin: int | None = None
     """of a generator that takes given parts of any size: on how much around a place of these its samples depend there,
     at most; it takes parts of these that start at multiples of it. None: it takes the spec's sizes"""
+    weights: Callable[[Mapping[str, Tensor]], Tensor] | None = None
+    """`(parts) -> [N]`: how often, relative to one another, training examples, as networks see them, are drawn; None:
+    each once an epoch. It may depend on nothing but the example"""
     others: Mapping[str, nn.Module] = field(default_factory=dict)
     """further modules, which learn in a fit"""
     before: tuple[Fit, ...] = ()

@@ -3,7 +3,8 @@
 Epochs follow each other without a gap, each a fresh permutation in which every example appears once. A
 *window* is as many row groups as memory allows. An epoch permutes the row groups, cuts them into windows, and
 permutes the examples within each window; data that fit are one window, that is a full shuffle, and stay in
-memory. As stored order is already random, a window is a random part of the data.
+memory. As stored order is already random, a window is a random part of the data. With weights, examples are drawn from
+a window with replacement, in proportion to these, as many as it has.
 
 An accelerator gets examples as they are stored, uint8 for images, and decodes them. Data that fit its budget are
 copied to it once, and a batch is then gathered there; of larger data, the batches of the next steps are gathered
@@ -13,7 +14,7 @@ and copied by a background thread while the device computes. Neither changes a b
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -31,6 +32,7 @@ from ganlib.noise import Noise
 
 __all__ = ["Loader"]
 
+_WEIGHED = 4096  # examples whose weights are computed at a time
 _READ_GROUPS = 64  # row groups, of 2 MiB, read at a time on the way to an accelerator
 
 _Window = tuple[int, ...]  # indices of row groups, rising
@@ -62,8 +64,8 @@ class Loader:
     batches. `device_memory_mb` bounds those that are kept on an accelerator, and changes no batch; a CPU as `device`
     has no use for it. With `mirror`, every other example, by chance, has left and right exchanged in all its parts.
     `steps_ahead` is how many global batches are uploaded in advance where the data are not
-    kept on the accelerator: as many as the caller asks for in one go. Raises ConfigError if `batch` exceeds the
-    split.
+    kept on the accelerator: as many as the caller asks for in one go. `weights` of parts as networks see them, `[N]`,
+    say how often an example is drawn; None: once an epoch. Raises ConfigError if `batch` exceeds the split.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Loader:
         mirror: bool = False,
         device: torch.device | str = "cpu",
         steps_ahead: int = 1,
+        weights: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
     ) -> None:
         self.spec = shards.read_spec(directory)
         self.examples = self.spec.counts[split]
@@ -87,7 +90,7 @@ class Loader:
                 "lower the model's batch or add data"
             )
         self._groups = shards.row_groups(directory, split)
-        self._batch, self._seed, self._mirror = batch, seed, mirror
+        self._batch, self._seed, self._mirror, self._weights = batch, seed, mirror, weights
         budget = memory_mb * 1e6 / (self.spec.stored_bytes + 8)
         if self.examples <= budget:
             self._per_window = len(self._groups)
@@ -106,6 +109,7 @@ class Loader:
         self._uploads: dict[tuple[int, int, int], Future[Upload]] = {}
         # what belongs to epochs and windows is touched by one thread alone: the caller's, or the one that gathers
         self._epochs: dict[int, _Epoch] = {}
+        self._chances_of_all: NDArray[np.float64] | None = None
         self._current: _Shuffled | None = None
 
     def batch_at(self, step: int, *, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
@@ -205,14 +209,36 @@ class Loader:
         """A window of an epoch; the last one is kept."""
         if self._current is None or self._current.key != (epoch, at):
             groups = [(self._starts[i], self._groups[i].rows) for i in self._epoch(epoch).windows[at]]
-            order = np.random.default_rng([self._seed, epoch, at]).permutation(sum(rows for _, rows in groups))
+            rng, total = np.random.default_rng([self._seed, epoch, at]), sum(rows for _, rows in groups)
+            columns, places = self._columns_on_device if self._on_device else self._read(epoch, at), None
             if self._on_device:
                 places = np.concatenate([np.arange(start, start + rows) for start, rows in groups])
-                rows_on_device = self._to_device(torch.from_numpy(places[order]))
-                self._current = _Shuffled((epoch, at), self._columns_on_device, rows_on_device)
+            if self._weights is None:
+                order = rng.permutation(total)
             else:
-                self._current = _Shuffled((epoch, at), self._read(epoch, at), torch.from_numpy(order))
+                order = rng.choice(total, total, p=self._chances(columns, places))
+            if places is not None:
+                self._current = _Shuffled((epoch, at), columns, self._to_device(torch.from_numpy(places[order])))
+            else:
+                self._current = _Shuffled((epoch, at), columns, torch.from_numpy(order))
         return self._current
+
+    def _chances(self, columns: dict[str, Tensor], places: NDArray[np.int64] | None) -> NDArray[np.float64]:
+        """How probable each example of a window is at each draw; computed on the CPU, so that all ranks agree."""
+        assert self._weights is not None
+        whole = len(self._groups) <= self._per_window
+        if whole and self._chances_of_all is not None:
+            return self._chances_of_all
+        rows = torch.from_numpy(np.arange(len(next(iter(columns.values())))) if places is None else places)
+        found = []
+        for some in rows.split(_WEIGHED):
+            stored = {name: columns[name][some.to(columns[name].device)].cpu() for name in self.spec.parts}
+            seen = {name: self.spec.kind.decode(self.spec.sample, name, part) for name, part in stored.items()}
+            found.append(self._weights(seen).double().cpu())
+        weights = torch.cat(found).numpy()
+        chances: NDArray[np.float64] = weights / weights.sum()
+        self._chances_of_all = chances if whole else None
+        return chances
 
     # -- examples as stored --------------------------------------------------------------------------------------
 

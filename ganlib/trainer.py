@@ -261,6 +261,7 @@ class _Run:
             mirror=params.game.mirror,
             device=device,
             steps_ahead=params.game.discriminator_steps,
+            weights=self.training.game.weights,
         )
         self.watch = None
         if self.rank == 0:

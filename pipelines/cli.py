@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ganlib.data._spec import Spec
     from ganlib.export import Generator
     from pipelines.tracking import Store
@@ -80,11 +82,21 @@ def sample(
     ] = None,
     truncation: Annotated[float | None, typer.Option(help="below 1: more typical, less varied")] = None,
     given: Annotated[list[Path] | None, typer.Option(help="an image to translate; may be repeated")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="of rows: COLUMN=VALUE, also with <, <=, >, >=, !=; may be repeated")
+    ] = None,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="the picture to write; a folder, if several are restored")
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="the picture to write; of rows also .csv or .parquet; a folder, if several are restored",
+        ),
     ] = Path("grid.png"),
 ) -> None:
-    """Draw samples from a generator, as one picture."""
+    """Draw samples from a generator, as one picture or as rows."""
+    import torch
+
     from pipelines._stage import StageError
 
     generator = _generator(model_uri)
@@ -102,9 +114,13 @@ def sample(
             made = {**parts, "sample": generator.sample(n, given=parts, seed=seed)["sample"]}
         else:
             asked = _class(label, generator.spec.classes)
-            told = _attributes(attribute, generator.spec.attributes)
-            samples = generator.sample(n, seed=seed, label=asked, attributes=told, truncation=truncation)
-            made = {"sample": samples["sample"]}
+            told = {"attributes": _attributes(attribute, spec.attributes), "label": asked, "truncation": truncation}
+            chunks = generator.stream(n, where=_where(where, spec), seed=seed, **told)
+            if output.suffix in (".csv", ".parquet"):
+                _write_rows(chunks, spec, output)
+                typer.echo(f"{output}: {n} rows of {model_uri}, seed {seed}")
+                return
+            made = {"sample": torch.cat(list(chunks))}
         in_turn = generator.conditional and label is None and len(generator.spec.classes) <= min(n, 32)
         columns = len(generator.spec.classes) if in_turn else math.ceil(math.sqrt(n))
         _save(spec.kind.preview(spec.sample, made, columns), output)
@@ -119,6 +135,43 @@ def _save(picture: Any, path: Path) -> None:
     try:
         picture.save(partial)
         partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _where(conditions: list[str] | None, spec: Spec) -> Any:
+    if not conditions:
+        return None
+    if spec.kind.where is None:
+        raise ValueError(f"--where: {spec.modality} data have no columns to set conditions on")
+    return spec.kind.where(spec.sample, conditions)
+
+
+def _write_rows(chunks: Iterable[Tensor], spec: Spec, output: Path) -> None:
+    """Write samples, as a user knows them, to a CSV or Parquet file, of which a chunk is held at a time."""
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.csv as pa_csv
+    import pyarrow.parquet as pq
+
+    partial, writer, schema = output.with_name(f".partial.{output.name}"), None, None
+    try:
+        for chunk in chunks:
+            shown = spec.kind.present(spec.sample, "sample", spec.kind.quantise(spec.sample, chunk).numpy())
+            if not isinstance(shown, pd.DataFrame):
+                raise ValueError(f"--output: {spec.modality} data are no rows; expected a picture's name, such as .png")
+            table = pa.Table.from_pandas(shown, schema=schema, preserve_index=False)
+            if writer is None:
+                # a column whose first values are all missing has no type yet
+                texts = [pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in table.schema]
+                schema = pa.schema(texts)
+                kind = pa_csv.CSVWriter if output.suffix == ".csv" else pq.ParquetWriter
+                options = pa_csv.WriteOptions(quoting_style="needed")
+                writer = kind(partial, schema, **({"write_options": options} if output.suffix == ".csv" else {}))
+            writer.write_table(table.cast(schema))
+        if writer is not None:
+            writer.close()
+        partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
 

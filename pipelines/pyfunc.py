@@ -13,6 +13,7 @@ As a parameter it is a number where all classes are called by whole numbers from
     model.predict(None, params={"n": 16, "seed": 1})  # a call gives 128 MiB at most: 171,196 images of 28x28
     model.predict(pandas.DataFrame({"label": ["cat", "dog"], "n": [2, 5]}))
     model.predict(pandas.DataFrame({"attributes": [[0.5, 1.0]], "n": [2]}))  # in their order and units
+    model.predict(None, params={"n": 16, "where": ["churn=yes", "tenure<12"]})  # rows of tables
 
 A generator that makes samples of something takes it in the same form, as a mapping if it is several things, and gives
 as many:
@@ -50,13 +51,22 @@ __all__ = ["GeneratorModel", "logged"]
 
 # MLflow's schemas have no "not given": a label of −1 or "" means classes in turn, no attributes those of real examples
 # in turn, a truncation of 0 none, an empty answer samples.
-DEFAULTS: dict[str, Any] = {"n": 1, "seed": 0, "label": "", "truncation": 0.0, "attributes": [], "answer": ""}
+DEFAULTS: dict[str, Any] = {
+    "n": 1,
+    "seed": 0,
+    "label": "",
+    "truncation": 0.0,
+    "attributes": [],
+    "where": [],
+    "answer": "",
+}
 TYPES = {
     "n": "long",
     "seed": "long",
     "label": "string",
     "truncation": "double",
     "attributes": "double",
+    "where": "string",
     "answer": "string",
 }
 OUTPUT_BYTES = 2**27
@@ -94,6 +104,12 @@ class GeneratorModel(PythonModel):
         return self._presented(torch.cat(made) if made else torch.empty(0, *about.shape))
 
     def _sample(self, asked: dict[str, Any], given: dict[str, Tensor] | None = None) -> Tensor:
+        if conditions := asked["where"]:
+            spec = self.generator.spec
+            if spec.kind.where is None:
+                raise ValueError(f"where: {spec.modality} data have no columns to set conditions on")
+            where = spec.kind.where(spec.sample, [conditions] if isinstance(conditions, str) else list(conditions))
+            return torch.cat(list(self.generator.stream(int(asked["n"]), where=where, seed=int(asked["seed"]))))
         return self.generator.sample(
             int(asked["n"]),
             given=given,
@@ -191,6 +207,7 @@ def logged(folder: Path) -> dict[str, Any]:
     if generator.translates:
         names = ["seed", "label"] if generator.conditional else ["seed"]
     names += ["attributes"] if generator.game.attributes else []
+    names += ["where"] if spec.kind.where is not None else []
     answers = sorted(generator.answer_shapes())
     if answers:  # about examples that MLflow would not let in: whose sample stands beside what is given
         names, taken = [*names, "answer"], None
@@ -226,7 +243,7 @@ def _schema(example: Any) -> Schema:
 def _param(name: str, spec: Spec) -> ParamSpec:
     if name == "label" and all(re.fullmatch(r"0|[1-9]\d*", one) for one in spec.classes):
         return ParamSpec(name, "long", -1)  # MLflow makes no string of a number
-    return ParamSpec(name, TYPES[name], DEFAULTS[name], shape=(-1,) if name == "attributes" else None)
+    return ParamSpec(name, TYPES[name], DEFAULTS[name], shape=(-1,) if isinstance(DEFAULTS[name], list) else None)
 
 
 set_model(GeneratorModel())

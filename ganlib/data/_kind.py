@@ -11,7 +11,7 @@ import functools
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +25,7 @@ from torch import Tensor
 from ganlib import registry
 from ganlib._config import Config
 
-__all__ = ["Block", "Kind", "Part", "Stored", "load"]
+__all__ = ["Block", "Kind", "Part", "Stored", "Where", "load"]
 
 Stored = dict[str, NDArray[Any]]
 """parts as they are stored: of one example, or `[N, ...]` each of many"""
@@ -59,6 +59,18 @@ class Block:
     start: int
     """where it begins in a sample `[N, width]`"""
     size: int
+    shares: tuple[float, ...] = ()
+    """of each choice in the training examples"""
+
+
+@dataclass(frozen=True)
+class Where:
+    """What samples have to be like."""
+
+    known: Tensor
+    """what is known of each sample beforehand, as networks see it, `[*shape]`; NaN where nothing is"""
+    holds: Callable[[Tensor], Tensor]
+    """stored samples `[N, *stored]` → whether each is as it has to be, bool `[N]`"""
 
 
 def _same(cfg: Any, data: Any) -> Any:
@@ -117,6 +129,9 @@ class Kind:
     compare: Callable[[Any, NDArray[Any], NDArray[Any]], Image] | None = None
     """`(cfg, made, real)`: a picture of how generated samples and real ones are distributed, both stored
     `[N, *stored]`; None: there is none"""
+    where: Callable[[Any, Sequence[str]], Where] | None = None
+    """`(cfg, conditions)`: what samples have to be like, as a user writes it. Raises ValueError for what is not
+    understood. None: there are no conditions on samples"""
     glance: Callable[[Tensor], Tensor] = _whole
     """samples with what little tells one from another"""
     views: Callable[[Any, Tensor], dict[str, Tensor]] = _all

@@ -16,7 +16,7 @@ import datetime
 import re
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ganlib._config import Config as _Base
 from ganlib.data import _charts
-from ganlib.data._kind import Block, Part, Stored
+from ganlib.data._kind import Block, Part, Stored, Where
 from ganlib.registry import nearest
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "settle",
     "take",
     "tiny",
+    "where",
 ]
 
 MODALITY = "table"
@@ -65,6 +66,7 @@ _CHUNK = 4096  # rows whose values are counted together
 _TYPE_SHARE = 0.99  # of the values has to fit a type for the others to be rejects
 _MIXTURE_ROWS = 5_000  # training rows behind the modes
 _LEAST_WEIGHT = 0.005  # of a mode
+_LEARNT = ("low", "high", "decimals", "step", "values", "modes", "shares")
 _EXACT = 2**53  # integers up to this are float64 numbers
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -105,6 +107,8 @@ class Column(_Base):
     """rising: all that a number has, where these are few"""
     modes: tuple[Mode, ...] = ()
     """of a number with many values"""
+    shares: tuple[float, ...] = ()
+    """of the training rows: each category, value or mode, then what is missing, if anything may be"""
 
 
 class Config(_Base):
@@ -261,7 +265,7 @@ def layout(cfg: Config) -> tuple[Block, ...]:
             blocks.append(Block(index, column.name, "scalar", start, 1))
             start += 1
         size = (len(column.modes) or len(_codes(column))) + bool(column.missing)
-        blocks.append(Block(index, column.name, "choice", start, size))
+        blocks.append(Block(index, column.name, "choice", start, size, column.shares))
         start += size
     return tuple(blocks)
 
@@ -376,7 +380,9 @@ class _Guess:
         if text.lower() in ("true", "false"):
             self.fits["boolean"] += count
             return
-        if _POINT.fullmatch(text) and not _LEADING_ZERO.fullmatch(text):
+        if _LEADING_ZERO.fullmatch(text):  # such as a postal code
+            return
+        if _POINT.fullmatch(text):
             if _INTEGER.fullmatch(text):
                 if abs(int(text)) > _EXACT:
                     return
@@ -417,7 +423,7 @@ class _Guess:
             known["categories"] = said.categories or self._words(said)
         else:
             known["categories"] = said.categories or self._categories(said)
-        kept = {name: getattr(said, name) for name in ("low", "high", "decimals", "step", "values", "modes")}
+        kept = {name: getattr(said, name) for name in _LEARNT}
         return Column(**known, **kept)
 
     def _type(self, present: int) -> tuple[ColumnType, str | None]:
@@ -485,7 +491,8 @@ class _Guess:
 
 
 def settle(cfg: Config, rows: Iterable[Stored]) -> Config:
-    """Learn ranges, decimals, few values and modes of numbers and dates from training rows `[N, columns]`."""
+    """Learn from training rows `[N, columns]` the ranges, decimals, few values and modes of numbers and dates, and how
+    often each choice is made."""
     numbers = [i for i, column in enumerate(cfg.columns) if column.type in ("number", "integer", "date")]
     learnt = {i: _Numbers(cfg.max_values) for i in numbers}
     sample, taken = list[NDArray[np.float64]](), 0
@@ -507,7 +514,16 @@ def settle(cfg: Config, rows: Iterable[Stored]) -> Config:
                 ranges.add(chunk["sample"][:, i])
     for i, ranges in ranged.items():
         columns[i] = _changed(columns[i], modes=ranges.modes())
-    return Config(**{**dict(cfg), "columns": tuple(columns)})
+    settled = Config(**{**dict(cfg), "columns": tuple(columns)})
+    tables = _tables(settled)
+    counts = [torch.zeros(tables.choices[i].size, dtype=torch.int64) for i in range(len(columns))]
+    for chunk in rows:
+        chosen, _ = _choices(tables, torch.tensor(chunk["sample"]))
+        for count, choice in zip(counts, chosen.unbind(1), strict=True):
+            count += torch.bincount(choice, minlength=len(count))
+    shares = [tuple((count / count.sum()).tolist()) for count in counts]
+    told = (_changed(c, shares=c.shares or found) for c, found in zip(columns, shares, strict=True))
+    return Config(**{**dict(settled), "columns": tuple(told)})
 
 
 def _changed(column: Column, **changes: Any) -> Column:
@@ -596,7 +612,7 @@ class _Ranges:
         self._low, self._high = np.full(len(modes), np.inf), np.full(len(modes), -np.inf)
 
     def add(self, column: NDArray[np.float64]) -> None:
-        values = torch.from_numpy(column[~np.isnan(column)])
+        values = torch.tensor(column[~np.isnan(column)])
         of = _mode_of(values[:, None], self._numbers)[:, 0].numpy()
         np.minimum.at(self._low, of, values.numpy())
         np.maximum.at(self._high, of, values.numpy())
@@ -660,8 +676,12 @@ class _Tables:
     modes: _ModeNumbers
     codes: Tensor
     """of the columns without modes, float64 `[C, K]`, rising, then infinite"""
-    sizes: Tensor
-    """how many these are, int64 `[C]`"""
+    last: Tensor
+    """where the last of these stands, int64 `[C]`"""
+    starts: Tensor
+    """of the choices of all columns, int64"""
+    missing_at: Tensor
+    """the last entries of these choices, int64"""
 
 
 _recent: deque[tuple[Config, _Tables]] = deque(maxlen=8)  # by identity: to compare configurations would take longer
@@ -689,7 +709,9 @@ def _tables(cfg: Config) -> _Tables:
         without,
         _mode_numbers([cfg.columns[i].modes for i in with_modes]),
         torch.tensor([[*row, *[np.inf] * (most - len(row))] for row in codes], dtype=torch.float64),
-        torch.tensor([len(row) for row in codes], dtype=torch.int64),
+        torch.tensor([max(0, len(row) - 1) for row in codes], dtype=torch.int64),
+        torch.tensor([block.start for block in blocks if block.kind == "choice"]),
+        torch.tensor([block.size - 1 for block in blocks if block.kind == "choice"]),
     )
     _recent.append((cfg, tables))
     return tables
@@ -698,30 +720,34 @@ def _tables(cfg: Config) -> _Tables:
 def decode(cfg: Config, part: str, stored: Tensor) -> Tensor:
     """Codes `[N, columns]` to float32 `[N, width]`. Where numbers are a choice, one that no training row has becomes
     the nearest that one has."""
-    tables, device = _tables(cfg), stored.device
-    out = torch.zeros(len(stored), tables.width, device=device)
-    starts = torch.tensor([tables.choices[i].start for i in range(len(cfg.columns))], device=device)
-    missing_at = torch.tensor([block.start + block.size - 1 for block in tables.choices.values()], device=device)
+    tables = _tables(cfg)
+    chosen, scalars = _choices(tables, stored)
+    out = torch.zeros(len(stored), tables.width, device=stored.device)
+    out[:, [block.start for block in tables.blocks if block.kind == "scalar"]] = scalars.float()
+    return out.scatter_(1, chosen + tables.starts.to(stored.device), 1.0)
+
+
+def _choices(tables: _Tables, stored: Tensor) -> tuple[Tensor, Tensor]:
+    """What each column chooses, int64 `[N, columns]`, and the places within modes, float64 `[N, scalars]`."""
+    device, missing = stored.device, stored.isnan()
     chosen = torch.zeros_like(stored, dtype=torch.int64)
-    missing = stored.isnan()
+    scalars = stored.new_zeros(len(stored), 0)
     if tables.with_modes:
         modes = _ModeNumbers(*(getattr(tables.modes, name).to(device) for name in _ModeNumbers.__dataclass_fields__))
         values = stored[:, tables.with_modes].nan_to_num(0.0)
-        of = _mode_of(values, modes)
-        columns = torch.arange(len(tables.with_modes), device=device)
-        scalars = (values - modes.middle[columns, of]) / modes.half[columns, of]
+        of, columns = _mode_of(values, modes), torch.arange(len(tables.with_modes), device=device)
         chosen[:, tables.with_modes] = of
-        scalar_at = [block.start for block in tables.blocks if block.kind == "scalar"]
-        out[:, scalar_at] = scalars.masked_fill(missing[:, tables.with_modes], 0.0).clamp(-1.5, 1.5).float()
-    if tables.without:
-        codes, sizes = tables.codes.to(device), tables.sizes.to(device)
-        values = stored[:, tables.without].nan_to_num(0.0).T.contiguous()
-        above = torch.searchsorted(codes, values).T.minimum(sizes - 1).clamp_min(0)
+        places = (values - modes.middle[columns, of]) / modes.half[columns, of]
+        # of values beyond all training rows', too
+        scalars = places.masked_fill(missing[:, tables.with_modes], 0.0).clamp(-1.0, 1.0)
+    if tables.without and tables.codes.shape[1]:
+        codes, columns = tables.codes.to(device), torch.arange(len(tables.without), device=device)
+        values = stored[:, tables.without].nan_to_num(0.0)
+        above = torch.searchsorted(codes, values.T.contiguous()).T.minimum(tables.last.to(device))
         below = (above - 1).clamp_min(0)
-        columns = torch.arange(len(tables.without), device=device)
-        nearer = (values.T - codes[columns, below]).abs() < (codes[columns, above] - values.T).abs()
+        nearer = (values - codes[columns, below]).abs() < (codes[columns, above] - values).abs()
         chosen[:, tables.without] = torch.where(nearer, below, above)
-    return out.scatter_(1, torch.where(missing, missing_at, starts + chosen), 1.0)
+    return torch.where(missing, tables.missing_at.to(device), chosen), scalars
 
 
 def quantise(cfg: Config, samples: Tensor) -> Tensor:
@@ -740,7 +766,7 @@ def quantise(cfg: Config, samples: Tensor) -> Tensor:
             middle, half = tables.modes.middle[modes[i]].to(out), tables.modes.half[modes[i]].to(out)
             values = middle[known] + samples[:, scalars[i]].double().clamp(-1.0, 1.0) * half[known]
             values = _rounded(column, values)
-        elif tables.codes.shape[1] and tables.sizes[codes[i]]:
+        elif _codes(column):
             values = tables.codes[codes[i]].to(out)[known]
         else:
             values = torch.full_like(out[:, i], np.nan)
@@ -835,6 +861,60 @@ def compare(cfg: Config, made: NDArray[np.float64], real: NDArray[np.float64]) -
             for i, column in enumerate(cfg.columns)
         ]
     )
+
+
+_CONDITION = re.compile(r"\s*(.+?)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*")
+
+
+def where(cfg: Config, conditions: Sequence[str]) -> Where:
+    """Conditions such as `churn=yes`, `tenure<12`, `since>=2020-01-31`, all of which have to hold; `churn=` asks for a
+    missing value. Raises ValueError for an unknown column or value, or a comparison of categories."""
+    tables = _tables(cfg)
+    known = torch.full((tables.width,), torch.nan)
+    names = {column.name: i for i, column in enumerate(cfg.columns)}
+    checks: list[tuple[int, str, float]] = []
+    for condition in conditions:
+        match = _CONDITION.fullmatch(condition)
+        if match is None:
+            raise ValueError(f"where: {condition!r}: expected COLUMN=VALUE, or <, <=, >, >=, != in place of =")
+        name, sign, text = match.groups()
+        if name not in names:
+            raise ValueError(f"where: no column {name!r}{nearest(name, names)}; known: {', '.join(names)}")
+        i, column, block = names[name], cfg.columns[names[name]], tables.choices[names[name]]
+        if sign not in ("=", "!=") and column.type in ("category", "boolean"):
+            raise ValueError(f"where: {condition!r}: a {column.type} is compared by = or != alone")
+        try:
+            code = _code(tables, column, text)
+        except ValueError as error:
+            hint = f"; known: {', '.join(column.categories[:20])}" if column.categories else ""
+            raise ValueError(f"where: {error}{hint}") from error
+        if code != code and sign not in ("=", "!="):
+            raise ValueError(f"where: {condition!r}: expected a value after {sign}")
+        checks.append((i, sign, code))
+        if sign == "=" and not column.modes:
+            at = block.size - 1 if code != code else _place(column, code)
+            known[block.start : block.start + block.size] = 0.0
+            known[block.start + at] = 1.0
+    return Where(known, lambda stored: _all_hold(checks, stored))
+
+
+def _place(column: Column, code: float) -> int:
+    """Raises ValueError for a number that no training row has."""
+    if code not in _codes(column):
+        raise ValueError(f"where: column {column.name!r} is one of {', '.join(map(str, column.values))}; found {code}")
+    return _codes(column).index(code)
+
+
+def _all_hold(checks: list[tuple[int, str, float]], stored: Tensor) -> Tensor:
+    held = torch.ones(len(stored), dtype=torch.bool)
+    compare = {"=": torch.eq, "!=": torch.ne, "<": torch.lt, "<=": torch.le, ">": torch.gt, ">=": torch.ge}
+    for i, sign, code in checks:
+        values = stored[:, i]
+        if code != code:
+            held &= values.isnan() == (sign == "=")
+        else:
+            held &= compare[sign](values, torch.tensor(code, dtype=stored.dtype))
+    return held
 
 
 def describe(cfg: Config, stored: Stored) -> dict[str, Any]:

