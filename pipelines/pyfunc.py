@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,9 @@ def _schema(example: Any) -> Schema:
     """What MLflow takes the example for, of any number of rows."""
     if isinstance(example, np.ndarray):
         return Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))])
-    return infer_signature(example).inputs
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # whole numbers cannot be missing: these can, where any was
+        return infer_signature(example).inputs
 
 
 def _param(name: str, spec: Spec) -> ParamSpec:

@@ -16,7 +16,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ganlib._config import Config as _Base
-from ganlib.sources._source import Item, Source, SourceError, Split, class_names, files, labels_of, splits_of
+from ganlib.sources._files import SourceError, Split, splits_note, splits_of
+from ganlib.sources._source import Item, Source, class_names, files, labels_of
 
 __all__ = ["KINDS", "Config", "load"]
 
@@ -76,7 +77,8 @@ def load(cfg: Config, raw: Path) -> Source:
     columns = tuple(name for name in first.header if name != cfg.label)
     parts = [partial(_items, raw, file, columns, offset, row, cfg.label, known) for file, offset, row in starts]
     about = f"{len(found)} CSV files, {first.encoding}, delimiter {first.delimiter!r}"
-    return Source(about, count, parts, class_names(known))
+    notes = [splits_note(splits)] if splits else []
+    return Source(about, count, parts, class_names(known), notes=notes)
 
 
 def _items(

@@ -100,8 +100,8 @@ def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]
             except ValueError:  # lists of unequal lengths
                 payload = None
             complete = all(number is not None and math.isfinite(number) for number in numbers)
-            told = tuple(float(number) for number in numbers) if complete else None
-            yield Item(f"{where}, row {row}]", payload, known.get(label), attributes=told)
+            known_numbers = tuple(float(number) for number in numbers) if complete else None
+            yield Item(f"{where}, row {row}]", payload, known.get(label), attributes=known_numbers)
             row += 1
 
 
