@@ -77,7 +77,7 @@ def load(cfg: Config, raw: Path) -> Source:
     columns = tuple(name for name in first.header if name != cfg.label)
     parts = [partial(_items, raw, file, columns, offset, row, cfg.label, known) for file, offset, row in starts]
     about = f"{len(found)} CSV files, {first.encoding}, delimiter {first.delimiter!r}"
-    notes = [splits_note(splits)] if splits else []
+    notes = (splits_note(splits),) if splits else ()
     return Source(about, count, parts, class_names(known), notes=notes)
 
 
