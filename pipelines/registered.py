@@ -29,8 +29,11 @@ def ensure_registered(params: Params) -> int:
     named = model_registry.recorded_version()
     if named is None:
         raise StageError(f"{REGISTERED}/decision.json: not here; {REMEDY}")
-    _dvc("repro", "code", capture_output=True)  # which may only have seen a file that nothing uses
-    if stale := _stale_stages():
+    stale = _stale_stages()
+    if "code" in stale:  # which may only have seen a file that nothing uses
+        _dvc("repro", "code", capture_output=True)
+        stale = _stale_stages()
+    if stale:
         raise StageError(f"dvc.lock: not up to date: {', '.join(stale)}; {REMEDY}")
     store = tracking.open_store(params.tracking)
     version = model_registry.find_version(store, *named)
