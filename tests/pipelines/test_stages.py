@@ -102,7 +102,8 @@ def imports(file: str, params: Params) -> set[str]:
         "sources": [params.dataset.source.name],
         **{kind: registry.names(kind, looks) for kind in ("spaces", "metrics")},
     }
-    loaded = [registry.module_name(kind, name, looks) for kind in folders for name in names[kind]]
+    known = [kind for kind in folders if kind in names]
+    loaded = [registry.module_name(kind, name, looks) for kind in known for name in names[kind]]
     files = {f"{module.replace('.', '/')}.py" for module in (*modules, *loaded)}
     return {name for name in files if (ROOT / name).is_file()}
 
