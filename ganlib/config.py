@@ -55,6 +55,9 @@ __all__ = [
     "read_params",
 ]
 
+LEAST_SAMPLES = 10
+"""to be judged at a time"""
+
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -322,12 +325,18 @@ class ReferenceConfig(Config):
         return _refuse_moved(section, {"inception": "spaces.inception.file"})
 
 
+def _none_or_enough(samples: int) -> int:
+    if 0 < samples < LEAST_SAMPLES:
+        raise ValueError(f"expected 0, to judge none, or at least {LEAST_SAMPLES}: fewer have no spread to measure")
+    return samples
+
+
 class TrainConfig(Config):
     kimg: PositiveFloat
     accumulate: PositiveInt = 1
     report_kimg: PositiveFloat = 10.0
     checkpoint_kimg: PositiveFloat = 50.0
-    quality_samples: NonNegativeInt = 1000
+    quality_samples: Annotated[NonNegativeInt, AfterValidator(_none_or_enough)] = 1000
     health: HealthConfig = HealthConfig()
     memory_mb: PositiveFloat = 2048.0
     amp: bool | Literal["auto"] = "auto"
@@ -349,7 +358,7 @@ class TuneConfig(Config):
 
 
 class EvaluateConfig(Config):
-    num_samples: Annotated[int, Field(ge=10)] = 1000
+    num_samples: Annotated[int, Field(ge=LEAST_SAMPLES)] = 1000
     resamples: Annotated[int, Field(ge=2)] = 50
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     batch: PositiveInt = 100

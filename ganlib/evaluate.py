@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 SAMPLES = "samples"
+_LARGEST = 1e18  # of features, whose squares are float32
 ANSWERS = "answers"
 
 Samples = Mapping[str, Any]
@@ -231,7 +232,8 @@ def _compute(metric: Any, spec: Spec) -> Callable[[Examples, Examples], float]:
 
 def look(samples: Samples, reference: Reference, batch: int, spaces: Iterable[str] | None = None) -> Seen:
     """What metrics need to know of samples, of which few are held at a time: their features in all `spaces`, their
-    classes as the classifier sees them, or how near they are to their targets."""
+    classes as the classifier sees them, or how near they are to their targets. Raises ValueError for samples without
+    finite features."""
     spec = reference.spec
     size, scoring = _at_a_time(spec, batch), _scoring(spec.kind.LOOKS)
     features: dict[str, list[Tensor]] = {space: [] for space in (reference.spaces if spaces is None else spaces)}
@@ -240,7 +242,13 @@ def look(samples: Samples, reference: Reference, batch: int, spaces: Iterable[st
         rows = slice(start, start + size)
         images = samples["sample"][rows]
         for space, found in features.items():
-            found.append(reference.spaces[space].extract(images))
+            of_space = reference.spaces[space]
+            found.append(of_space.extract(images))
+            if of_space.column == "features" and not (found[-1].abs() <= _LARGEST).all():  # false for NaN, too
+                raise ValueError(
+                    f"samples {start} to {start + len(images) - 1} have features in {space} that are no numbers, or "
+                    f"beyond {_LARGEST:g}: the generator diverged while it was trained"
+                )
         if "target" in samples:
             made, targets = (spec.kind.views(spec.sample, x) for x in (images, samples["target"][rows]))
             for section, target in targets.items():

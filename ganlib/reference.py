@@ -132,7 +132,7 @@ class Reference:
             "quality/fd": fd.distance(self._train, fd.gaussian(features)),
             "diversity/features": health.diversity(features[some], reals[some]),
             "spacing/features": health.spacing(features[some], reals[some]),
-            "rank/features": health.effective_rank(features) / health.effective_rank(reals),
+            "rank/features": health.effective_rank(features) / max(health.effective_rank(reals), 1e-12),
         }
         if self.classifier is not None:
             real = {"predicted": self.predict(space.train)}

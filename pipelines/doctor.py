@@ -25,6 +25,8 @@ from packaging.requirements import Requirement
 
 from ganlib.config import ConfigError, Params, load_params
 from ganlib.scratch import scratch_folder
+from ganlib.sources._files import name_fault, walk
+from ganlib.sources._source import printable
 from pipelines import lineage, model_registry, tracking
 from pipelines._stage import REGISTERED, StageError, project_folder
 from pipelines.cluster import (
@@ -65,6 +67,7 @@ def examine() -> Iterator[Finding]:
         )
         return
     yield Finding("ok", f"params.yaml: {params.model} on {params.data}")
+    yield from _raw_names(Path("data/raw", params.data))
     yield from _storage(params)
     yield from _tracking(params)
     yield _token()
@@ -287,6 +290,14 @@ def _repository() -> Iterator[Finding]:
         untracked = sum(line.startswith("??") for line in lines)
         what = f"Git: {untracked} untracked and {len(lines) - untracked} changed, such as {lines[0][3:]}"
         yield Finding("warn", what, "commit, so that lineage names what ran")
+
+
+def _raw_names(raw: Path) -> Iterator[Finding]:
+    """Of files whose names DVC cannot write down: it stops at the first without naming it, before any stage starts."""
+    faults = [file for file in walk(raw, "files") if name_fault(file.name)] if raw.is_dir() else []
+    if faults:
+        what = f"{raw}: {len(faults)} names are not UTF-8, as DVC needs them: {printable(faults[0].name)}"
+        yield Finding("fail", what, "rename these files")
 
 
 def _storage(params: Params) -> Iterator[Finding]:

@@ -56,7 +56,10 @@ def stage(params: Params) -> None:
     n = len(samples["sample"])
     if n < cfg.num_samples:
         print(f"{n} samples, not {cfg.num_samples}: there are no more real examples to judge them by")
-    seen = look(samples, reference, cfg.batch)
+    try:
+        seen = look(samples, reference, cfg.batch)
+    except ValueError as error:
+        raise StageError(f"{TRAINED / 'generator'}: {error}") from error
     metrics = evaluate(samples, reference, cfg, params.seed, seen, before)
     with atomic_folder(EVALUATED) as folder:
         _write(folder / "metrics.json", metrics)

@@ -23,6 +23,7 @@ __all__ = [
     "Split",
     "chunks",
     "head",
+    "name_fault",
     "payloads",
     "split_name",
     "splits_of",
@@ -166,7 +167,7 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
     above = (*above, (about.st_dev, about.st_ino))
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         name = f"{prefix}{entry.name}"
-        file = File(name, name, entry.path, fault=_fault_of_name(name))
+        file = File(name, name, entry.path, fault=name_fault(name))
         try:
             about = entry.stat()
             is_folder, is_file = entry.is_dir(), entry.is_file()
@@ -183,7 +184,8 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
             yield file
 
 
-def _fault_of_name(name: str) -> str:
+def name_fault(name: str) -> str:
+    """Why a file cannot be kept under its name, or nothing."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -226,7 +228,7 @@ def _member(archive: File, name: str, kind: Literal["zip", "tar", "stream"], siz
         fault = fault or f"{size / 2**20:.0f} MiB unpacked, expected at most {MEMBER_BYTES / 2**20:.0f}"
     place = "/".join(part for part in parts if part != "..")
     whole = f"{archive.name}/{place}"
-    return File(whole, place, archive.path, kind, size=size, fault=fault or _fault_of_name(whole))
+    return File(whole, place, archive.path, kind, size=size, fault=fault or name_fault(whole))
 
 
 def _zip_members(archive: File) -> Iterator[File]:

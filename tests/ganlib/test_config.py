@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from specs import image_spec
 
 from ganlib import registry
-from ganlib.config import ConfigError, load_params, override, parse_params, read_params
+from ganlib.config import ConfigError, TrainConfig, load_params, override, parse_params, read_params
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = read_params(ROOT / "params.yaml")
@@ -432,3 +432,12 @@ def test_numbers_of_workers_and_gpus_may_be_set():
     assert (scale.num_workers, scale.min_workers, scale.gpus_per_worker) == (3, 3, "auto")
     scale = parse_params(changed("scale.gpus_per_worker", 0.5)).scale
     assert (scale.num_workers, scale.min_workers, scale.gpus_per_worker) == ("auto", 1, 0.5)
+
+
+@pytest.mark.parametrize(("samples", "fits"), [(0, True), (1, False), (9, False), (10, True)])
+def test_quality_is_judged_of_none_or_of_enough(samples, fits):
+    if fits:
+        assert TrainConfig(kimg=1, quality_samples=samples).quality_samples == samples
+    else:
+        with pytest.raises(ValueError, match="expected 0, to judge none, or at least 10"):
+            TrainConfig(kimg=1, quality_samples=samples)

@@ -124,6 +124,15 @@ def test_inceptions_frechet_distance_alone_is_called_fid(reference: Reference):
     assert compare(made(reference), made(reference, 4), renamed, "inception.fid", CFG, 0).direction == "lower"
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1e30])
+def test_samples_that_are_no_finite_numbers_are_one_clear_line(reference: Reference, wrong: float):
+    samples = made(reference)
+    samples["sample"] = samples["sample"].clone()
+    samples["sample"][120] = wrong
+    with pytest.raises(ValueError, match=r"^samples \d+ to \d+ have features in pixels that are no numbers[^\n]+$"):
+        evaluate(samples, reference, CFG, seed=0)
+
+
 def test_more_samples_than_the_floor_has_are_refused(reference: Reference):
     with pytest.raises(ValueError, match="301 samples"):
         evaluate({"sample": images(301, 3)}, reference, CFG, seed=0)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from params_files import copy_params
 
+from ganlib.config import load_params
 from pipelines import doctor, lineage, tracking
 from pipelines._stage import StageError
 from pipelines.cluster import cluster
@@ -51,6 +52,19 @@ def test_nothing_is_made(edit, project, monkeypatch):
     assert any(one.what.startswith("tracking store") and one.status == "ok" for one in found)
     assert not storage.parent.exists()
     assert (project / "mlflow.db").read_bytes() == before
+
+
+def test_names_that_dvc_cannot_write_down_are_named(edit, project, monkeypatch):
+    monkeypatch.setattr(doctor, "_resources", lambda _: doctor.Finding("ok", ""))
+    raw = project / "data" / "raw" / load_params().data / "a"
+    raw.mkdir(parents=True)
+    (raw / "café.png").write_bytes(b"")
+    assert not [one for one in doctor.examine() if "UTF-8" in one.what]
+    for name in (b"caf\xe9.png", b"\xff"):
+        (Path(os.fsdecode(os.fsencode(raw) + b"/" + name))).write_bytes(b"")
+    (found,) = [one for one in doctor.examine() if "UTF-8" in one.what]
+    assert (found.status, found.remedy) == ("fail", "rename these files")
+    assert found.what.endswith(r": 2 names are not UTF-8, as DVC needs them: a/caf\xe9.png")
 
 
 def test_no_password_is_shown(edit, monkeypatch):
