@@ -81,7 +81,9 @@ def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]
     names = [name for name in file.schema_arrow.names if name not in told]
     columns = [*([cfg.image] if cfg.image else names), *told]
     read = _reader(path, cfg.image, file.schema_arrow.field(cfg.image).type) if cfg.image else None
-    batches, row = file.iter_batches(_BATCH, row_groups=[group], columns=columns), 0
+    # Out of a few bytes, a dictionary may repeat a large image in every row.
+    rows = 1 if cfg.image else _BATCH
+    batches, row = file.iter_batches(rows, row_groups=[group], columns=columns), 0
     where = f"{path.relative_to(raw)}[group {group}"
     while True:
         try:

@@ -33,6 +33,10 @@ def items(source):
     return found
 
 
+def items_of(source):
+    return (item for part in source.parts for item in part())
+
+
 def png(pixels):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "png")
@@ -48,10 +52,10 @@ def decoded(found, channels=1):
 def test_every_source_has_a_closed_named_config(name):
     module = registry.load("sources", name)
     assert next(iter(module.Config.model_fields)) == "name"
-    assert module.Config().name == name
+    assert module.Config.model_fields["name"].default == name
     assert set(getattr(module, "KINDS", ())) <= set(registry.names("data"))
     with pytest.raises(ValueError, match="unknown key"):
-        module.Config(nmae=name)
+        module.Config.model_validate({"nmae": name})
 
 
 @pytest.mark.parametrize("name", ["idx", "image_folder", "paired_folder", "parquet"])
@@ -319,6 +323,15 @@ class TestParquet:
         found = items(load("parquet", tmp_path))
         assert [item.payload is None for item in found] == [True, True, False]
         assert [item.label for item in found] == [0, 1, None]
+
+    def test_a_value_in_every_row_is_held_once(self, tmp_path):
+        large = bytes(30_000_000)
+        pq.write_table(pa.table({"image": pa.array([large] * 60)}), tmp_path / "a.parquet", compression="zstd")
+        assert (tmp_path / "a.parquet").stat().st_size < 10_000
+        before = pa.total_allocated_bytes()
+        for item, _ in zip(items_of(load("parquet", tmp_path, label=None)), range(3), strict=False):
+            assert len(item.payload) == len(large)
+            assert pa.total_allocated_bytes() - before < 5 * len(large)
 
     def test_what_cannot_be_read(self, tmp_path):
         path = tmp_path / "a.parquet"
