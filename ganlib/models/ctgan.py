@@ -39,7 +39,7 @@ class Config(_Config):
     depth: PositiveInt = 2
     discriminator_width: PositiveInt = 256
     discriminator_depth: PositiveInt = 2
-    group: Annotated[int, Field(ge=1, le=100)] = 10
+    group: Annotated[int, Field(ge=1, le=100)] = 1
     """rows that the discriminator judges together; 1: each by itself"""
     temperature: PositiveFloat = 0.2
     """of the Gumbel softmax"""
