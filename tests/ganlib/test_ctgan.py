@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from runs import Kept
 from specs import completed, packed_rows, tiny_folder
+from test_identity import parameters
 from typer.testing import CliRunner
 from zoo import batches, game_of, kind_of, spec_of
 
@@ -19,7 +22,11 @@ from ganlib.export import load_generator, save_generator
 from ganlib.loader import Loader
 from ganlib.models import ctgan
 from ganlib.noise import Noise
+from ganlib.trainer import train
+from pipelines import evaluate, reference
+from pipelines._stage import EVALUATED, PREPARED, REFERENCE, TRAINED
 from pipelines.cli import app
+from pipelines.prepare import prepare
 
 COUNTS = {("a", "x"): 60, ("a", "y"): 20, ("b", "x"): 4, ("b", "y"): 16}
 
@@ -225,6 +232,26 @@ def test_the_registered_model_returns_a_frame(exported):
     assert (asked["colour"] == "red").all()
     assert not asked["member"].any()
     assert len(asked) == 7
+
+
+def test_from_a_file_to_what_is_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, rows = table.tiny()
+    raw = tmp_path / "data" / "raw" / "people"
+    raw.mkdir(parents=True)
+    pd.DataFrame(rows).to_csv(raw / "people.csv", index=False)
+    dataset = {"source": {"name": "csv"}, "sample": {"kind": "table", "max_modes": 2}, "test_share": 0.4}
+    network = {"latent_dim": 4, "width": 8, "discriminator_width": 8}
+    params = parameters(dataset, "ctgan", network, {"penalties": {"r1": {"weight": 1.0}}})
+    prepare(params.dataset, raw, PREPARED)
+    reference.stage(params)
+    kept = Kept(tmp_path)
+    train(params, kept, prepared=PREPARED, reference=REFERENCE)
+    shutil.copytree(kept.folders[-1], TRAINED)
+    evaluate.stage(params)
+    metrics = json.loads((EVALUATED / "metrics.json").read_text())
+    measured = {name for section in metrics.values() for name in section}
+    assert {"fd", "copied", "quality", "shapes", "trends"} <= measured
 
 
 def test_the_tiny_rows_are_prepared(tmp_path):
