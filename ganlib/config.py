@@ -119,7 +119,7 @@ ModelName = Annotated[str, _name(r"[\w-][\w.-]*", "letters, digits, _, - and, bu
 class DatasetConfig(Config):
     source: Annotated[SerializeAsAny[Config], _registered("sources", "name")]
     sample: Annotated[SerializeAsAny[Config], _registered("data", "kind")]
-    normal: tuple[str, ...] = ()
+    normal: tuple[str | int | float, ...] = ()
     unlabelled: Literal["reject", "keep"] = "reject"
     test_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     max_reject_share: Share = 0.01

@@ -33,6 +33,7 @@ __all__ = [
     "Samples",
     "Seen",
     "compare",
+    "curves",
     "draw",
     "evaluate",
     "look",
@@ -196,6 +197,15 @@ def evaluate(
         for name, metric in _measurable(ANSWERS, spec.kind.LOOKS, *known).items():
             found.setdefault(ANSWERS, {})[name] = _figures(metric, spec, known, baselines, cfg, seed)
     return found
+
+
+def curves(samples: Samples, reference: Reference) -> dict[str, dict[str, list[float]]]:
+    """Of the metrics of answers that are areas under a curve: that curve, each coordinate by its name."""
+    if ANSWERS not in samples:
+        return {}
+    sides = _answer_sides(samples, reference)
+    metrics = _measurable(ANSWERS, reference.spec.kind.LOOKS, *sides)
+    return {name: metric.curve(*sides) for name, metric in metrics.items() if hasattr(metric, "curve")}
 
 
 def _answer_sides(samples: Samples, reference: Reference) -> tuple[Examples, Examples]:

@@ -218,6 +218,19 @@ class Generator:
             found.append({name: answer.float().cpu() for name, answer in self.game.answers(part).items()})
         return {name: torch.cat([answers[name] for answers in found]) for name in found[0]}
 
+    def take(self, part: str, rows: Any) -> Tensor:
+        """Rows of a part as a user has them (what `present` gives: an array, a DataFrame, a list) as networks see them.
+
+        Raises ValueError for rows that are not like those it was trained on.
+        """
+        kind, about = self.spec.kind, self.spec.parts[part]
+        if kind.take is None:
+            raise ValueError(f"{part}: {self.spec.modality} data cannot be given to a model")
+        stored = np.empty((len(rows), *about.stored), about.dtype)
+        for i, row in enumerate(rows.to_dict("records") if hasattr(rows, "to_dict") else rows):
+            stored[i] = kind.take(self.spec.sample, part, row)
+        return kind.decode(self.spec.sample, part, torch.from_numpy(stored))
+
     def answer_shapes(self) -> dict[str, tuple[int, ...]]:
         """The names of the answers, each with its shape for one example; empty where there are none."""
         if self.game.answers is None:

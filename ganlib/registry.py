@@ -13,7 +13,7 @@ import pkgutil
 from collections.abc import Iterable
 from types import ModuleType
 
-__all__ = ["KINDS", "folders", "load", "module_name", "names", "nearest"]
+__all__ = ["KINDS", "folders", "load", "modalities", "module_name", "names", "nearest"]
 
 KINDS = ("models", "data", "sources", "spaces", "metrics")
 """folders of `ganlib` whose files are registered by being there"""
@@ -43,6 +43,12 @@ def module_name(kind: str, name: str, folder: str | None = None) -> str:
             f"{name!r} is not one of ganlib/{kind}{nearest(name, known)}; known: {', '.join(sorted(known))}"
         )
     return known[name]
+
+
+def modalities(family: ModuleType) -> tuple[str, ...]:
+    """The modalities of data that a family is for: its `MODALITY`, or several."""
+    of = family.MODALITY
+    return (of,) if isinstance(of, str) else tuple(of)
 
 
 def _modules(kind: str, folder: str | None) -> dict[str, str]:

@@ -146,8 +146,9 @@ def build_game(params: Params, spec: Spec) -> Game:
     cfg = params.game
     where = f"{params.model_file} on data '{params.data}'"
     family = registry.load("models", cfg.network.family)  # type: ignore[attr-defined]
-    if spec.modality != family.MODALITY:
-        raise ConfigError(f"{where}: the family is for {family.MODALITY} data, these are {spec.modality}")
+    suits = registry.modalities(family)
+    if spec.modality not in suits:
+        raise ConfigError(f"{where}: the family is for {' and '.join(suits)} data, these are {spec.modality}")
     try:
         game: Game = family.build(cfg.network, spec)
     except ValueError as error:

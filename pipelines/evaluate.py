@@ -2,7 +2,9 @@
 
 Writes `metrics.json` (numbers alone, for `dvc metrics`), `about.json` (how to read them), `samples.png`,
 `neighbours.png` (fakes, each with its nearest training examples; `neighbours.csv` of data that are read rather than
-looked at) and, where labelled, `classes.csv`.
+looked at) and, where labelled, `classes.csv`. Of a model that answers questions also `answers.png`,
+test examples and anomalies next to those answers that look like samples, and the curve of each metric that is the area
+under one.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from ganlib import registry, shards
 from ganlib.config import EvaluateConfig, Params
 from ganlib.data._spec import Spec
 from ganlib.device import default_device
-from ganlib.evaluate import SAMPLES, Metrics, Samples, draw, evaluate, look
+from ganlib.evaluate import SAMPLES, Metrics, Samples, curves, draw, evaluate, look
 from ganlib.export import Generator, load_generator
 from ganlib.metrics._neighbours import nearest
 from ganlib.metrics._types import Examples
@@ -36,6 +38,7 @@ __all__ = ["stage"]
 COLUMNS = 10  # of pictures
 ROWS = 20  # classes shown, at most
 DRAWN = 10_000  # examples behind a picture of distributions, at most
+ANSWERED_COLUMNS = 2  # examples in a row of `answers.png`: a normal one and an anomaly
 COPY = "what is given, or made of it without learning,"
 BEFORE = "what the fitted generator made before the game"
 
@@ -85,6 +88,10 @@ def stage(params: Params) -> None:
             _write_neighbours(folder / "neighbours.csv", shown)
         if reference.classifier is not None:
             _write_classes(folder / "classes.csv", seen[SAMPLES], reference)
+        if shown := _answered(generator, spec):
+            preview(shown, ANSWERED_COLUMNS).save(folder / "answers.png")
+        for name, curve in curves(samples, reference).items():
+            _write_curve(folder / name, curve)
     _tell(metrics, n, cfg)
 
 
@@ -98,7 +105,7 @@ def _about(
         "samples": n,
         "seed": seed,
         "intervals": {"confidence": cfg.confidence, "halves": cfg.resamples},
-        "floor": f"the first {n} training examples in the fakes' place",
+        "floor": f"the first {n} training examples in the fakes' place; of answers, in test examples' place",
         **({"copy": f"{COPY} in the fakes' place"} if reference.spec.kind.naive is not None else {}),
         **({"before": f"{BEFORE}, in the fakes' place"} if fitted else {}),
         "spaces": reference.about["spaces"],
@@ -149,6 +156,38 @@ def _write_neighbours(path: Path, shown: Any) -> None:
     rows.insert(0, "nearest", np.arange(len(rows)) % COLUMNS, allow_duplicates=True)
     rows.insert(0, "fake", np.arange(len(rows)) // COLUMNS, allow_duplicates=True)
     rows.to_csv(path, index=False)
+
+
+def _answered(generator: Generator, spec: Spec) -> dict[str, Tensor]:
+    """Test examples and anomalies in turns, all their parts, and the answers that look like samples; empty where there
+    are none such."""
+    pictures = [name for name, shape in generator.answer_shapes().items() if shape == spec.shape]
+    if not pictures:
+        return {}
+    splits = ["test", *([shards.ANOMALIES] if shards.ANOMALIES in spec.counts else [])]
+    n = min(COLUMNS, *(spec.counts[split] for split in splits))
+    columns = [shards.read(PREPARED, split, n) for split in splits]
+    stored = {name: torch.stack([of[name] for of in columns], 1).flatten(0, 1) for name in columns[0]}
+    parts = {name: spec.kind.decode(spec.sample, name, stored[name]) for name in spec.parts}
+    told = generator.conditioned_on if len(splits) == 1 else ()  # anomalies are of no class that the model knows
+    answers = generator.answer({**parts, **{name: stored[name] for name in told}})
+    return {**parts, **{name: answers[name] for name in pictures}}
+
+
+def _write_curve(path: Path, curve: dict[str, list[float]]) -> None:
+    """As a table and as a picture: the second column over the first."""
+    from matplotlib.figure import Figure
+
+    (x, xs), (y, ys) = curve.items()
+    with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerows([(x, y), *((round(a, 5), round(b, 5)) for a, b in zip(xs, ys, strict=True))])
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(xs, ys)
+    axes.plot([0, 1], [0, 1], ":", color="grey")
+    axes.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "), title=path.name)
+    figure.savefig(path.with_suffix(".png"), dpi=100)
 
 
 def _write_classes(path: Path, fakes: Examples, reference: Reference) -> None:

@@ -31,10 +31,10 @@ from torch import Tensor
 from ganlib import registry, shards
 from ganlib.config import DatasetConfig
 from ganlib.data import _kind
+from ganlib.data._classes import label_of
 from ganlib.data._kind import Kind, Stored
 from ganlib.data._spec import NO_LABEL, Spec
 from ganlib.reference import LEAST
-from ganlib.registry import nearest
 from ganlib.sources._source import Part, Source, SourceError, printable
 from pipelines._stage import PREPARED, StageError, atomic_folder, main
 
@@ -141,11 +141,12 @@ def _labels_of(cfg: DatasetConfig, classes: tuple[str, ...]) -> tuple[tuple[int,
         return tuple(range(len(classes))), classes
     if not classes:
         raise StageError("normal: the data have no labels, so no example can be told to be normal or an anomaly")
-    for name in cfg.normal:
-        if name not in classes:
-            raise StageError(f"normal: {name!r} is not a class{nearest(name, classes)}; known: {', '.join(classes)}")
-    ordered = sorted(classes, key=lambda name: name not in cfg.normal)
-    normals = tuple(name for name in classes if name in cfg.normal)
+    try:
+        chosen = {classes[label_of(classes, asked)] for asked in cfg.normal}
+    except ValueError as error:
+        raise StageError(f"normal: {error}") from error
+    ordered = sorted(classes, key=lambda name: name not in chosen)
+    normals = tuple(name for name in classes if name in chosen)
     if len(normals) == len(classes):
         raise StageError(f"normal: names every class ({', '.join(classes)}), so no example is an anomaly")
     return tuple(ordered.index(name) for name in classes), normals
@@ -301,7 +302,7 @@ def _check(found: shards.Summary, classes: tuple[str, ...], cfg: DatasetConfig) 
                 "add examples of it or take it away"
             )
     if cfg.normal and shards.ANOMALIES not in found.counts:
-        raise StageError(f"normal: no readable example is of another class than {', '.join(cfg.normal)}")
+        raise StageError(f"normal: no readable example is of another class than {', '.join(map(str, cfg.normal))}")
 
 
 # -- the card ------------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ class GeneratorModel(PythonModel):
         if given is None:
             raise ValueError(f"this generator makes samples of {', '.join(spec.given)}: give it some")
         raw = {spec.given[0]: given} if len(spec.given) == 1 else given
-        parts = {name: _taken(spec, name, raw[name]) for name in spec.given}
+        parts = {name: self.generator.take(name, raw[name]) for name in spec.given}
         n = len(next(iter(parts.values())))
         return self._presented(self._sample(asked | {"n": n}, parts) if n else torch.empty(0, *spec.shape))
 
@@ -148,7 +148,7 @@ class GeneratorModel(PythonModel):
         if rows is None:
             raise ValueError(f"answer: {name!r} is about examples: give it some")
         raw = rows if len(spec.parts) > 1 else {"sample": rows}
-        parts = {part: _taken(spec, part, raw[part]) for part in spec.parts}
+        parts = {part: generator.take(part, raw[part]) for part in spec.parts}
         if generator.conditional and (label := self._label(asked.get("label"))) is not None:
             parts["label"] = torch.full((len(parts["sample"]),), label)
         if not len(parts["sample"]):
@@ -159,16 +159,6 @@ class GeneratorModel(PythonModel):
     def _presented(self, samples: Tensor) -> Any:
         spec = self.generator.spec
         return spec.kind.present(spec.sample, "sample", spec.kind.quantise(spec.sample, samples).numpy())
-
-
-def _taken(spec: Spec, part: str, rows: Any) -> Tensor:
-    """Rows of a part as networks see them."""
-    take, stored = spec.kind.take, np.empty((len(rows), *spec.parts[part].stored), spec.parts[part].dtype)
-    if take is None:
-        raise ValueError(f"{part}: {spec.modality} data cannot be given to a model")
-    for i, row in enumerate(rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows):
-        stored[i] = take(spec.sample, part, row)
-    return spec.kind.decode(spec.sample, part, torch.from_numpy(stored))
 
 
 def _shown(spec: Spec, part: str, rows: int) -> Any:

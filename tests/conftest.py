@@ -80,7 +80,7 @@ def small(params, pairs):
     from ganlib.config import override
 
     def make(family="mlp", *, changes=(), **train_changes):
-        of_family = pairs[0] if registry.load("models", family).MODALITY == "image_pair" else params
+        of_family = pairs[0] if "image_pair" in registry.modalities(registry.load("models", family)) else params
         budget = {"kimg": 0.384, "report_kimg": 0.128, "checkpoint_kimg": 0.128, "amp": False} | train_changes
         of_train = params.train.model_copy(update={"quality_samples": 0, **budget})
         chosen = of_family.model_copy(update={"model": family, "train": of_train})
@@ -100,7 +100,7 @@ def data_of(prepared, pairs, tmp_path_factory):
     from ganlib import registry
 
     def folder(family):
-        modality = registry.load("models", family).MODALITY
+        modality = registry.modalities(registry.load("models", family))[0]
         if modality in ("image", "image_pair"):
             return prepared if modality == "image" else pairs[1]
         return tiny_folder(kind_of(modality), tmp_path_factory.mktemp(modality) / "prepared")

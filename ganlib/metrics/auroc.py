@@ -6,18 +6,35 @@ its training examples. Ties count half (Hanley & McNeil 1982).
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "NEEDS", "compute"]
+__all__ = ["DIRECTION", "NEEDS", "compute", "curve"]
 
 DIRECTION = "higher"
 NEEDS = ("score", "anomalous")
 
 
+def curve(real: Examples, fake: Examples) -> dict[str, list[float]]:
+    """The ROC curve: share of normal examples, and of anomalies, that score at least as high as a threshold."""
+    from sklearn.metrics import roc_curve
+
+    false, true, _ = roc_curve(*_labelled(real, fake))
+    return {"false_positive_rate": false.tolist(), "true_positive_rate": true.tolist()}
+
+
 def compute(real: Examples, fake: Examples) -> float:
     # here, as it takes a second, which those that only look up the metrics need not wait
-    import numpy as np
     from sklearn.metrics import roc_auc_score
 
-    anomalous = np.concatenate([side["anomalous"].numpy() for side in (real, fake)])
-    return float(roc_auc_score(anomalous, np.concatenate([side["score"].numpy() for side in (real, fake)])))
+    return float(roc_auc_score(*_labelled(real, fake)))
+
+
+def _labelled(real: Examples, fake: Examples) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Of both sides: whether an example is anomalous, and its score."""
+    anomalous, scores = (
+        np.concatenate([side[name].numpy() for side in (real, fake)]) for name in ("anomalous", "score")
+    )
+    return anomalous, scores

@@ -6,6 +6,8 @@ has training examples in the place of test examples.
 
 from __future__ import annotations
 
+import numpy as np
+
 from ganlib.metrics._types import Examples
 
 __all__ = ["DIRECTION", "NEEDS", "compute"]
@@ -16,9 +18,9 @@ NEEDS = ("score", "anomalous")
 
 def compute(real: Examples, fake: Examples) -> float:
     # here, as it takes a second, which those that only look up the metrics need not wait
-    import numpy as np
     from sklearn.metrics import average_precision_score
 
-    anomalous = np.concatenate([side["anomalous"].numpy() for side in (real, fake)])
-    scores = np.concatenate([side["score"].numpy() for side in (real, fake)])
+    anomalous, scores = (
+        np.concatenate([side[name].numpy() for side in (real, fake)]) for name in ("anomalous", "score")
+    )
     return float(average_precision_score(anomalous, scores))

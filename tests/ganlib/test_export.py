@@ -4,7 +4,7 @@ import resource
 
 import pytest
 import torch
-from zoo import FAMILIES, FROM_NOISE, config, game_of, spec_of
+from zoo import CONDITIONED, FAMILIES, config, game_of, spec_of
 
 from ganlib.export import load_generator, save_generator
 from ganlib.noise import Noise
@@ -22,7 +22,7 @@ def save(family, folder, **data):
     return folder, game, spec
 
 
-@pytest.fixture(params=FROM_NOISE)
+@pytest.fixture(params=CONDITIONED)
 def saved(request, tmp_path):
     return save(request.param, tmp_path)
 

@@ -52,7 +52,7 @@ CASES = [
 
 def training_of(family, changes, accumulate=1, device=torch.device("cpu")):  # noqa: B008
     """A small training, and what deals its steps."""
-    modality = registry.load("models", family).MODALITY
+    modality = registry.modalities(registry.load("models", family))[0]
     spec = spec_of(family, (1, 16, 16))
     params = load_params().model_copy(
         update={"model": family, "data": "pairs" if modality == "image_pair" else "mnist"}

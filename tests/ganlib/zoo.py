@@ -12,7 +12,7 @@ from ganlib.penalties import DIFFERENTIATE, PENALTIES
 
 FAMILIES = registry.names("models")
 CLASSES = ("a", "b", "c")
-FROM_NOISE = [f for f in FAMILIES if registry.load("models", f).MODALITY == "image"]
+FROM_NOISE = [f for f in FAMILIES if registry.modalities(registry.load("models", f))[0] == "image"]
 CONDITIONED = [f for f in FROM_NOISE if "conditioning" in registry.load("models", f).Config.model_fields]
 
 
@@ -25,7 +25,7 @@ def config(family, **network):
 
 def spec_of(family, shape=None, classes=CLASSES, attributes=()):
     """Data that suit the family: the smallest images it makes, or `shape`; pairs where it translates."""
-    modality = registry.load("models", family).MODALITY
+    modality = registry.modalities(registry.load("models", family))[0]
     if modality == "image_pair":
         generated, *size = shape or (1, 16, 16)
         return pair_spec(1, generated, size)

@@ -330,7 +330,11 @@ def test_folders_of_splits_and_of_anomalies(tmp_path):
     [
         ([f"{i}.png" for i in range(60)], "good", "normal: the data have no labels, so no example can be told"),
         ([f"good/{i}.png" for i in range(60)], "good", r"normal: names every class \(good\)"),
-        ([f"{c}/{i}.png" for c in ("good", "bad") for i in range(30)], "godo", r"'godo' is not a class \(did you mean"),
+        (
+            [f"{c}/{i}.png" for c in ("good", "bad") for i in range(30)],
+            "godo",
+            r"normal: 'godo' is not a class; known: bad, good",
+        ),
         ([f"good/{i}.png" for i in range(12)] + ["bad/0.png"], "good", r"of 12 normal examples \d+ are for training"),
     ],
 )
