@@ -21,7 +21,7 @@ from ganlib.export import Generator, load_generator
 __all__ = ["OutlierDetector"]
 
 
-class OutlierDetector(OutlierMixin, BaseEstimator):
+class OutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """An outlier detector whose score is an answer of a trained model, high for anomalies.
 
     `model` is a `Generator`, the folder of an exported one, or what MLflow loads. Rows are as the model presents them:

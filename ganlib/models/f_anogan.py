@@ -3,10 +3,10 @@
 A Wasserstein game on normal examples; then, with the finished generator, an encoder E learns to invert it (the paper's
 izi_f: the residual in x and in the discriminator's features, equation 3). The paper's score is that same residual; it
 is the answer `residual`. It weighs all directions alike, though normal examples vary little in some and much in others.
-So the answer `score` measures three vectors by how they are distributed among training rows: the residual in x, that
-in features, and the features themselves. A Gaussian of each, kept as running moments while the encoder is fitted, tells
-how far a vector strays (Mahalanobis distance); the logarithms of these distances, standardised on training rows too,
-are averaged.
+So the answer `score` measures two vectors by how they are distributed among training rows: the residual in x, and the
+discriminator's features of x. A Gaussian of each, kept as running moments while the encoder is fitted, tells how far a
+vector strays (Mahalanobis distance); the logarithms of the two distances, standardised on training rows too, are
+averaged.
 
 For images (convolutions as in DCGAN) and for rows of tables (perceptrons). No labels are told.
 """
@@ -66,14 +66,14 @@ def build(cfg: Config, spec: Spec) -> Game:
         """The residuals of izi_f, `[N]`. Schlegl et al. 2019, equation 3; κ is `feature_weight`."""
         x = batch.data["sample"]
         seen = _Seen(x, game.generator(encoder(x)), discriminator)
-        encoder.score.update(seen.residuals())
+        encoder.score.update(seen.vectors())
         return seen.residual(cfg.feature_weight)
 
     def answers(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         x = parts["sample"]
         seen = _Seen(x, generator(encoder(x)), discriminator)
         found = {
-            "score": encoder.score(seen.residuals()),
+            "score": encoder.score(seen.vectors()),
             "residual": seen.residual(cfg.feature_weight),
             "reconstruction": seen.made,
         }
@@ -97,6 +97,8 @@ class _Seen:
 
     def __init__(self, x: Tensor, made: Tensor, discriminator: _Discriminator):
         self.x, self.made = x, made
+        self.features: Tensor
+        self.of_made: Tensor
         self.features, self.of_made = discriminator.trunk(x), discriminator.trunk(made)
 
     def residual(self, feature_weight: float) -> Tensor:
@@ -104,13 +106,9 @@ class _Seen:
         pixels, features = (self.x - self.made).square(), (self.features - self.of_made).square()
         return pixels.flatten(1).mean(1) + feature_weight * features.flatten(1).mean(1)
 
-    def residuals(self) -> list[Tensor]:
+    def vectors(self) -> list[Tensor]:
         """What is measured by its distribution, `[N, D]` each."""
-        return [
-            _pooled(self.x - self.made, _RESIDUAL),
-            _pooled(self.features - self.of_made, _POOLED),
-            _pooled(self.features, _POOLED),
-        ]
+        return [_pooled(self.x - self.made, _RESIDUAL), _pooled(self.features, _POOLED)]
 
 
 def _pooled(x: Tensor, most: int) -> Tensor:
@@ -156,34 +154,35 @@ class _Gaussian(nn.Module):
         shrunk = (1 - self.shrinkage) * self.covariance
         shrunk = shrunk + self.shrinkage * scale * torch.eye(size, device=x.device)
         factor, _ = torch.linalg.cholesky_ex(shrunk)
-        apart = torch.linalg.solve_triangular(factor, (x.float() - self.mean).T, upper=False)
+        apart: Tensor = torch.linalg.solve_triangular(factor, (x.float() - self.mean).T, upper=False)
         return apart.square().mean(0)
 
 
 class _Score(nn.Module):
-    """The sum of standardised logarithms of distances, each of one residual in its own distribution."""
+    """The mean of standardised logarithms of distances, each of one vector in its own distribution."""
 
     def __init__(self, sizes: list[int], shrinkage: float):
         super().__init__()
         self.gaussians = nn.ModuleList(_Gaussian(size, shrinkage) for size in sizes)
         self.of_logs = _Gaussian(len(sizes), shrinkage)
 
-    def _logs(self, residuals: list[Tensor]) -> Tensor:
-        distances = [gaussian(x) for gaussian, x in zip(self.gaussians, residuals, strict=True)]
+    def _logs(self, vectors: list[Tensor]) -> Tensor:
+        distances = [gaussian(x) for gaussian, x in zip(self.gaussians, vectors, strict=True)]
         return torch.stack(distances, 1).clamp_min(1e-12).log()
 
     @torch.no_grad()
-    def update(self, residuals: list[Tensor]) -> None:
-        with full_precision(residuals[0]):
-            for gaussian, x in zip(self.gaussians, residuals, strict=True):
+    def update(self, vectors: list[Tensor]) -> None:
+        with full_precision(vectors[0]):
+            for gaussian, x in zip(self.gaussians, vectors, strict=True):
+                assert isinstance(gaussian, _Gaussian)
                 gaussian.update(x)
-            self.of_logs.update(self._logs(residuals))
+            self.of_logs.update(self._logs(vectors))
 
-    def forward(self, residuals: list[Tensor]) -> Tensor:
+    def forward(self, vectors: list[Tensor]) -> Tensor:
         """`[N]`; about 0 for normal examples, higher for anomalies."""
-        with full_precision(residuals[0]):
+        with full_precision(vectors[0]):
             deviations = self.of_logs.covariance.diagonal().clamp_min(1e-12).sqrt()
-            return ((self._logs(residuals) - self.of_logs.mean) / deviations).mean(1)
+            return ((self._logs(vectors) - self.of_logs.mean) / deviations).mean(1)
 
 
 def _widths(cfg: Config, shape: tuple[int, ...]) -> list[int]:
@@ -232,7 +231,7 @@ class _Discriminator(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """Examples → codes `[N, latent_dim]`; with what is known of their residuals."""
+    """Examples → codes `[N, latent_dim]`; with what is known of training rows."""
 
     def __init__(self, cfg: Config, shape: tuple[int, ...]):
         super().__init__()
@@ -242,7 +241,7 @@ class _Encoder(nn.Module):
             _pooled(torch.zeros(1, *of), most).shape[1]
             for of, most in ((shape, _RESIDUAL), (self.trunk.shape, _POOLED))
         )
-        self.score = _Score([residual, features, features], cfg.shrinkage)
+        self.score = _Score([residual, features], cfg.shrinkage)
 
     def forward(self, x: Tensor) -> Tensor:
         codes: Tensor = self.code(self.trunk(x).flatten(1))
