@@ -96,8 +96,9 @@ def failed_thresholds(metrics: Metrics, gate: GateConfig, *, labelled: bool) -> 
     """The thresholds `gate.at_least` and `gate.at_most` that are not met, each as a reason.
 
     Each figure is that of the metric's section by which the gate decides, or, where this has none, of the first that
-    has. Thresholds on what needs labels hold where a generator is `labelled`: told a class. Raises StageError for
-    another that is not measured.
+    has. A share that real data do not reach is one of what these score: of few examples, few have another nearby.
+    Thresholds on what needs labels hold where a generator is `labelled`: told a class. Raises StageError for another
+    that is not measured.
     """
     own = metric_of(gate, metrics).partition(".")[0]
     failed, absent = [], []
@@ -105,13 +106,22 @@ def failed_thresholds(metrics: Metrics, gate: GateConfig, *, labelled: bool) -> 
         *((name, bound, 1) for name, bound in gate.at_least.items()),
         *((name, bound, -1) for name, bound in gate.at_most.items()),
     ):
-        found = next((section[name] for section in [metrics[own], *metrics.values()] if name in section), None)
-        if found is None:
+        section = next((section for section in (own, *metrics) if name in metrics[section]), None)
+        if section is None:
             absent += [name] if labelled or not _needs_labels(name) else []
+            continue
+        value, floor = (_number(metrics[section][name].get(figure)) for figure in ("value", "floor"))
+        share = min(1.0, floor) if sign > 0 and floor >= 0 else 1.0
         # `not >=` so that a value that is not a number fails
-        elif not sign * (value := _number(found["value"])) >= sign * bound:
-            which, side = ("at_least", "below") if sign > 0 else ("at_most", "above")
-            failed.append(f"{name} {value:.3g} is {side} gate.{which}.{name} {bound:g}")
+        if not sign * value >= sign * bound * share:
+            which, side, way = ("at_least", "below", "lower") if sign > 0 else ("at_most", "above", "raise")
+            reason = f"{name} {value:.3g} is {side} gate.{which}.{name} {bound:g}"
+            if not math.isnan(floor):
+                times = f" x {share:.3g}" if share < 1 else ""
+                reason += (
+                    f"{times} in {section}, where real data score {floor:.3g}: train longer (train.kimg), or {way} it"
+                )
+            failed.append(reason)
     if absent:
         raise StageError(f"metrics.json: the gate needs {' and '.join(absent)}")
     return failed

@@ -83,6 +83,25 @@ def test_a_gate_on_pairs_looks_for_collapse_in_a_space():
     ]
 
 
+@pytest.mark.parametrize(
+    ("value", "floor", "said"),
+    [
+        (0.1, 0.4, "0.1 is below gate.at_least.coverage 0.3 x 0.4 in pixels, where real data score 0.4: train longer"),
+        (0.1, 1.2, "0.1 is below gate.at_least.coverage 0.3 in pixels, where real data score 1.2: train longer"),
+        (0.15, 0.4, None),
+        (0.0, 0.0, None),
+        (0.1, float("nan"), "0.1 is below gate.at_least.coverage 0.3"),
+        (float("nan"), 0.4, "nan is below gate.at_least.coverage 0.3 x 0.4"),
+    ],
+)
+def test_a_share_is_one_of_what_real_data_score(value, floor, said):
+    metrics = {"pixels": {"kid": {"value": 1.0}, "coverage": {"value": value, "floor": floor}}}
+    cfg = GateConfig(metric="pixels.kid", at_least={"coverage": 0.3})
+    found = failed_thresholds(metrics, cfg, labelled=False)
+    assert len(found) == (said is not None)
+    assert all(reason.startswith(f"coverage {said}") for reason in found)
+
+
 def gated(params, metric):
     return params.model_copy(update={"gate": params.gate.model_copy(update={"metric": metric})})
 
