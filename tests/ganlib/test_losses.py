@@ -1,11 +1,16 @@
-"""Losses against values worked out by hand."""
+"""Losses: any by finite differences and by what the players want of it, those known here by values worked out."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+from ganlib import losses
 from ganlib.losses import LOSSES
+
+ROOT = Path(__file__).parents[2]
 
 REAL, FAKE = torch.tensor([0.5, -1.0], dtype=torch.float64), torch.tensor([-0.25, 2.0], dtype=torch.float64)
 
@@ -32,7 +37,24 @@ GENERATOR = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
+EXAMPLE = re.search(
+    r"## A loss is two functions.*?```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL
+)
+
+
+@pytest.fixture(params=[*LOSSES, "exponential"])
+def name(request, monkeypatch):
+    """Of every loss, and of the one that docs/extending.md adds."""
+    if request.param not in LOSSES:
+        assert EXAMPLE is not None
+        monkeypatch.setattr("ganlib.losses.LOSSES", dict(LOSSES))
+        namespace = dict(vars(losses))
+        exec(EXAMPLE[1], namespace)
+        monkeypatch.setitem(LOSSES, request.param, namespace["LOSSES"][request.param])
+    return request.param
+
+
+@pytest.mark.parametrize("name", DISCRIMINATOR)
 def test_values(name):
     pairs = list(zip(REAL.tolist(), FAKE.tolist(), strict=True))
     judged = LOSSES[name].discriminator(REAL, FAKE)
@@ -41,7 +63,6 @@ def test_values(name):
     torch.testing.assert_close(made, torch.tensor([GENERATOR[name](r, f) for r, f in pairs]).double())
 
 
-@pytest.mark.parametrize("name", LOSSES)
 def test_gradients_by_finite_differences(name):
     real, fake = REAL.clone().requires_grad_(), FAKE.clone().requires_grad_()
     assert torch.autograd.gradcheck(LOSSES[name].discriminator, (real, fake))
@@ -49,7 +70,6 @@ def test_gradients_by_finite_differences(name):
     assert torch.autograd.gradcheck(lambda f: LOSSES[name].generator(f, paired), (fake,))
 
 
-@pytest.mark.parametrize("name", LOSSES)
 def test_the_players_pull_the_fakes_logit_apart(name):
     """The discriminator wants it lower, the generator higher."""
     real, fake = torch.zeros(4), torch.full((4,), 0.1, requires_grad=True)
@@ -69,7 +89,6 @@ def test_only_the_non_saturating_loss_moves_a_beaten_generator():
     assert slopes["non_saturating"].abs() > 0.99
 
 
-@pytest.mark.parametrize("name", LOSSES)
 def test_signs_tell_a_discriminator_that_is_right_from_one_that_guesses(name):
     """At what is optimal for each loss; where only differences count, wherever the logits lie."""
     loss, logits = LOSSES[name], torch.randn(4000, generator=torch.Generator().manual_seed(0))
@@ -82,12 +101,22 @@ def test_signs_tell_a_discriminator_that_is_right_from_one_that_guesses(name):
     assert of_fake.eq(-1).all()
 
 
-def test_boundaries_lie_where_the_best_discriminators_logit_changes_sides():
+def test_boundaries_lie_where_the_best_discriminators_logit_changes_sides(name):
     """Equal shares of reals and fakes: the logit that the discriminator's loss asks for."""
-    for name, loss in LOSSES.items():
-        logits = torch.linspace(-2, 2, 4001, dtype=torch.float64)
-        cost = loss.discriminator(logits, logits)
-        if loss.boundary is None:
-            assert float(cost.max() - cost.min()) < 1e-12, name
-        else:
-            assert float(cost[logits.sub(loss.boundary).abs().argmin()]) == pytest.approx(float(cost.min())), name
+    loss, logits = LOSSES[name], torch.linspace(-2, 2, 4001, dtype=torch.float64)
+    cost = loss.discriminator(logits, logits)
+    if loss.boundary is None:
+        assert float(cost.max() - cost.min()) < 1e-12
+    else:
+        assert float(cost[logits.sub(loss.boundary).abs().argmin()]) == pytest.approx(float(cost.min()))
+
+
+def test_each_example_has_a_value_of_its_own(name):
+    """Of any shape of logits, and whatever the others are; a loss that is not paired is given no reals."""
+    loss, rng = LOSSES[name], torch.Generator().manual_seed(0)
+    real, fake = (torch.randn(3, 2, 2, generator=rng, dtype=torch.float64) for _ in range(2))
+    whole = loss.discriminator(real, fake), loss.generator(fake, real if loss.paired else None)
+    for values in whole:
+        assert values.shape == real.shape
+    torch.testing.assert_close(loss.discriminator(real[1:2], fake[1:2]), whole[0][1:2])
+    torch.testing.assert_close(loss.generator(fake[1:2], real[1:2] if loss.paired else None), whole[1][1:2])
