@@ -17,7 +17,8 @@ from ganlib import checkpoint, registry, shards
 from ganlib.config import DatasetConfig, override
 from ganlib.data import _kind, sequence
 from ganlib.export import load_generator
-from ganlib.game import Batch
+from ganlib.game import Batch, Learner, adversarial_step
+from ganlib.losses import LOSSES
 from ganlib.metrics import copied, nll
 from ganlib.metrics._neighbours import nearest
 from ganlib.metrics.sequence import bleu_2, bleu_5, distinct_2, self_bleu_3
@@ -334,6 +335,23 @@ def test_answers_of_a_conditional_model():
     marginal = made.answers({"sample": lines})["nll"]
     expected = -torch.stack([-x for x in of_class]).exp().mean(0).log()
     torch.testing.assert_close(marginal, expected)
+
+
+@pytest.mark.parametrize("conditioning", ["none", "concat", "projection", "auxiliary", "reacgan"])
+def test_both_players_are_told_the_class(conditioning):
+    made, _ = game(classes=("a", "b"), conditioning=conditioning)
+    batch = Batch({"sample": EXAMPLES["sample"][:8], "label": torch.arange(8) % 2}, Noise(0, size=8))
+    learners = [Learner(m, torch.optim.SGD(m.parameters()), 0.1) for m in (made.generator, made.discriminator)]
+    stats = adversarial_step(made, LOSSES["relativistic"], *learners, [[batch]], step=0, kimg=0.0)
+    assert all(value.isfinite() for value in stats.values())
+    assert (f"loss/generator/{conditioning}" in stats) == (conditioning in ("auxiliary", "reacgan"))
+    classes = [torch.zeros(8, dtype=torch.long), torch.ones(8, dtype=torch.long)]
+    with torch.no_grad():
+        told = [made.generator.nll(batch.data["sample"], label)[0] for label in classes]
+        logits = [made.discriminator(batch.data["sample"], label).logits for label in classes]
+    assert torch.equal(*told) == (conditioning == "none")
+    assert torch.equal(*logits) == (conditioning in ("none", "auxiliary", "reacgan"))
+    assert logits[0].shape == (8, 8)
 
 
 def test_what_the_network_refuses():
