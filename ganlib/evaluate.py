@@ -7,6 +7,7 @@ No metric's name appears here.
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -142,7 +143,8 @@ def _at_a_time(spec: Spec, batch: int) -> int:
 
 def measurable(reference: Reference, *, labelled: bool, answers: Iterable[str] = ()) -> list[str]:
     """Every `section.metric` that `evaluate` will find in samples that are yet to be made; those of a generator
-    that is told a class are `labelled`, and its model may have `answers` of these names."""
+    that is told a class are `labelled`, and its model may have `answers` of these names. Raises ConfigError for a
+    metric that needs a column by a name that is nearly one that there is."""
     looks = reference.spec.kind.LOOKS
     sections = {name: list(_columns(space.column)) for name, space in reference.spaces.items()}
     if reference.spec.given and reference.spec.kind.ALIGNED:
@@ -155,7 +157,20 @@ def measurable(reference: Reference, *, labelled: bool, answers: Iterable[str] =
         spec = reference.spec
         anomalous, label = ["anomalous"] * (shards.ANOMALIES in spec.counts), ["label"] * bool(spec.classes)
         sections[ANSWERS] = [*answers, *label, *anomalous]
+    _check_needs(looks, {column for known in sections.values() for column in known})
     return [f"{name}.{metric}" for name, known in sections.items() for metric in _measurable(name, looks, known)]
+
+
+def _check_needs(looks: str, columns: set[str]) -> None:
+    columns = columns | {*_columns("features"), "predicted", "label", "anomalous", *_scoring(looks)}
+    for name, metric in _metrics(looks).items():
+        for need in metric.NEEDS:
+            # what else is unknown may be filled by another space or family
+            if need not in columns and (alike := difflib.get_close_matches(need, columns, 1, 0.8)):
+                raise ConfigError(
+                    f"metric {name}: NEEDS the column {need!r}, which nothing fills (did you mean {alike[0]!r}?); "
+                    f"known: {', '.join(sorted(columns))}"
+                )
 
 
 def evaluate(

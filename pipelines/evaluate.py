@@ -26,7 +26,7 @@ from ganlib import registry, shards
 from ganlib.config import EvaluateConfig, Params
 from ganlib.data._spec import Spec
 from ganlib.device import default_device
-from ganlib.evaluate import SAMPLES, Metrics, Samples, curves, draw, evaluate, look
+from ganlib.evaluate import SAMPLES, Metrics, Samples, curves, draw, evaluate, look, measurable
 from ganlib.export import Generator, load_generator
 from ganlib.metrics._neighbours import nearest
 from ganlib.metrics._types import Examples
@@ -54,6 +54,7 @@ def stage(params: Params) -> None:
     except ValueError as error:
         raise StageError(str(error)) from error
     size = min(cfg.num_samples, reference.size)
+    measurable(reference, labelled=generator.conditional, answers=generator.answer_shapes())  # refuses misspelt columns
     samples = draw(generator, PREPARED, size, seed=params.seed, batch=cfg.batch)
     before = None if fitted is None else draw(fitted, PREPARED, size, seed=params.seed, batch=cfg.batch)
     n = len(samples["sample"])
@@ -66,7 +67,8 @@ def stage(params: Params) -> None:
     metrics = evaluate(samples, reference, cfg, params.seed, seen, before)
     with atomic_folder(EVALUATED) as folder:
         _write(folder / "metrics.json", metrics)
-        _write(folder / "about.json", _about(reference, generator, n, cfg, params.seed, fitted=before is not None))
+        about = _about(reference, generator, n, cfg, params.seed, fitted=before is not None)
+        _write(folder / "about.json", about | {"not_measured": _not_measured(metrics, spec)})
         preview = functools.partial(spec.kind.preview, spec.sample)
         if generator.translates:
             sources = {
@@ -116,6 +118,17 @@ def _about(
             name: {"better": module.DIRECTION, "meaning": (module.__doc__ or "").split("\n")[0]}
             for name, module in modules.items()
         },
+    }
+
+
+def _not_measured(metrics: Metrics, spec: Spec) -> dict[str, list[str]]:
+    """Metrics that no section has, and the columns that they need, of which none has all."""
+    looks, found = spec.kind.LOOKS, {name for section in metrics.values() for name in section}
+    modules = {name: registry.load("metrics", name, looks) for name in registry.names("metrics", looks)}
+    return {
+        name: [*module.NEEDS]
+        for name, module in modules.items()
+        if found.isdisjoint({name, *getattr(module, "ALIASES", {}).values()})
     }
 
 

@@ -13,7 +13,7 @@ from ganlib import registry, shards
 from ganlib.config import ConfigError, EvaluateConfig
 from ganlib.data._spec import Spec
 from ganlib.data.image import decode
-from ganlib.evaluate import compare, draw, evaluate
+from ganlib.evaluate import compare, draw, evaluate, measurable
 from ganlib.export import Generator
 from ganlib.reference import Reference, Space
 from ganlib.shards import LazyRows
@@ -131,6 +131,19 @@ def test_samples_that_are_no_finite_numbers_are_one_clear_line(reference: Refere
     samples["sample"][120] = wrong
     with pytest.raises(ValueError, match=r"^samples \d+ to \d+ have features in pixels that are no numbers[^\n]+$"):
         evaluate(samples, reference, CFG, seed=0)
+
+
+def test_a_column_that_is_misspelt_is_named(reference: Reference, monkeypatch):
+    needs = registry.load("metrics", "kid")
+    monkeypatch.setattr(needs, "NEEDS", ("featuers",))
+    with pytest.raises(
+        ConfigError, match=r"metric kid: NEEDS the column 'featuers', which nothing fills \(did you mean"
+    ):
+        measurable(reference, labelled=True)
+    monkeypatch.setattr(needs, "NEEDS", ("answered_elsewhere",))
+    assert "pixels.kid" not in measurable(reference, labelled=True)
+    monkeypatch.undo()
+    assert "pixels.kid" in measurable(reference, labelled=True)
 
 
 def test_more_samples_than_the_floor_has_are_refused(reference: Reference):
