@@ -221,3 +221,17 @@ except OSError as error:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.startswith(f"{tmp_path}/features/efficientnet_lite0.safetensors: "), done.stderr
+
+
+def test_the_classifier_learns_from_what_is_labelled_and_is_judged_on_it(tmp_path: Path):
+    splits = {split: {name: column[:120] for name, column in stored(split).items()} for split in SPLITS}
+    for columns in splits.values():
+        columns["label"] = columns["label"].clone()
+        columns["label"][::3] = -1
+    spec = dataclasses.replace(SPEC, counts={"train": 120, "test": 120}, unlabelled=80)
+    about = build(tmp_path, spec, splits["train"], splits["test"], CFG, seed=0)
+    pairs = [line.split(",") for line in (tmp_path / "confusion.csv").read_text().splitlines()[1:]]
+    assert len(pairs) == 80
+    right = sum(actual == predicted for actual, predicted in pairs) / 80
+    assert about["classifier"]["test_accuracy"] == pytest.approx(right, abs=1e-4)
+    assert len(Reference.load(tmp_path, device="cpu").spaces["classifier"].test) == 120
