@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
+import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 from runs import Kept, equal, without_clock
 from safetensors.torch import load_file
+from test_identity import parameters
 from typer.testing import CliRunner
 from zoo import batches, game_of
 
@@ -24,7 +28,11 @@ from ganlib.export import Generator, load_generator, save_generator
 from ganlib.game import Deal, Learner, fit_step
 from ganlib.models import restore
 from ganlib.trainer import train
+from pipelines import evaluate, reference
+from pipelines._stage import EVALUATED, PREPARED, REFERENCE, TRAINED
 from pipelines.cli import app
+from pipelines.prepare import prepare
+from pipelines.pyfunc import GeneratorModel, logged
 
 RNG = np.random.default_rng(0)
 PHOTO = np.asarray(
@@ -308,3 +316,37 @@ def test_files_of_any_size_are_restored(tmp_path, monkeypatch):
     assert "under one name" in twice.stderr
     (tmp_path / "no.png").write_text("text")
     assert "not an image" in sample("--given", tmp_path / "no.png", "-o", tmp_path / "x.png").stderr
+
+
+def test_from_files_to_the_registered_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("raw").mkdir()
+    for i in range(60):
+        image = Image.fromarray(RNG.integers(0, 256, (5, 5), np.uint8)).resize((20, 16), Image.Resampling.BICUBIC)
+        image.save(f"raw/{i}.png")
+    sample = {"kind": "restoration", "resolution": [16, 16], "channels": 1, "degradation": SCALE_2, "fit": "cut"}
+    dataset = {"source": {"name": "image_folder"}, "sample": sample, "test_share": 0.4}
+    network = {"width": 8, "blocks": 1, "discriminator_width": 4}
+    play = {"loss": "relativistic", "fits": {"pixels": {"kimg": 0.032, "lr": 1e-3}}}
+    params = parameters(dataset, "restore", network, play)
+    prepare(params.dataset, Path("raw"), PREPARED)
+    reference.stage(params)
+    kept = Kept(tmp_path)
+    train(params, kept, prepared=PREPARED, reference=REFERENCE)
+    shutil.copytree(kept.folders[-1], TRAINED)
+    evaluate.stage(params)
+    metrics = json.loads((EVALUATED / "metrics.json").read_text())
+    for name in ("psnr", "ssim", "l1"):
+        assert set(metrics["samples"][name]) == {"value", "low", "high", "copy", "before"}
+    assert set(metrics["efficientnet_lite0"]["fd"]) == {"value", "low", "high", "floor", "copy", "before"}
+    with Image.open(EVALUATED / "samples.png") as picture:  # five a row: given, naive, before, made, true
+        assert picture.width == 5 * (5 * 16 + 2)
+
+    model = GeneratorModel()
+    model.generator = load_generator(TRAINED / "generator")
+    spec, stored = shards.read_spec(PREPARED), shards.read(PREPARED, "test")
+    given = spec.kind.present(spec.sample, "given", stored["given"].numpy())
+    made = model.predict(None, given)
+    assert (made.shape, made.dtype) == ((len(given), 16, 16, 1), np.uint8)
+    inputs = json.loads(logged(TRAINED / "generator")["signature"].to_dict()["inputs"])
+    assert inputs[0]["tensor-spec"] == {"dtype": "uint8", "shape": [-1, 8, 8, 1]}
