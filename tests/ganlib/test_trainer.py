@@ -482,7 +482,7 @@ def test_numbers_that_are_none_lead_back_too(small, prepared, tmp_path):
 
 
 def test_groups_are_not_torn_apart(small, prepared, tmp_path):
-    with pytest.raises(ConfigError, match=r"models\.stylegan2\.batch: 24 leaves 6 examples.*multiple of 16"):
+    with pytest.raises(ConfigError, match=r"models/stylegan2\.yaml: batch: 24 leaves 6 examples.*multiple of 16"):
         train(small("stylegan2", changes={"batch": 24}, accumulate=4), Kept(tmp_path), prepared=prepared)
 
 

@@ -116,7 +116,7 @@ def test_a_killed_worker_is_one_clear_line():
 def test_workers_end_with_the_stage(tmp_path, sent):
     """SIGINT goes to the whole process group, as Ctrl-C does."""
     script = (
-        "import sys, time; sys.path[:0] = ['tests/pipelines', 'tests']; from test_prepare import *\n"
+        "import sys, time; sys.path[:0] = ['tests/pipelines', 'tests', 'tests/ganlib']; from test_prepare import *\n"
         "encode = partial(stage.encode_part, kind='image', cfg=config().sample, labelled=False)\n"
         "list(stage._encode_parallel([partial(wait, part) for part in range(8)], encode))\n"
     )
