@@ -63,7 +63,8 @@ def _of_module(name: str) -> Path:
 
 
 def imported(files: Iterable[Path]) -> list[Path]:
-    """The files, and those of `ganlib` that they import by a statement, directly or not; sorted."""
+    """The files, and those of `ganlib` that they import by a statement, directly or not; sorted. Who imports a package
+    by name, and its files by theirs, is taken to use all of them."""
     seen, left = set[Path](), [*files]
     while left:
         file = left.pop()
@@ -74,14 +75,16 @@ def imported(files: Iterable[Path]) -> list[Path]:
 
 
 def _imports(file: Path) -> list[Path]:
-    names = list[str]()
+    modules, names = list[str](), list[str]()
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    files = (_of_module(name) for name in names if name.startswith("ganlib."))
-    return [file for file in files if file.is_file()]
+            modules.append(node.module)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    files = {_of_module(name) for name in (*modules, *names) if name.startswith("ganlib.")}
+    packages = (_of_module(name).with_suffix("") for name in names if name.startswith("ganlib."))
+    return [*filter(Path.is_file, files), *(file for package in packages for file in package.glob("*.py"))]
 
 
 def _sha256(file: Path) -> str:

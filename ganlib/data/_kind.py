@@ -91,7 +91,7 @@ class Kind:
 
     name: str
     code: str
-    """SHA-256 of the file, and of the other kinds' files that it imports from"""
+    """SHA-256 of the file, and of the files of `ganlib/data` that it imports from"""
     MODALITY: str
     """what a family asks for"""
     Config: type[Config]
@@ -174,18 +174,17 @@ def load(name: str) -> Kind:
 
 
 def _code(module: ModuleType) -> str:
-    """SHA-256 of the module's file, and of the other kinds' files that it takes things from."""
-    package, wanted, found = __name__.rpartition(".")[0] + ".", [module], dict[str, bytes]()
+    """SHA-256 of the module's file, and of the other files of this folder that it takes things from: all files of a
+    package. What every stage depends on, this file and that of `Spec`, is left out."""
+    package = __name__.rpartition(".")[0]
+    wanted, found = [module], dict[str, bytes]()
     while wanted:
         one = wanted.pop()
-        if one.__name__ in found:
+        if one.__name__ in (*found, __name__, f"{package}._spec"):
             continue
         assert one.__file__ is not None
-        found[one.__name__] = Path(one.__file__).read_bytes()
+        files = sorted(Path(one.__file__).parent.glob("*.py")) if hasattr(one, "__path__") else [Path(one.__file__)]
+        found[one.__name__] = b"".join(file.read_bytes() for file in files)
         near = {inspect.getmodule(thing) for thing in vars(one).values() if inspect.ismodule(thing) or callable(thing)}
-        wanted += [
-            other
-            for other in near
-            if other is not None and other.__name__.startswith(package) and not other.__name__.startswith(package + "_")
-        ]
+        wanted += [other for other in near if other is not None and other.__name__.startswith(f"{package}.")]
     return hashlib.sha256(b"".join(found[name] for name in sorted(found))).hexdigest()

@@ -7,9 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from params_files import ROOT, copy_params
+
+import ganlib
+from pipelines.code import imported
 
 PLUGINS = ROOT / "tests/ganlib/plugins"
 
@@ -56,6 +60,7 @@ def test_stages_depend_on_the_files_that_they_use(run, tmp_path):
     [
         (("sources/mnist.py", "data/_classes.py"), {"prepare"}),
         (("metrics/new.py", "metrics/picture/new.py"), {"evaluate"}),
+        (("data/tokenisers/words.py",), set()),  # of another kind
         (("spaces/picture/new.py", "models/dcgan.py"), {"reference", "models/dcgan"}),
     ],
 )
@@ -66,3 +71,10 @@ def test_a_file_that_is_used_changes_what_depends_on_it(run, tmp_path, changed, 
             file.write("# changed\n")
     after = run()
     assert {name for name in before if after[name] != before[name]} == stages
+
+
+def test_files_that_a_kind_loads_by_name_are_its_own():
+    (root,) = ganlib.__path__
+    used = imported([Path(root, "data/sequence.py")])
+    assert {Path(root, "data/tokenisers/words.py"), Path(root, "data/_kind.py")} < {*used}
+    assert Path(root, "data/image.py") not in used
