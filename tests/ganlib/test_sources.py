@@ -6,6 +6,7 @@ import gzip
 import io
 import pickle
 import sys
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -15,10 +16,12 @@ import pytest
 from PIL import Image
 
 from ganlib import registry
+from ganlib.config import load_params
 from ganlib.data import image, pair
 from ganlib.data._classes import label_of
 from ganlib.sources._source import SourceError
 
+ROOT = Path(__file__).parents[2]
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 5, 6), dtype=np.uint8)
 
 
@@ -485,3 +488,14 @@ def test_image_folder_attributes(tmp_path):
             load("image_folder", tmp_path, attributes="list.csv")
     with pytest.raises(SourceError, match=r"source\.attributes: .*nowhere\.csv"):
         load("image_folder", tmp_path, attributes="nowhere.csv")
+
+
+@pytest.mark.parametrize("name", load_params(ROOT / "params.yaml").datasets)
+def test_what_packages_ship_has_a_folder_for_dvc(name, tmp_path):
+    """The stage `prepare` depends on data/raw/NAME, also where nothing lies there but a note."""
+    source = load_params(ROOT / "params.yaml").datasets[name].source
+    try:
+        registry.load("sources", source.name).load(source, tmp_path)
+    except SourceError:
+        return
+    assert (ROOT / "data/raw" / name / "README.md").is_file()
