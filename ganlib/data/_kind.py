@@ -183,8 +183,11 @@ def _code(module: ModuleType) -> str:
         if one.__name__ in (*found, __name__, f"{package}._spec"):
             continue
         assert one.__file__ is not None
-        files = sorted(Path(one.__file__).parent.glob("*.py")) if hasattr(one, "__path__") else [Path(one.__file__)]
-        found[one.__name__] = b"".join(file.read_bytes() for file in files)
+        if hasattr(one, "__path__"):  # what it holds depends on what was imported so far, its files do not
+            files = sorted(Path(one.__file__).parent.glob("*.py"))
+            found[one.__name__] = b"".join(file.read_bytes() for file in files)
+            continue
+        found[one.__name__] = Path(one.__file__).read_bytes()
         near = {inspect.getmodule(thing) for thing in vars(one).values() if inspect.ismodule(thing) or callable(thing)}
         wanted += [other for other in near if other is not None and other.__name__.startswith(f"{package}.")]
     return hashlib.sha256(b"".join(found[name] for name in sorted(found))).hexdigest()
