@@ -90,16 +90,16 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
         settled = kind.settle(sample, training)
         unlabelled = sum(of[NO_LABEL] for of in found.classes.values())
         return Spec(
-            settled,
-            kind.MODALITY,
-            classes,
-            found.counts,
-            found.content_hash,
-            source.attributes,
-            kind.code,
-            unlabelled,
-            tuple(found.attributes.mean.tolist()),
-            tuple(np.where(found.attributes.std > 0, found.attributes.std, 1.0).tolist()),
+            sample=settled,
+            modality=kind.MODALITY,
+            classes=classes,
+            counts=found.counts,
+            content_hash=found.content_hash,
+            attributes=source.attributes,
+            code=kind.code,
+            unlabelled=unlabelled,
+            attribute_means=tuple(found.attributes.mean.tolist()),
+            attribute_stds=tuple(np.where(found.attributes.std > 0, found.attributes.std, 1.0).tolist()),
         )
 
     with atomic_folder(out) as folder:
@@ -226,7 +226,8 @@ def _encode_parallel(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table
     # slow to import, so once for all; pyarrow imports pandas where it is installed. Own modules stay with the workers:
     # the server of forks does not have this process's `sys.path`, and might find others.
     context.set_forkserver_preload(["torch", "pandas", "pydantic", "pyarrow.parquet"])
-    with ProcessPoolExecutor(workers, context, _follow_parent) as pool:
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as under nohup: then a worker must not end either
+    with ProcessPoolExecutor(workers, context, _follow_parent, (ignored,)) as pool:
         futures = (pool.submit(_encode_whole, encode, part) for part in parts)
         waiting = deque(itertools.islice(futures, 2 * workers))
         try:
@@ -244,9 +245,10 @@ def _encode_whole(encode: Encode, part: Part) -> list[pa.Table]:
     return list(encode(part))
 
 
-def _follow_parent() -> None:
-    """Let a worker end with the stage: at Ctrl-C without a traceback of its own, and when the stage is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _follow_parent(ignored: bool) -> None:
+    """Let a worker end with the stage: at Ctrl-C, unless the stage `ignored` that, without a traceback of its own, and
+    when the stage is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL)
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

@@ -112,13 +112,21 @@ def test_a_killed_worker_is_one_clear_line():
         list(stage._encode_parallel([partial(kill, part) for part in range(8)], encode))
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_workers_end_with_the_stage(tmp_path, sent):
+@pytest.mark.parametrize(
+    ("sent", "handler", "seconds", "end"),
+    [
+        (signal.SIGKILL, "default_int_handler", 600, ""),
+        (signal.SIGINT, "default_int_handler", 600, "KeyboardInterrupt"),
+        (signal.SIGINT, "SIG_IGN", 1, ""),  # it goes on, and so do its workers
+    ],
+)
+def test_workers_end_with_the_stage(sent, handler, seconds, end):
     """SIGINT goes to the whole process group, as Ctrl-C does."""
     script = (
-        "import sys, time; sys.path[:0] = ['tests/pipelines', 'tests', 'tests/ganlib']; from test_prepare import *\n"
+        "import sys; sys.path[:0] = ['tests/pipelines', 'tests', 'tests/ganlib']; from test_prepare import *\n"
+        f"signal.signal(signal.SIGINT, signal.{handler})\n"  # whatever those had that ran the tests
         "encode = partial(stage.encode_part, kind='image', cfg=config().sample, labelled=False)\n"
-        "list(stage._encode_parallel([partial(wait, part) for part in range(8)], encode))\n"
+        f"list(stage._encode_parallel([partial(wait, part, {seconds}) for part in range(4)], encode))\n"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", script],
@@ -132,12 +140,14 @@ def test_workers_end_with_the_stage(tmp_path, sent):
     (os.kill if sent == signal.SIGKILL else os.killpg)(child.pid, sent)
     _, said = child.communicate(timeout=60)  # ends when the last process that holds the pipe has ended
     assert "Process ForkServerProcess" not in said  # a worker's own traceback
-    assert ("Traceback" in said) == (sent == signal.SIGINT)  # the stage's
+    assert ("Traceback" in said) == bool(end)  # the stage's
+    assert said.strip().endswith(end)
+    assert (child.returncode == 0) == (handler == "SIG_IGN")
 
 
-def wait(part: int) -> Iterator[Item]:
-    os.write(1, b"reading\n")  # at once, beside the other worker
-    time.sleep(600)
+def wait(part: int, seconds: float) -> Iterator[Item]:
+    os.write(1, b"reading\n")  # at once, next to the other worker
+    time.sleep(seconds)
     yield Item(str(part), np.full((8, 8), part, np.uint8))
 
 
