@@ -28,6 +28,7 @@ __all__ = [
     "is_accelerator",
     "mixed_precision",
     "on_device",
+    "one_thread",
     "recorder",
 ]
 
@@ -48,6 +49,20 @@ def default_device(gpus: float | Literal["auto"] = "auto") -> torch.device:
     if gpus != 0 and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, this thread computes alone on the CPU."""
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def is_accelerator(device: torch.device) -> bool:

@@ -1,14 +1,20 @@
 """A trained generator as two files that need no trust: `generator.safetensors` and `generator.json`.
 
 The JSON names a family of `ganlib/models` and its configuration; both are validated and neither holds code.
+
+Sample `i` of a seed is a function of `(seed, i)`, its condition and what it is made of, bit for bit on one machine,
+however many samples are asked for: kernels round differently for batches of different sizes, so the network is always
+run on `Generator.batch_size` of them, at the same places, with rows to fill the batch that are thrown away.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +29,17 @@ from ganlib._config import Config
 from ganlib.data._classes import label_of
 from ganlib.data._kind import Where
 from ganlib.data._spec import Spec
-from ganlib.game import Game, map_tensors, sample_of
-from ganlib.noise import Noise
+from ganlib.device import is_accelerator, one_thread
+from ganlib.game import Game, Sample, map_tensors, sample_of
+from ganlib.noise import Noise, seed_of
 
-__all__ = ["Generator", "load_generator", "save_generator"]
+__all__ = ["Generator", "load_generator", "save_generator", "whole_number"]
 
 FORMAT = 2
 _SMALL = 512  # numbers in one example
+_BATCH_NUMBERS = 2**15  # in the samples of one run of a network; on a GPU, which is idle with so few, 16 times as many
+_BATCH_LIMITS = 4, 256
+_ONE_THREAD = 2**15  # numbers in one sample that a second thread would not make sooner
 _CANDIDATES = 50_000  # samples among which some have to be as they are asked for
 # no module's state can have a name with spaces
 _ATTRIBUTES = "attributes of real examples"
@@ -96,6 +106,13 @@ class Generator:
         """Whether it makes samples of parts that it is given."""
         return bool(self.spec.given)
 
+    @property
+    def batch_size(self) -> int:
+        """Samples in one run of the network: a power of two that depends on their size and the sort of device."""
+        at_once = _BATCH_NUMBERS * (16 if is_accelerator(self.device) else 1) // self.spec.size
+        least, most = _BATCH_LIMITS
+        return 1 << max(least, min(most, at_once)).bit_length() - 1
+
     @torch.inference_mode()
     def sample(
         self,
@@ -106,38 +123,87 @@ class Generator:
         label: int | str | Tensor | None = None,
         attributes: Tensor | None = None,
         truncation: float | None = None,
-        batch: int = 100,
+        batch: int | None = None,
         rows: slice = slice(None),
     ) -> dict[str, Tensor]:
         """`n` samples, or these `rows` of them, under `"sample"`, float, `[n, *spec.shape]`; if conditional, `"label"`
         int64 `[n]` or `"attributes"` float64 `[n, A]`, as asked for.
 
         `given` are the parts that the rows are made of, each `[rows, *shape]` as networks see it. Sample i is a
-        function of (seed, i, given, condition, truncation), to rounding for any `n` and `batch`. Without `label` the
-        classes take turns; a label is an index, or the name of a class. Without `attributes`, `[A]` or `[n, A]` in the
-        units of the data, those of real examples take turns. Raises ValueError for a
-        condition that the data do not have, a truncation that is not positive, or given parts that are not as the
-        spec says.
+        function of (seed, i, given, condition, truncation), for any `n` and `rows` to the bit; with a `batch`, of so
+        many at a time, to rounding. Without `label` the classes take turns; a label is an index, or the name of a
+        class. Without `attributes`, `[A]` or `[n, A]` in the units of the data, those of real examples take turns.
+        Raises ValueError for a count or seed out of range, a condition that the data do not have, a truncation that
+        is not positive, or given parts that are not as the spec says.
         """
-        if n < 1:
-            raise ValueError(f"n: expected at least 1, found {n}")
-        if truncation is not None and not truncation > 0:
-            raise ValueError(f"truncation: expected a number above 0, found {truncation}")
+        n, seed = whole_number("n", n, least=1), whole_number("seed", seed)
+        _check_truncation(truncation)
         start, stop, _ = rows.indices(n)
         given = self._checked(given or {}, stop - start)
-        told = {name: cond[rows] for name, cond in self.conditions(n, label, attributes).items()}
-        cond, made = next(iter(told.values()), None), []
+        told = self.conditions(n, label, attributes, rows)
+
+        def run(first: int, last: int) -> Tensor:
+            here = torch.arange(first, last).clamp(start, stop - 1) - start
+            noise = Noise(seed, "sample", size=last, rows=slice(first, last))
+            return self._run(lambda: self.game.ask(_rows_of(given, here), noise, truncation), _rows_of(told, here))
+
+        if batch is not None:
+            made = [run(first, min(first + batch, stop)) for first in range(start, stop, batch)]
+            return {"sample": torch.cat(made), **told}
+        size, made = self.batch_size, []
+        for first in range(start - start % size, stop, size):
+            made.append(run(first, first + size)[max(0, start - first) : stop - first])
+        return {"sample": torch.cat(made), **told}
+
+    @torch.inference_mode()
+    def sample_rows(
+        self,
+        seeds: Sequence[int],
+        indices: Sequence[int],
+        *,
+        given: Mapping[str, Tensor] | None = None,
+        label: Tensor | None = None,
+        attributes: Tensor | None = None,
+        truncation: float | None = None,
+    ) -> Tensor:
+        """Sample `indices[i]` of seed `seeds[i]` for each i, float `[N, *spec.shape]`: what a service answers several
+        requests with at once. Conditions, `label` `[N]` and `attributes` `[N, A]`, are each row's own; without them
+        they are those that `sample` gives this index.
+
+        Equal to `sample` to rounding: to the bit where kernels round alike at any place of a batch. Raises ValueError
+        as `sample` does.
+        """
+        if len(seeds) != len(indices):
+            raise ValueError(f"indices: expected one for each of {len(seeds)} seeds, found {len(indices)}")
+        keys = [seed_of(whole_number("seed", seed), "sample") for seed in seeds]
+        row, n = torch.tensor([whole_number("indices", i) for i in indices], dtype=torch.int64), len(keys)
+        _check_truncation(truncation)
+        given = self._checked(given or {}, n)
+        if self.game.classes and label is None:
+            label = row % self.game.classes
+        if self.game.attributes and attributes is None:
+            assert self.attributes is not None
+            attributes = self.attributes[row % len(self.attributes)]
+        told, made = self.conditions(n, label, attributes), []
+        for first in range(0, n, self.batch_size):
+            here = torch.arange(first, first + self.batch_size).clamp(max=n - 1)
+            noise, of_part = Noise.of_rows(torch.tensor(keys)[here], row[here]), _rows_of(given, here)
+            asked = functools.partial(self.game.ask, of_part, noise, truncation)
+            made.append(self._run(asked, _rows_of(told, here))[: n - first])
+        return torch.cat(made) if made else torch.empty(0, *self.spec.shape)
+
+    def _run(self, inputs: Callable[[], Sample], told: Mapping[str, Tensor]) -> Tensor:
+        """The network, once. A CPU makes small samples with one thread: several would wait for one another at each
+        layer, for minutes where other threads want the cores, too."""
+        cond = next(iter(told.values()), None)
         if "attributes" in told:
             cond = self.spec.standardise(told["attributes"])
-        for first in range(start, stop, batch):
-            part = slice(first, min(first + batch, stop))
-            here = slice(part.start - start, part.stop - start)
-            noise = Noise(seed, "sample", size=n, rows=part)
-            inputs = self.game.ask({name: x[here] for name, x in given.items()}, noise, truncation)
-            inputs = map_tensors(lambda x: x.to(self.device), inputs)
-            of_part = None if cond is None else cond[here].to(self.device)
-            made.append(sample_of(self.game.generator(inputs, of_part)).float().cpu())
-        return {"sample": torch.cat(made), **told}
+        alone = not is_accelerator(self.device) and math.prod(self.spec.shape) <= _ONE_THREAD
+        with one_thread() if alone else contextlib.nullcontext():
+            made = self.game.generator(
+                map_tensors(lambda x: x.to(self.device), inputs()), None if cond is None else cond.to(self.device)
+            )
+            return sample_of(made).float().cpu()
 
     @property
     def takes_any_size(self) -> bool:
@@ -165,38 +231,47 @@ class Generator:
     def stream(
         self, n: int, *, where: Where | None = None, seed: int = 0, batch: int | None = None, **told: Any
     ) -> Iterator[Tensor]:
-        """`n` samples, as `sample` makes them, up to `batch` at a time, by default 100, or 4,096 where they are small;
-        what they are `told` is that of `sample`.
+        """`n` samples, as `sample` makes them, in chunks: about `batch` at a time, by default 100, or 4,096 where they
+        are small; what they are `told` is that of `sample`.
 
         With `where`, those of an endless row of samples of which it holds, in their order: each is drawn from the law
         of the samples, given that. Raises ValueError where that is fewer than one in a thousand.
         """
-        batch = batch or (4096 if self.spec.size <= _SMALL else 100)
+        n, seed, size = whole_number("n", n, least=1), whole_number("seed", seed), self.batch_size
+        batch = -(-(batch or (4096 if self.spec.size <= _SMALL else 100)) // size) * size
         if where is None:
             for start in range(0, n, batch):
-                yield self.sample(n, seed=seed, batch=batch, rows=slice(start, start + batch), **told)["sample"]
+                yield self.sample(n, seed=seed, rows=slice(start, start + batch), **told)["sample"]
             return
         if self.spec.given or self.conditioned_on:
             raise ValueError("where: it cannot be asked of samples that are given or told something else")
         kind, ask = self.spec.kind, self.game.ask_known
         known, drawn, found = where.known, 0, 0
         while found < n:
-            noise = Noise(seed, "sample", size=drawn + batch, rows=slice(drawn, drawn + batch))
-            inputs = self.game.ask({}, noise, None) if ask is None else ask(known, noise)
-            inputs = map_tensors(lambda x: x.to(self.device), inputs)
-            made = sample_of(self.game.generator(inputs, None)).float().cpu()
+            noise = Noise(seed, "sample", size=drawn + size, rows=slice(drawn, drawn + size))
+            asked = (
+                functools.partial(self.game.ask, {}, noise, None)
+                if ask is None
+                else functools.partial(ask, known, noise)
+            )
+            made = self._run(asked, {})
             made = made[where.holds(kind.quantise(self.spec.sample, made))][: n - found]
-            drawn, found = drawn + batch, found + len(made)
+            drawn, found = drawn + size, found + len(made)
             if drawn >= _CANDIDATES and found * 1000 < drawn and found < n:
                 raise ValueError(f"where: {found} of {drawn} samples are so; expected at least one in a thousand")
             if len(made):
                 yield made
 
     def conditions(
-        self, n: int, label: int | str | Tensor | None = None, attributes: Tensor | None = None
+        self,
+        n: int,
+        label: int | str | Tensor | None = None,
+        attributes: Tensor | None = None,
+        rows: slice = slice(None),
     ) -> dict[str, Tensor]:
-        """What `n` samples are told, as `sample` has it. Raises ValueError as it does."""
-        told = {"label": self._labels(n, label), "attributes": self._attributes(n, attributes)}
+        """What `n` samples are told, or these `rows` of them, as `sample` has it. Raises ValueError as it does."""
+        index = torch.arange(*rows.indices(n))
+        told = {"label": self._labels(n, index, label), "attributes": self._attributes(n, index, attributes)}
         return {name: cond for name, cond in told.items() if cond is not None}
 
     @torch.inference_mode()
@@ -217,6 +292,11 @@ class Generator:
             part = {name: x.to(self.device) for name, x in part.items()}
             found.append({name: answer.float().cpu() for name, answer in self.game.answers(part).items()})
         return {name: torch.cat([answers[name] for answers in found]) for name in found[0]}
+
+    def present(self, samples: Tensor) -> Any:
+        """Samples `[N, *spec.shape]` as a consumer gets them: an array, a DataFrame, a list of strings."""
+        kind = self.spec.kind
+        return kind.present(self.spec.sample, "sample", kind.quantise(self.spec.sample, samples).numpy())
 
     def take(self, part: str, rows: Any) -> Tensor:
         """Rows of a part as a user has them (what `present` gives: an array, a DataFrame, a list) as networks see them.
@@ -254,7 +334,7 @@ class Generator:
             raise ValueError(f"given: expected shapes {expected}, found {found}")
         return given
 
-    def _attributes(self, n: int, asked: Tensor | None) -> Tensor | None:
+    def _attributes(self, n: int, index: Tensor, asked: Tensor | None) -> Tensor | None:
         size = self.game.attributes
         if not size:
             if asked is not None:
@@ -262,27 +342,48 @@ class Generator:
             return None
         if asked is None:
             assert self.attributes is not None
-            return self.attributes[torch.arange(n) % len(self.attributes)]
+            return self.attributes[index % len(self.attributes)]
         if asked.shape[-1] != size:
             raise ValueError(
                 f"attributes: {size} are wanted ({', '.join(self.spec.attributes)}), found {asked.shape[-1]}"
             )
         if not asked.isfinite().all():
             raise ValueError(f"attributes: expected finite numbers, found {asked.tolist()}")
-        return asked.double().expand(n, size)
+        return asked.double().expand(n, size)[index]
 
-    def _labels(self, n: int, label: int | str | Tensor | None) -> Tensor | None:
+    def _labels(self, n: int, index: Tensor, label: int | str | Tensor | None) -> Tensor | None:
         classes = self.game.classes
         if not classes:
             if label is not None:
                 raise ValueError("label: this generator is not conditional")
             return None
+        if label is None:
+            return index % classes
         if isinstance(label, str):
             label = label_of(self.spec.classes, label)
-        labels = torch.arange(n) % classes if label is None else torch.as_tensor(label).expand(n).long()
-        if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        asked = torch.as_tensor(label)
+        if asked.is_floating_point() or asked.dtype == torch.bool or ((asked < 0) | (asked >= classes)).any():
             raise ValueError(f"label: 0 to {classes - 1} is wanted, found {label}")
-        return labels
+        return asked.long().expand(n)[index]
+
+
+def whole_number(name: str, value: Any, *, least: int = 0) -> int:
+    """The value as an int. Raises ValueError, naming it, for what is no whole number from `least` to 2⁶³ - 1."""
+    number = value.item() if isinstance(value, np.generic) else value
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)  # a column of a table holds floats where a row says nothing
+    if isinstance(number, bool) or not isinstance(number, int) or not least <= number < 2**63:
+        raise ValueError(f"{name}: expected a whole number from {least} to {2**63 - 1}, found {value!r}")
+    return number
+
+
+def _check_truncation(truncation: float | None) -> None:
+    if truncation is not None and not (truncation > 0 and math.isfinite(truncation)):
+        raise ValueError(f"truncation: expected a number above 0, found {truncation}")
+
+
+def _rows_of(tensors: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+    return {name: x[index] for name, x in tensors.items()}
 
 
 def load_generator(directory: str | Path, device: str | torch.device = "cpu") -> Generator:

@@ -33,17 +33,26 @@ class Noise:
     """
 
     key: Tensor
-    """int64 scalar, on the device; a recorded step is given another by writing into it"""
+    """int64 scalar, on the device, or `[rows]`; a recorded step is given another by writing into it"""
 
     def __init__(self, *key: int | str, size: int, rows: slice | None = None, device: torch.device | str = "cpu"):
         self.key = torch.full((), seed_of(*key), dtype=torch.int64, device=device)
-        self._rows = slice(0, size) if rows is None else slice(*rows.indices(size))
+        self._rows: slice | Tensor = slice(0, size) if rows is None else slice(*rows.indices(size))
         self._start = 0
+
+    @classmethod
+    def of_rows(cls, keys: Tensor, rows: Tensor) -> Noise:
+        """Noise of several batches: row `rows[i]` of the one whose `seed_of` is `keys[i]`, both int64 `[N]`."""
+        noise = cls(size=0, device=keys.device)
+        noise.key, noise._rows = keys, rows
+        return noise
 
     @property
     def row_keys(self) -> Tensor:
         """int64 `[rows]`: what `normal` and `uniform` take. The numbers drawn by this noise start at place 0."""
-        rows = torch.arange(self._rows.start, self._rows.stop, device=self.key.device)
+        rows = self._rows
+        if isinstance(rows, slice):
+            rows = torch.arange(rows.start, rows.stop, device=self.key.device)
         return _mix(self.key + _GOLDEN * (rows + 1))
 
     def fork(self, purpose: str) -> Noise:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from ganlib.data._spec import Spec
     from ganlib.export import Generator
-    from pipelines.tracking import Store
 
 __all__ = ["app"]
 
@@ -72,8 +71,8 @@ def check_params(
 @_one_line_errors
 def sample(
     model_uri: ModelURI,
-    n: Annotated[int, typer.Option("-n", min=1, help="how many; images given: as many as these")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same samples")] = 0,
+    n: Annotated[int, typer.Option("-n", help="how many; images given: as many as these")] = 64,
+    seed: Annotated[int, typer.Option(help="the same seed gives the same samples")] = 0,
     label: Annotated[
         str | None, typer.Option(help="a class by its name, or #3 for that of index 3; without it, in turn")
     ] = None,
@@ -117,7 +116,7 @@ def sample(
             told = {"attributes": _attributes(attribute, spec.attributes), "label": asked, "truncation": truncation}
             chunks = generator.stream(n, where=_where(where, spec), seed=seed, **told)
             if output.suffix in (".csv", ".parquet"):
-                _write_rows(chunks, spec, output)
+                _write_rows(chunks, generator, output)
                 typer.echo(f"{output}: {n} rows of {model_uri}, seed {seed}")
                 return
             made = {"sample": torch.cat(list(chunks))}
@@ -147,7 +146,7 @@ def _where(conditions: list[str] | None, spec: Spec) -> Any:
     return spec.kind.where(spec.sample, conditions)
 
 
-def _write_rows(chunks: Iterable[Tensor], spec: Spec, output: Path) -> None:
+def _write_rows(chunks: Iterable[Tensor], generator: Generator, output: Path) -> None:
     """Write samples, as a user knows them, to a CSV or Parquet file, of which a chunk is held at a time."""
     import pandas as pd
     import pyarrow as pa
@@ -157,9 +156,11 @@ def _write_rows(chunks: Iterable[Tensor], spec: Spec, output: Path) -> None:
     partial, writer, schema = output.with_name(f".partial.{output.name}"), None, None
     try:
         for chunk in chunks:
-            shown = spec.kind.present(spec.sample, "sample", spec.kind.quantise(spec.sample, chunk).numpy())
+            shown = generator.present(chunk)
             if not isinstance(shown, pd.DataFrame):
-                raise ValueError(f"--output: {spec.modality} data are no rows; expected a picture's name, such as .png")
+                raise ValueError(
+                    f"--output: {generator.spec.modality} data are no rows; expected a picture's name, such as .png"
+                )
             table = pa.Table.from_pandas(shown, schema=schema, preserve_index=False)
             if writer is None:
                 # a column whose first values are all missing has no type yet
@@ -265,9 +266,10 @@ def lineage(
 
     from ganlib.config import load_params
     from pipelines import lineage as facts
+    from pipelines.loading import default_store
     from pipelines.model_registry import version_by_uri
 
-    version = version_by_uri(_store(), model_uri)
+    version = version_by_uri(default_store(), model_uri)
     prefix = "lineage."
     recorded = {tag.removeprefix(prefix): value for tag, value in version.tags.items() if tag.startswith(prefix)}
     table = Table("fact", "recorded", "here", "", title=f"{version.model} version {version.number}")
@@ -354,30 +356,15 @@ def submit(
     raise typer.Exit(status)
 
 
-def _store() -> Store:
-    """The project's store, or the default one outside of a project."""
-    from ganlib.config import TrackingConfig, load_params
-    from pipelines import tracking
-
-    config = load_params().tracking if Path("params.yaml").is_file() else TrackingConfig()
-    return tracking.open_store(config, create=False)
-
-
 def _generator(model_uri: str) -> Generator:
     """Raises StageError if the address leads to no generator."""
-    from ganlib.device import default_device
-    from ganlib.export import load_generator
-    from ganlib.scratch import scratch_folder
+    import ganlib
     from pipelines._stage import StageError
-    from pipelines.model_registry import download
 
-    with scratch_folder() as scratch:
-        registered = model_uri.startswith("models:/")
-        folder = download(_store(), model_uri, Path(scratch)) if registered else Path(model_uri)
-        try:
-            return load_generator(folder, default_device())
-        except ValueError as error:
-            raise StageError(str(error)) from error
+    try:
+        return ganlib.load(model_uri)
+    except ValueError as error:
+        raise StageError(str(error)) from error
 
 
 def _class(label: str | None, classes: tuple[str, ...]) -> int | None:

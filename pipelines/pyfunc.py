@@ -46,7 +46,7 @@ from torch import Tensor
 
 from ganlib.data._classes import class_name, label_of
 from ganlib.data._spec import Spec
-from ganlib.export import Generator, load_generator
+from ganlib.export import Generator, load_generator, whole_number
 
 __all__ = ["GeneratorModel", "logged"]
 
@@ -99,10 +99,10 @@ class GeneratorModel(PythonModel):
         requests = [{**DEFAULTS, **(params or {}), **asked} for asked in _requests(model_input)]
         about = self.generator.spec.parts["sample"]
         at_most = max(1, OUTPUT_BYTES // about.stored_bytes)
-        if (asked := sum(max(0, int(request["n"])) for request in requests)) > at_most:
+        if (asked := sum(whole_number("n", request["n"], least=1) for request in requests)) > at_most:
             raise ValueError(f"n: {asked} samples in one call, expected at most {at_most}")
         made = [self._sample(request) for request in requests]
-        return self._presented(torch.cat(made) if made else torch.empty(0, *about.shape))
+        return self.generator.present(torch.cat(made) if made else torch.empty(0, *about.shape))
 
     def _sample(self, asked: dict[str, Any], given: dict[str, Tensor] | None = None) -> Tensor:
         if conditions := asked["where"]:
@@ -110,11 +110,11 @@ class GeneratorModel(PythonModel):
             if spec.kind.where is None:
                 raise ValueError(f"where: {spec.modality} data have no columns to set conditions on")
             where = spec.kind.where(spec.sample, [conditions] if isinstance(conditions, str) else list(conditions))
-            return torch.cat(list(self.generator.stream(int(asked["n"]), where=where, seed=int(asked["seed"]))))
+            return torch.cat(list(self.generator.stream(asked["n"], where=where, seed=asked["seed"])))
         return self.generator.sample(
-            int(asked["n"]),
+            asked["n"],
             given=given,
-            seed=int(asked["seed"]),
+            seed=asked["seed"],
             label=self._label(asked["label"]),
             attributes=torch.tensor(told, dtype=torch.float64) if (told := list(asked["attributes"])) else None,
             truncation=asked["truncation"] or None,
@@ -138,7 +138,7 @@ class GeneratorModel(PythonModel):
         raw = {spec.given[0]: given} if len(spec.given) == 1 else given
         parts = {name: self.generator.take(name, raw[name]) for name in spec.given}
         n = len(next(iter(parts.values())))
-        return self._presented(self._sample(asked | {"n": n}, parts) if n else torch.empty(0, *spec.shape))
+        return self.generator.present(self._sample(asked | {"n": n}, parts) if n else torch.empty(0, *spec.shape))
 
     def _answer(self, name: str, rows: Any, asked: dict[str, Any]) -> Any:
         generator, spec = self.generator, self.generator.spec
@@ -154,11 +154,7 @@ class GeneratorModel(PythonModel):
         if not len(parts["sample"]):
             return np.empty((0, *shapes[name]), np.float32)
         answers = generator.answer(parts)[name]
-        return self._presented(answers) if shapes[name] == spec.shape else answers.numpy()
-
-    def _presented(self, samples: Tensor) -> Any:
-        spec = self.generator.spec
-        return spec.kind.present(spec.sample, "sample", spec.kind.quantise(spec.sample, samples).numpy())
+        return self.generator.present(answers) if shapes[name] == spec.shape else answers.numpy()
 
 
 def _shown(spec: Spec, part: str, rows: int) -> Any:

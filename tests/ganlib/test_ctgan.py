@@ -192,7 +192,7 @@ def test_rows_for_which_a_condition_holds(exported):
     assert (several["age"] < 60).all()
     again = rows_of(generator, "colour=red", "member=True", "age<60", seed=3, n=20)
     pd.testing.assert_frame_equal(again, several[:20])
-    with pytest.raises(ValueError, match=r"where: \d+ of 53248 samples are so; expected at least one in a thousand"):
+    with pytest.raises(ValueError, match=r"where: \d+ of 50176 samples are so; expected at least one in a thousand"):
         rows_of(generator, "weight<48.42")
 
 

@@ -49,6 +49,66 @@ def test_samples_are_a_function_of_the_seed(saved):
     assert generator.sample(3, truncation=0.3)["sample"].shape == (3, *saved[2].shape)
 
 
+@pytest.fixture(params=FAMILIES)
+def of_any(request, tmp_path):
+    """A generator of each family, and what makes `rows` of `n` samples of it."""
+    folder, _, spec = save(request.param, tmp_path)
+    generator = load_generator(folder)
+    rng = torch.Generator().manual_seed(0)
+    given = {name: torch.rand(600, *spec.parts[name].shape, generator=rng) * 2 - 1 for name in spec.given}
+
+    def sample(n, rows=slice(None), **how):
+        here = {name: x[:n][rows] for name, x in given.items()}
+        return generator.sample(n, given=here, seed=1, rows=rows, **how)["sample"]
+
+    return generator, sample, given
+
+
+def test_a_sample_has_the_same_bits_however_many_are_made(of_any):
+    generator, sample, _ = of_any
+    size = generator.batch_size
+    whole = sample(2 * size + 3)
+    assert torch.equal(sample(1), whole[:1])
+    assert torch.equal(sample(size + 1), whole[: size + 1])
+    for rows in (slice(1, 2), slice(size - 2, size + 1), slice(size, None)):
+        assert torch.equal(sample(2 * size + 3, rows), whole[rows])
+    torch.testing.assert_close(sample(7, batch=3), whole[:7])
+    if not generator.translates:
+        assert torch.equal(torch.cat(list(generator.stream(size + 5, seed=1, batch=2))), whole[: size + 5])
+
+
+def test_rows_of_several_seeds_are_made_at_once(of_any):
+    generator, sample, given = of_any
+    indices = [5, 0, 300, 5]
+    made = generator.sample_rows([1, 1, 1, 2], indices, given={name: x[indices] for name, x in given.items()})
+    torch.testing.assert_close(made[:3], sample(301)[[5, 0, 300]])
+    if not generator.translates:  # some of these make one thing of what they are given
+        assert not torch.equal(made[3], made[0])
+    nothing = generator.sample_rows([], [], given={name: x[:0] for name, x in given.items()})
+    assert nothing.shape == (0, *generator.spec.shape)
+
+
+def test_rows_may_be_told_what_they_are_of(saved):
+    generator = load_generator(saved[0])
+    asked = torch.tensor([2, 0])
+    made = generator.sample_rows([3, 4], [7, 7], label=asked)
+    for row, seed, label in zip(made, (3, 4), asked, strict=True):
+        torch.testing.assert_close(row, generator.sample(8, seed=seed, label=label)["sample"][7])
+    with pytest.raises(ValueError, match="indices: expected one for each of 1 seeds, found 2"):
+        generator.sample_rows([1], [1, 2])
+
+
+def test_small_samples_are_made_with_one_thread_and_threads_are_as_before(saved):
+    generator, before, seen = load_generator(saved[0]), torch.get_num_threads(), []
+    generator.game.generator.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(3)
+    try:
+        generator.sample(1)
+        assert (seen, torch.get_num_threads()) == ([1], 3)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_attributes_are_asked_for_or_those_of_real_examples(tmp_path):
     generator = load_generator(save("dcgan", tmp_path, classes=(), attributes=("age", "smile"))[0])
     assert generator.sample(3)["attributes"].tolist() == [[0.0, 1.0], [0.5, 0.5], [0.0, 1.0]]
@@ -93,9 +153,18 @@ def test_a_generator_from_noise_takes_no_images(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "n: expected at least 1"),
+        ({"n": 0}, "^n: expected a whole number from 1 to 9223372036854775807, found 0$"),
+        ({"n": 2**63}, "n: expected"),
+        ({"n": 1.5}, "n: expected"),
+        ({"n": True}, "n: expected"),
+        ({"n": 1, "seed": -1}, "^seed: expected a whole number from 0 to 9223372036854775807, found -1$"),
+        ({"n": 1, "seed": 2**63}, "seed: expected"),
+        ({"n": 1, "seed": "1"}, "seed: expected"),
         ({"n": 1, "label": 3}, "label: 0 to 2 is wanted, found 3"),
+        ({"n": 1, "label": -1}, "label: 0 to 2 is wanted, found -1"),
+        ({"n": 1, "label": 0.5}, "label: 0 to 2 is wanted, found 0.5"),
         ({"n": 1, "truncation": 0.0}, "truncation"),
+        ({"n": 1, "truncation": float("inf")}, "truncation"),
     ],
 )
 def test_bad_requests(saved, arguments, message):

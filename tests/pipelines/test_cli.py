@@ -99,6 +99,8 @@ def test_sample_by_class_name_and_truncation(generator):
     refused(ganlib("sample", generator, "--label", "cat"), "'cat' is not a class", "0, 1, 2")
     refused(ganlib("sample", generator, "--label", "11"), "--label: '11' is not a class", "index, #0 to #9")
     refused(ganlib("sample", generator, "--truncation", "-1"), "truncation")
+    refused(ganlib("sample", generator, "-n", "0"), "n: expected a whole number from 1")
+    refused(ganlib("sample", generator, "--seed", "-1"), "seed: expected a whole number from 0")
     refused(ganlib("sample", generator, "-o", "a.unknown"), "unknown")
     refused(ganlib("sample", generator, "-o", "missing/a.png"), "missing")
 
@@ -157,6 +159,22 @@ def test_sample_from_the_registry(registered, generator):
     assert ganlib("sample", "models:/m@champion", "-n", 4, "-o", "a.png").exit_code == 0
     assert ganlib("sample", generator, "-n", 4, "-o", "b.png").exit_code == 0
     assert Image.open("a.png").tobytes() == Image.open("b.png").tobytes()
+
+
+def test_load_gives_the_generator_of_a_version_and_of_a_folder(registered, generator):
+    import numpy as np
+
+    import ganlib as library
+
+    of_version, of_folder = library.load("models:/m@champion", "cpu"), library.load(generator)
+    assert of_version.spec == of_folder.spec
+    made = of_version.present(of_version.sample(5, seed=3, label="7")["sample"])
+    assert np.array_equal(made, of_folder.present(of_folder.sample(9, seed=3, label="7")["sample"])[:5])
+    assert (made.dtype, made.shape) == (np.uint8, (5, 8, 8, 1))
+    with pytest.raises(ValueError, match="nowhere: not a generator"):
+        library.load("nowhere")
+    with pytest.raises(RuntimeError, match="models:/m/2: not in sqlite"):
+        library.load("models:/m/2")
 
 
 def verdicts(done):

@@ -113,6 +113,22 @@ def test_one_call_gives_no_more_than_stated(told):
         told.predict(None, None, {"n": 10**9})
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"n": 0}, "^n: expected a whole number from 1 to 9223372036854775807, found 0$"),
+        ({"n": -5}, "^n: .* found -5$"),
+        ({"n": 2.5}, "^n: .* found 2.5$"),
+        ({"seed": -1}, "^seed: expected a whole number from 0 to 9223372036854775807, found -1$"),
+        ({"seed": 2**64}, "^seed: .* found 18446744073709551616$"),
+        ({"truncation": float("nan")}, "^truncation: expected a number above 0, found nan$"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_in_a_line(told, asked, message):
+    with pytest.raises(ValueError, match=message):
+        told.predict(None, None, asked)
+
+
 def test_requirements_are_of_versions_that_pypi_has(told, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0+cpu" if name == "torch" else "1.0")
     named = logged(tmp_path)["pip_requirements"]
