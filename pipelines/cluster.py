@@ -34,6 +34,7 @@ __all__ = [
     "on_every_node",
     "one_line",
     "protect_token",
+    "start_local",
     "token",
     "token_file",
     "usable_resources",
@@ -126,36 +127,53 @@ def cluster(params: Params) -> Iterator[dict[str, float]]:
     address = cluster_address(params.scale)
     if address:
         check_address(params.scale)
+        _init(f"{key}: no Ray cluster", address=address)
     else:
-        protect_token()
-        folder = ray_folder()
-        if folder.instead:
-            print(folder.instead, flush=True)
-            os.environ["RAY_TMPDIR"] = str(folder.path)
-        os.environ.update({key: value for key, value in LEAN.items() if key not in os.environ})
+        _init_local(local_cpus(), "Ray does not start, and `dvc repro` tries again")
     import ray
 
-    # Ray's servers listen on all interfaces, whatever address they are given; what keeps strangers out is Ray's token
-    # authentication, which is on for a cluster started here unless RAY_AUTH_MODE says otherwise.
-    terminate = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(
-            address=address or "local",
-            logging_level="error",
-            log_to_driver=False,
-            **({} if address else {"include_dashboard": False, "num_cpus": local_cpus()}),
-        )
-    except Exception as error:  # Ray raises the plain one, too, as where a busy machine takes more than 30 s
-        where = f"{key}: no Ray cluster" if address else "Ray does not start, and `dvc repro` tries again"
-        raise StageError(f"{where}: {' '.join(str(error).split())[:500]}") from error
-    finally:  # Ray sets a handler of its own
-        signal.signal(signal.SIGTERM, terminate)
     try:
         gcs_address = ray.get_runtime_context().gcs_address
         with restarting(gcs_address, local=not address, at_most=params.scale.max_failures):
             yield usable_resources(ray.cluster_resources())
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def start_local(num_cpus: int) -> Iterator[None]:
+    """A cluster on this machine, with this many cores to give away. Raises StageError if it does not start."""
+    _init_local(num_cpus, "Ray does not start")
+    import ray
+
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _init_local(num_cpus: int, failed: str) -> None:
+    """Ray's servers listen on all interfaces, whatever address they are given; what keeps strangers out is Ray's token
+    authentication, which is on for a cluster started here unless RAY_AUTH_MODE says otherwise."""
+    protect_token()
+    folder = ray_folder()
+    if folder.instead:
+        print(folder.instead, flush=True)
+        os.environ["RAY_TMPDIR"] = str(folder.path)
+    os.environ.update({key: value for key, value in LEAN.items() if key not in os.environ})
+    _init(failed, address="local", include_dashboard=False, num_cpus=num_cpus)
+
+
+def _init(failed: str, **options: Any) -> None:
+    import ray
+
+    terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(logging_level="error", log_to_driver=False, **options)
+    except Exception as error:  # Ray raises the plain one, too, as where a busy machine takes more than 30 s
+        raise StageError(f"{failed}: {' '.join(str(error).split())[:500]}") from error
+    finally:  # Ray sets a handler of its own
+        signal.signal(signal.SIGTERM, terminate)
 
 
 def _check_reachable(address: str, key: str = "scale.ray_address") -> None:
