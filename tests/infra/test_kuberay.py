@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gzip
+import importlib
+import inspect
 import json
 from itertools import chain
 from pathlib import Path
@@ -11,10 +13,18 @@ from pathlib import Path
 import pytest
 import ray
 from jsonschema import Draft202012Validator
+from ray.serve.schema import ServeDeploySchema
+from ruamel.yaml import YAML
 from vendor_kuberay import FILE
 
+from pipelines.serve.settings import TOKEN, Settings
+
 ROOT = Path(__file__).parents[2]
-FILES = {"RayCluster": "kuberay/cluster.yaml", "RayJob": "kuberay/job.yaml"}
+FILES = {
+    "RayCluster": "kuberay/cluster.yaml",
+    "RayJob": "kuberay/job.yaml",
+    "RayService": "kuberay/service.yaml",
+}
 
 
 def strict(schema):
@@ -49,7 +59,8 @@ def manifest(request, load):
 
 
 def cluster_spec(manifest):
-    return manifest["spec"].get("rayClusterSpec", manifest["spec"])
+    spec = manifest["spec"]
+    return spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
 
 
 def groups(manifest):
@@ -91,11 +102,15 @@ def test_job_and_cluster_have_one_spec(load):
     assert load(FILES["RayJob"])["spec"]["rayClusterSpec"] == load(FILES["RayCluster"])["spec"]
 
 
-def test_the_head_does_no_work_and_gpus_come_and_go(manifest):
-    spec = cluster_spec(manifest)
-    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    assert spec["enableInTreeAutoscaling"] is True
-    [gpu] = [group for group in spec["workerGroupSpecs"] if group["groupName"] == "gpu"]
+def test_the_head_does_no_work(manifest):
+    assert cluster_spec(manifest)["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
+def test_gpus_come_and_go(kind, load):
+    manifest = load(FILES[kind])
+    assert cluster_spec(manifest)["enableInTreeAutoscaling"] is True
+    [gpu] = [group for group in groups(manifest) if group.get("groupName") == "gpu"]
     assert gpu["minReplicas"] < gpu["maxReplicas"]
     assert gpu["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
@@ -115,6 +130,26 @@ def test_the_job_s_process_finds_its_place(load):
     assert job["spec"]["backoffLimit"] > 0
 
 
+def test_ray_serve_takes_the_service(load):
+    """Its schema, the builder that it names, the settings, and cores for each replica; a secret holds the token."""
+    service = load(FILES["RayService"])
+    described = ServeDeploySchema.model_validate(YAML(typ="safe").load(service["spec"]["serveConfigV2"]))
+    [application] = described.applications
+    module, _, name = application.import_path.partition(":")
+    builder = getattr(importlib.import_module(module), name)
+    [argument] = inspect.signature(builder).parameters.values()
+    settings = argument.annotation(**application.args)
+    assert isinstance(settings, Settings)
+    [group] = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    [container] = group["template"]["spec"]["containers"]
+    assert {"containerPort": described.http_options.port, "name": "serve"} in container["ports"]
+    assert settings.replicas * settings.cpus <= group["replicas"] * int(container["resources"]["limits"]["cpu"])
+    assert settings.hosts == ("*",)
+    for one in containers(service):
+        [token] = [variable for variable in one["env"] if variable["name"] == TOKEN]
+        assert token["valueFrom"]["secretKeyRef"]["name"] == "ganlib-api"
+
+
 def test_containers_are_locked_down(manifest):
     for group in groups(manifest):
         pod = group["template"]["spec"]
@@ -132,8 +167,11 @@ def test_containers_are_bounded_and_watched(manifest):
         resources = container["resources"]
         assert resources["requests"] == resources["limits"]
         assert {"cpu", "memory"} <= resources["limits"].keys()
+        serves = any(port["name"] == "serve" for port in container.get("ports", ()))
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-            assert container[probe]["httpGet"] == {"path": "/api/healthz", "port": 52365}
+            of_serve = serves and probe == "readinessProbe"
+            expected = {"path": "/-/healthz", "port": 8000} if of_serve else {"path": "/api/healthz", "port": 52365}
+            assert container[probe]["httpGet"] == expected
 
 
 def test_secrets_are_references(manifest):

@@ -1,7 +1,7 @@
 """Write kuberay-VERSION.json.gz from a clone of github.com/ray-project/kuberay: `vendor_kuberay.py CLONE`.
 
-The file has the schemas (openAPIV3Schema of v1) of RayCluster and RayJob, without descriptions. KubeRay's licence is
-Apache-2.0, like this project's.
+The file has the schemas (openAPIV3Schema of v1) of RayCluster, RayJob and RayService, without descriptions. KubeRay's
+licence is Apache-2.0, like this project's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def without_descriptions(schema: Any) -> Any:
 
 def main(clone: str) -> None:
     schemas = {}
-    for kind in ("RayCluster", "RayJob"):
+    for kind in ("RayCluster", "RayJob", "RayService"):
         path = f"ray-operator/config/crd/bases/ray.io_{kind.lower()}s.yaml"
         shown = subprocess.run(["git", "-C", clone, "show", f"{COMMIT}:{path}"], check=True, capture_output=True)
         crd = YAML(typ="safe").load(shown.stdout)

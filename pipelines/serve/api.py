@@ -1,0 +1,298 @@
+"""The routes of a service. It is an ASGI application of its own; Ray Serve runs it in each replica."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import prometheus_client
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, Response
+from numpy.typing import NDArray
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from pipelines._stage import StageError
+from pipelines.serve import asked, formats, sampling
+from pipelines.serve.batching import Batcher
+from pipelines.serve.guards import Guard, Metrics, describe_problem, refused
+from pipelines.serve.models import Model, Served, TooSlow
+from pipelines.serve.sampling import Expired, Job, Work
+from pipelines.serve.settings import TOKEN, Settings
+
+__all__ = ["VERSION_HEADER", "api"]
+
+VERSION_HEADER = "Ganlib-Model"
+"""in every answer that a model made: which version it was"""
+PAGE = Path(__file__).parent / "page"
+
+log = logging.getLogger("ray.serve")
+
+
+class Service:
+    """The models of one replica, and the work that it has accepted."""
+
+    def __init__(self, settings: Settings):
+        self.settings, self.metrics = settings, Metrics()
+        roles = {"served": settings.model, "challenger": settings.challenger}
+        self.models = {role: Model(uri, settings) for role, uri in roles.items() if uri is not None}
+        kinds = {model.current.generator.spec.sample.kind for model in self.models.values()}  # type: ignore[attr-defined]
+        if len(kinds) > 1:
+            raise StageError(f"challenger: it is of another kind of data: {', '.join(sorted(kinds))}")
+        self._tell_versions()
+        self.pending = 0
+        self.encoding = ThreadPoolExecutor(2, "encoder")
+        self.batcher = Batcher(self._run, settings.max_samples, settings.batch_wait_s)
+
+    def served(self, role: asked.Role) -> Served:
+        if role not in self.models:
+            raise HTTPException(422, "model: this service has no challenger")
+        return self.models[role].current
+
+    async def make(self, served: Served, n: int, work: Work) -> NDArray[Any]:
+        """What is made, as it is stored `[n, *stored]`. Raises HTTPException for what is refused."""
+        if self.pending >= self.settings.max_pending:
+            raise HTTPException(429, "too many requests are waiting", {"Retry-After": "1"})
+        self.pending += 1
+        self.metrics.pending.set(self.pending)
+        try:
+            made = await self.batcher.submit(Job(served, n, work, time.monotonic() + self.settings.timeout_s))
+        finally:
+            self.pending -= 1
+            self.metrics.pending.set(self.pending)
+        match made:
+            case Expired():
+                raise HTTPException(429, f"it waited for {self.settings.timeout_s:g} s", {"Retry-After": "1"})
+            case TooSlow():
+                raise HTTPException(413, f"it takes longer than {self.settings.timeout_s:g} s: ask for less")
+            case Exception():
+                raise HTTPException(422, str(made))
+        self.metrics.samples.labels(served.uri).inc(n)
+        assert isinstance(made, np.ndarray)
+        return made
+
+    def _run(self, jobs: Sequence[Job]) -> list[Any]:
+        self.metrics.batch.observe(sum(job.n for job in jobs))
+        return sampling.run(jobs, self.settings.timeout_s)
+
+    async def answer(
+        self,
+        served: Served,
+        made: NDArray[Any],
+        wanted: asked.Format | None,
+        about: dict[str, Any],
+        columns: int | None,
+    ) -> Response:
+        spec = served.generator.spec
+        of_format = wanted or formats.formats(spec)[0]
+        loop = asyncio.get_running_loop()
+        told = {"model": served.uri, **about}
+        content = await loop.run_in_executor(self.encoding, formats.encode, spec, made, of_format, told, columns)
+        return Response(content, media_type=formats.MEDIA_TYPES[of_format], headers={VERSION_HEADER: served.uri})
+
+    def check_format(self, served: Served, wanted: asked.Format | None) -> None:
+        known = formats.formats(served.generator.spec)
+        if wanted is not None and wanted not in known:
+            raise HTTPException(422, f"format: {wanted!r} is none of this model's; known: {', '.join(known)}")
+
+    def check_noise(self, served: Served) -> None:
+        if served.generator.translates:
+            raise HTTPException(422, "this model makes samples of files: POST /v1/translations")
+
+    def most_samples(self, served: Served) -> int:
+        """Of one request."""
+        stored = served.generator.spec.parts["sample"].stored_bytes
+        return max(1, min(self.settings.max_samples, self.settings.max_sample_bytes // stored))
+
+    def described(self) -> dict[str, Any]:
+        served = self.models["served"].current
+        spec, generator = served.generator.spec, served.generator
+        return {
+            "model": served.uri,
+            "alias": self.models["served"].uri,
+            "challenger": self.models["challenger"].current.uri if "challenger" in self.models else None,
+            "kind": spec.kind.name,
+            "shown_as": formats.shown_as(spec),
+            "formats": formats.formats(spec),
+            "classes": spec.classes if generator.conditional else (),
+            "attributes": spec.attributes if "attributes" in generator.conditioned_on else (),
+            "given": spec.given,
+            "where": spec.kind.where is not None and not generator.conditioned_on,
+            "limits": {
+                "samples": self.most_samples(served),
+                "body_bytes": self.settings.max_body_bytes,
+                "megapixels": self.settings.max_megapixels,
+                "seconds": self.settings.timeout_s,
+                "pending": self.settings.max_pending,
+            },
+        }
+
+    async def follow(self) -> None:
+        """Look whether an alias has moved, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self.settings.poll_s)
+            for model in self.models.values():
+                try:
+                    # not in the thread of generators: the old version goes on answering while the new one is loaded
+                    if await loop.run_in_executor(None, model.refresh):
+                        log.info("%s: now %s", model.uri, model.current.uri)
+                        self._tell_versions()
+                except Exception as error:
+                    self.metrics.failures.inc()
+                    log.warning("%s: %s stays: %s", model.uri, model.current.uri, error)
+
+    def _tell_versions(self) -> None:
+        self.metrics.version.clear()
+        for model in self.models.values():
+            self.metrics.version.labels(model.current.uri).set(1)
+
+
+def api(settings: Settings) -> FastAPI:
+    """The application, with its models loaded. Raises StageError where they cannot be."""
+    service = Service(settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        following = asyncio.create_task(service.follow())
+        yield
+        following.cancel()
+
+    problems: dict[int | str, dict[str, Any]] = {
+        status: {"description": what, "content": {"application/json": {"schema": describe_problem()}}}
+        for status, what in (
+            (400, "Not JSON, or another Host than this server's."),
+            (401, "No token, or another than the service's."),
+            (413, "The body is too large, or the work takes too long."),
+            (422, "Not understood, or not in this model; `error` says what."),
+            (429, "Too many requests are waiting; try again after `Retry-After` seconds."),
+        )
+    }
+    samples_of = {
+        "description": f"Samples. The header {VERSION_HEADER} names the version that made them.",
+        "content": {media.partition(";")[0]: {} for media in formats.MEDIA_TYPES.values()},
+    }
+    app = FastAPI(
+        title="ganlib",
+        description="Samples of a registered generator.",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,  # both pages load scripts of other sites
+        redoc_url=None,
+        max_body_size=settings.max_body_bytes,
+        responses=problems,
+    )
+    app.state.service = service
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts), www_redirect=False)
+    app.add_middleware(
+        Guard,
+        metrics=service.metrics,
+        token=os.environ.get(TOKEN) or None,
+        max_body_bytes=settings.max_body_bytes,
+    )
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        found = error.errors()[0]
+        place = ".".join(str(part) for part in found["loc"] if part != "body")
+        return refused(422, f"{place or 'the body'}: {found['msg']}")
+
+    @app.exception_handler(HTTPException)
+    async def no(request: Request, error: HTTPException) -> Response:
+        return refused(error.status_code, str(error.detail), error.headers)
+
+    @app.get("/v1/model")
+    async def model() -> dict[str, Any]:
+        """What is served: its version, classes, formats and limits."""
+        return service.described()
+
+    @app.post("/v1/samples", responses={200: samples_of}, response_class=Response)
+    async def samples(body: asked.Samples) -> Response:
+        """Draw samples."""
+        served = service.served(body.model)
+        service.check_noise(served)
+        service.check_format(served, body.format)
+        if body.n > (most := service.most_samples(served)):
+            raise HTTPException(422, f"n: expected at most {most}, found {body.n}")
+        made = await service.make(served, body.n, sampling.samples(body))
+        labels = sampling.labels_of(served.generator, body)
+        in_turn = labels is not None and body.label is None and len(served.generator.spec.classes) <= min(body.n, 32)
+        columns = len(served.generator.spec.classes) if in_turn else None
+        about = {"seed": body.seed, "first": body.first, **({} if labels is None else {"labels": labels})}
+        return await service.answer(served, made, body.format, about, columns)
+
+    @app.post("/v1/interpolations", responses={200: samples_of}, response_class=Response)
+    async def interpolations(body: asked.Interpolation) -> Response:
+        """Draw samples on the way from one to another."""
+        served = service.served(body.model)
+        service.check_noise(served)
+        service.check_format(served, body.format)
+        made = await service.make(served, body.steps, sampling.interpolation(body))
+        return await service.answer(served, made, body.format, {}, body.steps)
+
+    @app.post(
+        "/v1/translations",
+        responses={200: samples_of},
+        response_class=Response,
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+            }
+        },
+    )
+    async def translations(
+        request: Request,
+        seed: Annotated[int, Query(ge=0, lt=2**63)] = 0,
+        format: asked.Format | None = None,
+        model: asked.Role = "served",
+    ) -> Response:
+        """Make a sample of a file, such as an image: its translation, or its restoration. The body is the file."""
+        served = service.served(model)
+        service.check_format(served, format)
+        file = await request.body()
+        if not file:
+            raise HTTPException(422, "the body: expected a file, found nothing")
+        made = await service.make(served, 1, sampling.restored(file, seed))
+        return await service.answer(served, made, format, {"seed": seed}, 1)
+
+    @app.get("/healthz")
+    async def health() -> dict[str, str]:
+        """Whether it is alive."""
+        return {"status": "alive"}
+
+    @app.get("/readyz")
+    async def ready() -> dict[str, str]:
+        """Whether it takes requests: models are loaded before it answers at all."""
+        return {"status": "ready"}
+
+    @app.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        text = prometheus_client.generate_latest(service.metrics.registry)
+        return Response(text, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+    for path, file in {
+        "/": "index.html",
+        "/page.css": "page.css",
+        "/page.js": "page.js",
+        "/favicon.svg": "favicon.svg",
+    }.items():
+        app.add_api_route(path, _file(PAGE / file), response_class=FileResponse, include_in_schema=False)
+    return app
+
+
+def _file(path: Path) -> Callable[[], Awaitable[FileResponse]]:
+    async def send() -> FileResponse:
+        return FileResponse(path)
+
+    return send

@@ -1,0 +1,285 @@
+// The page: it knows what the model is from /v1/model, and shows what that says. Nothing is loaded from elsewhere.
+
+const $ = (id) => document.getElementById(id);
+const draw = $("draw"), upload = $("upload");
+let model, token = "";
+const pins = []; // { point, truncation, role, uri, pixels, chosen }
+
+function element(tag, props = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), props);
+  made.append(...children);
+  return made;
+}
+
+function say(text, wrong = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("wrong", wrong);
+}
+
+/** The answer of the service; an Error with its line where it refuses. */
+async function ask(path, options = {}) {
+  const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
+  const answer = await fetch(path, { ...options, headers });
+  if (answer.ok) return answer;
+  if (answer.status === 401) $("token-form").hidden = false;
+  const told = await answer.json().catch(() => ({}));
+  throw new Error(told.error ?? `${answer.status} ${answer.statusText}`);
+}
+
+const post = (path, body) =>
+  ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+
+/** Run what a person asked for, one thing at a time, and say how it went. */
+async function doing(what, work) {
+  say(`${what} …`);
+  document.body.ariaBusy = "true";
+  const buttons = [...document.querySelectorAll("form button, #interpolate")].filter((button) => !button.disabled);
+  buttons.forEach((button) => (button.disabled = true));
+  try {
+    say((await work()) ?? "");
+  } catch (error) {
+    say(error.message, true);
+  } finally {
+    buttons.forEach((button) => (button.disabled = false));
+    document.body.ariaBusy = "false";
+    offer();
+  }
+}
+
+// -- pictures ------------------------------------------------------------------------------------------------------
+
+/** Pictures of NumPy's array file, uint8 [N, H, W, C], as ImageData. */
+function pictures(buffer) {
+  const view = new DataView(buffer);
+  const long = view.getUint8(6) > 1;
+  const start = long ? 12 : 10;
+  const length = long ? view.getUint32(8, true) : view.getUint16(8, true);
+  const header = new TextDecoder("latin1").decode(new Uint8Array(buffer, start, length));
+  const [n, height, width, channels] = header.match(/'shape': \(([^)]*)\)/)[1].split(",").map(Number);
+  if (!header.includes("'|u1'") || !channels) throw new Error(`not pictures: ${header}`);
+  const bytes = new Uint8Array(buffer, start + length);
+  return Array.from({ length: n }, (_, i) => {
+    const made = new ImageData(width, height);
+    for (let p = 0; p < width * height; p++) {
+      const from = (i * width * height + p) * channels;
+      for (let c = 0; c < 3; c++) made.data[4 * p + c] = bytes[from + (channels === 1 ? 0 : c)];
+      made.data[4 * p + 3] = 255;
+    }
+    return made;
+  });
+}
+
+function canvas(pixels) {
+  const made = element("canvas", { width: pixels.width, height: pixels.height });
+  made.getContext("2d").putImageData(pixels, 0, 0);
+  return made;
+}
+
+// -- drawing -------------------------------------------------------------------------------------------------------
+
+function asked() {
+  const fields = draw.elements;
+  const body = { n: fields.n.valueAsNumber, seed: fields.seed.valueAsNumber };
+  if (fields.label.value) body.label = fields.label.value;
+  if (fields.truncate.checked) body.truncation = fields.truncation.valueAsNumber;
+  const attributes = [...$("attributes").querySelectorAll("input")].filter((input) => input.value !== "");
+  if (attributes.length) body.attributes = Object.fromEntries(attributes.map((i) => [i.name, i.valueAsNumber]));
+  const where = fields.where.value.split(",").map((one) => one.trim()).filter(Boolean);
+  if (where.length) body.where = where;
+  return body;
+}
+
+async function drawSamples() {
+  const body = asked();
+  const roles = draw.elements.compare.checked ? ["served", "challenger"] : ["served"];
+  const shown = [];
+  for (const role of roles) shown.push(await samplesOf(role, body));
+  $("results").replaceChildren(...shown.map(([, section]) => section));
+  showCode(body, shown[0][0]);
+  return `${body.n} samples, seed ${body.seed}`;
+}
+
+async function samplesOf(role, body) {
+  const format = { pictures: "npy", rows: "json", texts: "json" }[model.shown_as] ?? "png";
+  const answer = await post("v1/samples", { ...body, model: role, format });
+  const uri = answer.headers.get("Ganlib-Model");
+  const section = element("section", {}, element("h2", { textContent: uri }));
+  if (format === "npy") {
+    const list = element("ul", { className: "grid" });
+    pictures(await answer.arrayBuffer()).forEach((pixels, index) => list.append(tile(role, uri, body, index, pixels)));
+    section.append(list);
+  } else if (format === "json") {
+    const { samples } = await answer.json();
+    section.append(element("div", { className: "scroll", tabIndex: 0 }, model.shown_as === "rows" ? table(samples) : lines(samples)));
+  } else {
+    section.append(await picture(answer));
+  }
+  return [uri, section];
+}
+
+function tile(role, uri, body, index, pixels) {
+  const label = body.label ?? model.classes[index % model.classes.length];
+  const point = { seed: body.seed, index, ...(label !== undefined && { label }), ...(body.attributes && { attributes: body.attributes }) };
+  const key = JSON.stringify([uri, point, body.truncation]);
+  const name = label ?? `#${index}`;
+  const button = element("button", { type: "button", className: "tile", title: "Pin" }, canvas(pixels), name);
+  button.setAttribute("aria-label", `Pin sample ${index}${label === undefined ? "" : `, class ${label}`}`);
+  const press = () => button.setAttribute("aria-pressed", String(pins.some((pin) => pin.key === key)));
+  button.addEventListener("click", () => {
+    const at = pins.findIndex((pin) => pin.key === key);
+    if (at < 0) pins.push({ key, point, truncation: body.truncation, role, uri, pixels, name, chosen: pins.length < 2 });
+    else pins.splice(at, 1);
+    press();
+    showPins();
+  });
+  press();
+  return element("li", {}, button);
+}
+
+function table(rows) {
+  const names = Object.keys(rows[0] ?? {});
+  const head = element("tr", {}, ...names.map((name) => element("th", { scope: "col", textContent: name })));
+  const body = rows.map((row) =>
+    element("tr", {}, ...names.map((name) => {
+      const value = row[name];
+      return element("td", { className: typeof value === "number" ? "number" : "", textContent: value ?? "" });
+    })));
+  return element("table", {}, element("thead", {}, head), element("tbody", {}, ...body));
+}
+
+const lines = (texts) => element("ol", { className: "lines" }, ...texts.map((text) => element("li", { textContent: text })));
+
+async function picture(answer) {
+  const image = element("img", { alt: "What the model made", src: URL.createObjectURL(await answer.blob()) });
+  await image.decode();
+  URL.revokeObjectURL(image.src);
+  return element("div", { className: "single" }, image);
+}
+
+// -- favourites ----------------------------------------------------------------------------------------------------
+
+function showPins() {
+  $("favourites").hidden = !pins.length;
+  $("pins").replaceChildren(...pins.map((pin) => {
+    const button = element("button", { type: "button", className: "tile" }, canvas(pin.pixels), `${pin.name}, seed ${pin.point.seed}`);
+    button.setAttribute("aria-pressed", String(pin.chosen));
+    button.setAttribute("aria-label", `Choose favourite ${pin.name}, sample ${pin.point.index} of seed ${pin.point.seed}`);
+    button.addEventListener("click", () => {
+      pin.chosen = !pin.chosen;
+      button.setAttribute("aria-pressed", String(pin.chosen));
+      offer();
+    });
+    return element("li", {}, button);
+  }));
+  offer();
+}
+
+const chosen = () => pins.filter((pin) => pin.chosen);
+
+function offer() {
+  $("interpolate").disabled = chosen().length !== 2 || document.body.ariaBusy === "true";
+}
+
+async function interpolate() {
+  const [start, end] = chosen();
+  const body = { start: start.point, end: end.point, steps: $("steps").valueAsNumber, model: start.role };
+  if (start.truncation) body.truncation = start.truncation;
+  const answer = await post("v1/interpolations", { ...body, format: "npy" });
+  const frames = element("div", { className: "frames", tabIndex: 0 }, ...pictures(await answer.arrayBuffer()).map(canvas));
+  $("path").replaceChildren(frames);
+  showSnippets({ curl: curl("v1/interpolations", body) });
+  return `${body.steps} steps`;
+}
+
+// -- files ---------------------------------------------------------------------------------------------------------
+
+async function make() {
+  const file = upload.elements.file.files[0];
+  const path = `v1/translations?seed=${upload.elements.seed.valueAsNumber}`;
+  if (file.size > model.limits.body_bytes) throw new Error(`${file.name}: at most ${model.limits.body_bytes} bytes`);
+  const answer = await ask(`${path}&format=png`, { method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file });
+  const uri = answer.headers.get("Ganlib-Model");
+  const source = element("img", { alt: "The file", src: URL.createObjectURL(file) });
+  const given = element("section", {}, element("h2", { textContent: file.name }), element("div", { className: "single" }, source));
+  const made = element("section", {}, element("h2", { textContent: uri }), await picture(answer));
+  $("results").replaceChildren(given, made);
+  showSnippets({ curl: `curl ${authorization()}--data-binary @'${file.name.replaceAll("'", "'\\''")}' -o made.png '${new URL(path, location)}&format=png'` });
+  return `made of ${file.name}`;
+}
+
+// -- code ----------------------------------------------------------------------------------------------------------
+
+const authorization = () => (token ? '-H "Authorization: Bearer $GANLIB_API_TOKEN" ' : "");
+
+function curl(path, body) {
+  const file = `made.${model.formats[0]}`;
+  const json = JSON.stringify(body).replaceAll("'", "'\\''");
+  return `curl ${authorization()}--json '${json}' -o ${file} ${new URL(path, location)}`;
+}
+
+/** Python's way to write a JSON value. */
+const python = (value) => JSON.stringify(value, null, 1).replace(/\n\s*/g, " ").replace(/([[{]) | ([\]}])/g, "$1$2");
+
+function showCode(body, uri) {
+  const told = { ...body };
+  if (told.label !== undefined && model.classes.every((name) => /^(0|[1-9]\d*)$/.test(name))) told.label = Number(told.label);
+  if (told.attributes) told.attributes = model.attributes.map((name) => told.attributes[name]);
+  const code = `import mlflow  # MLFLOW_TRACKING_URI in the environment names the store
+
+model = mlflow.pyfunc.load_model("${uri}")
+samples = model.predict(None, params=${python(told)})`;
+  showSnippets({ ...(uri.startsWith("models:/") && { Python: code }), curl: curl("v1/samples", body) });
+}
+
+function showSnippets(snippets) {
+  $("code").hidden = false;
+  $("snippets").replaceChildren(...Object.entries(snippets).map(([name, text]) => {
+    const copy = element("button", { type: "button", textContent: "Copy" });
+    copy.setAttribute("aria-label", `Copy ${name}`);
+    copy.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(text);
+      say(`${name} copied`);
+    });
+    return element("figure", {}, element("figcaption", {}, name, copy), element("pre", { tabIndex: 0, textContent: text }));
+  }));
+}
+
+// -- start ---------------------------------------------------------------------------------------------------------
+
+async function start() {
+  model = await (await ask("v1/model")).json();
+  $("token-form").hidden = true;
+  const about = [model.model, model.kind, model.classes.length && `${model.classes.length} classes`, model.challenger && `challenger ${model.challenger}`];
+  $("about").textContent = about.filter(Boolean).join(" · ");
+  const translates = model.given.length > 0;
+  upload.hidden = !translates;
+  draw.hidden = translates;
+  for (const part of draw.querySelectorAll("[data-if]")) {
+    const has = model[part.dataset.if];
+    part.hidden = Array.isArray(has) ? !has.length : !has;
+  }
+  const fields = draw.elements;
+  fields.n.max = model.limits.samples;
+  fields.n.value = Math.min(model.limits.samples, model.classes.length > 1 && model.classes.length <= 16 ? 2 * model.classes.length : 20);
+  fields.label.append(...model.classes.map((name) => element("option", { value: name, textContent: name })));
+  $("attributes").append(...model.attributes.map((name) =>
+    element("label", { textContent: name }, element("input", { name, type: "number", step: "any" }))));
+  say("");
+  if (!translates) await doing("Drawing", drawSamples);
+}
+
+draw.addEventListener("submit", (event) => (event.preventDefault(), doing("Drawing", drawSamples)));
+upload.addEventListener("submit", (event) => (event.preventDefault(), doing("Working", make)));
+draw.elements.truncate.addEventListener("change", () => (draw.elements.truncation.disabled = !draw.elements.truncate.checked));
+draw.elements.truncation.addEventListener("input", () => (draw.querySelector("output").value = draw.elements.truncation.value));
+$("next").addEventListener("click", () => {
+  draw.elements.seed.valueAsNumber += 1;
+  draw.requestSubmit();
+});
+$("interpolate").addEventListener("click", () => doing("Interpolating", interpolate));
+$("token-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  token = $("token").value.trim();
+  start().catch((error) => say(error.message, true));
+});
+start().catch((error) => say(error.message, true));

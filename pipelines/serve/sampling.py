@@ -1,0 +1,251 @@
+"""What is asked of a generator, many requests in one run of its network.
+
+A sample is a function of what is asked for alone, not of the requests that happen to stand next to it: see
+`Generator.sample_rows`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ganlib.data._classes import class_name, label_of
+from ganlib.export import Generator
+from ganlib.game import Sample, map_tensors, sample_of
+from ganlib.noise import Noise
+from ganlib.scratch import scratch_folder
+from pipelines.serve.asked import Interpolation, Point, Samples
+from pipelines.serve.models import Served, TooSlow
+
+__all__ = ["Expired", "Job", "Rows", "interpolation", "labels_of", "restored", "run", "samples"]
+
+
+class Expired(Exception):
+    """A request waited for longer than it may, and nothing was done for it."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Samples `indices` of a seed, with what each is told and is made of, as `Generator.sample_rows` takes them."""
+
+    seed: int
+    indices: range
+    told: Mapping[str, Tensor]
+    truncation: float | None = None
+    given: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Work = Callable[[Generator], Rows | Tensor]
+"""what a job asks for, or, where others cannot join the run, the samples themselves"""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    served: Served
+    n: int
+    work: Work
+    expires: float
+    """`time.monotonic()` until when it has to begin"""
+
+
+def run(jobs: Sequence[Job], seconds: float) -> list[NDArray[np.generic] | Exception]:
+    """What each job asked for, as it is stored, `[n, *stored]`, or why not: ValueError, TooSlow or Expired.
+
+    Jobs for one version with one truncation share runs of the network, which take `seconds` at most.
+    """
+    found = dict[int, NDArray[np.generic] | Exception]()
+    together = dict[tuple[int, float | None], list[tuple[int, Rows]]]()
+    now = time.monotonic()
+    for number, job in enumerate(jobs):
+        generator = job.served.generator
+        job.served.limit.start(seconds)
+        try:
+            if job.expires < now:
+                raise Expired
+            asked = job.work(generator)
+            if isinstance(asked, Rows):
+                together.setdefault((id(job.served), asked.truncation), []).append((number, asked))
+            else:
+                found[number] = _stored(generator, asked)
+        except (ValueError, TooSlow, Expired) as error:
+            found[number] = error
+    for group in together.values():
+        numbers, rows = zip(*group, strict=True)
+        served = jobs[numbers[0]].served
+        served.limit.start(seconds)
+        try:
+            stored = _stored(served.generator, _sampled(served.generator, rows))
+        except (ValueError, TooSlow) as error:
+            found |= dict.fromkeys(numbers, error)
+            continue
+        ends = np.cumsum([len(one.indices) for one in rows])[:-1]
+        found |= zip(numbers, np.split(stored, ends), strict=True)
+    return [found[number] for number in range(len(jobs))]
+
+
+def _sampled(generator: Generator, rows: Sequence[Rows]) -> Tensor:
+    def joined(of_each: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.cat([one[name] for one in of_each]) for name in of_each[0]}
+
+    return generator.sample_rows(
+        [one.seed for one in rows for _ in one.indices],
+        [index for one in rows for index in one.indices],
+        given=joined([one.given for one in rows]),
+        **joined([one.told for one in rows]),
+        truncation=rows[0].truncation,
+    )
+
+
+def _stored(generator: Generator, made: Tensor) -> NDArray[np.generic]:
+    spec = generator.spec
+    stored: NDArray[np.generic] = spec.kind.quantise(spec.sample, made).numpy()
+    return stored
+
+
+def samples(asked: Samples) -> Work:
+    """Raises ValueError, when it is run, for what the model cannot make."""
+
+    def work(generator: Generator) -> Rows | Tensor:
+        if asked.where:
+            return _that_hold(generator, asked)
+        indices = range(asked.first, asked.first + asked.n)
+        told = _told(generator, indices, asked.label, asked.attributes)
+        return Rows(asked.seed, indices, told, asked.truncation)
+
+    return work
+
+
+def _that_hold(generator: Generator, asked: Samples) -> Tensor:
+    spec = generator.spec
+    if spec.kind.where is None:
+        raise ValueError(f"where: {spec.modality} data have no columns to set conditions on")
+    if asked.first or asked.label is not None or asked.attributes or asked.truncation is not None:
+        raise ValueError("where: it goes with n and seed alone")
+    where = spec.kind.where(spec.sample, list(asked.where))
+    return torch.cat(list(generator.stream(asked.n, where=where, seed=asked.seed)))
+
+
+def interpolation(asked: Interpolation) -> Work:
+    """Inputs on the great circle between those of both ends (slerp, White 2016), attributes on the line.
+
+    Raises ValueError, when it is run, for ends of two classes, between which there is nothing.
+    """
+
+    @torch.inference_mode()
+    def work(generator: Generator) -> Tensor:
+        first, last = (_inputs(generator, point, asked.truncation) for point in (asked.start, asked.end))
+        told, others = (
+            _told(generator, range(point.index, point.index + 1), point.label, point.attributes)
+            for point in (asked.start, asked.end)
+        )
+        if "label" in told and not torch.equal(told["label"], others["label"]):
+            raise ValueError("start, end: they are of two classes; expected one label")
+        made = []
+        for share in torch.linspace(0.0, 1.0, asked.steps):
+            inputs = _between(first, last, share)
+            cond = told.get("label")
+            if "attributes" in told:
+                cond = generator.spec.standardise(torch.lerp(told["attributes"], others["attributes"], share.double()))
+            inputs = map_tensors(lambda x: x.to(generator.device), inputs)
+            of_step = generator.game.generator(inputs, None if cond is None else cond.to(generator.device))
+            made.append(sample_of(of_step).float().cpu())
+        return torch.cat(made)
+
+    return work
+
+
+def _inputs(generator: Generator, point: Point, truncation: float | None) -> Sample:
+    """Of one sample, `[1, ...]` each."""
+    index = slice(point.index, point.index + 1)
+    return generator.game.ask({}, Noise(point.seed, "sample", size=index.stop, rows=index), truncation)
+
+
+def _between(start: Sample, end: Sample, share: Tensor) -> Sample:
+    if isinstance(start, dict) and isinstance(end, dict):
+        return {name: _slerp(x, end[name], share) for name, x in start.items()}
+    assert isinstance(start, Tensor)
+    assert isinstance(end, Tensor)
+    return _slerp(start, end, share)
+
+
+def _slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
+    """Between two of `[1, ...]`; lengths go from one to the other."""
+    if not start.is_floating_point():
+        raise ValueError("this generator's inputs are no points between which there are others")
+    cosine = (start * end).sum() / (start.norm() * end.norm()).clamp_min(1e-12)
+    angle = cosine.clamp(-1.0, 1.0).acos()
+    if angle.sin() < 1e-4:  # of one direction, or opposite: the great circle is not defined
+        return torch.lerp(start, end, share)
+    mixed: Tensor = (((1 - share) * angle).sin() * start + (share * angle).sin() * end) / angle.sin()
+    return mixed
+
+
+def restored(file: bytes, seed: int) -> Work:
+    """A sample made of an uploaded file, the given part of an example. Raises ValueError, when it is run, for a file
+    that cannot be read, or a model that makes samples of noise or of several parts."""
+
+    def work(generator: Generator) -> Rows | Tensor:
+        if len(generator.spec.given) != 1:
+            made_of = ", ".join(generator.spec.given) or "noise"
+            raise ValueError(f"this model makes samples of {made_of}; expected one that makes them of one file")
+        given = {generator.spec.given[0]: _taken(generator, file)}
+        if generator.takes_any_size:
+            return generator.sample_any_size(given, seed=seed)
+        return Rows(seed, range(1), _told(generator, range(1), None, None), given=given)
+
+    return work
+
+
+def _taken(generator: Generator, file: bytes) -> Tensor:
+    spec = generator.spec
+    (part,) = spec.given
+    if spec.kind.take is None:
+        raise ValueError(f"{spec.modality} data cannot be read from files")
+    with scratch_folder() as scratch:
+        path = Path(scratch) / "upload"
+        path.write_bytes(file)
+        try:
+            stored = spec.kind.take(spec.sample, part, path)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"the file: {str(error).replace(str(path), 'upload')}") from error
+    return spec.kind.decode(spec.sample, part, torch.from_numpy(np.stack([stored])))
+
+
+def _told(
+    generator: Generator, indices: range, label: str | int | None, attributes: dict[str, float] | None
+) -> dict[str, Tensor]:
+    """What these samples are told. Raises ValueError for what the data do not have."""
+    names = generator.spec.attributes
+    if attributes is not None and sorted(attributes) != sorted(names):
+        known = ", ".join(names) or "none, the data have no attributes"
+        raise ValueError(f"attributes: expected each once: {known}; found {', '.join(attributes)[:200] or 'none'}")
+    values = None if attributes is None else torch.tensor([attributes[name] for name in names], dtype=torch.float64)
+    rows = slice(indices.start, indices.stop)
+    return generator.conditions(indices.stop, _label(generator, label), values, rows)
+
+
+def _label(generator: Generator, asked: str | int | None) -> int | None:
+    if class_name(asked) is None:
+        return None
+    if not generator.conditional:
+        raise ValueError("label: this model is not told a class")
+    try:
+        return label_of(generator.spec.classes, asked)
+    except ValueError as error:
+        raise ValueError(f"label: {error}") from None
+
+
+def labels_of(generator: Generator, asked: Samples) -> list[str] | None:
+    """The class of each sample, or None where the model is told none."""
+    if not generator.conditional:
+        return None
+    classes, label = generator.spec.classes, _label(generator, asked.label)
+    rows = range(asked.first, asked.first + asked.n)
+    return [classes[i % len(classes) if label is None else label] for i in rows]

@@ -1,0 +1,53 @@
+"""What a service is told, and the limits on what it may be asked."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ganlib._config import Config
+from ganlib.config import TrackingConfig
+
+__all__ = ["TOKEN", "Settings"]
+
+TOKEN = "GANLIB_API_TOKEN"
+"""the environment variable with the token that clients have to send; never a setting, which Ray would show"""
+
+
+class Settings(Config):
+    """Of one service. In a RayService manifest these are the application's `args`."""
+
+    model: str
+    """models:/NAME@ALIAS, which is followed, models:/NAME/VERSION, or a generator's folder"""
+    challenger: str | None = None
+    """another model of the same kind, to be compared with it"""
+    tracking: TrackingConfig = TrackingConfig()
+    """the store; `MLFLOW_TRACKING_URI` in the environment comes first"""
+    hosts: tuple[str, ...] = ("127.0.0.1", "localhost")
+    """what requests may call this server in `Host`, which keeps other sites' pages out; "*" is anything"""
+
+    replicas: Annotated[int, Field(ge=1, le=1000)] = 1
+    cpus: Annotated[int, Field(ge=1)] = 1
+    """cores, and threads of torch, of a replica"""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """of a replica"""
+
+    max_samples: Annotated[int, Field(ge=1, le=2**20)] = 1024
+    """of one request, and of one forward pass"""
+    max_sample_bytes: Annotated[int, Field(ge=1)] = 2**23
+    """of one request's samples, as stored; in JSON a number takes four times that"""
+    max_body_bytes: Annotated[int, Field(ge=1)] = 2**23
+    """of a request, such as an uploaded file"""
+    max_megapixels: Annotated[float, Field(gt=0)] = 1.0
+    """of an uploaded image, before it is decoded"""
+    max_pending: Annotated[int, Field(ge=1)] = 64
+    """requests that a replica has accepted and not answered; more are refused with 429"""
+    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """how long a request may wait, and how long it may then work"""
+    batch_wait_s: Annotated[float, Field(ge=0)] = 0.002
+    """how long a forward pass waits for more requests"""
+    poll_s: Annotated[float, Field(gt=0)] = 10.0
+    """how often it is looked whether an alias has moved"""
+    drain_s: Annotated[float, Field(ge=0)] = 60.0
+    """how long accepted requests have to be answered when the service ends"""

@@ -1,0 +1,380 @@
+"""The routes of `ganlib serve`, without Ray, for generators of every family; and the command itself."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import suppress
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from starlette.testclient import TestClient
+from zoo import FAMILIES, config, game_of, spec_of
+
+from ganlib.export import load_generator, save_generator
+from pipelines._stage import StageError
+from pipelines.serve.api import VERSION_HEADER, api
+from pipelines.serve.formats import formats
+from pipelines.serve.run import _local
+from pipelines.serve.settings import TOKEN, Settings
+
+HERE = "http://127.0.0.1"
+
+
+def save(family, folder, **data):
+    spec = spec_of(family, **data)
+    game = game_of(family, spec)
+    attributes = torch.tensor([[0.0, 1.0], [0.5, 0.5]]) if spec.attributes else None
+    save_generator(folder, game.generator, network=config(family), spec=spec, attributes=attributes)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save("mlp", tmp_path_factory.mktemp("mlp"))
+
+
+@pytest.fixture
+def client(folder):
+    with TestClient(api(Settings(model=folder)), base_url=HERE) as client:
+        yield client
+
+
+def presented(generator, samples):
+    spec = generator.spec
+    return spec.kind.present(spec.sample, "sample", spec.kind.quantise(spec.sample, samples).numpy())
+
+
+def same(found, expected):
+    """Whether pictures differ by a level at most, which the rounding at another place of a batch may cost; whether
+    others are equal."""
+    if isinstance(expected, pd.DataFrame):
+        return found == json.loads(expected.to_json(orient="records", date_format="iso"))
+    if isinstance(expected, list):
+        return found == expected
+    return np.abs(np.asarray(found).astype(int) - expected.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_served(family, tmp_path):
+    folder = save(family, tmp_path)
+    generator = load_generator(folder)
+    with TestClient(api(Settings(model=folder)), base_url=HERE) as client:
+        about = client.get("/v1/model").json()
+        assert about["formats"] == list(formats(generator.spec))
+        if about["given"]:
+            return check_translation(client, generator, tmp_path)
+        expected = presented(generator, generator.sample(7, seed=3)["sample"])
+        answers = {
+            form: client.post("/v1/samples", json={"n": 7, "seed": 3, "format": form}) for form in about["formats"]
+        }
+        assert {form: answer.status_code for form, answer in answers.items()} == dict.fromkeys(answers, 200)
+        assert {answer.headers[VERSION_HEADER] for answer in answers.values()} == {folder}
+        found = answers["json"].json()
+        assert same(found["samples"], expected)
+        if generator.conditional:
+            assert found["labels"] == [generator.spec.classes[i % 3] for i in range(7)]
+        assert Image.open(io.BytesIO(answers["png"].content)).size > (7, 7)
+        if "npy" in answers:
+            assert same(np.load(io.BytesIO(answers["npy"].content)), expected)
+        if "csv" in answers:
+            assert len([*csv.reader(io.StringIO(answers["csv"].text))]) == 8
+        tail = client.post("/v1/samples", json={"n": 3, "first": 4, "seed": 3, "format": "json"}).json()
+        assert same(
+            tail["samples"],
+            expected[4:]
+            if isinstance(expected, list)
+            else expected[4:].reset_index(drop=True)
+            if isinstance(expected, pd.DataFrame)
+            else expected[4:],
+        )
+        return None
+
+
+def check_translation(client, generator, tmp_path):
+    (part,) = generator.spec.given
+    channels, *size = generator.spec.parts[part].shape
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, channels), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(file, "PNG")
+    given = {part: generator.take(part, pixels[None])}
+    expected = presented(generator, generator.sample(1, given=given, seed=3)["sample"])
+    answer = client.post("/v1/translations?seed=3&format=npy", content=file.getvalue())
+    assert same(np.load(io.BytesIO(answer.content)), expected)
+    assert client.post("/v1/translations", content=file.getvalue()).headers["content-type"] == "image/png"
+    for body in (b"", b"no picture", file.getvalue()[:50]):
+        assert client.post("/v1/translations", content=body).status_code == 422
+    assert "POST /v1/translations" in client.post("/v1/samples", json={}).json()["error"]
+    if generator.takes_any_size:
+        file = io.BytesIO()
+        Image.new("L" if channels == 1 else "RGB", (21, 13)).save(file, "PNG")
+        made = Image.open(io.BytesIO(client.post("/v1/translations", content=file.getvalue()).content))
+        assert made.size == tuple(side * 2 for side in (21, 13))
+        Image.new("L", (1100, 1000)).save(file := io.BytesIO(), "PNG")
+        assert "megapixels" in client.post("/v1/translations", content=file.getvalue()).json()["error"]
+
+
+@pytest.mark.parametrize("data", [{}, {"classes": ()}, {"classes": (), "attributes": ("age", "smile")}])
+def test_a_path_leads_from_one_sample_to_the_other(data, tmp_path):
+    folder = save("mlp", tmp_path, **data)
+    told = {"label": "b"} if not data else {"attributes": {"age": 0.5, "smile": 1.0}} if "attributes" in data else {}
+    with TestClient(api(Settings(model=folder)), base_url=HERE) as client:
+        ends = {"start": {"seed": 1, "index": 2, **told}, "end": {"seed": 5, **told}}
+        path = np.array(
+            client.post("/v1/interpolations", json={**ends, "steps": 5, "format": "json"}).json()["samples"]
+        )
+        assert len(path) == 5
+        for place, body in ((0, {"seed": 1, "first": 2}), (-1, {"seed": 5})):
+            (end,) = client.post("/v1/samples", json={**body, **told, "format": "json"}).json()["samples"]
+            assert np.abs(path[place] - np.array(end)).max() <= 1
+        steps = np.abs(np.diff(path.astype(int), axis=0)).mean((1, 2, 3))
+        assert (steps > 0).all()
+        assert steps.max() < np.abs(path[0] - path[-1]).mean(), "small steps"
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({"n": 0}, "n: "),
+        ({"n": 1025}, "n: expected at most 1024, found 1025"),
+        ({"seed": -1}, "seed: "),
+        ({"seed": 2**63}, "seed: "),
+        ({"first": 2_000_000}, "first: "),
+        ({"label": "d"}, "label: 'd' is not a class; known: a, b, c"),
+        ({"lable": "a"}, "unknown key 'lable' (did you mean 'label'?)"),
+        ({"truncation": 0}, "truncation: "),
+        ({"attributes": {"age": 1}}, "attributes: "),
+        ({"where": ["age<3"]}, "where: "),
+        ({"format": "csv"}, "format: 'csv' is none of this model's; known: png, npy, json"),
+        ({"format": "exe"}, "format: "),
+        ({"model": "challenger"}, "model: this service has no challenger"),
+        ([], "the body: "),
+    ],
+)
+def test_what_is_not_understood_is_one_line(client, body, why):
+    answer = client.post("/v1/samples", json=body)
+    assert answer.status_code == 422
+    assert why in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+
+
+def test_ends_of_two_classes_have_nothing_between(client):
+    answer = client.post("/v1/interpolations", json={"start": {"label": "a"}, "end": {"label": "b"}})
+    assert (answer.status_code, answer.json()["error"]) == (
+        422,
+        "start, end: they are of two classes; expected one label",
+    )
+
+
+def gathered(app, bodies):
+    """The answers to requests that come at once."""
+
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=HERE) as client:
+            return await asyncio.gather(*(client.post("/v1/samples", json=body) for body in bodies))
+
+    return asyncio.run(ask())
+
+
+def test_requests_that_share_a_pass_get_what_they_get_alone(folder):
+    bodies = [{"n": n, "seed": seed, "label": label} for n in (1, 5) for seed in (0, 1) for label in ("a", None)]
+    bodies = [{**body, "format": "npy"} for body in bodies] + [{"label": "none such"}]
+    app = api(Settings(model=folder))
+    *together, refused = gathered(app, bodies)
+    metrics = app.state.service.metrics
+    assert metrics.registry.get_sample_value("ganlib_batch_samples_count") == 1, "they shared one"
+    assert refused.status_code == 422
+    for body, answer in zip(bodies, together, strict=False):
+        (alone,) = gathered(api(Settings(model=folder)), [body])
+        assert same(np.load(io.BytesIO(answer.content)), np.load(io.BytesIO(alone.content))), body
+
+
+def test_more_than_may_wait_are_refused_and_all_others_answered(folder):
+    app = api(Settings(model=folder, max_pending=5))
+    answers = gathered(app, [{"n": 9}] * 20)
+    assert sorted(answer.status_code for answer in answers) == [200] * 5 + [429] * 15
+    assert {answer.headers.get("retry-after") for answer in answers if answer.status_code == 429} == {"1"}
+    assert gathered(app, [{"n": 9}])[0].status_code == 200, "there is room again"
+
+
+def test_work_is_bounded_in_time(folder):
+    app = api(Settings(model=folder, timeout_s=1e-9))
+    assert [answer.status_code for answer in gathered(app, [{"n": 9}])] == [429], "it waited too long"
+    served = app.state.service.models["served"].current
+    from pipelines.serve import sampling
+    from pipelines.serve.asked import Samples
+
+    (made,) = sampling.run([sampling.Job(served, 9, sampling.samples(Samples(n=9)), time.monotonic() + 9)], 1e-9)
+    assert isinstance(made, sampling.TooSlow)
+
+
+def test_large_bodies_and_strange_hosts_are_refused(folder):
+    with TestClient(api(Settings(model=folder, max_body_bytes=100)), base_url=HERE) as client:
+        assert client.post("/v1/samples", content=b" " * 101).status_code == 413
+        assert client.post("/v1/samples", content=(b" " * 10 for _ in range(11))).status_code == 413, (
+            "of unknown length"
+        )
+        assert client.get("/", headers={"host": "elsewhere.example"}).status_code == 400
+
+
+def test_a_token_is_asked_for_where_one_is_set(folder, monkeypatch):
+    monkeypatch.setenv(TOKEN, "hush")
+    with TestClient(api(Settings(model=folder)), base_url=HERE) as client:
+        for path in ("/v1/model", "/metrics", "/openapi.json"):
+            for sent in ({}, {"authorization": "Bearer hus"}, {"authorization": "Basic hush"}):
+                assert client.get(path, headers=sent).status_code == 401, path
+            answer = client.get(path, headers={"authorization": "Bearer hush"})
+            assert (answer.status_code, "hush" in answer.text) == (200, False)
+        assert (
+            client.get("/healthz").status_code
+            == client.get("/readyz").status_code
+            == client.get("/").status_code
+            == 200
+        )
+
+
+def test_others_than_this_machine_need_a_token(folder, monkeypatch):
+    monkeypatch.delenv(TOKEN, raising=False)
+    with pytest.raises(StageError, match=f"--host 0.0.0.0: .*{TOKEN}"):
+        _local(Settings(model=folder), "0.0.0.0", 0)
+    monkeypatch.setenv(TOKEN, "hush")
+    settings = _local(Settings(model=folder), "0.0.0.0", 0)
+    assert settings.hosts == ("*",)
+    assert "hush" not in settings.model_dump_json()
+
+
+def test_a_port_that_is_taken_is_one_line(folder):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StageError, match=f"--port {port}: Address already in use"):
+            _local(Settings(model=folder), "127.0.0.1", port)
+
+
+def test_prometheus_sees_requests_samples_and_the_version(client, folder):
+    client.post("/v1/samples", json={"n": 5})
+    client.post("/v1/samples", json={"n": 0})
+    text = client.get("/metrics").text
+    assert 'ganlib_requests_total{path="/v1/samples",status="200"} 1.0' in text
+    assert 'ganlib_requests_total{path="/v1/samples",status="422"} 1.0' in text
+    assert f'ganlib_samples_total{{model="{folder}"}} 5.0' in text
+    assert f'ganlib_model{{model="{folder}"}} 1.0' in text
+
+
+def test_the_challenger_draws_from_the_same_seeds(folder, tmp_path):
+    other = save("dcgan", tmp_path)
+    with TestClient(api(Settings(model=folder, challenger=other)), base_url=HERE) as client:
+        assert client.get("/v1/model").json()["challenger"] == other
+        answers = [client.post("/v1/samples", json={"model": role}) for role in ("served", "challenger")]
+        assert [answer.headers[VERSION_HEADER] for answer in answers] == [folder, other]
+    with pytest.raises(StageError, match="another kind of data"):
+        api(Settings(model=folder, challenger=save("ctgan", tmp_path / "rows")))
+
+
+def test_a_new_version_is_picked_up_between_requests(store, train, project, monkeypatch):
+    """No request fails, and each answer is wholly of the version that its header names."""
+    from pipelines import model_registry, tracking
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    expected, versions = {}, []
+    for weights in (1, 2):
+        train(weights, {})
+        with tracking.run(store, f"key{weights}", "train") as run:
+            made = model_registry.register_generator(
+                run, project / "outputs/train/generator", "digits", str(weights), {}
+            )
+        versions.append(made)
+        generator = load_generator(project / "outputs/train/generator")
+        expected[made.uri] = presented(generator, generator.sample(20, seed=7)["sample"])
+    first, second = versions
+    model_registry.set_alias(store, first, "champion")
+    seen, stop = [], threading.Event()
+    with TestClient(api(Settings(model="models:/digits@champion", poll_s=0.05)), base_url=HERE) as client:
+
+        def ask():
+            while not stop.is_set():
+                seen.append(client.post("/v1/samples", json={"n": 20, "seed": 7, "format": "npy"}))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            model_registry.set_alias(store, second, "champion")
+            end = time.monotonic() + 60
+            while time.monotonic() < end and not (seen and seen[-1].headers.get(VERSION_HEADER) == second.uri):
+                time.sleep(0.02)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert {answer.status_code for answer in seen} == {200}
+        assert {answer.headers[VERSION_HEADER] for answer in seen} == {first.uri, second.uri}
+        for answer in seen:
+            assert same(np.load(io.BytesIO(answer.content)), expected[answer.headers[VERSION_HEADER]])
+        # the store is lost: the version that is there stays, and is told of as failures
+        (project / "mlflow.db").unlink()
+        failures = client.app.state.service.metrics.registry
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not failures.get_sample_value("ganlib_refresh_failures_total"):
+            time.sleep(0.02)
+        assert failures.get_sample_value("ganlib_refresh_failures_total")
+        assert client.post("/v1/samples", json={}).headers[VERSION_HEADER] == second.uri
+
+
+@pytest.mark.pipeline
+def test_the_command_serves_and_drains(folder):
+    """Under SIGTERM what was accepted is answered, and the command ends with status 0."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "pipelines.cli", "serve", folder, "--port", str(port), "--max-pending", "500"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        said = ""
+        while address not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        statuses = []
+
+        def ask():
+            body = json.dumps({"n": 1000, "format": "json"}).encode()
+            request = urllib.request.Request(f"{address}/v1/samples", body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                answer.read()
+                statuses.append(answer.status)
+
+        ask()
+        threads = [threading.Thread(target=ask) for _ in range(30)]
+        for thread in threads:
+            thread.start()
+        while len(statuses) < 3:  # some are answered, most are accepted
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+        assert statuses == [200] * 31
+        assert process.wait(60) == 0, process.stdout.read()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
