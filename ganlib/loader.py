@@ -7,8 +7,8 @@ memory. As stored order is already random, a window is a random part of the data
 a window with replacement, in proportion to these, as many as it has.
 
 An accelerator gets examples as they are stored, uint8 for images, and decodes them. Data that fit its budget are
-copied to it once, and a batch is then gathered there; of larger data, the batches of the next steps are gathered
-and copied by a background thread while the device computes. Neither changes a batch.
+copied to it once, and the batches of some steps are then gathered there in one go; of larger data, the batches of the
+next steps are gathered and copied by a background thread while the device computes. Neither changes a batch.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from torch import Tensor
 from ganlib import shards
 from ganlib.config import ConfigError
 from ganlib.device import Upload, Uploader, is_accelerator
-from ganlib.noise import Noise
+from ganlib.noise import Noise, seed_of
 
 __all__ = ["Loader"]
 
 _WEIGHED = 4096  # examples whose weights are computed at a time
 _READ_GROUPS = 64  # row groups, of 2 MiB, read at a time on the way to an accelerator
+_MOST_STEPS, _DEALT_BYTES = 16, 2**25  # whose batches are dealt in one go where data are on the device
 
 _Window = tuple[int, ...]  # indices of row groups, rising
 
@@ -111,6 +112,8 @@ class Loader:
         self._epochs: dict[int, _Epoch] = {}
         self._chances_of_all: NDArray[np.float64] | None = None
         self._current: _Shuffled | None = None
+        self._dealt: dict[tuple[int, int], tuple[range, dict[str, Tensor]]] = {}
+        """of data on the device, the batches of several steps: small kernels take longer to launch than to run"""
 
     def batch_at(self, step: int, *, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
         """The share of `rank` in the global batch of `step`, on the device: parts decoded, `label` int64 where
@@ -125,25 +128,41 @@ class Loader:
         share = self._batch // world
         start = rank * share
         if self._ahead:
-            stored = self._uploaded(step, rank, world)
-        else:
+            return self._decoded(self._uploaded(step, rank, world), range(step, step + 1), start)
+        if not self._on_device:
             parts = [
                 {name: column.index_select(0, rows) for name, column in columns.items()}
                 for columns, rows in self._rows_at(step * self._batch + start, share)
             ]
             stored = parts[0] if len(parts) == 1 else {n: torch.cat([part[n] for part in parts]) for n in parts[0]}
-        choice = None
-        if self._mirror:
-            rows = slice(start, start + share)
-            noise = Noise(self._seed, "mirror", step, size=self._batch, rows=rows, device=self._device)
-            # by index, which is faster than `torch.where`
-            choice = torch.arange(share, device=self._device).add_((noise.uniform() < 0.5).long(), alpha=share)
-        return {**stored, **{name: self._decoded(name, stored[name], choice) for name in self.spec.parts}}
+            return self._decoded(stored, range(step, step + 1), start)
+        steps, batches = self._dealt.get((rank, world), (range(0), {}))
+        if step not in steps:
+            steps = range(step, step + max(1, min(_MOST_STEPS, _DEALT_BYTES // (4 * self.spec.size * share))))
+            rows = torch.cat([part for s in steps for _, part in self._rows_at(s * self._batch + start, share)])
+            stored = {name: column.index_select(0, rows) for name, column in self._columns_on_device.items()}
+            batches = self._decoded(stored, steps, start)
+            self._dealt[rank, world] = steps, batches
+        at = (step - steps.start) * share
+        return {name: column[at : at + share] for name, column in batches.items()}
 
-    def _decoded(self, part: str, stored: Tensor, choice: Tensor | None) -> Tensor:
-        """What networks see of a part; with `choice`, row i is mirrored where that is `i + N`."""
-        if choice is not None:  # as stored, in which an image is a quarter of the bytes
-            stored = torch.cat([stored, stored.flip(-1)]).index_select(0, choice)
+    def _decoded(self, stored: dict[str, Tensor], steps: range, start: int) -> dict[str, Tensor]:
+        """What networks see of the rows from `start` on of some steps' batches, one step after the other."""
+        if not self._mirror:
+            return stored | {name: self._decode(name, stored[name]) for name in self.spec.parts}
+        total = len(next(iter(stored.values())))
+        rows = torch.arange(start, start + total // len(steps), device=self._device).repeat(len(steps))
+        seeds = self._to_device(torch.tensor([seed_of(self._seed, "mirror", step) for step in steps]))
+        chance = Noise.of_rows(seeds.repeat_interleave(total // len(steps)), rows).uniform()
+        # by index, which is faster than `torch.where`: row i is mirrored where that is i + N
+        choice = torch.arange(total, device=self._device).add_((chance < 0.5).long(), alpha=total)
+        seen = {}
+        for name in self.spec.parts:  # as stored, in which an image is a quarter of the bytes
+            both = torch.cat([stored[name], stored[name].flip(-1)])
+            seen[name] = self._decode(name, both.index_select(0, choice))
+        return stored | seen
+
+    def _decode(self, part: str, stored: Tensor) -> Tensor:
         return self.spec.kind.decode(self.spec.sample, part, stored)
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ checkpoint would have to keep, and every device computes the same numbers to rou
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import math
 
@@ -32,11 +33,8 @@ class Noise:
     It does not depend on the other rows, and so neither on the number of ranks nor on accumulation.
     """
 
-    key: Tensor
-    """int64 scalar, on the device, or `[rows]`; a recorded step is given another by writing into it"""
-
     def __init__(self, *key: int | str, size: int, rows: slice | None = None, device: torch.device | str = "cpu"):
-        self.key = torch.full((), seed_of(*key), dtype=torch.int64, device=device)
+        self._seed, self._device = seed_of(*key), device
         self._rows: slice | Tensor = slice(0, size) if rows is None else slice(*rows.indices(size))
         self._start = 0
 
@@ -46,6 +44,15 @@ class Noise:
         noise = cls(size=0, device=keys.device)
         noise.key, noise._rows = keys, rows
         return noise
+
+    @functools.cached_property
+    def key(self) -> Tensor:
+        """int64 scalar, on the device, or `[rows]`."""
+        return torch.full((), self._seed, dtype=torch.int64, device=self._device)
+
+    def become(self, other: Noise) -> None:
+        """Draw what `other`, of one batch and no fork, draws for the same rows: so recorded steps get another noise."""
+        self.key.fill_(other._seed)
 
     @property
     def row_keys(self) -> Tensor:

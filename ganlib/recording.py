@@ -57,7 +57,7 @@ class RecordedSteps:
         kept, turns = self._recordings[key]
         for kept_turn, turn in zip(kept, batches, strict=True):
             for mine, new in zip(kept_turn, turn, strict=True):
-                mine.noise.key.copy_(new.noise.key)
+                mine.noise.become(new.noise)
                 for name, column in mine.data.items():
                     column.copy_(new.data[name])
         return turns

@@ -81,73 +81,87 @@ def build(cfg: Config, spec: Spec) -> Game:
     )
 
 
-class _Conditions:
-    """What can be a condition: each choice of the C columns that are nothing but a choice, K in all."""
+class _Conditions(nn.Module):
+    """What can be a condition: each choice of the C columns that are nothing but a choice, K in all.
+
+    A module for its constants to be where the networks are: no step then waits for a copy. They are not saved.
+    """
+
+    places: Tensor
+    """of the K choices in a sample, int64 `[K]`"""
+    of_column: Tensor
+    """which choices are of which column, 0 or 1, `[C, K]`"""
+    shares: Tensor
+    """how frequent each choice is, float64 `[K]`"""
+    ends: Tensor
+    """sums of these up to each choice, those of a column being 1 / C, `[K]`"""
+    chances: Tensor
+    """per row with this choice, how often it is the condition in training, float64 `[K]`"""
 
     def __init__(self, cfg: Config, blocks: tuple[Block, ...], rows: int) -> None:
+        super().__init__()
         with_modes = {block.column for block in blocks if block.kind == "scalar"}
         chosen = [b for b in blocks if b.kind == "choice" and b.column not in with_modes and b.size > 1]
         if cfg.conditions == "none":
             chosen = []
         self.size = sum(block.size for block in chosen)
-        self.places = torch.tensor([block.start + i for block in chosen for i in range(block.size)], dtype=torch.long)
-        """of the K choices in a sample"""
-        self.of_column = torch.zeros(len(chosen), self.size)
-        """which choices are of which column, 0 or 1, `[C, K]`"""
-        self.shares = torch.tensor([share for block in chosen for share in block.shares], dtype=torch.float64)
-        self.chances = torch.zeros(self.size, dtype=torch.float64)
-        """per row with this choice, how often it is the condition in training"""
+        of_column = torch.zeros(len(chosen), self.size)
+        shares = torch.tensor([share for block in chosen for share in block.shares], dtype=torch.float64)
+        chances = torch.zeros(self.size, dtype=torch.float64)
         start = 0
         for row, block in enumerate(chosen):
             part = slice(start, start + block.size)
-            self.of_column[row, part] = 1.0
-            shares = self.shares[part]
-            law = torch.log1p(shares * rows) if cfg.conditions == "log" else shares
-            self.chances[part] = torch.where(shares > 0, law / law.sum() / shares, 0.0)
+            of_column[row, part] = 1.0
+            law = torch.log1p(shares[part] * rows) if cfg.conditions == "log" else shares[part]
+            chances[part] = torch.where(shares[part] > 0, law / law.sum() / shares[part], 0.0)
             start += block.size
+        places = torch.tensor([block.start + i for block in chosen for i in range(block.size)], dtype=torch.long)
+        ends = (shares / max(len(chosen), 1)).float().cumsum(0)
+        constants = {"places": places, "of_column": of_column, "shares": shares, "ends": ends, "chances": chances}
+        for name, constant in constants.items():
+            self.register_buffer(name, constant, persistent=False)
 
     def _rows_choices(self, rows: Tensor) -> Tensor:
         return rows[:, self.places.to(rows.device)]
 
     def weights(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Of training rows, `[N]`: the sum over columns of the chance of its choice."""
-        return self._rows_choices(parts["sample"]).double() @ self.chances
+        choices = self._rows_choices(parts["sample"])
+        return choices.double() @ self.chances.to(choices.device)
 
     def of_rows(self, rows: Tensor, uniform: Tensor, training: bool) -> Tensor | None:
         """A choice that the row has, one-hot `[N, K]`: while training of the column given the row, else of any."""
         if not self.size:
             return None
-        choices, of_column = self._rows_choices(rows), self.of_column.to(rows.device)
+        choices, of_column = self._rows_choices(rows), self.of_column.to(rows)
         if training:
             chances = (choices * self.chances.to(choices)) @ of_column.T
         else:
-            chances = torch.ones(len(rows), len(of_column), device=rows.device)
-        return choices * (self._drawn(chances, uniform) @ of_column)
+            chances = choices.new_ones(len(rows), len(of_column))
+        # a sum up to each column by a product: on CUDA `cumsum` of floats is refused as not deterministic
+        ends = chances @ chances.new_ones(2 * [len(of_column)]).triu()
+        return choices * (_drawn(ends, uniform) @ of_column)
 
     def by_frequency(self, uniform: Tensor) -> Tensor | None:
         """A choice by the frequencies of the data, of any column alike, one-hot `[N, K]`."""
         if not self.size:
             return None
-        chances = (self.shares / len(self.of_column)).to(uniform)
-        return self._drawn(chances.expand(len(uniform), -1), uniform)
+        return _drawn(self.ends.to(uniform).expand(len(uniform), -1), uniform)
 
     def of_known(self, known: Tensor, uniform: Tensor) -> Tensor | None:
         """The rarest choice that is known, `[width]`, one-hot `[N, K]`; by frequency where none is."""
-        choices = known[self.places].nan_to_num(0.0)
+        choices = known[self.places.to(known.device)].nan_to_num(0.0)
         if not choices.any():
             return self.by_frequency(uniform)
-        rarest = self.shares.masked_fill(choices == 0, torch.inf).argmin()
-        return (torch.arange(self.size) == rarest).float().expand(len(uniform), -1)
+        rarest = self.shares.to(known.device).masked_fill(choices == 0, torch.inf).argmin()
+        return (torch.arange(self.size, device=known.device) == rarest).to(uniform).expand(len(uniform), -1)
 
-    @staticmethod
-    def _drawn(chances: Tensor, uniform: Tensor) -> Tensor:
-        """One-hot `[N, M]` of an entry each, in proportion to `chances` `[N, M]`."""
-        ends = chances.cumsum(1)
-        edge = uniform[:, None] * ends[:, -1:]
-        below = (ends <= edge).sum(1, keepdim=True)
-        last = (chances > 0).to(torch.int64).mul(torch.arange(chances.shape[1], device=chances.device)).amax(1, True)
-        entries = torch.arange(chances.shape[1], device=chances.device)
-        return (entries == below.minimum(last)).to(chances.dtype)
+
+def _drawn(ends: Tensor, uniform: Tensor) -> Tensor:
+    """One-hot `[N, M]` of an entry each, in proportion to chances of which `ends` `[N, M]` are the sums up to each."""
+    below = (ends <= uniform[:, None] * ends[:, -1:]).sum(1, keepdim=True)
+    last = (ends < ends[:, -1:]).sum(1, keepdim=True)  # the last that has a chance
+    return (torch.arange(ends.shape[1], device=ends.device) == below.minimum(last)).to(ends.dtype)
 
 
 class _Residual(nn.Module):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import statistics
 import tempfile
@@ -60,6 +61,15 @@ def prepare(folder: Path, size: int, channels: int) -> None:
 
     folder.mkdir()
     shards.write(folder, [rows], parts, spec, test_share=0.1, shard_mb=64)
+
+
+def dealt_by(run):
+    """The batches of a step of the game, as `train` deals them."""
+    return functools.partial(run.batches, run.training.stretch)
+
+
+WARMUP = 34
+"""steps until each set of due terms has been recorded: those of every sixteenth step are at the third"""
 
 
 class Timer:
@@ -130,7 +140,7 @@ def steps(params, prepared, args, device):
     launched.recorded = None
     for training in (without_terms, by_hand):
         training.game = dataclasses.replace(training.game, terms=(), augmentation=None)
-    dealt = shipped.batches(0)
+    dealt = dealt_by(shipped)(0)
     loop = plain(
         by_hand.game,
         LOSSES[params.game.loss],
@@ -142,11 +152,11 @@ def steps(params, prepared, args, device):
         "ours, no terms": lambda i: without_terms.step(dealt),
         "shipped, launched": lambda i: launched.step(dealt),
         "shipped, recorded": lambda i: shipped.training.step(dealt),
-        "in train": lambda i: shipped.training.step(shipped.batches(i)),
+        "in train": lambda i: shipped.training.step(dealt_by(shipped)(i)),
     }
     timers = {name: Timer(step, params.game.batch, device) for name, step in timers.items()}
-    for timer in timers.values():  # libraries start, and each set of due terms is recorded
-        for i in range(60 if devices.is_accelerator(device) else 2):
+    for name, timer in timers.items():  # libraries start, and each set of due terms is recorded
+        for i in range(WARMUP if name == "shipped, recorded" and devices.is_accelerator(device) else 4):
             timer.step(i)
     for _ in range(args.rounds):
         for timer in timers.values():
@@ -161,15 +171,15 @@ def steps(params, prepared, args, device):
 
 
 def memory(params, prepared, device):
-    """What a training of its own has reserved after 60 steps, pools of recordings included, in GiB."""
+    """What a training of its own has reserved once all is recorded, pools of recordings included, in GiB."""
     if not devices.is_accelerator(device):
         return float("nan")
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_reserved(device)
     run = _Run(params, lambda *_: None, prepared, None, device)
-    for step in range(60):
-        run.training.step(run.batches(step))
+    for step in range(WARMUP):
+        run.training.step(dealt_by(run)(step))
     return round((torch.cuda.max_memory_reserved(device) - before) / 2**30, 2)
 
 

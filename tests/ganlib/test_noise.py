@@ -61,10 +61,10 @@ def test_a_row_is_the_same_whatever_else_is_drawn():
     assert torch.equal(uniform(keys, 10, 6), uniform(keys, 0, 16)[:, 10:])
 
 
-def test_another_key_can_be_written_into_it():
-    """As recorded steps do; and nothing is copied from the host to draw, which the meta device would not survive."""
+def test_it_can_become_another_as_recorded_steps_have_it():
+    """And nothing is copied from the host to draw, which the meta device would not survive."""
     noise = Noise(0, "turn", 1, size=4)
-    noise.key.copy_(Noise(0, "turn", 2, size=4).key)
+    noise.become(Noise(0, "turn", 2, size=4))
     assert torch.equal(noise.normal(3), Noise(0, "turn", 2, size=4).normal(3))
     elsewhere = Noise(0, "turn", 1, size=4, device="meta")
     assert elsewhere.normal(3, 2).shape == (4, 3, 2)
