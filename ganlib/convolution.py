@@ -20,7 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Conv2d", "conv2d", "conv_transpose2d", "differentiated_twice", "no_weight_gradients", "symmetric_filter"]
+from ganlib.device import is_accelerator
+
+__all__ = ["Conv2d", "binomial_filter", "conv2d", "conv_transpose2d", "differentiated_twice", "no_weight_gradients"]
 
 _Geometry = tuple[list[int], list[int], list[int], bool, list[int], int]
 """stride, padding, dilation, transposed, output padding and groups, as `aten::convolution` takes them"""
@@ -50,22 +52,21 @@ def conv_transpose2d(
     return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups)
 
 
-def symmetric_filter(x: Tensor, kernel: Tensor, *, stride: int = 1, padding: int = 0, up: bool = False) -> Tensor:
-    """Each channel of `[N, C, H, W]` with one constant kernel `[C, 1, h, w]` that is the same mirrored on either axis.
+def binomial_filter(x: Tensor, gain: float = 1.0, *, stride: int = 1, padding: int = 0, up: bool = False) -> Tensor:
+    """Each channel of `[N, C, H, W]` with the kernel [1, 3, 3, 1] ⊗ [1, 3, 3, 1] of sum `gain`; zeros beyond the edges.
 
-    A depthwise convolution, transposed if `up`. Its derivative is a filter by the same kernel, and nothing is kept for
-    it: no gradient of a kernel is taken, and at a stride of 1 the transpose is a plain convolution, which is faster
-    than a transposed one on a CPU and has PyTorch's own depthwise kernels on a GPU. Without `up`, sides are multiples
-    of the stride.
+    A depthwise convolution, transposed if `up`. Its derivative is a filter by the same kernel, which is symmetric, and
+    nothing is kept for it; at a stride of 1 the transpose is a plain convolution, which is faster than a transposed one
+    on a CPU. Without `up`, sides are multiples of the stride.
     """
     if torch.compiler.is_compiling():
-        kernel = kernel.to(x.dtype)
+        kernel = _kernel(x, gain)
         resample = F.conv_transpose2d if up else F.conv2d
         return resample(x, kernel, stride=stride, padding=padding, groups=len(kernel))
     device = x.device.type
     if torch.is_autocast_enabled(device):
         x = _cast(x, torch.get_autocast_dtype(device))
-    y: Tensor = _Filter.apply(x, kernel.to(x.dtype), stride, padding, up)  # type: ignore[no-untyped-call]
+    y: Tensor = _Filter.apply(x, gain, stride, padding, up)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -240,28 +241,72 @@ def _gradients(
 
 class _Filter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Tensor, stride: int, padding: int, up: bool) -> Tensor:
-        ctx.constants = kernel, stride, padding, up
-        return _filter(x, kernel, stride, padding, up)
+    def forward(ctx: Any, x: Tensor, gain: float, stride: int, padding: int, up: bool) -> Tensor:
+        ctx.constants = gain, stride, padding, up
+        return _filter(x, gain, stride, padding, up)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
-        kernel, stride, padding, up = ctx.constants
+        gain, stride, padding, up = ctx.constants
         if stride == 1:
-            padding = kernel.shape[-1] - 1 - padding
+            padding = len(_TAPS) - 1 - padding
         else:
             up = not up
         # not `apply` where nothing is recorded: it takes as long as a small convolution
         filtered = _Filter.apply if torch.is_grad_enabled() else _filter
-        return filtered(g, kernel, stride, padding, up), None, None, None, None
+        return filtered(g, gain, stride, padding, up), None, None, None, None
 
 
-def _filter(x: Tensor, kernel: Tensor, stride: int, padding: int, up: bool) -> Tensor:
-    geometry = _geometry(stride, padding, 0, len(kernel), transposed=up)
-    if torch.is_autocast_enabled(x.device.type):
-        with torch.autocast(x.device.type, enabled=False):
-            return torch.convolution(x, kernel, None, *geometry)
-    return torch.convolution(x, kernel, None, *geometry)
+def _filter(x: Tensor, gain: float, stride: int, padding: int, up: bool) -> Tensor:
+    with _without_autocast(x):
+        if is_accelerator(x.device):
+            return _filter_by_products(x, gain, stride, padding, up)
+        return torch.convolution(x, _kernel(x, gain), None, *_geometry(stride, padding, 0, x.shape[1], transposed=up))
+
+
+_TAPS = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
+
+
+def _kernel(x: Tensor, gain: float) -> Tensor:
+    """`[C, 1, 4, 4]`"""
+    taps = torch.tensor(_TAPS, dtype=x.dtype, device=x.device)
+    return torch.outer(taps, taps * gain).expand(x.shape[1], 1, -1, -1)
+
+
+def _filter_by_products(x: Tensor, gain: float, stride: int, padding: int, up: bool) -> Tensor:
+    """The filter as products with a banded matrix along each axis, on which a GPU's matrix units work.
+
+    cuDNN has no fast depthwise convolution for channels-last: on an H200, for `[32, 64, 256, 256]` in bfloat16, it took
+    11 ms, PyTorch's own kernel 3.3 ms, sums of slices 3.5 ms, and a copy of the tensor 0.13 ms.
+    """
+    n, channels, height, width = x.shape
+    rows = _bands(height, gain, stride, padding, up, x.dtype, x.device)
+    columns = _bands(width, 1.0, stride, padding, up, x.dtype, x.device)
+    if x.is_contiguous():
+        y = rows @ (x.flatten(0, 2) @ columns.T).view(n * channels, height, -1)
+        return y.view(n, channels, len(rows), len(columns))
+    x = x.permute(0, 2, 3, 1).reshape(n, height, width * channels)
+    y = columns @ (rows @ x).view(-1, width, channels)
+    return y.view(n, len(rows), len(columns), channels).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _bands(
+    side: int, gain: float, stride: int, padding: int, up: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """What the taps, of sum `gain`, do to one axis: `[side after, side]`.
+
+    A step is played before it is recorded as a CUDA graph, so no recording makes one, which would be its own. They are
+    computed where they are, and so are no copies that the host would wait for.
+    """
+    after = (side - 1) * stride - 2 * padding + len(_TAPS) if up else (side + 2 * padding - len(_TAPS)) // stride + 1
+    with torch.inference_mode(False):  # or what is made while sampling could not be used in training
+        i, j = torch.arange(after, device=device)[:, None], torch.arange(side, device=device)
+        tap = i + padding - j * stride if up else j + padding - i * stride
+        bands = torch.zeros(after, -(-side // 8) * 8, dtype=dtype, device=device)[:, :side]  # rows start at 16 bytes
+        for index, weight in enumerate(_TAPS):
+            bands += gain * weight * (tap == index)
+        return bands
 
 
 def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -78,6 +80,10 @@ class RecordedSteps:
             # what was forbidden; the error of ending the capture only says that something was
             cause = error.__context__ or error
             reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            # the failed step's graph, which its frames hold, would add up later gradients on the recording's stream
+            for failed in (cause, error):
+                traceback.clear_frames(failed.__traceback__)
+            gc.collect()
             warnings.warn(f"steps are not recorded as CUDA graphs: {reason}", RuntimeWarning, stacklevel=2)
 
     def _recorded(self, turn: Turn) -> Turn:

@@ -21,7 +21,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from ganlib._config import Config as _Config
-from ganlib.convolution import Conv2d, symmetric_filter
+from ganlib.convolution import Conv2d, binomial_filter
 from ganlib.data._spec import Spec
 from ganlib.game import DiscriminatorOutput, Game
 from ganlib.models._conditioning import (
@@ -143,17 +143,13 @@ class _Block(nn.Module):
 class _Resample(nn.Module):
     """Twice or half the size, bilinearly: the filter [1, 3, 3, 1] in both directions, zeros beyond the edges."""
 
-    kernel: Tensor
-
     def __init__(self, *, up: bool):
         super().__init__()
-        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / (4 if up else 8)
         self.up = up
-        self.register_buffer("kernel", torch.outer(taps, taps), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, H, W]`, of even sides where they are to be halved."""
-        return symmetric_filter(x, self.kernel.expand(x.shape[1], 1, 4, 4), stride=2, padding=1, up=self.up)
+        return binomial_filter(x, 4.0 if self.up else 1.0, stride=2, padding=1, up=self.up)
 
 
 def _stage(cfg: Config, channels: int, stages: int) -> list[nn.Module]:

@@ -231,7 +231,7 @@ class _Synthesis(_Growing):
             self.convs.append(ModulatedConv(dim, width, width, start=start if cfg.noise else None))
             start += area
             self.to_image.append(ModulatedConv(dim, width, channels, normal=False))
-        self.fir = Fir(channels, gain=4.0)
+        self.fir = Fir(gain=4.0)
 
     def forward(self, ws: Tensor, noise: Tensor | None = None) -> Tensor:
         """w of each layer `[N, L, D]` → images `[N, C, H, W]`; `noise` are row keys, int64 `[N]`, None for none.
@@ -248,7 +248,9 @@ class _Synthesis(_Growing):
                 x = self.ups[size - 1](x, ws[:, 2 * size - 1], noise)
             x = self.convs[size](x, ws[:, 2 * size], noise)
             made = self.to_image[size](x, ws[:, 2 * size + 1]).to(ws.dtype)
-            made = made + self.fir.up(images) if size else made
+            if size:
+                with full_precision(images):
+                    made = made + self.fir.up(images)
             # fading in: Karras et al. 2018, figure 2
             fades = size > level
             images = F.interpolate(images, scale_factor=2).lerp(made, level - math.floor(level)) if fades else made
@@ -342,7 +344,7 @@ class _Block(nn.Module):
 
     def __init__(self, inner: int, outer: int):
         super().__init__()
-        self.fir = Fir(inner)
+        self.fir = Fir()
         self.conv = equalised(Conv2d(inner, inner, 3, padding=1), gain=math.sqrt(2))
         self.down = equalised(Conv2d(inner, outer, 3, stride=2))  # √2 of the activation, √½ of the sum
         self.skip = equalised(Conv2d(inner, outer, 1, bias=False), gain=math.sqrt(0.5))

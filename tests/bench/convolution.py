@@ -84,7 +84,7 @@ def one_convolution(name, layout, args):
         def forward(module):
             if module is F:
                 return F.conv2d(x, weight, stride=stride, padding=padding, groups=groups)
-            return convolution.symmetric_filter(x, weight, stride=stride, padding=padding)
+            return convolution.binomial_filter(x, stride=stride, padding=padding)
 
     def once(module):
         with args.autocast():
@@ -114,17 +114,19 @@ class _Ours:
 def with_pytorchs(fn):
     """`fn` with PyTorch's convolutions in r3gan."""
 
-    def filtered(x, kernel, *, stride, padding, up):
+    def filtered(x, gain, *, stride, padding, up):
         resample = F.conv_transpose2d if up else F.conv2d
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device) / 8
+        kernel = torch.outer(taps, taps * gain).expand(x.shape[1], 1, 4, 4)
         return resample(x, kernel, stride=stride, padding=padding, groups=len(kernel))
 
     def wrapped():
-        kept = convolution._pays, r3gan.symmetric_filter
-        convolution._pays, r3gan.symmetric_filter = lambda *_: False, filtered
+        kept = convolution._pays, r3gan.binomial_filter
+        convolution._pays, r3gan.binomial_filter = lambda *_: False, filtered
         try:
             fn()
         finally:
-            convolution._pays, r3gan.symmetric_filter = kept
+            convolution._pays, r3gan.binomial_filter = kept
 
     return wrapped
 

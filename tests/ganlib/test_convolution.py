@@ -171,13 +171,16 @@ def filtered(module, kind, x):
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype)
     kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
     if module is convolution:
-        return convolution.symmetric_filter(x, kernel, stride=stride, padding=padding, up=up)
+        return convolution.binomial_filter(x, 64.0, stride=stride, padding=padding, up=up)
     return (F.conv_transpose2d if up else F.conv2d)(x, kernel, stride=stride, padding=padding, groups=x.shape[1])
 
 
+@pytest.mark.parametrize("by_products", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("kind", FILTERS)
-def test_filters_are_convolutions_and_their_derivatives_too(kind, layout):
+def test_filters_are_convolutions_and_their_derivatives_too(kind, layout, by_products, monkeypatch):
+    """Also as they are computed on a GPU."""
+    monkeypatch.setattr(convolution, "is_accelerator", lambda device: by_products)
     ends = []
     for module in (convolution, F):
         x = operands("depthwise", side=6, layout=layout)[0]
@@ -189,6 +192,19 @@ def test_filters_are_convolutions_and_their_derivatives_too(kind, layout):
         torch.testing.assert_close(ours, theirs)
         assert ours.is_contiguous(memory_format=layout)
     assert torch.autograd.gradgradcheck(lambda x: filtered(convolution, kind, x), operands("depthwise", side=4)[:1])
+
+
+def test_what_filters_by_products_share_is_made_once_and_can_be_used_in_training(monkeypatch):
+    monkeypatch.setattr(convolution, "is_accelerator", lambda device: True)
+    convolution._bands.cache_clear()
+    x = operands("depthwise", side=6)[0]
+    with torch.inference_mode():
+        filtered(convolution, "up", x.detach())
+    with torch.autocast("cpu", torch.bfloat16):
+        filtered(convolution, "up", x).sum().backward()
+    assert x.grad.shape == x.shape
+    found = convolution._bands.cache_info()
+    assert (found.misses, found.hits) == (4, 2)  # of two axes, there and back; those there were had before
 
 
 def test_filters_keep_nothing_and_are_cast_by_autocast():

@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -170,18 +172,28 @@ def test_what_cannot_be_recorded_is_said_and_played():
 
 
 def test_a_generators_turn_that_cannot_be_recorded_leaves_no_trace():
-    """Neither a frozen discriminator nor gradients."""
-    ends = []
+    """Neither a frozen discriminator, nor gradients, nor a graph that would tie its stream to the parameters."""
+    ends, read = [], []
+
+    def fn(round):
+        read.append(weakref.ref(round.fake_logits))
+        return round.fake_logits * float(round.fake_logits[0].detach())
+
     for record_ in (None, record):
         training, batches = training_of("mlp", {})
-        reading = Term("reading", "generator", lambda round: round.fake_logits * float(round.fake_logits[0].detach()))
+        reading = Term("reading", "generator", fn)
         training.game = dataclasses.replace(training.game, terms=(reading,))
         if record_ is None:
             rows = played(training, batches, 6)
         else:
             training.recorded = RecordedSteps(record_)
-            with pytest.warns(RuntimeWarning, match="not recorded as CUDA graphs"):
-                assert played(training, batches, 6) == rows
+            gc.disable()
+            try:
+                with pytest.warns(RuntimeWarning, match="not recorded as CUDA graphs"):
+                    assert played(training, batches, 6) == rows
+                assert all(logits() is None for logits in read)
+            finally:
+                gc.enable()
         ends.append(learnt(training))
     torch.testing.assert_close(*ends, rtol=0, atol=0)
 

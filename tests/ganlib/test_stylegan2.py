@@ -69,7 +69,7 @@ def zeros_between(x):
 @pytest.mark.parametrize("what", ["blur", "down", "up"])
 def test_the_filter_is_a_convolution(what):
     x, gain = draw(2, 3, 6, 8), 4.0 if what == "up" else 1.0
-    fir = layers.Fir(3, gain).double()
+    fir = layers.Fir(gain)
     # [1, 3, 3, 1] is symmetric: convolution and correlation are one
     full = [[scipy.signal.convolve2d(plane, TAPS * gain) for plane in image] for image in x.numpy()]
     if what == "blur":
@@ -85,9 +85,9 @@ def test_the_filter_is_a_convolution(what):
 
 def test_doubling_the_size_keeps_a_plane_and_halving_undoes_it():
     plane = torch.full((1, 2, 8, 8), 0.7)
-    up = layers.Fir(2, 4.0).up(plane)
+    up = layers.Fir(4.0).up(plane)
     torch.testing.assert_close(up[..., 1:-1, 1:-1], torch.full((1, 2, 14, 14), 0.7))
-    torch.testing.assert_close(layers.Fir(2).down(up)[..., 1:-1, 1:-1], plane[..., 1:-1, 1:-1])
+    torch.testing.assert_close(layers.Fir().down(up)[..., 1:-1, 1:-1], plane[..., 1:-1, 1:-1])
 
 
 @pytest.mark.parametrize("up", [False, True])
@@ -359,7 +359,7 @@ def test_without_path_length_there_is_no_term():
 def test_the_discriminator_is_the_papers():
     """A block by its definition: (skip + convolved) / √2, each halved through the filter."""
     block = a_game(8).discriminator.blocks[0].double()
-    x, fir = draw(2, 4, 8, 8), layers.Fir(4).double()
+    x, fir = draw(2, 4, 8, 8), layers.Fir()
     raw = {name: p.detach() for name, p in block.named_parameters()}
 
     def convolved(x, name, **options):
