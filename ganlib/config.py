@@ -373,6 +373,7 @@ class GateConfig(Config):
         default={"coverage": 0.3, "memorisation_ratio": 0.5, "label_accuracy": 0.5}
     )
     at_most: dict[Annotated[str, AfterValidator(_metric)], float] = Field(default={})
+    export: tuple[Literal["onnx", "torch"], ...] = ("onnx", "torch")
 
     @model_validator(mode="before")
     @classmethod

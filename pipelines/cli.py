@@ -246,6 +246,37 @@ def answer(
 
 @app.command()
 @_one_line_errors
+def export(
+    model_uri: ModelURI,
+    format: Annotated[str, typer.Option("-f", "--format", help="onnx, or torch for torch.export")] = "onnx",
+    latent: Annotated[bool, typer.Option("--latent", help="of latents as inputs, in place of a seed's key")] = False,
+    output: Annotated[Path, typer.Option("-o", "--output", help="the folder to write to")] = Path("export"),
+) -> None:
+    """Write a generator as one graph, for runtimes without this code, and check that it makes the same samples."""
+    import ganlib
+    from ganlib.graph import FORMATS, TOLERANCE, GraphError, export_graph
+    from ganlib.registry import nearest
+    from pipelines._stage import StageError
+
+    if format not in FORMATS:
+        raise StageError(f"--format: {format!r} is not one{nearest(format, FORMATS)}; known: {', '.join(FORMATS)}")
+    try:
+        made = export_graph(ganlib.load(model_uri, "cpu"), output, format, latent=latent)
+    except GraphError as error:
+        raise StageError(f"{model_uri}: {error}") from error
+    except ValueError as error:  # which names the folder
+        raise StageError(str(error)) from error
+    if not made.agrees:
+        made.path.unlink()
+        raise StageError(
+            f"{model_uri}: {format}: its samples are up to {made.difference:.3g} from the generator's, "
+            f"at most {TOLERANCE:g} is allowed"
+        )
+    typer.echo(f"{made.path}: of {', '.join(made.inputs)}; within {made.difference:.1e} of the generator")
+
+
+@app.command()
+@_one_line_errors
 def register() -> None:
     """Register what outputs/ holds where the tracking store lacks it: in a new clone, or with another store."""
     from ganlib.config import load_params

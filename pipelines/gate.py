@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,21 @@ class Decision:
         return cls(**parsed)
 
 
-def decide(store: Store, params: Params, champion: Version | None, generator: Generator, metrics: Metrics) -> Decision:
-    """The decision on a generator with the metrics of the stage `evaluate`, against the champion, if there is one."""
+def decide(
+    store: Store,
+    params: Params,
+    champion: Version | None,
+    generator: Generator,
+    metrics: Metrics,
+    faults: Sequence[str] = (),
+) -> Decision:
+    """The decision on a generator with the metrics of the stage `evaluate`, against the champion, if there is one.
+
+    `faults` are reasons to refuse it whatever the metrics say."""
     metric = metric_of(params.gate, metrics)
     space, name = metric.split(".")
     own = _number(metrics[space][name]["value"])
-    failed = failed_thresholds(metrics, params.gate, labelled=generator.conditional)
+    failed = [*faults, *failed_thresholds(metrics, params.gate, labelled=generator.conditional)]
     if failed:
         return Decision("refused", "; ".join(failed), metric, own, None if champion is None else champion.number)
     if champion is None:

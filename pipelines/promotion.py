@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 
 from ganlib.config import Params
 from ganlib.export import Generator
@@ -32,8 +33,16 @@ TERMS = "gate.terms"  # set last: the gate whose decision has been carried out
 BEFORE = "gate.before"  # the versions whose promotion had been carried out when this one was promoted
 
 
-def settle(store: Store, params: Params, version: Version, generator: Generator, metrics: Metrics) -> Decision:
-    """The decision on `version`: the one that stands, or, under another gate, a new one, carried out."""
+def settle(
+    store: Store,
+    params: Params,
+    version: Version,
+    generator: Generator,
+    metrics: Metrics,
+    faults: Sequence[str] = (),
+) -> Decision:
+    """The decision on `version`: the one that stands, or, under another gate, a new one, carried out. `faults` refuse
+    it whatever the metrics say."""
     terms = json.dumps(params.gate.model_dump(mode="json"))
     if version.tags.get(TERMS) == terms:
         return Decision.from_tags(version.tags)
@@ -43,7 +52,7 @@ def settle(store: Store, params: Params, version: Version, generator: Generator,
         decision = Decision.from_tags(version.tags)
         before = None if TERMS in version.tags else json.loads(version.tags.get(BEFORE, "null"))
     else:
-        decision, before = _promote_or_refuse(store, params, version, generator, metrics)
+        decision, before = _promote_or_refuse(store, params, version, generator, metrics, faults)
     if decision.decision == "promoted" and before is not None:
         decision = _settle_race(store, params, version, decision, before)
     model_registry.tag_version(store, version, {TERMS: terms})
@@ -51,7 +60,7 @@ def settle(store: Store, params: Params, version: Version, generator: Generator,
 
 
 def _promote_or_refuse(
-    store: Store, params: Params, version: Version, generator: Generator, metrics: Metrics
+    store: Store, params: Params, version: Version, generator: Generator, metrics: Metrics, faults: Sequence[str]
 ) -> tuple[Decision, list[int]]:
     """Decide against a champion that is still the champion then, and move the aliases.
 
@@ -63,7 +72,7 @@ def _promote_or_refuse(
         holds = _same(champion, version)
         if holds and decision is not None:  # another process found our claim, and moved the alias to us
             return decision, before
-        decision = decide(store, params, None if holds else champion, generator, metrics)
+        decision = decide(store, params, None if holds else champion, generator, metrics, faults)
         before = [one.number for one in _promoted(store, version.model) if TERMS in one.tags]
         # the claim: whoever moves the alias after us finds it
         model_registry.tag_version(store, version, {BEFORE: json.dumps(before), **decision.tags()})

@@ -1,5 +1,8 @@
 """The stage `register`: a version in the registry, and maybe its champion. `python -m pipelines.register`.
 
+The generator is also exported as graphs (`ganlib.graph`), which are kept as `export/` of the run that trained it; one
+that makes other samples than the generator is a reason to refuse the version.
+
 Each step finds what an earlier, killed run of the stage did and goes on from there; the alias moves last.
 A version is keyed by its weights, its metrics and its data: registering the same again under the same gate
 changes nothing, even where a person has since moved an alias. `gate.py` decides who is the champion; `promotion.py`
@@ -20,6 +23,7 @@ from ruamel.yaml import YAML
 from ganlib.config import GateConfig, Params, override
 from ganlib.device import default_device
 from ganlib.export import Generator, load_generator
+from ganlib.graph import TOLERANCE, GraphError, export_graph
 from ganlib.scratch import scratch_folder
 from pipelines import lineage, model_registry, tracking
 from pipelines._stage import (
@@ -57,13 +61,17 @@ def stage(params: Params) -> None:
     known = model_registry.find_version(store, params.registered_model, key)
     if known:
         model_registry.check_whole(store, known)
-    version = known or _log(store, params, generator, metrics, key)
-    decision = settle(store, params, version, generator, metrics)
+    with scratch_folder() as scratch:
+        exported = _export(folder, params.gate, Path(scratch))
+        version = known or _log(store, params, generator, metrics, key, exported, Path(scratch))
+    faults = [f"gate.export: {format}: {about['fault']}" for format, about in exported.items() if "fault" in about]
+    decision = settle(store, params, version, generator, metrics, faults)
     with atomic_folder(REGISTERED) as out:
         content = {
             "model": version.model,
             "version": version.number,
             "key": key,
+            "export": exported,
             **dataclasses.asdict(decision),
         }
         (out / "decision.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
@@ -71,7 +79,36 @@ def stage(params: Params) -> None:
     print(f"{version.model} version {version.number}{before}: {decision.decision}: {decision.reason}")
 
 
-def _log(store: Store, params: Params, generator: Generator, metrics: Metrics, key: str) -> Version:
+def _export(folder: Path, gate: GateConfig, into: Path) -> dict[str, dict[str, Any]]:
+    """Write the graphs that the gate asks for; for each format how far it is from the generator, or why it cannot be.
+
+    One that is too far has a `fault`, and is not kept.
+    """
+    generator, found = load_generator(folder), dict[str, dict[str, Any]]()  # on the CPU, where parity is measured
+    for format in gate.export:
+        try:
+            made = export_graph(generator, into, format)
+        except GraphError as error:
+            found[format] = {"cannot": str(error)}
+            continue
+        found[format] = {"difference": made.difference}
+        if not made.agrees:
+            found[format]["fault"] = (
+                f"its samples are up to {made.difference:.3g} from the generator's, at most {TOLERANCE:g} is allowed"
+            )
+            made.path.unlink()
+    return found
+
+
+def _log(
+    store: Store,
+    params: Params,
+    generator: Generator,
+    metrics: Metrics,
+    key: str,
+    exported: dict[str, dict[str, Any]],
+    graphs: Path,
+) -> Version:
     """Log everything that a person asks of a model to the run that trained it, then register the model."""
     tuned = override(params, YAML(typ="safe").load((TUNED / BEST).read_text()) or {})
     facts = lineage.facts(params)
@@ -93,6 +130,9 @@ def _log(store: Store, params: Params, generator: Generator, metrics: Metrics, k
             for folder in (PREPARED, REFERENCE, TUNED, TRAINED, EVALUATED):
                 _copy_viewable(folder, Path(scratch) / folder.name)
             tracking.log_folder(run, Path(scratch), "stages")
+        if any(graphs.iterdir()):
+            tracking.log_folder(run, graphs, "export")
+        tags |= {f"export.{format}": json.dumps(about) for format, about in exported.items()}
         return model_registry.register_generator(run, TRAINED / "generator", params.registered_model, key, tags)
 
 

@@ -85,6 +85,10 @@ def _whole(samples: Tensor) -> Tensor:
     return samples
 
 
+def _as_stored(cfg: Any, part: str, stored: Tensor) -> Tensor:
+    return stored
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of data. Every function but `tiny` takes the kind's `Config` first, as `Spec.sample` has it."""
@@ -136,6 +140,12 @@ class Kind:
     """samples with what little tells one from another"""
     views: Callable[[Any, Tensor], dict[str, Tensor]] = _all
     """`(cfg, samples)`: what is compared with targets, by the section of the metrics in which it stands"""
+
+    present_tensor: Callable[[Any, str, Tensor], Tensor] = _as_stored
+    """`(cfg, part, stored)`: stored `[N, *stored]` as `present` arranges it, in a graph that is exported; by default
+    as stored"""
+    take_tensor: Callable[[Any, str, Tensor], Tensor] = _as_stored
+    """The inverse of `present_tensor`"""
 
     tiled: Callable[[Any, Mapping[str, Tensor], int, Callable[[dict[str, Tensor]], Tensor]], Tensor] | None = None
     """`(cfg, given, margin, make)`: one sample of given parts `[1, ...]` of any size, by `make` of parts of these,

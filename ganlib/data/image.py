@@ -39,10 +39,12 @@ __all__ = [
     "may_be_image",
     "parts",
     "present",
+    "present_tensor",
     "preview",
     "quantise",
     "read",
     "take",
+    "take_tensor",
     "tiny",
 ]
 
@@ -128,6 +130,16 @@ def quantise(cfg: object, samples: Tensor) -> Tensor:
 def present(cfg: object, part: str, stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """uint8 `[N, C, H, W]` to `[N, H, W, C]`."""
     return np.moveaxis(stored, 1, -1)
+
+
+def present_tensor(cfg: object, part: str, stored: Tensor) -> Tensor:
+    """uint8 `[N, C, H, W]` to `[N, H, W, C]`."""
+    return stored.movedim(1, -1)
+
+
+def take_tensor(cfg: object, part: str, presented: Tensor) -> Tensor:
+    """uint8 `[N, H, W, C]` to `[N, C, H, W]`."""
+    return presented.movedim(-1, 1)
 
 
 def glance(images: Tensor) -> Tensor:

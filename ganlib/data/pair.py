@@ -18,7 +18,20 @@ from torch import Tensor
 from ganlib._config import Config as _Base
 from ganlib.data import image
 from ganlib.data._kind import Part, Stored
-from ganlib.data.image import LOOKS, Level, Megapixels, Side, decode, describe, glance, present, preview, quantise
+from ganlib.data.image import (
+    LOOKS,
+    Level,
+    Megapixels,
+    Side,
+    decode,
+    describe,
+    glance,
+    present,
+    present_tensor,
+    preview,
+    quantise,
+    take_tensor,
+)
 
 __all__ = [
     "LOOKS",
@@ -32,9 +45,11 @@ __all__ = [
     "naive",
     "parts",
     "present",
+    "present_tensor",
     "preview",
     "quantise",
     "take",
+    "take_tensor",
     "tiny",
 ]
 

@@ -27,7 +27,19 @@ from torch import Tensor
 from ganlib._config import Config as _Base
 from ganlib.data import image
 from ganlib.data._kind import Part, Stored
-from ganlib.data.image import LOOKS, Level, Megapixels, Side, decode, describe, glance, present, quantise
+from ganlib.data.image import (
+    LOOKS,
+    Level,
+    Megapixels,
+    Side,
+    decode,
+    describe,
+    glance,
+    present,
+    present_tensor,
+    quantise,
+    take_tensor,
+)
 
 __all__ = [
     "LOOKS",
@@ -46,9 +58,11 @@ __all__ = [
     "parts",
     "picture",
     "present",
+    "present_tensor",
     "preview",
     "quantise",
     "take",
+    "take_tensor",
     "tiled",
     "tiny",
 ]

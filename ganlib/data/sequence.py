@@ -146,7 +146,7 @@ def decode(cfg: Config, part: str, stored: Tensor) -> Tensor:
 def quantise(cfg: Config, samples: Tensor) -> Tensor:
     """The most likely token at each place of `[N, L, V]`; nothing follows an end."""
     tokens = samples.argmax(2)
-    tokens = tokens * (tokens != END).long().cumprod(1)
+    tokens = tokens * ((tokens == END).cumsum(1) == 0)
     return tokens.to(torch.uint8 if _tokens(cfg) <= 256 else torch.int16)
 
 

@@ -754,7 +754,7 @@ def quantise(cfg: Config, samples: Tensor) -> Tensor:
     """Float `[N, width]`, of a generator too, to codes `[N, columns]`: a choice is its largest entry. Numbers keep to
     the range, the decimals and, in dates, the steps of the training rows."""
     tables = _tables(cfg)
-    out = torch.empty(len(samples), len(cfg.columns), dtype=torch.float64, device=samples.device)
+    out = torch.empty(samples.shape[0], len(cfg.columns), dtype=torch.float64, device=samples.device)
     scalars = {block.column: block.start for block in tables.blocks if block.kind == "scalar"}
     modes = {column: row for row, column in enumerate(tables.with_modes)}
     codes = {column: row for row, column in enumerate(tables.without)}

@@ -146,7 +146,7 @@ class _Conditions(nn.Module):
         """A choice by the frequencies of the data, of any column alike, one-hot `[N, K]`."""
         if not self.size:
             return None
-        return _drawn(self.ends.to(uniform).expand(len(uniform), -1), uniform)
+        return _drawn(self.ends.to(uniform).expand(uniform.shape[0], -1), uniform)
 
     def of_known(self, known: Tensor, uniform: Tensor) -> Tensor | None:
         """The rarest choice that is known, `[width]`, one-hot `[N, K]`; by frequency where none is."""

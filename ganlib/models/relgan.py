@@ -173,7 +173,7 @@ class _Memory(nn.Module):
         return torch.stack(outputs, 1), memory
 
     def _step(self, memory: Tensor, key_value: Tensor, gates: Tensor) -> Tensor:
-        n = len(memory)
+        n = memory.shape[0]
         seen = torch.cat([self.key_value(memory), key_value[:, None]], 1)  # [N, S + 1, 2 D]
         key, content = seen.view(n, self.slots + 1, 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # [N, H, S + 1, D / H]
         query = self.query(memory).view(n, self.slots, self.heads, -1).transpose(1, 2)
@@ -216,7 +216,7 @@ class _Generator(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor], cond: Tensor | None = None) -> Tensor:
         """Keys and temperatures `[N]`, and a condition → lines, one-hot `[N, L, V]`."""
         keys, temperature = inputs["keys"], inputs["temperature"][:, None]
-        n, told = len(keys), self._told(cond)
+        n, told = keys.shape[0], self._told(cond)  # len() would fix the size in an exported graph
         state, lines = self.core.initial(n), []
         output: Tensor
         token = torch.full((n,), _END, device=keys.device)

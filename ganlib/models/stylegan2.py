@@ -241,7 +241,7 @@ class _Synthesis(_Growing):
         """
         top = len(self.ups)
         level = top if self.current_level is None else self.current_level
-        x = self.constant.expand(len(ws), -1, -1, -1)
+        x = self.constant.expand(ws.shape[0], -1, -1, -1)  # len() would fix the size in an exported graph
         images = ws.new_zeros(())
         for size in range(math.ceil(level) + 1):
             if size:

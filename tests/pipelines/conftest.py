@@ -16,8 +16,9 @@ import pytest
 
 @pytest.fixture(scope="session")
 def params(params):
-    """With a gate on the metric that the tests here make up figures for."""
-    return params.model_copy(update={"gate": params.gate.model_copy(update={"metric": "classifier.fd"})})
+    """With a gate on the metric that the tests here make up figures for, and no graphs, each of which takes seconds."""
+    gate = params.gate.model_copy(update={"metric": "classifier.fd", "export": ()})
+    return params.model_copy(update={"gate": gate})
 
 
 @pytest.fixture(scope="session")

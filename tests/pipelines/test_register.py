@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from ganlib import graph
 from ganlib.config import GateConfig, TrackingConfig
 from ganlib.evaluate import Comparison
+from ganlib.export import load_generator
 from pipelines import gate, model_registry, promotion, register, tracking
 from pipelines._stage import StageError
 
@@ -31,11 +33,12 @@ def metrics(**changed):
 def stage(project, params, train, monkeypatch):
     """The stage, on a freshly "trained" generator of the given weights and metrics."""
 
-    def run(weights=0, low=-2.0, high=-1.0, spec=None, **changed):
+    def run(weights=0, low=-2.0, high=-1.0, spec=None, export=(), **changed):
         monkeypatch.setattr(gate, "_compare", lambda *_: compared(low, high))
         monkeypatch.setattr(register, "fingerprint", lambda *_: f"train-{weights}")
         train(weights, metrics(**changed), **(spec or {}))
-        register.stage(params)
+        gate_of = params.gate.model_copy(update={"export": export})
+        register.stage(params.model_copy(update={"gate": gate_of}))
         return json.loads(Path("outputs/register/decision.json").read_text())
 
     return run
@@ -75,6 +78,32 @@ def test_first_healthy_version_is_champion(stage):
     assert json.loads(tags["gate.terms"])["metric"] == "classifier.fd"
     assert tags["lineage.git.sha"] == "none"
     assert tags["lineage.software.torch"]
+
+
+def test_graphs_are_kept_with_the_version(stage):
+    decision = stage(export=("onnx",))
+    assert decision["decision"] == "promoted"
+    assert decision["export"]["onnx"]["difference"] <= 1e-5
+    assert json.loads(versions()[1]["export.onnx"]) == decision["export"]["onnx"]
+    store = tracking.open_store(TrackingConfig())
+    run = store.client.get_model_version(MODEL, "1").run_id
+    assert [file.path for file in store.client.list_artifacts(run, "export")] == ["export/generator.onnx"]
+
+
+def test_a_graph_that_makes_something_else_is_no_champion(stage, monkeypatch):
+    """As where a runtime's kernel is wrong: here the graph that is run is one of other weights."""
+    stage(weights=0)
+    other = Path("other.onnx")
+    graph.export_graph(load_generator(Path("outputs/train/generator")), ".").path.rename(other)
+    run = graph._RUN["onnx"]
+    monkeypatch.setitem(graph._RUN, "onnx", lambda path: run(other))
+    decision = stage(weights=1, export=("onnx",))
+    assert decision["decision"] == "refused"
+    assert decision["reason"].startswith("gate.export: onnx: its samples are up to ")
+    assert aliases() == (1, None)
+    store = tracking.open_store(TrackingConfig())
+    run_id = store.client.get_model_version(MODEL, "2").run_id
+    assert store.client.list_artifacts(run_id, "export") == []
 
 
 def test_again_changes_nothing(stage):
