@@ -116,6 +116,18 @@ SectionName = Annotated[str, _name(r"[\w-]+", "letters, digits, _ and -")]
 ModelName = Annotated[str, _name(r"[\w-][\w.-]*", "letters, digits, _, - and, but for the first, dots")]
 
 
+Kimg = Annotated[
+    float | Literal["auto"], _auto_or(Annotated[float, Field(gt=0, allow_inf_nan=False)], "a finite number above 0")
+]
+
+
+class BudgetConfig(Config):
+    """How long `train.kimg: auto` trains on these data, and how few are augmented; the stage `prepare` resolves it."""
+
+    kimg: Kimg = 180.0
+    augment: Literal["auto"] | None = None
+
+
 class DatasetConfig(Config):
     source: Annotated[SerializeAsAny[Config], _registered("sources", "name")]
     sample: Annotated[SerializeAsAny[Config], _registered("data", "kind")]
@@ -124,6 +136,7 @@ class DatasetConfig(Config):
     test_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     max_reject_share: Share = 0.01
     shard_mb: PositiveFloat = 64.0
+    budget: BudgetConfig = BudgetConfig()
 
     @field_validator("sample", mode="before")
     @classmethod
@@ -332,7 +345,7 @@ def _none_or_enough(samples: int) -> int:
 
 
 class TrainConfig(Config):
-    kimg: PositiveFloat
+    kimg: Kimg
     accumulate: PositiveInt = 1
     report_kimg: PositiveFloat = 10.0
     checkpoint_kimg: PositiveFloat = 50.0
@@ -345,6 +358,13 @@ class TrainConfig(Config):
     device_memory_mb: NonNegativeFloat = 2048.0
     channels_last: bool = True
     compile: bool = False
+
+    @property
+    def game_kimg(self) -> float:
+        """The budget of the game. Raises ConfigError where it is `auto`, which the stages resolve."""
+        if isinstance(self.kimg, str):
+            raise ConfigError("train.kimg: auto is resolved by the stages, of prepared data; expected a number here")
+        return self.kimg
 
 
 class TuneConfig(Config):
@@ -536,7 +556,7 @@ class Params(Config):
     @property
     def budget_kimg(self) -> float:
         """The budget of a training with its fits."""
-        return self.train.kimg + sum(fit.kimg for fit in self.game.fits.values())
+        return self.train.game_kimg + sum(fit.kimg for fit in self.game.fits.values())
 
     @property
     def registered_model(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,7 +243,8 @@ def _figures(
     compute = _compute(metric, spec)
     value = compute(*sides)
     reach = _reach([compute(*half) for (half,) in _halves(metric, cfg, seed, sides)], cfg)
-    figures = {"value": value, "low": value - reach, "high": value + reach}
+    least, most = getattr(metric, "BOUNDS", (-math.inf, math.inf))
+    figures = {"value": value, "low": max(value - reach, least), "high": min(value + reach, most)}
     for name, others in baselines.items():
         if all(need in side for side in others for need in metric.NEEDS):
             figures[name] = compute(*others)

@@ -29,6 +29,7 @@ __all__ = [
     "diversity",
     "effective_rank",
     "overfitting",
+    "quality_name",
     "some",
     "spacing",
 ]
@@ -162,11 +163,18 @@ _SURE = ("exploding", "discriminator lost", "collapse")  # kinds that one report
 _NEXT_TO_NONE = {name: low / 2 for name, low in _LOW.items() if name != "quality/class_coverage"}
 
 
+def quality_name(row: Mapping[str, float]) -> str | None:
+    """The statistic of a row that a search, and the choice of the best checkpoint, goes by: `quality/SPACE.fd`, a
+    Fréchet distance on few samples in that feature space, of which less is better. None where none was measured."""
+    return next((name for name in row if name.startswith("quality/") and name.endswith(".fd")), None)
+
+
 class Monitor:
     """Sees what goes wrong from the rows of a run, given one after the other.
 
     It reads `loss/*`, `gradient/*`, `logit/gap`, `sign/*`, `overfitting`, `diversity`, `diversity/features`,
-    `rank/features`, `spacing`, `spacing/features`, `quality/class_coverage` and `quality/fd`, and makes do without any.
+    `rank/features`, `spacing`, `spacing/features`, `quality/class_coverage` and `quality/SPACE.fd`, and makes do
+    without any.
     Until `warmup_kimg` it looks for divergence alone: a discriminator far ahead or behind and little variety are normal
     at first.
     """
@@ -234,7 +242,7 @@ class Monitor:
                 self._recent[name] = [*self._recent.get(name, []), amount][-_WINDOW:]
             if name in _LOW and warm:  # noise is varied too: what came before is no measure
                 self._best[name] = max(amount, self._best.get(name, amount))
-            if name == "quality/fd" and warm:
+            if name == quality_name(row) and warm:
                 self._best[name] = min(amount, self._best.get(name, amount))
         if len(self._first) < self._cfg.patience and "gradient/generator" in row:
             self._first.append(row["gradient/generator"])
@@ -298,7 +306,7 @@ class Monitor:
 
     def _worsening(self, row: Mapping[str, float]) -> str:
         """Far from the data again."""
-        name = "quality/fd"
-        if name in row and row[name] > _WORSE * self._best.get(name, math.inf):
+        name = quality_name(row)
+        if name and row[name] > _WORSE * self._best.get(name, math.inf):
             return f"{name} {row[name]:.3g}, {self._best[name]:.3g} at best"
         return ""

@@ -120,16 +120,16 @@ class Reference:
         """How good and how varied samples are, of which the features `[N, D]` in `space` are given, and the classes
         `[N]` that were asked for, if any.
 
-        For use while training: against the training set. `quality/fd` is infinite if a sample is not a number.
+        For use while training: against the training set. `quality/SPACE.fd` is infinite if a sample is not a number.
         """
         finite = bool(torch.isfinite(features).all())
         if not finite:
-            return {"quality/fd": math.inf}
+            return {f"quality/{self.space.name}.fd": math.inf}
         space = self.space
         reals = space.train[: len(features)]
         some = health.some(len(reals))
         found = {
-            "quality/fd": fd.distance(self._train, fd.gaussian(features)),
+            f"quality/{space.name}.fd": fd.distance(self._train, fd.gaussian(features)),
             "diversity/features": health.diversity(features[some], reals[some]),
             "spacing/features": health.spacing(features[some], reals[some]),
             "rank/features": health.effective_rank(features) / max(health.effective_rank(reals), 1e-12),

@@ -92,7 +92,7 @@ def plan(params: Params, world: int) -> Plan:
             f"{params.model_file}: batch: {batch} does not divide into {world} workers x {cfg.accumulate} "
             f"microbatches (scale.num_workers, train.accumulate); expected a multiple of {world * cfg.accumulate}"
         )
-    return _plan(params, cfg.kimg, batch * params.game.discriminator_steps)
+    return _plan(params, cfg.game_kimg, batch * params.game.discriminator_steps)
 
 
 def _plan(params: Params, kimg: float, examples_per_step: int) -> Plan:
@@ -125,7 +125,7 @@ def stretches(params: Params, game: Game, timing: Plan) -> list[Stretch]:
             continue
         plan = timing if fit is None else _plan(params, fits[fit.name].kimg, params.game.batch)
         found.append(Stretch(fit, plan, start, after))
-        start += params.train.kimg if fit is None else fits[fit.name].kimg
+        start += params.train.game_kimg if fit is None else fits[fit.name].kimg
     return found
 
 

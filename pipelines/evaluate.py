@@ -1,6 +1,6 @@
 """Stage `evaluate`: how good the trained generator is. `python -m pipelines.evaluate`.
 
-Writes `metrics.json` (numbers alone, for `dvc metrics`), `about.json` (how to read them), `samples.png`,
+Writes `metrics.json` (numbers alone, in the form of `dvc metrics`), `about.json` (how to read them), `samples.png`,
 `neighbours.png` (fakes, each with its nearest training examples; `neighbours.csv` of data that are read rather than
 looked at) and, where labelled, `classes.csv`. Of a model that answers questions also `answers.png`,
 test examples and anomalies next to those answers that look like samples, and the curve of each metric that is the area
@@ -240,7 +240,7 @@ def _tell(metrics: Metrics, n: int, cfg: EvaluateConfig) -> None:
     for section, named in metrics.items():
         table.add_row(f"[bold]{section}[/bold]")
         for name, found in named.items():
-            interval = f"± {found['high'] - found['value']:.2g}"
+            interval = f"{found['low']:.3g} to {found['high']:.3g}"
             others = [f"{found[baseline]:.3g}" if baseline in found else "" for baseline in baselines]
             table.add_row(f"  {name}", f"{found['value']:.3g}", interval, *others)
         table.add_section()

@@ -27,7 +27,16 @@ from pipelines._stage import PREPARED, REFERENCE, StageError
 from pipelines.model_registry import Version
 from pipelines.tracking import Store
 
-__all__ = ["CHAMPION", "Decision", "Metrics", "decide", "decide_between", "failed_thresholds", "metric_of"]
+__all__ = [
+    "CHAMPION",
+    "Decision",
+    "Metrics",
+    "decide",
+    "decide_between",
+    "deciding_figures",
+    "failed_thresholds",
+    "metric_of",
+]
 
 CHAMPION = "champion"
 
@@ -101,6 +110,23 @@ def metric_of(gate: GateConfig, known: Iterable[str] | Metrics) -> str:
     return metric
 
 
+def deciding_figures(metrics: Metrics, gate: GateConfig) -> Metrics:
+    """The figures that the gate decides by, as sections of `metrics`: the metric that champions are compared by first,
+    then those with thresholds, where they were measured."""
+    section, name = metric_of(gate, metrics).split(".")
+    chosen = {(section, name): metrics[section][name]}
+    for name in (*gate.at_least, *gate.at_most):
+        if of := _section_of(name, metrics, section):
+            chosen[of, name] = metrics[of][name]
+    sections = dict.fromkeys(of for of, _ in chosen)
+    return {of: {name: chosen[of, name] for other, name in chosen if other == of} for of in sections}
+
+
+def _section_of(name: str, metrics: Metrics, first: str) -> str | None:
+    """The section whose figure of a metric counts: the first asked for, or the first of all that has it."""
+    return next((section for section in (first, *metrics) if name in metrics[section]), None)
+
+
 def failed_thresholds(metrics: Metrics, gate: GateConfig, *, labelled: bool) -> list[str]:
     """The thresholds `gate.at_least` and `gate.at_most` that are not met, each as a reason.
 
@@ -115,7 +141,7 @@ def failed_thresholds(metrics: Metrics, gate: GateConfig, *, labelled: bool) -> 
         *((name, bound, 1) for name, bound in gate.at_least.items()),
         *((name, bound, -1) for name, bound in gate.at_most.items()),
     ):
-        section = next((section for section in (own, *metrics) if name in metrics[section]), None)
+        section = _section_of(name, metrics, own)
         if section is None:
             absent += [name] if labelled or not _needs_labels(name) else []
             continue

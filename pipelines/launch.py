@@ -29,7 +29,7 @@ from ganlib.distributed import WorkerLost
 from ganlib.evaluate import measurable
 from ganlib.export import Generator
 from ganlib.game import Game
-from ganlib.health import Diverged
+from ganlib.health import Diverged, quality_name
 from ganlib.reference import Reference
 from ganlib.scratch import scratch_folder
 from ganlib.shards import DamagedShard, read_spec
@@ -45,7 +45,6 @@ from pipelines.scale import await_workers, resources_per_worker, why_fewer
 from pipelines.storage import Storage, exclusive
 
 __all__ = [
-    "QUALITY",
     "Job",
     "fingerprint",
     "keep",
@@ -58,8 +57,7 @@ __all__ = [
 ]
 
 AGAIN = "what was computed is kept; mend that, and `dvc repro` goes on"
-QUALITY = "quality/fd"
-"""what a search, and the choice of the best checkpoint, goes by: a Fréchet distance on few samples; lower is better"""
+
 
 # Ray asks for the workers' news this often; at its default of 2 s a report waits a second on average
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -303,7 +301,7 @@ def keep(checkpoints: Checkpoints, row: Mapping[str, float], folder: Path) -> Sa
     """Store what `train` reported: a checkpoint, and its picture, which outlives it."""
     picture = f"{row['kimg']:09.1f}-kimg.png"
     (checkpoints.folder.parent / "samples").write(picture, (folder / "samples.png").read_bytes())
-    return checkpoints.save(folder, kimg=row["kimg"], score=row.get(QUALITY))
+    return checkpoints.save(folder, kimg=row["kimg"], score=row.get(quality_name(row) or ""))
 
 
 def train_distributed(
@@ -320,6 +318,9 @@ def train_distributed(
     checkpoints = Checkpoints(run / "checkpoints")
     with exclusive(run, run.name):
         done = checkpoints.newest()
+        if done is not None:
+            state = "was trained before" if job.is_done(done) else "is resumed"
+            print(f"{run.name} {state}: {done.kimg:g} kimg, from {checkpoints.folder / done.name}", flush=True)
         if not job.is_done(done):
             with cluster(params) as available, scratch_folder() as scratch:
                 if fewer := why_fewer(params.scale, available, job.possible_workers):

@@ -37,6 +37,7 @@ from ganlib.data._spec import NO_LABEL, Spec
 from ganlib.reference import LEAST
 from ganlib.sources._source import Part, Source, SourceError, printable
 from pipelines._stage import PREPARED, StageError, atomic_folder, main
+from pipelines.budget import resolve_budget
 
 __all__ = ["prepare"]
 
@@ -67,6 +68,9 @@ def prepare(cfg: DatasetConfig, raw: Path, out: Path) -> None:
     )
     for note in card["notes"]:
         print(note)
+    budget = card["budget"]
+    augment = "no augmentation" if budget["augment"] is None else f"augment {budget['augment']['kind']}"
+    print(f"budget: {budget['kimg']:g} kimg, {augment} ({budget['because']})")
 
 
 def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
@@ -376,6 +380,7 @@ def _card(
         },
         **({"attributes": _attributes(columns, spec)} if spec.attributes else {}),
         **kind.describe(spec.sample, {name: columns[name].numpy() for name in spec.parts}),
+        "budget": resolve_budget(cfg.budget, spec),
         "content_hash": spec.content_hash,
         "made_with": {name: version(name) for name in ("pillow", "pyarrow")},
         "notes": notes,

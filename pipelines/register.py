@@ -37,7 +37,8 @@ from pipelines._stage import (
     atomic_folder,
     main,
 )
-from pipelines.gate import Metrics, metric_of
+from pipelines.budget import with_budget
+from pipelines.gate import Metrics, deciding_figures, metric_of
 from pipelines.launch import fingerprint
 from pipelines.model_registry import Version
 from pipelines.outbox import send_kept
@@ -75,6 +76,8 @@ def stage(params: Params) -> None:
             **dataclasses.asdict(decision),
         }
         (out / "decision.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        summary = deciding_figures(metrics, params.gate)  # for `dvc metrics`
+        (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     before = ", registered before" if known else ""
     print(f"{version.model} version {version.number}{before}: {decision.decision}: {decision.reason}")
 
@@ -110,7 +113,7 @@ def _log(
     graphs: Path,
 ) -> Version:
     """Log everything that a person asks of a model to the run that trained it, then register the model."""
-    tuned = override(params, YAML(typ="safe").load((TUNED / BEST).read_text()) or {})
+    tuned = with_budget(override(params, YAML(typ="safe").load((TUNED / BEST).read_text()) or {}), PREPARED)
     facts = lineage.facts(params)
     if fault := lineage.git_fault():
         print(f"lineage: the commit is not known: {fault}", flush=True)

@@ -10,8 +10,9 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from ganlib.config import Params, TrainConfig, override
-from ganlib.health import Monitor
+from ganlib.health import Monitor, quality_name
 from pipelines._stage import PREPARED, REFERENCE, TRAINED, TUNED, atomic_folder, main
+from pipelines.budget import with_budget
 from pipelines.launch import fingerprint, train_distributed
 from pipelines.outbox import Draft, open_outbox, try_run
 
@@ -22,14 +23,13 @@ TIMES = ("seconds", "examples_per_second")
 SHOWN = {
     "loss/discriminator": "D",
     "loss/generator": "G",
-    "quality/fd": "FD",
-    "quality/label_accuracy": "labels",
+    "quality/label_accuracy": "labels right",
 }
 
 
 def stage(params: Params) -> None:
     preset = params.preset  # which the changes are laid over
-    params = override(params, YAML(typ="safe").load((TUNED / BEST).read_text()) or {})
+    params = with_budget(override(params, YAML(typ="safe").load((TUNED / BEST).read_text()) or {}), PREPARED)
     key = fingerprint(params, PREPARED, "train")
     outbox = open_outbox(params.tracking)
     with atomic_folder(TRAINED) as out, try_run(outbox, key, key, tags={"stage": "train"}) as run:
@@ -45,7 +45,7 @@ class _Progress:
     """What the driver does with each report: it prints a line, and logs points to the tracking store."""
 
     def __init__(self, run: Draft, cfg: TrainConfig, budget_kimg: float | None = None):
-        self.run, self.kimg, self.health = run, cfg.kimg if budget_kimg is None else budget_kimg, cfg.health
+        self.run, self.kimg, self.health = run, cfg.game_kimg if budget_kimg is None else budget_kimg, cfg.health
         self.monitor, self.said = Monitor(cfg.health), dict[str, float]()
         self.rows: list[dict[str, float]] = []
         self.logging = True
@@ -56,7 +56,8 @@ class _Progress:
             self._back(row)
         self.rows.append(row)
         left = round((self.kimg - row["kimg"]) * 1000 / row["examples_per_second"])
-        figures = "  ".join(f"{short} {row[name]:.3g}" for name, short in SHOWN.items() if name in row)
+        names = {name: name.removeprefix("quality/") for name in [quality_name(row)] if name} | SHOWN
+        figures = "  ".join(f"{short} {row[name]:.3g}" for name, short in names.items() if name in row)
         self.console.print(
             f"{row['kimg']:7.1f} of {self.kimg:g} kimg  {row['examples_per_second']:6.0f} examples/s  {figures}  "
             f"left {left // 60}:{left % 60:02d}",
@@ -108,10 +109,13 @@ def _write_curves(rows: list[dict[str, float]], out: Path) -> None:
     with (out / "stats.jsonl").open("w") as lines:
         lines.writelines(json.dumps(row) + "\n" for row in rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with (out / "curves.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, names)
-        table.writeheader()
-        table.writerows(rows)
+    # the curve that `dvc plots` draws of quality is its last column, whatever its feature space is called
+    quality = next((name for row in rows if (name := quality_name(row))), None)
+    for path, columns in (("curves.csv", names), ("quality.csv", ["kimg", *([quality] if quality else [])])):
+        with (out / path).open("w", newline="") as file:
+            table = csv.DictWriter(file, columns, extrasaction="ignore")
+            table.writeheader()
+            table.writerows(rows)
 
 
 if __name__ == "__main__":

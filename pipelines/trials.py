@@ -15,12 +15,12 @@ import torch
 
 from ganlib import checkpoint
 from ganlib.config import ConfigError, Params, ResolvedScale, override, parse_params
-from ganlib.health import Diverged
+from ganlib.health import Diverged, quality_name
 from pipelines._stage import StageError
 from pipelines.checkpoints import Checkpoints
 from pipelines.cluster import cluster, one_line
 from pipelines.halving import Outcome, Trial
-from pipelines.launch import QUALITY, Job, keep, run_workers, train_worker
+from pipelines.launch import Job, keep, run_workers, train_worker
 from pipelines.scale import check_resources, gpu_slots, resolve_scale, resources_per_worker
 from pipelines.storage import Storage
 
@@ -48,6 +48,8 @@ class TrialRunner:
         """The outcome of each trial at the rung `kimg`. Raises StageError if one could not be trained."""
         file = f"rung-{round(kimg * 1000):012d}.json"
         missing = [trial for trial in trials if file not in (self.run / trial.name).files()]
+        if kept := [trial.name for trial in trials if trial not in missing]:
+            print(f"trained to {kimg:g} kimg before, kept in {self.run}: {', '.join(kept)}", flush=True)
         if missing:
             if not self.resources:
                 self._connect()
@@ -131,7 +133,7 @@ def _trial(
     if newest is not None:
         with checkpoints.as_folder(newest) as files:
             rows = checkpoint.load(files)["rows"]
-    score = None if error or not rows else rows[-1].get(QUALITY)
+    score = None if error or not rows else rows[-1].get(quality_name(rows[-1]) or "")
     folder.write(file, json.dumps({"rows": rows, "score": score, "error": error}).encode())
     tune.report({"error": error} if error else {"kimg": kimg})
 
@@ -165,7 +167,7 @@ def _progress() -> Any:
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
             if "error" in result:
                 print(f"{trial}  {result['error']}", flush=True)
-            elif QUALITY in result:
-                print(f"{trial}  {result['kimg']:7.1f} kimg  {QUALITY} {result[QUALITY]:.3g}", flush=True)
+            elif name := quality_name(result):
+                print(f"{trial}  {result['kimg']:7.1f} kimg  {name} {result[name]:.3g}", flush=True)
 
     return Progress()

@@ -1,8 +1,9 @@
 """The stage `tune`: learning rates and architecture, searched by Ray Tune. `python -m pipelines.tune`.
 
-Trials are compared at rungs by `quality/fd`, a Fréchet distance on few samples; never by a loss, which tells nothing
-of a GAN's quality. The first trial is the model as it stands, if that lies in the space. The result is a function
-of seed, data, parameters and code: see `halving.py`. What is tried comes from `proposals.py`; `trials.py` trains it.
+Trials are compared at rungs by `quality/SPACE.fd`, a Fréchet distance on few samples; never by a loss, which tells
+nothing of a GAN's quality. The first trial is the model as it stands, if that lies in the space. The result is a
+function of seed, data, parameters and code: see `halving.py`. What is tried comes from `proposals.py`; `trials.py`
+trains it.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from rich.table import Column, Table
 from ruamel.yaml import YAML
 
 from ganlib.config import Params, Search, override
+from ganlib.health import quality_name
 from ganlib.shards import read_spec
 from ganlib.trainer import build_game
 from pipelines._stage import PREPARED, REFERENCE, TUNED, StageError, atomic_folder, main
+from pipelines.budget import with_budget
 from pipelines.halving import Trial, best, rungs, search
-from pipelines.launch import QUALITY, Job, fingerprint, storage
+from pipelines.launch import Job, fingerprint, storage
 from pipelines.outbox import open_outbox, try_run
 from pipelines.proposals import OptunaProposals, starting_points
 from pipelines.storage import exclusive
@@ -36,6 +39,7 @@ def stage(params: Params) -> None:
     space = _space(params)
     trials: list[Trial] = []
     if params.tune.num_samples and space:
+        params = with_budget(params, PREPARED)
         # fail on a key that the model lacks, or on what `train` would refuse, before any resource is asked for
         for name, dimension in space.items():
             for example in dimension.examples if name == "batch" else dimension.examples[:1]:
@@ -43,7 +47,7 @@ def stage(params: Params) -> None:
         trials = _search(_of_a_trial(params), space)
     winner = best(trials)
     if trials and winner is None:
-        error = next((trial.last.error for trial in trials if trial.last.error), f"no {QUALITY}")
+        error = next((trial.last.error for trial in trials if trial.last.error), "no quality was measured")
         raise StageError(f"tune: none of {len(trials)} trials succeeded; the first: {error}")
     with atomic_folder(TUNED) as out:
         YAML().dump(winner.changes if winner else {}, out / BEST)
@@ -121,15 +125,20 @@ def _search(params: Params, space: dict[str, Search]) -> list[Trial]:
 def _write_table(trials: list[Trial], keys: list[str], path: Path) -> None:
     with path.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["trial", *keys, "kimg", QUALITY, "error"])
+        table.writerow(["trial", *keys, "kimg", _quality_name(trials), "error"])
         for trial in trials:
             row = _last_row(trial)
             settings = [trial.changes[key] for key in keys]
-            table.writerow([trial.name, *settings, row.get("kimg"), row.get(QUALITY), trial.last.error])
+            table.writerow([trial.name, *settings, row.get("kimg"), trial.last.score, trial.last.error])
 
 
 def _last_row(trial: Trial) -> dict[str, float]:
     return trial.last.rows[-1] if trial.last.rows else {}
+
+
+def _quality_name(trials: list[Trial]) -> str:
+    """What trials were compared by, with its feature space."""
+    return next((name for trial in trials if (name := quality_name(_last_row(trial)))), "quality")
 
 
 def _plot(trials: list[Trial], space: dict[str, Search], path: Path) -> None:
@@ -139,6 +148,7 @@ def _plot(trials: list[Trial], space: dict[str, Search], path: Path) -> None:
     figure = Figure(figsize=(3.2 * len(space), 3), layout="constrained")
     axes = figure.subplots(1, len(space), sharey=True, squeeze=False)[0]
     done = [(trial.changes, _last_row(trial)) for trial in trials if trial.last.score is not None]
+    scores = [trial.last.score for trial in trials if trial.last.score is not None]
     longest = max((row["kimg"] for _, row in done), default=1)
     for ax, (key, dimension) in zip(axes, space.items(), strict=True):
         choices = dimension.choice or ()
@@ -147,7 +157,7 @@ def _plot(trials: list[Trial], space: dict[str, Search], path: Path) -> None:
             ax.set_xlim(-0.5, len(choices) - 0.5)
         ax.scatter(
             [choices.index(changes[key]) if choices else changes[key] for changes, _ in done],
-            [row[QUALITY] for _, row in done],
+            scores,
             alpha=[row["kimg"] / longest for _, row in done],
         )
         ax.set_xlabel(key)
@@ -155,16 +165,16 @@ def _plot(trials: list[Trial], space: dict[str, Search], path: Path) -> None:
         if dimension.loguniform:
             ax.set_xscale("log")
             ax.tick_params(axis="x", which="both", rotation=45, labelsize="small")
-    axes[0].set_ylabel(QUALITY)
+    axes[0].set_ylabel(_quality_name(trials))
     figure.savefig(path, dpi=100)
 
 
 def _print(trials: list[Trial], keys: list[str]) -> None:
-    table = Table("trial", *(Column(key, overflow="fold") for key in keys), "kimg", QUALITY)
-    for trial in sorted(trials, key=lambda trial: _last_row(trial).get(QUALITY, math.inf)):
-        row = _last_row(trial)
+    table = Table("trial", *(Column(key, overflow="fold") for key in keys), "kimg", _quality_name(trials))
+    for trial in sorted(trials, key=lambda trial: math.inf if trial.last.score is None else trial.last.score):
+        row, score = _last_row(trial), math.nan if trial.last.score is None else trial.last.score
         figures = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in trial.changes.values()]
-        table.add_row(trial.name, *figures, f"{row.get('kimg', 0):.1f}", f"{row.get(QUALITY, math.nan):.3g}")
+        table.add_row(trial.name, *figures, f"{row.get('kimg', 0):.1f}", f"{score:.3g}")
     Console().print(table)
 
 

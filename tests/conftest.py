@@ -28,13 +28,15 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def params():
-    """The shipped `params.yaml`, on the 8x8 digits enlarged to 16x16, so that a DCGAN has two levels."""
+    """The shipped `params.yaml` with a budget, on the 8x8 digits enlarged to 16x16, so that a DCGAN has two levels."""
     from ganlib.config import load_params
 
     shipped = load_params(ROOT / "params.yaml")
     digits = shipped.datasets["digits"]
     digits = digits.model_copy(update={"sample": digits.sample.model_copy(update={"resolution": (16, 16)})})
-    return shipped.model_copy(update={"data": "digits", "datasets": {**shipped.datasets, "digits": digits}})
+    train = shipped.train.model_copy(update={"kimg": digits.budget.kimg})  # as the stages resolve `auto`
+    datasets = {**shipped.datasets, "digits": digits}
+    return shipped.model_copy(update={"data": "digits", "datasets": datasets, "train": train})
 
 
 @pytest.fixture(scope="session")

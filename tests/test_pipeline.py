@@ -82,7 +82,7 @@ def test_the_search_stops_bad_trials_early(outputs):
     seen = [float(trial["kimg"]) for trial in trials]
     assert max(seen) == pytest.approx(SHORT["tune.kimg"], rel=0.1)
     assert min(seen) < 0.9 * max(seen), "no trial was stopped"
-    best = min(trials, key=lambda trial: (-float(trial["kimg"]), float(trial["quality/fd"])))
+    best = min(trials, key=lambda trial: (-float(trial["kimg"]), float(trial["quality/classifier.fd"])))
     chosen = YAML(typ="safe").load(outputs / "tune/best_params.yaml")
     assert {key: float(value) for key, value in chosen.items()} == {key: float(best[key]) for key in chosen}
     assert set(chosen) == {"generator.lr", "discriminator.lr", "network.width"}

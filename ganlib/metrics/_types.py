@@ -25,5 +25,6 @@ Such a metric compares samples with what they should have been, both `[N, *shape
 of its scores; `cfg` is that of the kind of data. So no samples need to be kept.
 
 A metric that has to know what a column of `rows` is says `TAKES_CONFIG = True` and is `compute(cfg, real, fake)`. One
-that takes long says of how many half-samples its interval is made at most: `RESAMPLES`.
+that takes long says of how many half-samples its interval is made at most: `RESAMPLES`. `BOUNDS`, the least and the
+largest value that it can have, are where its interval ends at most; without them it may go on for ever.
 """

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "NEEDS", "compute", "curve"]
+__all__ = ["BOUNDS", "DIRECTION", "NEEDS", "compute", "curve"]
 
 DIRECTION = "higher"
 NEEDS = ("score", "anomalous")
+BOUNDS = (0.0, 1.0)
 
 
 def curve(real: Examples, fake: Examples) -> dict[str, list[float]]:

@@ -10,10 +10,11 @@ import numpy as np
 
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "NEEDS", "compute"]
+__all__ = ["BOUNDS", "DIRECTION", "NEEDS", "compute"]
 
 DIRECTION = "higher"
 NEEDS = ("score", "anomalous")
+BOUNDS = (0.0, 1.0)
 
 
 def compute(real: Examples, fake: Examples) -> float:

@@ -9,10 +9,11 @@ import torch
 
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "NEEDS", "compute"]
+__all__ = ["BOUNDS", "DIRECTION", "NEEDS", "compute"]
 
 DIRECTION = "higher"
 NEEDS = ("predicted",)
+BOUNDS = (0.0, 1.0)
 
 
 def compute(real: Examples, fake: Examples) -> float:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "NEEDS", "compute"]
+__all__ = ["BOUNDS", "DIRECTION", "NEEDS", "compute"]
 
 DIRECTION = "lower"
 NEEDS = ("features", "nearest")
+BOUNDS = (-1.0, 1.0)
 
 
 def compute(real: Examples, fake: Examples) -> float:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from ganlib.metrics._neighbours import distinct, inside
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "NEEDS", "compute"]
+__all__ = ["BOUNDS", "DIRECTION", "NEEDS", "compute"]
 
 DIRECTION = "higher"
 NEEDS = ("features",)
+BOUNDS = (0.0, 1.0)
 
 
 def compute(real: Examples, fake: Examples) -> float:

@@ -5,13 +5,16 @@ Precision that an outlier's huge ball cannot inflate; it exceeds 1 where fakes c
 
 from __future__ import annotations
 
+import math
+
 from ganlib.metrics._neighbours import distinct, inside
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "NEEDS", "compute"]
+__all__ = ["BOUNDS", "DIRECTION", "NEEDS", "compute"]
 
 DIRECTION = "higher"
 NEEDS = ("features",)
+BOUNDS = (0.0, math.inf)
 
 
 def compute(real: Examples, fake: Examples) -> float:

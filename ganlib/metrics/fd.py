@@ -6,6 +6,7 @@ size only, and look at the floor.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from ganlib.metrics._types import Examples
 
-__all__ = ["ALIASES", "DIRECTION", "NEEDS", "Gaussian", "compute", "distance", "gaussian"]
+__all__ = ["ALIASES", "BOUNDS", "DIRECTION", "NEEDS", "Gaussian", "compute", "distance", "gaussian"]
 
 DIRECTION = "lower"
 NEEDS = ("features",)
+BOUNDS = (0.0, math.inf)
 ALIASES = {"inception": "fid"}  # the name belongs to this network's features alone
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from ganlib._config import Config
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "NEEDS", "compute", "score"]
+__all__ = ["BOUNDS", "DIRECTION", "NEEDS", "compute", "score"]
 
 DIRECTION = "lower"
 NEEDS = ("l1",)
+BOUNDS = (0.0, math.inf)
 
 
 def score(cfg: Config, made: Tensor, target: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "NEEDS", "compute"]
+__all__ = ["BOUNDS", "DIRECTION", "NEEDS", "compute"]
 
 DIRECTION = "higher"
 NEEDS = ("label", "predicted")
+BOUNDS = (0.0, 1.0)
 
 
 def compute(real: Examples, fake: Examples) -> float:

@@ -7,12 +7,15 @@ if most of the fakes are, too.
 
 from __future__ import annotations
 
+import math
+
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "NEEDS", "compute"]
+__all__ = ["BOUNDS", "DIRECTION", "NEEDS", "compute"]
 
 DIRECTION = "higher"
 NEEDS = ("nearest",)
+BOUNDS = (0.0, math.inf)
 
 
 def compute(real: Examples, fake: Examples) -> float:

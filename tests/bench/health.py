@@ -195,7 +195,8 @@ def play(case: Case, root: Path) -> None:
     partial.rename(out)
     last = rows[-1] if rows else {}
     print(
-        f"{time.perf_counter() - start:5.0f} s  {out.stem}  fd {last.get('quality/fd', float('nan')):.1f} {end}",
+        f"{time.perf_counter() - start:5.0f} s  {out.stem}  fd "
+        f"{last.get('quality/classifier.fd', float('nan')):.1f} {end}",
         flush=True,
     )
 
@@ -217,7 +218,7 @@ def tell(rows: Path, seed: int, without: tuple[str, ...] = ()) -> None:
         if head["seed"] < seed:
             continue
         alarms = replay(lines, without)
-        head["fd"] = lines[-1].get("quality/fd", math.nan) if lines else math.nan
+        head["fd"] = lines[-1].get("quality/classifier.fd", math.nan) if lines else math.nan
         if head["end"]:
             alarms.append(health.Alarm("diverged", lines[-1]["kimg"] if lines else 0.0, 0.0, head["end"]))
         found.setdefault(head["sabotage"], []).append((head, alarms))

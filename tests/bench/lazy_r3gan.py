@@ -3,7 +3,7 @@
     python tests/bench/lazy_r3gan.py [--every 1,4,8,16] [--kimg 40] [--seeds 1]
 
 Speed: CPU seconds of a step of the shipped `r3gan`, plain and with R1 and R2, on one thread; paid every k-th
-step they cost a k-th. Quality: the Fréchet distance (`quality/fd`) after trainings on `data/prepared`, judged by
+step they cost a k-th. Quality: the Fréchet distance (`quality/SPACE.fd`) after trainings on `data/prepared`, judged by
 `data/reference` (run `dvc repro reference` first). `--kimg 0` leaves them out. The table is Markdown.
 """
 
@@ -19,6 +19,7 @@ import torch
 from ganlib import shards
 from ganlib.config import load_params, override
 from ganlib.game import Batch, Learner, adversarial_step
+from ganlib.health import quality_name
 from ganlib.losses import LOSSES
 from ganlib.noise import Noise
 from ganlib.trainer import build_game, train
@@ -58,7 +59,7 @@ def quality(params, every, seed, kimg):
         prepared="data/prepared",
         reference="data/reference",
     )
-    return rows[-1]["quality/fd"]
+    return rows[-1][quality_name(rows[-1])]
 
 
 def main():

@@ -13,7 +13,7 @@ from ganlib import registry, shards
 from ganlib.config import ConfigError, EvaluateConfig
 from ganlib.data._spec import Spec
 from ganlib.data.image import decode
-from ganlib.evaluate import compare, draw, evaluate, measurable
+from ganlib.evaluate import _figures, compare, draw, evaluate, measurable
 from ganlib.export import Generator
 from ganlib.reference import Reference, Space
 from ganlib.shards import LazyRows
@@ -271,3 +271,17 @@ def test_what_is_drawn_is_what_the_generator_samples(tmp_path: Path):
     torch.testing.assert_close(
         drawn["sample"][:], of_pairs.sample(9, given={"source": given}, seed=5)["sample"], rtol=1e-4, atol=1e-4
     )
+
+
+def test_an_interval_ends_where_the_metric_does():
+    """A share that is 0 has no interval below 0, and one of 1 none above."""
+    metric = registry.load("metrics", "precision")
+    cfg = EvaluateConfig(num_samples=100, resamples=10)
+    generator = torch.Generator().manual_seed(0)
+    real, fake = ({"features": torch.randn(100, 8, generator=generator)} for _ in range(2))
+    one = {"features": torch.cat([fake["features"][:99] + 100, real["features"][:1]])}
+    found = _figures(metric, None, (real, one), {}, cfg, 0)
+    assert (found["value"], found["low"]) == (0.01, 0.0)
+    all_but_one = {"features": torch.cat([real["features"][:99], fake["features"][:1] + 100])}
+    found = _figures(metric, None, (real, all_but_one), {}, cfg, 0)
+    assert found["low"] < found["value"] < found["high"] <= 1.0

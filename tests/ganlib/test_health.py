@@ -23,7 +23,7 @@ HEALTHY = {
     "rank/features": 0.9,
     "spacing": 0.8,
     "quality/class_coverage": 1.0,
-    "quality/fd": 5.0,
+    "quality/classifier.fd": 5.0,
 }
 """one report, every 10 kimg"""
 
@@ -46,7 +46,7 @@ TROUBLE = {
     "spacing": ({"spacing": 0.01}, "collapse", "spacing 0.01"),
     "classes": ({"quality/class_coverage": 0.3}, "collapse", "quality/class_coverage 0.30"),
     "half": ({"diversity": 0.35}, "collapse", "diversity 0.35, 0.95 at best"),
-    "worsening": ({"quality/fd": 16.0}, "worsening", "quality/fd 16, 5 at best"),
+    "worsening": ({"quality/classifier.fd": 16.0}, "worsening", "quality/fd 16, 5 at best"),
 }
 
 
@@ -130,7 +130,7 @@ def test_a_healthy_warm_up_raises_nothing():
             "spacing": 0.8 * grown * math.exp(noise[4]),
             "rank/features": 0.9 * grown,
             "quality/class_coverage": round(grown, 1),
-            "quality/fd": 5 + 1000 * ahead**3 * math.exp(noise[5]),
+            "quality/classifier.fd": 5 + 1000 * ahead**3 * math.exp(noise[5]),
         }
         assert monitor.look(row) == [], row
 
@@ -153,7 +153,8 @@ def test_low_variety_is_none_during_the_warm_up_nor_while_it_rises():
 def test_what_noise_was_like_is_no_measure():
     """An untrained generator's pictures can be as varied as the data, and as near as it will be for long."""
     course = rows(
-        *[{"rank/features": 1.3, "quality/fd": 100.0}] * 2, *[{"rank/features": 0.4, "quality/fd": 900.0}] * 4
+        *[{"rank/features": 1.3, "quality/classifier.fd": 100.0}] * 2,
+        *[{"rank/features": 0.4, "quality/fd": 900.0}] * 4,
     )
     assert run(Monitor(HealthConfig(patience=1, warmup_kimg=25.0)), course) == [[]] * 6
     assert any(run(Monitor(HealthConfig(patience=1, warmup_kimg=0.0)), course))
@@ -196,7 +197,7 @@ def test_rows_may_lack_anything():
 
 @pytest.mark.parametrize("cut", range(9))
 def test_a_resumed_monitor_raises_the_same_alarms(cut):
-    trouble = {"diversity": 0.2, "gradient/generator": 1e4, "quality/fd": 100.0}
+    trouble = {"diversity": 0.2, "gradient/generator": 1e4, "quality/classifier.fd": 100.0}
     course = rows({}, {"diversity": 0.7}, {}, {}, trouble, trouble, trouble, trouble)
     whole = Monitor(HealthConfig(patience=3, warmup_kimg=20.0))
     expected = run(whole, course)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -289,8 +291,10 @@ def test_every_metric_keeps_the_contract(name: str):
     real, clean, worse, real_of_worse = ({need: side[need] for need in metric.NEEDS} for side in sides)
     value = metric.compute(real, clean)
     assert isinstance(value, float)
+    least, most = getattr(metric, "BOUNDS", (-math.inf, math.inf))  # where its interval ends
     assert metric.compute(real, clean) == value, "a metric is a pure function"
     of_worse = metric.compute(real_of_worse, worse)
+    assert least <= min(value, of_worse) <= max(value, of_worse) <= most
     assert of_worse > value if metric.DIRECTION == "lower" else of_worse < value
     few = ({need: of[:5] for need, of in side.items()} for side in (real, clean))  # the least that evaluate hands out
     assert np.isfinite(metric.compute(*few))

@@ -96,7 +96,7 @@ def test_quality_orders_real_noised_and_noise(reference: Reference):
     found = [
         quality(reference, {**real, "sample": (real["sample"] + amount * noise).clamp(-1, 1)}) for amount in (0, 1, 9)
     ]
-    distances = [row["quality/fd"] for row in found]
+    distances = [row["quality/classifier.fd"] for row in found]
     assert distances == sorted(distances)
     assert distances[0] == pytest.approx(
         fd.distance(*(fd.gaussian(getattr(reference.spaces["classifier"], split)) for split in SPLITS)), rel=1e-2
@@ -107,7 +107,7 @@ def test_quality_orders_real_noised_and_noise(reference: Reference):
 
 def test_quality_without_labels_asked_for(reference: Reference):
     assert set(quality(reference, {"sample": decoded("test")["sample"]})) == {
-        "quality/fd",
+        "quality/classifier.fd",
         "quality/class_coverage",
         *VARIETY,
     }
@@ -115,7 +115,7 @@ def test_quality_without_labels_asked_for(reference: Reference):
 
 def test_quality_of_what_is_not_a_number_is_infinite(reference: Reference):
     bad = torch.full((20, 1, 8, 8), math.nan)
-    assert quality(reference, {"sample": bad})["quality/fd"] == math.inf
+    assert quality(reference, {"sample": bad})["quality/classifier.fd"] == math.inf
 
 
 def test_quality_is_cheap(reference: Reference):
@@ -133,7 +133,10 @@ def test_unlabelled_data_have_no_classifier(tmp_path: Path):
     reference = Reference.load(tmp_path, device="cpu")
     assert reference.classifier is None
     assert list(reference.spaces) == ["efficientnet_lite0"]
-    assert set(quality(reference, {"sample": decode(None, "sample", test["sample"])})) == {"quality/fd", *VARIETY}
+    assert set(quality(reference, {"sample": decode(None, "sample", test["sample"])})) == {
+        "quality/efficientnet_lite0.fd",
+        *VARIETY,
+    }
     with pytest.raises(ValueError, match="no classifier"):
         reference.predict(reference.spaces["efficientnet_lite0"].test)
 

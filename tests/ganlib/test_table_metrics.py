@@ -278,7 +278,7 @@ def test_quality_while_training_is_of_the_first_space(reference):
     found = reference.quality(reference.space.extract(decoded(OTHER[:300])))
     bad = reference.quality(reference.space.extract(decoded(shuffled(OTHER)[:300])))
     assert reference.space.name == "columns"
-    assert found["quality/fd"] < bad["quality/fd"]
+    assert found["quality/columns.fd"] < bad["quality/columns.fd"]
 
 
 # -- the picture --------------------------------------------------------------------------------------------------

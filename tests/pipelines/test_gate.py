@@ -118,3 +118,20 @@ def test_a_champion_of_format_1_is_compared_with_a_challenger_of_now(params, pre
     decision = gate._against(None, small, "classifier.fd", Version("name", 1, {}), load_generator(tmp_path), 1.0)
     assert (decision.decision, decision.difference) == ("refused", 0.0)
     assert "not clearly better than version 1" in decision.reason
+
+
+def test_the_figures_that_decide_are_few_and_the_compared_one_comes_first():
+    figures = {"value": 0.5, "low": 0.4, "high": 0.6, "floor": 0.9}
+    names = ("fd", "kid", "coverage", "memorisation_ratio")
+    metrics = {"efficientnet_lite0": dict.fromkeys(names, figures), "classifier": dict.fromkeys(names, figures)}
+    metrics["samples"] = {"label_accuracy": {**figures, "value": 0.7}}
+    found = gate.deciding_figures(metrics, GateConfig())
+    assert [f"{section}.{name}" for section, named in found.items() for name in named] == [
+        "efficientnet_lite0.kid",
+        "efficientnet_lite0.coverage",
+        "efficientnet_lite0.memorisation_ratio",
+        "samples.label_accuracy",
+    ]
+    assert found["samples"]["label_accuracy"]["value"] == 0.7
+    of_classifier = gate.deciding_figures(metrics, GateConfig(metric="classifier.fd", at_least={"precision": 0.5}))
+    assert of_classifier == {"classifier": {"fd": figures}}  # what was not measured has no figure

@@ -15,16 +15,20 @@ from ganlib.config import ConfigError, ResolvedScale, override
 from ganlib.distributed import WorkerLost
 from ganlib.health import Diverged
 from ganlib.shards import read_spec
+from ganlib.trainer import train
 from pipelines._stage import StageError, atomic_folder
+from pipelines.checkpoints import Checkpoints
 from pipelines.cluster import _check_reachable, usable_resources
 from pipelines.launch import (
     Job,
     _fit,
     cause,
     fingerprint,
+    keep,
     permanent,
     possible_workers,
     storage,
+    train_distributed,
     training_code,
 )
 from pipelines.storage import Storage
@@ -180,6 +184,27 @@ def test_what_no_retry_mends_ends_a_training():
     for passing in (OSError(errno.EIO, "read"), MemoryError(), lost, RuntimeError("gloo")):
         assert permanent(WorkerGroupError("...", {0: passing})) is None
     assert permanent(RuntimeError("the controller died")) is None
+
+
+def test_a_training_that_is_done_is_taken_and_said(small, prepared, tmp_path, monkeypatch, capsys):
+    """Of one that is not, the tests of reliability hold the line to say where it goes on."""
+    monkeypatch.chdir(tmp_path)
+    params = scaled(small("mlp"), storage=str(tmp_path / "runs"))
+    run = storage(params) / fingerprint(params, prepared, "train", tmp_path / "reference")
+    checkpoints = Checkpoints(run / "checkpoints")
+
+    def report(row, folder):
+        if folder is not None:
+            keep(checkpoints, row, folder)
+
+    train(params, report, prepared=prepared)
+    (tmp_path / "out").mkdir()
+    capsys.readouterr()
+    rows = train_distributed(params, prepared, tmp_path / "reference", print, tmp_path / "out")
+    assert rows[-1]["kimg"] == pytest.approx(0.384)
+    newest = checkpoints.newest().name
+    assert capsys.readouterr().out == f"{run.name} was trained before: 0.384 kimg, from {run}/checkpoints/{newest}\n"
+    assert (tmp_path / "out/generator/generator.safetensors").is_file()
 
 
 def test_a_range_without_a_number_that_divides_the_batch_is_refused(params, prepared, tmp_path):

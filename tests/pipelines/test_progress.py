@@ -1,10 +1,12 @@
 """What a person reads while a model trains."""
 
+import csv
+
 import pytest
 
 from ganlib.config import TrainConfig
 from pipelines.tracking import StoreError
-from pipelines.train import _Progress
+from pipelines.train import _Progress, _write_curves
 
 
 class Run:
@@ -54,3 +56,20 @@ def test_a_store_error_that_looks_like_markup_stops_nothing(progress, capsys, mo
     out = capsys.readouterr().out
     assert out.count("tracking: HTTP 502: [/html] [bold]; training goes on") == 1
     assert out.count("examples/s") == 3
+
+
+def test_a_figure_is_named_with_its_feature_space(progress, capsys):
+    progress(row(1) | {"quality/classifier.fd": 7.9, "quality/label_accuracy": 0.5})
+    assert "classifier.fd 7.9  labels right 0.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_the_curve_of_quality_is_the_last_column_of_its_table(tmp_path, judged):
+    also = {"quality/columns.fd": 3.5} if judged else {}
+    _write_curves([row(1), row(2) | also], tmp_path)
+    with (tmp_path / "quality.csv").open() as file:
+        table = list(csv.reader(file))
+    assert table[0] == ["kimg", *also]
+    assert table[1:] == ([["1.0", ""], ["2.0", "3.5"]] if judged else [["1.0"], ["2.0"]])
+    with (tmp_path / "curves.csv").open() as file:
+        assert {"kimg", "logit/gap", *also} == set(next(csv.reader(file)))

@@ -50,7 +50,7 @@ def reports(output: str) -> list[float]:
 
 def looks(output: str) -> list[float]:
     """kimg of each line that a search printed of its trials."""
-    return [float(line.split()[1]) for line in output.splitlines() if " kimg  quality/fd " in line]
+    return [float(line.split()[1]) for line in output.splitlines() if " kimg  quality/classifier.fd " in line]
 
 
 def read_until(process, count, found=reports) -> list[float]:
@@ -157,6 +157,7 @@ def test_a_run_that_is_killed_interrupted_and_terminated_goes_on(project, undist
 
     output = project.run(sys.executable, "-c", AND_THEN)
     assert all(kimg > after for kimg in reports(output)), "it began anew"
+    assert " is resumed: " in output
     assert weights(project) == undisturbed
     rows = (made / "train/stats.jsonl").read_text().splitlines()
     assert len(rows) == KIMG

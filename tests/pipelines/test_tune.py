@@ -95,7 +95,7 @@ HEALTHY = {
     "rank/features": [0.59, 1.08, 1.11, 1.08],
     "spacing": [0.23, 0.85, 1.04, 1.02],
     "quality/class_coverage": [0.1, 1.0, 1.0, 1.0],
-    "quality/fd": [428.0, 13.0, 11.7, 5.7],
+    "quality/classifier.fd": [428.0, 13.0, 11.7, 5.7],
     "logit/gap": [3.5, 1.2, 0.5, 1.1],
 }
 COLLAPSED = HEALTHY | {"diversity": [0.48, 0.02, 0.0, 0.0], "spacing": [0.23, 0.0, 0.0, 0.0]}
@@ -118,7 +118,7 @@ def test_a_longer_trial_is_the_more_patient(params):
 def test_choices_are_drawn_in_their_order(tmp_path):
     rows = [({"l1": 100.0}, 2.0), ({"l1": 10}, 1.0), ({"l1": 100}, math.e)]
     trials = [
-        Trial(number, changes, [Outcome([{"kimg": 1.0, "quality/fd": fd}], fd)])
+        Trial(number, changes, [Outcome([{"kimg": 1.0, "quality/classifier.fd": fd}], fd)])
         for number, (changes, fd) in enumerate(rows)
     ]
     _plot(trials, {"l1": whole(10, 30, 100)}, tmp_path / "trials.png")

@@ -13,10 +13,11 @@ from torch import Tensor
 from ganlib._config import Config
 from ganlib.metrics._types import Examples
 
-__all__ = ["DIRECTION", "NEEDS", "compute", "score"]
+__all__ = ["BOUNDS", "DIRECTION", "NEEDS", "compute", "score"]
 
 DIRECTION = "higher"
 NEEDS = ("ssim",)
+BOUNDS = (-1.0, 1.0)
 
 _RANGE = 2.0
 _C1, _C2 = (0.01 * _RANGE) ** 2, (0.03 * _RANGE) ** 2

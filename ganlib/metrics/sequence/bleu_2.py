@@ -9,10 +9,11 @@ from __future__ import annotations
 from ganlib.metrics._types import Examples
 from ganlib.metrics.sequence._ngrams import bleu
 
-__all__ = ["DIRECTION", "NEEDS", "compute"]
+__all__ = ["BOUNDS", "DIRECTION", "NEEDS", "compute"]
 
 DIRECTION = "higher"
 NEEDS = ("tokens",)
+BOUNDS = (0.0, 1.0)
 
 
 def compute(real: Examples, fake: Examples) -> float:

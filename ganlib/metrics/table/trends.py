@@ -16,10 +16,11 @@ import numpy as np
 from ganlib.metrics._types import Examples
 from ganlib.metrics.table._columns import pairs
 
-__all__ = ["DIRECTION", "NEEDS", "TAKES_CONFIG", "compute"]
+__all__ = ["BOUNDS", "DIRECTION", "NEEDS", "TAKES_CONFIG", "compute"]
 
 DIRECTION = "higher"
 NEEDS = ("rows",)
+BOUNDS = (0.0, 1.0)
 TAKES_CONFIG = True
 
 

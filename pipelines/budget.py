@@ -1,0 +1,69 @@
+"""How long to train, and whether to augment, where a data set's file leaves that to the number and size of examples.
+
+The stage `prepare` resolves `budget` of the data set's file once and keeps the result in the data card; all stages that
+train read it there. What `params.yaml` and the model's file say themselves has the last word.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ganlib.config import BudgetConfig, Params, override
+from ganlib.data._spec import Spec
+from ganlib.penalties import MOVE
+from pipelines._stage import StageError
+
+__all__ = ["resolve_budget", "with_budget"]
+
+# Measured by tests/bench/budgets.py; docs/images.md has the figures.
+EPOCHS = 20
+"""passes over the training examples"""
+LEAST_KIMG, MOST_KIMG = 30.0, 180.0
+PIXELS = 32 * 32
+"""up to which MOST_KIMG holds; of larger images it shrinks as their area grows, as a step's time does"""
+FEW = 10_000
+"""training images below which the discriminator is shown augmented ones"""
+
+
+def resolve_budget(cfg: BudgetConfig, spec: Spec) -> dict[str, Any]:
+    """`kimg`, `augment` (settings of a model's file, or None) and `because`, for the data card."""
+    examples, picture = spec.counts["train"], spec.kind.LOOKS == "picture"
+    size = "x".join(map(str, spec.shape[1:])) if picture else ""
+    because = "as the data set's file says"
+    if "auto" in (cfg.kimg, cfg.augment):
+        because = f"{examples:,} training examples{f' of {size} pixels' if size else ''}"
+    kimg = cfg.kimg
+    if kimg == "auto":
+        pixels = spec.shape[1] * spec.shape[2] if picture else PIXELS
+        most = max(LEAST_KIMG, MOST_KIMG * min(1.0, PIXELS / pixels))
+        kimg = float(round(min(max(EPOCHS * examples / 1000, LEAST_KIMG), most)))
+    few = cfg.augment == "auto" and picture and not spec.given and examples < FEW
+    augment = {"kind": "diffaugment"} if few else None
+    return {"kimg": kimg, "augment": augment, "because": because}
+
+
+def with_budget(params: Params, prepared: Path) -> Params:
+    """`params` with what the data card says where they leave it open; prints what that was.
+
+    Raises StageError for a card without a budget.
+    """
+    try:
+        budget = json.loads((prepared / "card.json").read_text(encoding="utf-8"))["budget"]
+    except (OSError, ValueError, KeyError) as error:
+        raise StageError(
+            f"{prepared / 'card.json'}: no budget ({type(error).__name__}); run the stage prepare"
+        ) from error
+    said = []
+    if params.train.kimg == "auto":
+        params = params.model_copy(update={"train": params.train.model_copy(update={"kimg": budget["kimg"]})})
+        said.append(f"train.kimg {budget['kimg']:g}")
+    if budget["augment"] is not None and params.game.augment is None and not MOVE & params.game.penalties.keys():
+        params = override(params, {"augment": budget["augment"]})
+        said.append(f"augment {budget['augment']['kind']}")
+    if said:
+        print(
+            f"budget: {', '.join(said)} ({budget['because']}; params/datasets/{params.data}.yaml: budget)", flush=True
+        )
+    return params
