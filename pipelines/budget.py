@@ -7,6 +7,7 @@ train read it there. What `params.yaml` and the model's file say themselves has 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from pipelines._stage import StageError
 
 __all__ = ["resolve_budget", "with_budget"]
 
-# Measured by tests/bench/budgets.py; docs/images.md has the figures.
-EPOCHS = 20
+# Chosen by what tests/bench/budgets.py measured; docs/images.md has the figures.
+EPOCHS = 45
 """passes over the training examples"""
-LEAST_KIMG, MOST_KIMG = 30.0, 180.0
-PIXELS = 32 * 32
-"""up to which MOST_KIMG holds; of larger images it shrinks as their area grows, as a step's time does"""
+LEAST_KIMG, MOST_KIMG = 90.0, 180.0
+SIDE = 32
+"""pixels; of larger images the budget is less in proportion, as a step takes time in proportion to their area"""
 FEW = 10_000
 """training images below which the discriminator is shown augmented ones"""
 
@@ -36,9 +37,9 @@ def resolve_budget(cfg: BudgetConfig, spec: Spec) -> dict[str, Any]:
         because = f"{examples:,} training examples{f' of {size} pixels' if size else ''}"
     kimg = cfg.kimg
     if kimg == "auto":
-        pixels = spec.shape[1] * spec.shape[2] if picture else PIXELS
-        most = max(LEAST_KIMG, MOST_KIMG * min(1.0, PIXELS / pixels))
-        kimg = float(round(min(max(EPOCHS * examples / 1000, LEAST_KIMG), most)))
+        side = math.sqrt(math.prod(spec.shape[1:])) if picture else SIDE
+        of_examples = min(max(EPOCHS * examples / 1000, LEAST_KIMG), MOST_KIMG)
+        kimg = float(max(1, round(of_examples * min(1.0, SIDE / side))))
     few = cfg.augment == "auto" and picture and not spec.given and examples < FEW
     augment = {"kind": "diffaugment"} if few else None
     return {"kimg": kimg, "augment": augment, "because": because}

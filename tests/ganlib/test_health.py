@@ -46,7 +46,7 @@ TROUBLE = {
     "spacing": ({"spacing": 0.01}, "collapse", "spacing 0.01"),
     "classes": ({"quality/class_coverage": 0.3}, "collapse", "quality/class_coverage 0.30"),
     "half": ({"diversity": 0.35}, "collapse", "diversity 0.35, 0.95 at best"),
-    "worsening": ({"quality/classifier.fd": 16.0}, "worsening", "quality/fd 16, 5 at best"),
+    "worsening": ({"quality/classifier.fd": 16.0}, "worsening", "quality/classifier.fd 16, 5 at best"),
 }
 
 

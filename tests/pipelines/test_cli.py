@@ -54,7 +54,7 @@ def test_params_check_prints_what_is_chosen(params):
     assert done.exit_code == 0
     printed = YAML(typ="safe").load(done.stdout)
     assert printed == load_params(ROOT / "params.yaml").chosen()
-    assert printed["train"]["kimg"] == params.train.kimg
+    assert printed["train"]["kimg"] == "auto"
 
 
 def test_params_check_prints_what_a_run_would_use(tmp_path):
