@@ -45,8 +45,8 @@ def resolve_budget(cfg: BudgetConfig, spec: Spec) -> dict[str, Any]:
     return {"kimg": kimg, "augment": augment, "because": because}
 
 
-def with_budget(params: Params, prepared: Path) -> Params:
-    """`params` with what the data card says where they leave it open; prints what that was.
+def with_budget(params: Params, prepared: Path, *, quiet: bool = False) -> Params:
+    """`params` with what the data card says where they leave it open; prints what that was, unless `quiet`.
 
     Raises StageError for a card without a budget.
     """
@@ -63,7 +63,7 @@ def with_budget(params: Params, prepared: Path) -> Params:
     if budget["augment"] is not None and params.game.augment is None and not MOVE & params.game.penalties.keys():
         params = override(params, {"augment": budget["augment"]})
         said.append(f"augment {budget['augment']['kind']}")
-    if said:
+    if said and not quiet:
         print(
             f"budget: {', '.join(said)} ({budget['because']}; params/datasets/{params.data}.yaml: budget)", flush=True
         )

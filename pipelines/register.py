@@ -113,7 +113,7 @@ def _log(
     graphs: Path,
 ) -> Version:
     """Log everything that a person asks of a model to the run that trained it, then register the model."""
-    tuned = with_budget(override(params, YAML(typ="safe").load((TUNED / BEST).read_text()) or {}), PREPARED)
+    tuned = with_budget(override(params, YAML(typ="safe").load((TUNED / BEST).read_text()) or {}), PREPARED, quiet=True)
     facts = lineage.facts(params)
     if fault := lineage.git_fault():
         print(f"lineage: the commit is not known: {fault}", flush=True)
