@@ -31,15 +31,15 @@ __all__ = [
     "ANSWERS",
     "SAMPLES",
     "Comparison",
+    "Features",
     "Metrics",
     "Samples",
-    "Seen",
+    "available_metrics",
     "compare",
     "curves",
-    "draw",
     "evaluate",
-    "look",
-    "measurable",
+    "extract_features",
+    "sample_for_evaluation",
 ]
 
 SAMPLES = "samples"
@@ -57,7 +57,7 @@ there is one, what copies of the given images score where there are such, and wh
 where it had been fitted"""
 
 
-Seen = dict[str, dict[str, Tensor]]
+Features = dict[str, dict[str, Tensor]]
 """Examples as each section sees them."""
 
 
@@ -76,7 +76,7 @@ class Comparison:
     high: float
 
 
-def draw(generator: Generator, prepared: str | Path, n: int, *, seed: int, batch: int) -> Samples:
+def sample_for_evaluation(generator: Generator, prepared: str | Path, n: int, *, seed: int, batch: int) -> Samples:
     """`n` samples to be judged: made of noise, or of the first test examples in `prepared`, of which there may be
     fewer; these also have `given` and `target`. Images are made when they are looked at, at most `batch` at a time."""
     spec, size = generator.spec, _at_a_time(generator.spec, batch)
@@ -142,7 +142,7 @@ def _at_a_time(spec: Spec, batch: int) -> int:
     return min(batch, shards.rows_per_chunk(spec.size))
 
 
-def measurable(reference: Reference, *, labelled: bool, answers: Iterable[str] = ()) -> list[str]:
+def available_metrics(reference: Reference, *, labelled: bool, answers: Iterable[str] = ()) -> list[str]:
     """Every `section.metric` that `evaluate` will find in samples that are yet to be made; those of a generator
     that is told a class are `labelled`, and its model may have `answers` of these names. Raises ConfigError for a
     metric that needs a column by a name that is nearly one that there is."""
@@ -159,7 +159,7 @@ def measurable(reference: Reference, *, labelled: bool, answers: Iterable[str] =
         anomalous, label = ["anomalous"] * (shards.ANOMALIES in spec.counts), ["label"] * bool(spec.classes)
         sections[ANSWERS] = [*answers, *label, *anomalous]
     _check_needs(looks, {column for known in sections.values() for column in known})
-    return [f"{name}.{metric}" for name, known in sections.items() for metric in _measurable(name, looks, known)]
+    return [f"{name}.{metric}" for name, known in sections.items() for metric in _available(name, looks, known)]
 
 
 def _check_needs(looks: str, columns: set[str]) -> None:
@@ -179,11 +179,11 @@ def evaluate(
     reference: Reference,
     cfg: EvaluateConfig,
     seed: int,
-    seen: Seen | None = None,
+    features: Features | None = None,
     before: Samples | None = None,
 ) -> Metrics:
-    """Measure samples, of which `look` may have `seen` all, against the first N of test: by themselves, by the `label`
-    that was asked for, by the `target` that they should be.
+    """Measure samples against the first N of test: by themselves, by the `label` that was asked for, by the `target`
+    that they should be. `features` are what `extract_features` gives of them, if that is at hand.
 
     `floor` is the score of the first N training examples in the fakes' place, `copy` that of `naive`, `before` that of
     N samples made before the game. Raises ValueError if there are fewer.
@@ -191,18 +191,18 @@ def evaluate(
     spec, n = reference.spec, len(samples["sample"])
     if n > reference.size:
         raise ValueError(f"{n} samples, but the floor can be had for {reference.size} training examples only")
-    fakes = seen or look(samples, reference, cfg.batch)
+    fakes = features or extract_features(samples, reference, cfg.batch)
     reals, floors = (_of_split(reference, split, n, reference.spaces) for split in ("test", "train"))
-    copies: Seen = {}
+    copies: Features = {}
     if "naive" in samples:
         copied = {"sample": samples["naive"], **{name: samples[name] for name in ("target",) if name in samples}}
-        copies = look(copied, reference, cfg.batch)
-    earlier = {} if before is None else look(before, reference, cfg.batch)
+        copies = extract_features(copied, reference, cfg.batch)
+    earlier = {} if before is None else extract_features(before, reference, cfg.batch)
     found: Metrics = {}
     baselines: dict[str, tuple[Examples, Examples]]
     for section, fake in fakes.items():
         real = {**fake, **reals.get(section, {})}  # what is compared with its target needs nothing else
-        for name, metric in _measurable(section, spec.kind.LOOKS, real, fake).items():
+        for name, metric in _available(section, spec.kind.LOOKS, real, fake).items():
             others = {"floor": floors, "copy": copies, "before": earlier}
             baselines = {baseline: (real, sets.get(section, {})) for baseline, sets in others.items()}
             found.setdefault(section, {})[name] = _figures(metric, spec, (real, fake), baselines, cfg, seed)
@@ -210,7 +210,7 @@ def evaluate(
         known = _answer_sides(samples, reference)
         floor = (samples[ANSWERS]("train"), known[1])
         baselines = {"floor": floor} if before is None else {"floor": floor, "before": _answer_sides(before, reference)}
-        for name, metric in _measurable(ANSWERS, spec.kind.LOOKS, *known).items():
+        for name, metric in _available(ANSWERS, spec.kind.LOOKS, *known).items():
             found.setdefault(ANSWERS, {})[name] = _figures(metric, spec, known, baselines, cfg, seed)
     return found
 
@@ -220,7 +220,7 @@ def curves(samples: Samples, reference: Reference) -> dict[str, dict[str, list[f
     if ANSWERS not in samples:
         return {}
     sides = _answer_sides(samples, reference)
-    metrics = _measurable(ANSWERS, reference.spec.kind.LOOKS, *sides)
+    metrics = _available(ANSWERS, reference.spec.kind.LOOKS, *sides)
     return {name: metric.curve(*sides) for name, metric in metrics.items() if hasattr(metric, "curve")}
 
 
@@ -242,9 +242,9 @@ def _figures(
     these have the columns that it needs."""
     compute = _compute(metric, spec)
     value = compute(*sides)
-    reach = _reach([compute(*half) for (half,) in _halves(metric, cfg, seed, sides)], cfg)
+    halfwidth = _ci_halfwidth([compute(*half) for (half,) in _halves(metric, cfg, seed, sides)], cfg)
     least, most = getattr(metric, "BOUNDS", (-math.inf, math.inf))
-    figures = {"value": value, "low": max(value - reach, least), "high": min(value + reach, most)}
+    figures = {"value": value, "low": max(value - halfwidth, least), "high": min(value + halfwidth, most)}
     for name, others in baselines.items():
         if all(need in side for side in others for need in metric.NEEDS):
             figures[name] = compute(*others)
@@ -257,7 +257,9 @@ def _compute(metric: Any, spec: Spec) -> Callable[[Examples, Examples], float]:
     return functools.partial(metric.compute, spec.sample) if getattr(metric, "TAKES_CONFIG", False) else compute
 
 
-def look(samples: Samples, reference: Reference, batch: int, spaces: Iterable[str] | None = None) -> Seen:
+def extract_features(
+    samples: Samples, reference: Reference, batch: int, spaces: Iterable[str] | None = None
+) -> Features:
     """What metrics need to know of samples, of which few are held at a time: their features in all `spaces`, their
     classes as the classifier sees them, or how near they are to their targets. Raises ValueError for samples without
     finite features."""
@@ -285,7 +287,7 @@ def look(samples: Samples, reference: Reference, batch: int, spaces: Iterable[st
                 for name, values in of_section.items():
                     values += [scoring[name].score(spec.sample, *pair) for pair in pairs]
     whole = {space: torch.cat(found) for space, found in features.items()}
-    seen = _see(reference, whole, samples.get("label"))
+    seen = _features_of(reference, whole, samples.get("label"))
     for section, of_section in scores.items():
         seen.setdefault(section, {}).update({name: torch.cat(values) for name, values in of_section.items()})
     return seen
@@ -325,17 +327,21 @@ def compare(
         spaces = [space for space in reference.spaces if space == ("classifier" if section == SAMPLES else section)]
         if section in reference.spaces:  # of which the rest would be measured in vain
             challenger, champion = ({"sample": made["sample"]} for made in (challenger, champion))
-        one, other = (look(made, reference, cfg.batch, spaces).get(section, {}) for made in (challenger, champion))
+        one, other = (
+            extract_features(made, reference, cfg.batch, spaces).get(section, {}) for made in (challenger, champion)
+        )
         real = {**one, **_of_split(reference, "test", n, spaces).get(section, {})}
         sides = [(real, one), (real, other)]
-    known = _measurable(section, reference.spec.kind.LOOKS, *sides[0], *sides[1])
+    known = _available(section, reference.spec.kind.LOOKS, *sides[0], *sides[1])
     if name not in known:
         raise ConfigError(f"metric {metric!r} cannot be measured here; {section} has: {', '.join(known) or 'none'}")
     compute, direction = _compute(known[name], reference.spec), known[name].DIRECTION
     first, second = (compute(*side) for side in sides)
     gap = first - second
-    reach = _reach([compute(*one) - compute(*other) for one, other in _halves(known[name], cfg, seed, *sides)], cfg)
-    return Comparison(metric, direction, first, second, gap, gap - reach, gap + reach)
+    halfwidth = _ci_halfwidth(
+        [compute(*one) - compute(*other) for one, other in _halves(known[name], cfg, seed, *sides)], cfg
+    )
+    return Comparison(metric, direction, first, second, gap, gap - halfwidth, gap + halfwidth)
 
 
 def _halves(
@@ -353,7 +359,7 @@ def _rows_of(examples: Examples, rows: Tensor) -> Examples:
     return {name: column[rows] for name, column in examples.items()}
 
 
-def _reach(values: list[float], cfg: EvaluateConfig) -> float:
+def _ci_halfwidth(values: list[float], cfg: EvaluateConfig) -> float:
     """Half the width of the normal interval around a statistic whose values on halves are given.
 
     A random half, drawn without repetition, strays from the whole with the same variance as the whole from the
@@ -364,7 +370,7 @@ def _reach(values: list[float], cfg: EvaluateConfig) -> float:
     return NormalDist().inv_cdf((1 + cfg.confidence) / 2) * stdev(values)
 
 
-def _measurable(section: str, looks: str, *sides: Collection[str]) -> dict[str, Any]:
+def _available(section: str, looks: str, *sides: Collection[str]) -> dict[str, Any]:
     """Metrics whose needs are columns of all sides, by the name they go by in this section."""
     return {
         getattr(metric, "ALIASES", {}).get(section, name): metric
@@ -387,16 +393,16 @@ def _columns(column: str) -> tuple[str, ...]:
     return (column, "nearest", "closer") if column == "features" else (column,)
 
 
-def _of_split(reference: Reference, split: str, n: int, spaces: Iterable[str]) -> Seen:
+def _of_split(reference: Reference, split: str, n: int, spaces: Iterable[str]) -> Features:
     """The first `n` of a split, or all if there are fewer; their stored order is random."""
     features = {name: getattr(reference.spaces[name], split)[:n] for name in spaces}
     labels = reference.labels[split][:n] if reference.labels else None
-    return _see(reference, features, labels, split)
+    return _features_of(reference, features, labels, split)
 
 
-def _see(reference: Reference, features: dict[str, Tensor], label: Tensor | None, split: str = "") -> Seen:
+def _features_of(reference: Reference, features: dict[str, Tensor], label: Tensor | None, split: str = "") -> Features:
     """The same examples, the first of a split or made, as each section sees them."""
-    seen: Seen = {}
+    seen: Features = {}
     metrics = _metrics(reference.spec.kind.LOOKS).values()
     for name, of in features.items():
         space = reference.spaces[name]

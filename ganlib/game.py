@@ -101,7 +101,7 @@ class Deal:
 
 @dataclass(frozen=True)
 class Fit:
-    """A stretch of training in which one module learns alone, before the game or after it: likelihood first, an encoder
+    """A phase of training in which one module learns alone, before the game or after it: likelihood first, an encoder
     for a finished generator. Its budget and optimiser are `fits.NAME` of the model's file in `params/models`."""
 
     name: str

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from ganlib._config import Config
@@ -28,10 +28,10 @@ __all__ = [
     "check",
     "diversity",
     "effective_rank",
+    "evenly_spaced",
+    "nearest_neighbour_ratio",
     "overfitting",
     "quality_name",
-    "some",
-    "spacing",
 ]
 
 
@@ -62,7 +62,7 @@ def diversity(fake: Tensor, real: Tensor) -> float:
     return float(spread[0] / spread[1].clamp_min(1e-12))
 
 
-def some(n: int) -> Tensor:
+def evenly_spaced(n: int) -> Tensor:
     """Rows of `n`, evenly spread and few enough to take all distances between them."""
     return torch.arange(min(n, _COMPARED)) * n // min(n, _COMPARED)
 
@@ -82,7 +82,7 @@ def effective_rank(features: Tensor) -> float:
     return float((-share * share.log()).sum().exp())
 
 
-def spacing(fake: Tensor, real: Tensor) -> float:
+def nearest_neighbour_ratio(fake: Tensor, real: Tensor) -> float:
     """Mean distance from a fake to the nearest other fake, over that of reals; `[N, ...]` each.
 
     0 where fakes are copies of a few pictures, however different these are: what `diversity` cannot see, such as one
@@ -112,10 +112,17 @@ class HealthConfig(Config):
     policy: Literal["warn", "stop", "rollback"] = "warn"
     patience: PositiveInt = 3
     warmup_kimg: NonNegativeFloat = 25.0
-    sure: bool = False
+    strict_only: bool = False
     """only what a slow start cannot look like, for runs that have too few reports to be patient"""
     lr_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     max_rollbacks: NonNegativeInt = 3
+
+    @model_validator(mode="before")
+    @classmethod
+    def _moved(cls, section: Any) -> Any:
+        if isinstance(section, Mapping) and "sure" in section:
+            raise ValueError("sure is now strict_only")
+        return section
 
 
 @dataclass(frozen=True)
@@ -155,11 +162,15 @@ _LOW = {  # variety, below which a run past its warm-up should not be; shares of
     "diversity": 0.25,
     "diversity/features": 0.25,
     "rank/features": 0.25,
-    "spacing": 0.1,
-    "spacing/features": 0.05,
+    "nearest_neighbour_ratio": 0.1,
+    "nearest_neighbour_ratio/features": 0.05,
     "quality/class_coverage": 0.35,
 }
-_SURE = ("exploding", "discriminator lost", "collapse")  # kinds that one report is enough for, collapse if it is below
+_STRICT = (
+    "exploding",
+    "discriminator lost",
+    "collapse",
+)  # kinds that one report is enough for, collapse if it is below
 _NEXT_TO_NONE = {name: low / 2 for name, low in _LOW.items() if name != "quality/class_coverage"}
 
 
@@ -173,8 +184,8 @@ class Monitor:
     """Sees what goes wrong from the rows of a run, given one after the other.
 
     It reads `loss/*`, `gradient/*`, `logit/gap`, `sign/*`, `overfitting`, `diversity`, `diversity/features`,
-    `rank/features`, `spacing`, `spacing/features`, `quality/class_coverage` and `quality/SPACE.fd`, and makes do
-    without any.
+    `rank/features`, `nearest_neighbour_ratio`, `nearest_neighbour_ratio/features`, `quality/class_coverage` and
+    `quality/SPACE.fd`, and makes do without any.
     Until `warmup_kimg` it looks for divergence alone: a discriminator far ahead or behind and little variety are normal
     at first.
     """
@@ -186,7 +197,7 @@ class Monitor:
         self._best: dict[str, float] = {}  # of variety and distance, once warm
         self._wrong: dict[str, dict[str, Any]] = {}  # by kind: since when, in how many reports in a row, alarm's kimg
 
-    def look(self, row: Mapping[str, float]) -> list[Alarm]:
+    def update(self, row: Mapping[str, float]) -> list[Alarm]:
         """The alarms that stand after this report: those whose `kimg` is the row's are new.
 
         One that is not a number is an alarm at once; what else looks wrong must do so `patience` times in a row.
@@ -233,7 +244,7 @@ class Monitor:
             "collapse": self._collapse,
             "worsening": self._worsening,
         }
-        return {kind: symptoms[kind] for kind in _SURE} if self._cfg.sure else symptoms
+        return {kind: symptoms[kind] for kind in _STRICT} if self._cfg.strict_only else symptoms
 
     def _remember(self, row: Mapping[str, float]) -> None:
         warm = row.get("game_kimg", row["kimg"]) > self._cfg.warmup_kimg
@@ -293,7 +304,7 @@ class Monitor:
     def _collapse(self, row: Mapping[str, float]) -> str:
         """Far less variety than there has been, or little and no more coming."""
         seen = []
-        for name, low in (_NEXT_TO_NONE if self._cfg.sure else _LOW).items():
+        for name, low in (_NEXT_TO_NONE if self._cfg.strict_only else _LOW).items():
             if name not in row:
                 continue
             amount, best, past = row[name], self._best.get(name, 0.0), self._recent.get(name, [])

@@ -22,16 +22,17 @@ class Loss:
     generator: Callable[[Tensor, Tensor | None], Tensor]
     """`(fake, real) -> value`; `real` is None unless `paired`"""
     paired: bool = False
-    boundary: float | None = 0.0
+    decision_threshold: float | None = 0.0
     """the logit between what looks real and what looks fake; None where only differences of logits count"""
 
     def signs(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """Which logits are on the side of the reals, 1, and of the fakes, −1: all 1 and all −1 from a discriminator
-        that is always right, means of 0 from one that guesses. Without a boundary, each real is compared with a fake.
+        that is always right, means of 0 from one that guesses. Without a threshold, each real is compared
+        with a fake.
         """
-        if self.boundary is None:
+        if self.decision_threshold is None:
             return (real - fake).sign(), (fake - real).sign()
-        return (real - self.boundary).sign(), (fake - self.boundary).sign()
+        return (real - self.decision_threshold).sign(), (fake - self.decision_threshold).sign()
 
 
 def _cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ LOSSES: dict[str, Loss] = {
     "minimax": Loss(_cross_entropy, _minimax),
     "non_saturating": Loss(_cross_entropy, _non_saturating),
     "hinge": Loss(_hinge, _minus),
-    "wasserstein": Loss(_wasserstein, _minus, boundary=None),
-    "least_squares": Loss(_least_squares, _least_squares_generator, boundary=0.5),
-    "relativistic": Loss(_relativistic, _relativistic_generator, paired=True, boundary=None),
+    "wasserstein": Loss(_wasserstein, _minus, decision_threshold=None),
+    "least_squares": Loss(_least_squares, _least_squares_generator, decision_threshold=0.5),
+    "relativistic": Loss(_relativistic, _relativistic_generator, paired=True, decision_threshold=None),
 }

@@ -127,11 +127,11 @@ class Reference:
             return {f"quality/{self.space.name}.fd": math.inf}
         space = self.space
         reals = space.train[: len(features)]
-        some = health.some(len(reals))
+        some = health.evenly_spaced(len(reals))
         found = {
             f"quality/{space.name}.fd": fd.distance(self._train, fd.gaussian(features)),
             "diversity/features": health.diversity(features[some], reals[some]),
-            "spacing/features": health.spacing(features[some], reals[some]),
+            "nearest_neighbour_ratio/features": health.nearest_neighbour_ratio(features[some], reals[some]),
             "rank/features": health.effective_rank(features) / max(health.effective_rank(reals), 1e-12),
         }
         if self.classifier is not None:

@@ -63,7 +63,7 @@ Report = Callable[[dict[str, float], Path | None], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """When things happen in a stretch of training. Due steps are counted from its kimg, so that they are the same for
+    """When things happen in a phase of training. Due steps are counted from its kimg, so that they are the same for
     any budget."""
 
     steps: int
@@ -105,26 +105,26 @@ def _plan(params: Params, kimg: float, examples_per_step: int) -> Plan:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Phase:
     """A part of a training: a fit, or the game."""
 
     fit: Fit | None
     """None: the game"""
     plan: Plan
     start_kimg: float
-    """thousands of real samples seen in the stretches before, as planned"""
+    """thousands of real samples seen in the phases before, as planned"""
     after: bool = False
 
 
-def stretches(params: Params, game: Game, timing: Plan) -> list[Stretch]:
+def phases(params: Params, game: Game, timing: Plan) -> list[Phase]:
     """Fits before, the game, fits after; without fits of no budget."""
-    found, start = list[Stretch](), 0.0
+    found, start = list[Phase](), 0.0
     fits = params.game.fits
     for fit, after in [*((f, False) for f in game.before), (None, False), *((f, True) for f in game.after)]:
         if fit is not None and not fits[fit.name].kimg:
             continue
         plan = timing if fit is None else _plan(params, fits[fit.name].kimg, params.game.batch)
-        found.append(Stretch(fit, plan, start, after))
+        found.append(Phase(fit, plan, start, after))
         start += params.train.game_kimg if fit is None else fits[fit.name].kimg
     return found
 
@@ -278,17 +278,17 @@ class _Run:
             )
 
     def until_done(self) -> None:
-        """Step and report until the budget of every stretch is spent."""
+        """Step and report until the budget of every phase is spent."""
         training, state = self.training, self.training.state
         if self.params.train.health.policy == "rollback":
             self.healthy = copy.deepcopy(training.snapshot())
         statistics, since, first = _Statistics(), time.perf_counter(), state["step"]
         while not training.is_done:
-            if state["step"] >= training.stretch.plan.steps:
+            if state["step"] >= training.phase.plan.steps:
                 training.go_on()
                 first = 0
-            stretch, timing = training.stretch, training.stretch.plan
-            statistics.add(training.step(self.batches(stretch, state["step"])))
+            phase, timing = training.phase, training.phase.plan
+            statistics.add(training.step(self.batches(phase, state["step"])))
             done = state["step"]
             if not timing.report_due(done):
                 continue
@@ -299,10 +299,10 @@ class _Run:
             self.account({"examples_per_second": speed, **means, **training.settings()})
             statistics, since, first = _Statistics(), time.perf_counter(), state["step"]
 
-    def batches(self, stretch: Stretch, step: int) -> list[list[Batch]]:
+    def batches(self, phase: Phase, step: int) -> list[list[Batch]]:
         """This rank's microbatches for each turn of the discriminator, or for the only one of a fit."""
-        turns = self.params.game.discriminator_steps if stretch.fit is None else 1
-        parts, purpose = self.params.train.accumulate, "turn" if stretch.fit is None else f"fit {stretch.fit.name}"
+        turns = self.params.game.discriminator_steps if phase.fit is None else 1
+        parts, purpose = self.params.train.accumulate, "turn" if phase.fit is None else f"fit {phase.fit.name}"
         return [
             [self.batch(purpose, step * turns + i, self.rank * parts + part) for part in range(parts)]
             for i in range(turns)
@@ -329,7 +329,7 @@ class _Run:
             return
         state["rows"] = [*state["rows"], row]
         last = training.is_done
-        due = not last and training.stretch.plan.checkpoint_due(state["step"])
+        due = not last and training.phase.plan.checkpoint_due(state["step"])
         if self.healthy is not None and suspicion:
             due = False
         elif self.healthy is not None and due:
@@ -390,13 +390,13 @@ class _Training:
         self.ema = copy.deepcopy(game.generator).requires_grad_(False)
         self.generator = _learner(game.generator, self.play.generator, cfg.compile)
         self.discriminator = _learner(game.discriminator, self.play.discriminator, cfg.compile)
-        self.stretches = stretches(params, game, timing)
+        self.phases = phases(params, game, timing)
         self.fits = {
             s.fit.name: _learner(game.modules[s.fit.module], self.play.fits[s.fit.name], compile=False)
-            for s in self.stretches
+            for s in self.phases
             if s.fit is not None
         }
-        fitted = any(s.fit is not None and not s.after and s.fit.module == "generator" for s in self.stretches)
+        fitted = any(s.fit is not None and not s.after and s.fit.module == "generator" for s in self.phases)
         self.before = copy.deepcopy(self.ema) if fitted else None
         """the generator as fits before the game have made it, once they are over"""
         self.augment = None if self.play.augment is None else Augment(self.play.augment).to(device)
@@ -417,7 +417,7 @@ class _Training:
             **{f"{t.player}/{t.name}": t.fn.to(device) for t in game.terms if isinstance(t.fn, nn.Module)},
         }
         self.state: dict[str, Any] = {
-            "stretch": 0,
+            "phase": 0,
             "step": 0,
             "seconds": 0.0,
             "rows": [],
@@ -445,47 +445,48 @@ class _Training:
         """Go back to a snapshot, which stays as it is."""
         for name, part in self.parts.items():
             part.load_state_dict(copy.deepcopy(snapshot[name]))
-        # a checkpoint from before there were stretches is one of the game
+        # a checkpoint from before there were phases is one of the game; they were called stretches
+        snapshot = {"phase": snapshot.get("stretch", 0), **snapshot}
         self.state.update({name: copy.deepcopy(snapshot.get(name, 0)) for name in self.state})
 
     @property
-    def stretch(self) -> Stretch:
-        """The stretch of training that goes on."""
-        index: int = self.state["stretch"]
-        return self.stretches[index]
+    def phase(self) -> Phase:
+        """The phase of training that goes on."""
+        index: int = self.state["phase"]
+        return self.phases[index]
 
     @property
     def is_done(self) -> bool:
-        last = len(self.stretches) - 1
-        return bool(self.state["stretch"] == last and self.state["step"] >= self.stretch.plan.steps)
+        last = len(self.phases) - 1
+        return bool(self.state["phase"] == last and self.state["step"] >= self.phase.plan.steps)
 
     def go_on(self) -> None:
-        """From the end of a stretch to the start of the next."""
-        self.state.update(stretch=self.state["stretch"] + 1, step=0)
-        if self.before is not None and self.stretch.fit is None:
+        """From the end of a phase to the start of the next."""
+        self.state.update(phase=self.state["phase"] + 1, step=0)
+        if self.before is not None and self.phase.fit is None:
             self.before.load_state_dict(self.ema.state_dict())
 
     @property
     def kimg(self) -> float:
         """Thousands of real samples seen, in fits too."""
-        return self.stretch.start_kimg + self.stretch_kimg
+        return self.phase.start_kimg + self.phase_kimg
 
     @property
     def start_of_game_kimg(self) -> float | None:
         """None before the game."""
-        game = next(i for i, stretch in enumerate(self.stretches) if stretch.fit is None)
-        return self.stretches[game].start_kimg if self.state["stretch"] >= game else None
+        game = next(i for i, phase in enumerate(self.phases) if phase.fit is None)
+        return self.phases[game].start_kimg if self.state["phase"] >= game else None
 
     @property
-    def stretch_kimg(self) -> float:
-        """Thousands of real samples seen in this stretch: what schedules go by."""
-        return float(self.state["step"] * self.stretch.plan.examples_per_step / 1000)
+    def phase_kimg(self) -> float:
+        """Thousands of real samples seen in this phase: what schedules go by."""
+        return float(self.state["step"] * self.phase.plan.examples_per_step / 1000)
 
     def progress(self) -> dict[str, float]:
-        """How far the stretch has come, where that is not how far the training has."""
-        if self.stretch.fit is not None:
-            return {"fit_kimg": self.stretch_kimg}
-        return {"game_kimg": self.stretch_kimg} if self.stretch.start_kimg else {}
+        """How far the phase has come, where that is not how far the training has."""
+        if self.phase.fit is not None:
+            return {"fit_kimg": self.phase_kimg}
+        return {"game_kimg": self.phase_kimg} if self.phase.start_kimg else {}
 
     def settings(self) -> dict[str, float]:
         """What has changed by itself as training went on."""
@@ -500,9 +501,9 @@ class _Training:
 
     def step(self, batches: Sequence[Sequence[Batch]]) -> Stats:
         """Play one step, and have the moving average follow; or one step of a fit."""
-        if self.stretch.fit is not None:
-            return self._fit(self.stretch.fit, batches[0])
-        step, kimg, cfg = self.state["step"], self.stretch_kimg, self.play
+        if self.phase.fit is not None:
+            return self._fit(self.phase.fit, batches[0])
+        step, kimg, cfg = self.state["step"], self.phase_kimg, self.play
         rank = dist.get_rank() if dist.is_initialized() else 0
         torch.manual_seed(seed_of(self.params.seed, "modules", step, rank))  # for modules that draw on their own
         slower = self.params.train.health.lr_factor ** self.state["rollbacks"]
@@ -512,11 +513,11 @@ class _Training:
         if cfg.warmup is not None:
             self._note_accuracy(stats)
         if self.augment is not None:
-            self.augment.adjust(stats["sign/real"], turn=step, images=self.stretch.plan.examples_per_step)
+            self.augment.adjust(stats["sign/real"], turn=step, images=self.phase.plan.examples_per_step)
         halflife = value(cfg.ema_halflife_kimg, kimg)
         if cfg.ema_rampup is not None:  # Karras et al. 2020a: no longer than a share of the training so far
             halflife = min(halflife, kimg * cfg.ema_rampup)
-        images = self.stretch.plan.examples_per_step
+        images = self.phase.plan.examples_per_step
         update_ema(self.ema, self.game.generator, 0.5 ** (images / max(halflife * 1000, 1e-9)))
         if self.game.progress is not None:
             self.game.progress(self.ema, kimg)
@@ -528,11 +529,11 @@ class _Training:
         step, game = self.state["step"], self.game
         rank = dist.get_rank() if dist.is_initialized() else 0
         torch.manual_seed(seed_of(self.params.seed, f"fit {fit.name}", step, rank))
-        if self.stretch.after:
+        if self.phase.after:
             game = dataclasses.replace(game, generator=self.ema.eval())
         autocast = partial(devices.autocast, self.device, self.mixed)
         learner = self.fits[fit.name]
-        stats = fit_step(game, fit, learner, microbatches, kimg=self.stretch_kimg, autocast=autocast)
+        stats = fit_step(game, fit, learner, microbatches, kimg=self.phase_kimg, autocast=autocast)
         if fit.module == "generator":
             update_ema(self.ema, game.generator, 0.0)
         self.state["step"] += 1
@@ -579,7 +580,7 @@ class _Training:
     def _note_accuracy(self, stats: Mapping[str, Tensor]) -> None:
         """A running mean of how often the discriminator is right; it counts, and the device is waited for, until the
         warm-up is over."""
-        if self._warm(self.stretch_kimg):
+        if self._warm(self.phase_kimg):
             self.state["accuracy"] = 1.0
             return
         right = distributed.all_reduce((2 + stats["sign/real"] - stats["sign/fake"]) / 4) / distributed.world_size()

@@ -62,7 +62,7 @@ class Watch:
                 deals = list(self.judged())
                 self.judged = lambda: iter(deals)
         reals = torch.cat([spec.kind.glance(sample_of(deal.real)) for deal in self.judged()])
-        self.varied = reals[health.some(len(reals))]
+        self.varied = reals[health.evenly_spaced(len(reals))]
         self.monitor, self.last = health.Monitor(params.train.health), dict[str, float]()
 
     def _deal(self, prepared: Path, split: str, size: int, purpose: str, **how: bool) -> Deal:
@@ -140,9 +140,9 @@ class Watch:
         if not past or past[-1] is not self.last:  # at the start, after a resume, or after a rollback
             self.monitor = health.Monitor(cfg)
             for earlier in past:
-                self.monitor.look(earlier)
+                self.monitor.update(earlier)
         monitor, self.last = self.monitor, row
-        alarms = monitor.look(row)
+        alarms = monitor.update(row)
         row["health/alarms"] = len(alarms)
         return "; ".join(a.message for a in alarms) if cfg.policy != "warn" else "", monitor.suspects or bool(alarms)
 
@@ -158,12 +158,12 @@ class Watch:
             if self.game.classes and deal.cond is not None:
                 labels.append(deal.cond)
         pictures = torch.cat(small)
-        varied = pictures[health.some(len(pictures))]
+        varied = pictures[health.evenly_spaced(len(pictures))]
         known, unknown = (self._logits(deal, deal.real, step) for deal in (self.known, self.held_out))
         of_fakes = self._logits(self.held_out, self._play(self.held_out), step)
         row = {
             "diversity": health.diversity(varied, self.varied),
-            "spacing": health.spacing(varied, self.varied),
+            "nearest_neighbour_ratio": health.nearest_neighbour_ratio(varied, self.varied),
             "sign/held_out": float(self.loss.signs(unknown, of_fakes)[0].mean()),
             "overfitting": health.overfitting(known, unknown, of_fakes),
         }

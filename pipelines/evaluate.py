@@ -26,7 +26,16 @@ from ganlib import registry, shards
 from ganlib.config import EvaluateConfig, Params
 from ganlib.data._spec import Spec
 from ganlib.device import default_device
-from ganlib.evaluate import SAMPLES, Metrics, Samples, curves, draw, evaluate, look, measurable
+from ganlib.evaluate import (
+    SAMPLES,
+    Metrics,
+    Samples,
+    available_metrics,
+    curves,
+    evaluate,
+    extract_features,
+    sample_for_evaluation,
+)
 from ganlib.export import Generator, load_generator
 from ganlib.metrics._neighbours import nearest
 from ganlib.metrics._types import Examples
@@ -54,14 +63,18 @@ def stage(params: Params) -> None:
     except ValueError as error:
         raise StageError(str(error)) from error
     size = min(cfg.num_samples, reference.size)
-    measurable(reference, labelled=generator.conditional, answers=generator.answer_shapes())  # refuses misspelt columns
-    samples = draw(generator, PREPARED, size, seed=params.seed, batch=cfg.batch)
-    before = None if fitted is None else draw(fitted, PREPARED, size, seed=params.seed, batch=cfg.batch)
+    available_metrics(
+        reference, labelled=generator.conditional, answers=generator.answer_shapes()
+    )  # refuses misspelt columns
+    samples = sample_for_evaluation(generator, PREPARED, size, seed=params.seed, batch=cfg.batch)
+    before = (
+        None if fitted is None else sample_for_evaluation(fitted, PREPARED, size, seed=params.seed, batch=cfg.batch)
+    )
     n = len(samples["sample"])
     if n < cfg.num_samples:
         print(f"{n} samples, not {cfg.num_samples}: there are no more real examples to judge them by")
     try:
-        seen = look(samples, reference, cfg.batch)
+        seen = extract_features(samples, reference, cfg.batch)
     except ValueError as error:
         raise StageError(f"{TRAINED / 'generator'}: {error}") from error
     metrics = evaluate(samples, reference, cfg, params.seed, seen, before)

@@ -17,7 +17,7 @@ from ganlib import registry
 from ganlib.config import GateConfig, Params
 from ganlib.data._spec import Spec
 from ganlib.device import default_device
-from ganlib.evaluate import Comparison, compare, draw
+from ganlib.evaluate import Comparison, compare, sample_for_evaluation
 from ganlib.export import Generator, load_generator
 from ganlib.reference import Reference
 from ganlib.registry import nearest
@@ -235,7 +235,9 @@ def _compare(challenger: Generator, champion: Generator, params: Params, metric:
     """Both on the same test examples, with the seeds and as many samples as the stage `evaluate`."""
     cfg, reference = params.evaluate, Reference.load(REFERENCE)
     n = min(cfg.num_samples, reference.size)
-    made, rivals = (draw(one, PREPARED, n, seed=params.seed, batch=cfg.batch) for one in (challenger, champion))
+    made, rivals = (
+        sample_for_evaluation(one, PREPARED, n, seed=params.seed, batch=cfg.batch) for one in (challenger, champion)
+    )
     return compare(made, rivals, reference, metric, cfg, params.seed)
 
 

@@ -26,7 +26,7 @@ from ganlib.checkpoint import Damaged, load
 from ganlib.config import ConfigError, GateConfig, Params, ResolvedScale, ScaleConfig, parse_params
 from ganlib.device import default_device
 from ganlib.distributed import WorkerLost
-from ganlib.evaluate import measurable
+from ganlib.evaluate import available_metrics
 from ganlib.export import Generator
 from ganlib.game import Game
 from ganlib.health import Diverged, quality_name
@@ -110,7 +110,7 @@ class Job:
             for module in game.modules.values():
                 module.eval()
             answers = Generator(game, spec, {}, torch.device("cpu")).answer_shapes()
-            known = measurable(Reference.load(reference, "cpu"), labelled=game.classes > 0, answers=answers)
+            known = available_metrics(Reference.load(reference, "cpu"), labelled=game.classes > 0, answers=answers)
             _check_gate(params.gate, known)
         return cls(params.model_dump(mode="json"), str(prepared.resolve()), str(reference.resolve()), possible)
 

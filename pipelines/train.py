@@ -64,7 +64,7 @@ class _Progress:
             highlight=False,
             markup=False,
         )
-        for alarm in self.monitor.look(row):
+        for alarm in self.monitor.update(row):
             if self.said.get(alarm.kind) != alarm.since_kimg:  # once for each time it goes wrong
                 self.said[alarm.kind] = alarm.since_kimg
                 self.console.print(alarm.message, style="yellow", markup=False)
@@ -87,7 +87,7 @@ class _Progress:
         self.rows = [past for past in self.rows if past["kimg"] < row["kimg"]]
         self.monitor, self.said = Monitor(self.health), {}
         for past in self.rows:
-            self.monitor.look(past)
+            self.monitor.update(past)
         if rolled:
             since = self.rows[-1]["kimg"] if self.rows else 0.0
             pace = self.health.lr_factor**times

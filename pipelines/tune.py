@@ -85,7 +85,7 @@ def _of_a_trial(params: Params) -> Params:
     # that `train` looks for would stop 3, and a warm-up in proportion to the budget 9. It sees 14 of 24 sabotaged ones.
     patience = max(1, min(health.patience, round(cfg.kimg / cfg.report_kimg) // 3))
     changes = {
-        "health": health.model_copy(update={"policy": "stop", "sure": True, "patience": patience}),
+        "health": health.model_copy(update={"policy": "stop", "strict_only": True, "patience": patience}),
         "kimg": cfg.kimg,
         "report_kimg": cfg.report_kimg,
         "checkpoint_kimg": cfg.report_kimg,

@@ -24,7 +24,7 @@ from PIL import Image
 
 from ganlib import reference, shards
 from ganlib.config import Params, load_params, override, parse_params
-from ganlib.evaluate import draw, evaluate
+from ganlib.evaluate import evaluate, sample_for_evaluation
 from ganlib.export import load_generator
 from ganlib.reference import Reference
 from ganlib.trainer import train
@@ -79,7 +79,7 @@ def measure(params: Params, args: argparse.Namespace, scratch: Path, augment: st
             return
         seconds = time.process_time() - start
         generator = load_generator(folder / "generator")
-        samples = draw(generator, scratch / "prepared", size, seed=seed, batch=cfg.batch)
+        samples = sample_for_evaluation(generator, scratch / "prepared", size, seed=seed, batch=cfg.batch)
         found = evaluate(samples, known, cfg.model_copy(update={"resamples": 10}), seed)
         figures = [found[space][name] for name in SHOWN if name in found[space]]
         cells = " | ".join(f"{of['value']:.3g} ({of.get('floor', float('nan')):.3g})" for of in figures)

@@ -205,7 +205,7 @@ def replay(lines: list[dict], without: tuple[str, ...] = ()) -> list[health.Alar
     """The alarms that the shipped thresholds raise on a run's rows, each once."""
     monitor, raised = health.Monitor(health.HealthConfig()), {}
     for row in lines:
-        for alarm in monitor.look({name: amount for name, amount in row.items() if name not in without}):
+        for alarm in monitor.update({name: amount for name, amount in row.items() if name not in without}):
             raised.setdefault(alarm.kind, alarm)
     return list(raised.values())
 

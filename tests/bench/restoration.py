@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from ganlib import shards
 from ganlib.config import load_params, override, parse_params
 from ganlib.data.image import decode
-from ganlib.evaluate import draw
+from ganlib.evaluate import sample_for_evaluation
 from ganlib.export import load_generator
 from ganlib.metrics import fd
 from ganlib.metrics.picture import psnr, ssim
@@ -124,7 +124,7 @@ def main():
             minutes = trained(args, params, folder, seed, into)
             answers = {}
             for name, caption, of in (("before", "L1 alone", "fit"), ("generator", "after the game", "game")):
-                drawn = draw(load_generator(into / name), folder, args.images, seed=0, batch=250)
+                drawn = sample_for_evaluation(load_generator(into / name), folder, args.images, seed=0, batch=250)
                 answers[caption] = drawn["sample"][: args.images]
                 rows.setdefault(caption, []).append(judged(answers[caption], minutes[of]))
             shown = {

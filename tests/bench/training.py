@@ -69,7 +69,7 @@ def main():
                 generator = trained(params, args, Path(folder))
             draws = []
             for draw in range(3):
-                samples = evaluate.draw(generator, args.prepared, 1000, seed=draw, batch=100)
+                samples = evaluate.sample_for_evaluation(generator, args.prepared, 1000, seed=draw, batch=100)
                 found = evaluate.evaluate(
                     samples, reference, shipped.evaluate.model_copy(update={"resamples": 2}), seed=0
                 )

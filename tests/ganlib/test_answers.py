@@ -13,7 +13,7 @@ from torch import nn
 
 from ganlib import registry, shards
 from ganlib.config import ConfigError, EvaluateConfig
-from ganlib.evaluate import ANSWERS, compare, draw, evaluate, measurable
+from ganlib.evaluate import ANSWERS, available_metrics, compare, evaluate, sample_for_evaluation
 from ganlib.export import Generator
 from ganlib.reference import Reference, Space
 from pipelines.pyfunc import GeneratorModel
@@ -58,7 +58,7 @@ def decoded(folder, split):
 
 
 def test_nll_is_the_mean_over_test_rows_with_the_floor_of_training_rows(folder, generator, reference):
-    samples = draw(generator, folder, 60, seed=0, batch=7)
+    samples = sample_for_evaluation(generator, folder, 60, seed=0, batch=7)
     found = evaluate(samples, reference, CFG, seed=0)
     assert list(found) == ["pixels", ANSWERS]
     assert list(found[ANSWERS]) == ["nll"]
@@ -75,11 +75,11 @@ def test_nll_is_the_mean_over_test_rows_with_the_floor_of_training_rows(folder, 
 def test_answers_are_known_before_training(generator, reference):
     shapes = generator.answer_shapes()
     assert shapes == {"nll": (), "both": (2,), "negative": (1, 8, 8)}
-    assert [name for name in measurable(reference, labelled=False, answers=shapes) if "answers" in name] == [
+    assert [name for name in available_metrics(reference, labelled=False, answers=shapes) if "answers" in name] == [
         "answers.nll"
     ]
     anomalous = dataclasses.replace(reference.spec, counts={**reference.spec.counts, shards.ANOMALIES: 9})
-    known = measurable(dataclasses.replace(reference, spec=anomalous), labelled=False, answers=["score"])
+    known = available_metrics(dataclasses.replace(reference, spec=anomalous), labelled=False, answers=["score"])
     assert known[-2:] == ["answers.auroc", "answers.average_precision"]
 
 
@@ -88,11 +88,11 @@ def test_two_models_are_compared_by_their_answers(folder, generator, reference):
         generator,
         game=dataclasses.replace(generator.game, answers=lambda parts: {"nll": answers(parts)["nll"] + 1}),
     )
-    one, other = (draw(model, folder, 60, seed=0, batch=100) for model in (generator, worse))
+    one, other = (sample_for_evaluation(model, folder, 60, seed=0, batch=100) for model in (generator, worse))
     found = compare(one, other, reference, "answers.nll", CFG, seed=0)
     assert (found.direction, round(found.difference, 5)) == ("lower", -1)
     assert found.low == pytest.approx(found.high, abs=1e-6), "what both share cancels"
-    mute = draw(
+    mute = sample_for_evaluation(
         dataclasses.replace(generator, game=dataclasses.replace(generator.game, answers=None)),
         folder,
         60,

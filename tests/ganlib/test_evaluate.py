@@ -13,7 +13,7 @@ from ganlib import registry, shards
 from ganlib.config import ConfigError, EvaluateConfig
 from ganlib.data._spec import Spec
 from ganlib.data.image import decode
-from ganlib.evaluate import _figures, compare, draw, evaluate, measurable
+from ganlib.evaluate import _figures, available_metrics, compare, evaluate, sample_for_evaluation
 from ganlib.export import Generator
 from ganlib.reference import Reference, Space
 from ganlib.shards import LazyRows
@@ -139,11 +139,11 @@ def test_a_column_that_is_misspelt_is_named(reference: Reference, monkeypatch):
     with pytest.raises(
         ConfigError, match=r"metric kid: NEEDS the column 'featuers', which nothing fills \(did you mean"
     ):
-        measurable(reference, labelled=True)
+        available_metrics(reference, labelled=True)
     monkeypatch.setattr(needs, "NEEDS", ("answered_elsewhere",))
-    assert "pixels.kid" not in measurable(reference, labelled=True)
+    assert "pixels.kid" not in available_metrics(reference, labelled=True)
     monkeypatch.undo()
-    assert "pixels.kid" in measurable(reference, labelled=True)
+    assert "pixels.kid" in available_metrics(reference, labelled=True)
 
 
 def test_more_samples_than_the_floor_has_are_refused(reference: Reference):
@@ -253,7 +253,7 @@ def test_what_is_drawn_is_what_the_generator_samples(tmp_path: Path):
 
     noise = generator("mlp", SPEC)
     noise.game.generator.eval()
-    drawn, sampled = draw(noise, tmp_path, 23, seed=5, batch=7), noise.sample(23, seed=5)
+    drawn, sampled = sample_for_evaluation(noise, tmp_path, 23, seed=5, batch=7), noise.sample(23, seed=5)
     assert drawn["label"].equal(sampled["label"])
     torch.testing.assert_close(drawn["sample"][:], sampled["sample"])
 
@@ -265,7 +265,7 @@ def test_what_is_drawn_is_what_the_generator_samples(tmp_path: Path):
     of_pairs.game.generator.eval()
     stored = shards.read(tmp_path, "test", limit=9)
     given, target = (decode(None, "", stored[name]) for name in ("source", "sample"))
-    drawn = draw(of_pairs, tmp_path, 9, seed=5, batch=4)
+    drawn = sample_for_evaluation(of_pairs, tmp_path, 9, seed=5, batch=4)
     assert drawn["source"][:].equal(given)
     assert drawn["target"][:].equal(target)
     torch.testing.assert_close(

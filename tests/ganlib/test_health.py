@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from ganlib.health import HELP, HealthConfig, Monitor, diversity, effective_rank, overfitting, spacing
+from ganlib.health import HELP, HealthConfig, Monitor, diversity, effective_rank, nearest_neighbour_ratio, overfitting
 
 HEALTHY = {
     "loss/generator": 0.8,
@@ -21,7 +21,7 @@ HEALTHY = {
     "diversity": 0.95,
     "diversity/features": 0.9,
     "rank/features": 0.9,
-    "spacing": 0.8,
+    "nearest_neighbour_ratio": 0.8,
     "quality/class_coverage": 1.0,
     "quality/classifier.fd": 5.0,
 }
@@ -43,7 +43,7 @@ TROUBLE = {
     "diversity": ({"diversity": 0.1}, "collapse", "diversity 0.10"),
     "features": ({"diversity/features": 0.1}, "collapse", "diversity/features 0.10"),
     "rank": ({"rank/features": 0.05}, "collapse", "rank/features 0.05"),
-    "spacing": ({"spacing": 0.01}, "collapse", "spacing 0.01"),
+    "nearest_neighbour_ratio": ({"nearest_neighbour_ratio": 0.01}, "collapse", "nearest_neighbour_ratio 0.01"),
     "classes": ({"quality/class_coverage": 0.3}, "collapse", "quality/class_coverage 0.30"),
     "half": ({"diversity": 0.35}, "collapse", "diversity 0.35, 0.95 at best"),
     "worsening": ({"quality/classifier.fd": 16.0}, "worsening", "quality/classifier.fd 16, 5 at best"),
@@ -55,7 +55,7 @@ def rows(*changes, first=0):
 
 
 def run(monitor, rows):
-    return [monitor.look(row) for row in rows]
+    return [monitor.update(row) for row in rows]
 
 
 @pytest.mark.parametrize("name", TROUBLE)
@@ -103,10 +103,12 @@ def test_what_is_no_number_is_an_alarm_at_once(bad):
 def test_several_at_once():
     monitor = Monitor(HealthConfig(patience=2, warmup_kimg=20.0))
     run(monitor, rows({}, {}, {}))
-    *_, alarms = run(monitor, rows(*[{"overfitting": 1.2, "diversity": 0.1, "spacing": 0.0}] * 2, first=3))
+    *_, alarms = run(
+        monitor, rows(*[{"overfitting": 1.2, "diversity": 0.1, "nearest_neighbour_ratio": 0.0}] * 2, first=3)
+    )
     assert [alarm.kind for alarm in alarms] == ["overfitting", "collapse"]
     assert "diversity 0.10" in alarms[1].message
-    assert "spacing 0.00" in alarms[1].message
+    assert "nearest_neighbour_ratio 0.00" in alarms[1].message
 
 
 def test_a_healthy_warm_up_raises_nothing():
@@ -127,12 +129,12 @@ def test_a_healthy_warm_up_raises_nothing():
             "logit/gap": 0.3 + 10 * ahead,
             "overfitting": 2 * noise[3],
             "diversity": grown,
-            "spacing": 0.8 * grown * math.exp(noise[4]),
+            "nearest_neighbour_ratio": 0.8 * grown * math.exp(noise[4]),
             "rank/features": 0.9 * grown,
             "quality/class_coverage": round(grown, 1),
             "quality/classifier.fd": 5 + 1000 * ahead**3 * math.exp(noise[5]),
         }
-        assert monitor.look(row) == [], row
+        assert monitor.update(row) == [], row
 
 
 @pytest.mark.parametrize("name", TROUBLE)
@@ -146,7 +148,7 @@ def test_low_variety_is_none_during_the_warm_up_nor_while_it_rises():
     low = [{"diversity": 0.1}] * 5
     assert run(Monitor(HealthConfig(patience=2, warmup_kimg=60.0)), rows(*low)) == [[]] * 5
     assert any(run(Monitor(HealthConfig(patience=2, warmup_kimg=0.0)), rows(*low)))
-    rising = [{"spacing": 0.01 * 1.4**i} for i in range(7)]  # 0.01 to 0.08
+    rising = [{"nearest_neighbour_ratio": 0.01 * 1.4**i} for i in range(7)]  # 0.01 to 0.08
     assert run(Monitor(HealthConfig(patience=3, warmup_kimg=20.0)), rows(*rising)) == [[]] * 7
 
 
@@ -163,16 +165,16 @@ def test_what_noise_was_like_is_no_measure():
 @pytest.mark.parametrize("name", TROUBLE)
 def test_one_report_is_enough_for_what_is_sure(name):
     change, kind, _ = TROUBLE[name]
-    found = run(Monitor(HealthConfig(patience=1, warmup_kimg=20.0, sure=True)), rows({}, {}, {}, change))
+    found = run(Monitor(HealthConfig(patience=1, warmup_kimg=20.0, strict_only=True)), rows({}, {}, {}, change))
     sure = kind in ("exploding", "discriminator lost", "collapse") and name != "classes"
     assert [[alarm.kind for alarm in alarms] for alarms in found] == [[], [], [], [kind] if sure else []]
 
 
 def test_a_slow_start_is_not_taken_for_what_is_sure():
-    slow = {"diversity": 0.16, "diversity/features": 0.2, "rank/features": 0.17, "spacing": 0.06}
+    slow = {"diversity": 0.16, "diversity/features": 0.2, "rank/features": 0.17, "nearest_neighbour_ratio": 0.06}
     slow |= {"quality/class_coverage": 0.1, "sign/real": 1.0, "sign/fake": -1.0, "overfitting": 0.6}
     assert any(run(Monitor(HealthConfig(patience=1, warmup_kimg=0.0)), rows(*[slow] * 4)))
-    assert not any(run(Monitor(HealthConfig(patience=1, warmup_kimg=0.0, sure=True)), rows(*[slow] * 4)))
+    assert not any(run(Monitor(HealthConfig(patience=1, warmup_kimg=0.0, strict_only=True)), rows(*[slow] * 4)))
 
 
 def test_overfitting_by_signs_where_there_is_nothing_better():
@@ -180,7 +182,7 @@ def test_overfitting_by_signs_where_there_is_nothing_better():
 
     def look(**signs):
         monitor = Monitor(HealthConfig(patience=1, warmup_kimg=0.0))
-        return monitor.look({"kimg": 10.0, **without, **{f"sign/{name}": amount for name, amount in signs.items()}})
+        return monitor.update({"kimg": 10.0, **without, **{f"sign/{name}": amount for name, amount in signs.items()}})
 
     (alarm,) = look(real=0.9, held_out=-0.6, fake=-0.8)
     assert alarm.kind == "overfitting"
@@ -240,11 +242,13 @@ def test_effective_rank_of_equal_rows_is_nothing():
 def test_spacing_sees_copies_that_diversity_does_not():
     real = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     few = real[:8].repeat(8, 1, 1, 1)
-    assert spacing(real, real) == pytest.approx(1.0)
-    assert spacing(real / 2, real) == pytest.approx(0.5)
-    assert spacing(few + 5, real) == pytest.approx(0.0, abs=1e-6)
+    assert nearest_neighbour_ratio(real, real) == pytest.approx(1.0)
+    assert nearest_neighbour_ratio(real / 2, real) == pytest.approx(0.5)
+    assert nearest_neighbour_ratio(few + 5, real) == pytest.approx(0.0, abs=1e-6)
     assert diversity(few, real) > 0.8
-    assert spacing(real, real.repeat(2, 1, 1, 1)) == pytest.approx(1.0)  # the data's own copies are left out
+    assert nearest_neighbour_ratio(real, real.repeat(2, 1, 1, 1)) == pytest.approx(
+        1.0
+    )  # the data's own copies are left out
 
 
 def test_overfitting_is_the_share_of_the_way_to_the_fakes():

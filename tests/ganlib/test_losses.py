@@ -92,7 +92,7 @@ def test_only_the_non_saturating_loss_moves_a_beaten_generator():
 def test_signs_tell_a_discriminator_that_is_right_from_one_that_guesses(name):
     """At what is optimal for each loss; where only differences count, wherever the logits lie."""
     loss, logits = LOSSES[name], torch.randn(4000, generator=torch.Generator().manual_seed(0))
-    shift = 7.0 if loss.boundary is None else loss.boundary
+    shift = 7.0 if loss.decision_threshold is None else loss.decision_threshold
     of_real, of_fake = loss.signs(logits[:2000] + shift, logits[2000:] + shift)
     assert abs(float(of_real.mean())) < 0.1
     assert abs(float(of_fake.mean())) < 0.1
@@ -105,10 +105,10 @@ def test_boundaries_lie_where_the_best_discriminators_logit_changes_sides(name):
     """Equal shares of reals and fakes: the logit that the discriminator's loss asks for."""
     loss, logits = LOSSES[name], torch.linspace(-2, 2, 4001, dtype=torch.float64)
     cost = loss.discriminator(logits, logits)
-    if loss.boundary is None:
+    if loss.decision_threshold is None:
         assert float(cost.max() - cost.min()) < 1e-12
     else:
-        assert float(cost[logits.sub(loss.boundary).abs().argmin()]) == pytest.approx(float(cost.min()))
+        assert float(cost[logits.sub(loss.decision_threshold).abs().argmin()]) == pytest.approx(float(cost.min()))
 
 
 def test_each_example_has_a_value_of_its_own(name):

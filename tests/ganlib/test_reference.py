@@ -28,7 +28,7 @@ CFG = ReferenceConfig(classifier=ClassifierConfig(width=8, epochs=4))
 SPLITS = {"train": 500, "test": 200}
 SPEC = image_spec((1, 8, 8), tuple("0123456789"), SPLITS, "f" * 64)
 
-VARIETY = {"diversity/features", "rank/features", "spacing/features"}
+VARIETY = {"diversity/features", "rank/features", "nearest_neighbour_ratio/features"}
 
 
 def stored(split: str) -> dict[str, Tensor]:

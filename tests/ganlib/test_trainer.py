@@ -436,7 +436,7 @@ def test_ada_answers_a_discriminator_that_is_ahead(small, prepared, tmp_path):
 class Alarmed(Monitor):
     """Finds fault with the second report of learning rates above 1e-4."""
 
-    def look(self, row):
+    def update(self, row):
         self.seen = getattr(self, "seen", 0) + 1
         if self.seen == 2 and row.get("health/rollbacks", 0) < 2:
             return [Alarm("collapse", row["kimg"], row["kimg"], "all alike")]

@@ -9,7 +9,7 @@ import torch
 
 from ganlib import registry, shards
 from ganlib.config import ConfigError, EvaluateConfig, GateConfig
-from ganlib.evaluate import evaluate, measurable
+from ganlib.evaluate import available_metrics, evaluate
 from ganlib.export import load_generator, save_generator
 from ganlib.reference import Reference, build
 from pipelines import gate
@@ -49,13 +49,13 @@ def found(reference, **also):
 
 def test_what_is_measurable_is_what_is_measured(labelled, paired):
     reference = Reference.load(labelled)
-    assert measurable(reference, labelled=True) == found(reference, label=True)
-    assert measurable(reference, labelled=False) == found(reference)
+    assert available_metrics(reference, labelled=True) == found(reference, label=True)
+    assert available_metrics(reference, labelled=False) == found(reference)
     of_pairs = Reference.load(paired)
-    assert measurable(of_pairs, labelled=False) == found(of_pairs, naive=True, target=True)
+    assert available_metrics(of_pairs, labelled=False) == found(of_pairs, naive=True, target=True)
     without = dataclasses.replace(reference, classifier=None, labels={})
     without.spaces.pop("classifier")
-    assert measurable(without, labelled=False) == found(without)
+    assert available_metrics(without, labelled=False) == found(without)
 
 
 @pytest.mark.parametrize("metric", ["samples.psnr", "clasifier.fd", "classifier.fid"])

@@ -93,12 +93,12 @@ def test_proposals_follow_from_the_seed_and_from_results(params):
 HEALTHY = {
     "diversity": [0.48, 0.94, 1.00, 1.02],
     "rank/features": [0.59, 1.08, 1.11, 1.08],
-    "spacing": [0.23, 0.85, 1.04, 1.02],
+    "nearest_neighbour_ratio": [0.23, 0.85, 1.04, 1.02],
     "quality/class_coverage": [0.1, 1.0, 1.0, 1.0],
     "quality/classifier.fd": [428.0, 13.0, 11.7, 5.7],
     "logit/gap": [3.5, 1.2, 0.5, 1.1],
 }
-COLLAPSED = HEALTHY | {"diversity": [0.48, 0.02, 0.0, 0.0], "spacing": [0.23, 0.0, 0.0, 0.0]}
+COLLAPSED = HEALTHY | {"diversity": [0.48, 0.02, 0.0, 0.0], "nearest_neighbour_ratio": [0.23, 0.0, 0.0, 0.0]}
 
 
 @pytest.mark.parametrize(("course", "stopped"), [(HEALTHY, []), (COLLAPSED, [30.0, 40.0])])
@@ -107,7 +107,7 @@ def test_a_trial_that_has_collapsed_ends_before_its_last_report(params, course, 
     assert (budget.health.policy, budget.report_kimg, budget.kimg) == ("stop", 10.0, 40.0)
     monitor = Monitor(budget.health)
     reports = [{"kimg": 10.0 * (i + 1), **{name: course[name][i] for name in course}} for i in range(4)]
-    assert [report["kimg"] for report in reports if monitor.look(report)] == stopped
+    assert [report["kimg"] for report in reports if monitor.update(report)] == stopped
 
 
 def test_a_longer_trial_is_the_more_patient(params):
