@@ -73,7 +73,7 @@ def _registered(kind: str, key: str) -> BeforeValidator:
             return value
         if not isinstance(value, Mapping) or key not in value:
             raise ValueError(
-                f"a mapping with the key '{key}' is wanted; '{key}' is one of: {', '.join(registry.names(kind))}"
+                f"expected a mapping with the key '{key}'; '{key}' is one of: {', '.join(registry.names(kind))}"
             )
         config: Config = registry.load(kind, str(value[key])).Config.model_validate(dict(value))
         return config
@@ -516,7 +516,7 @@ class Params(Config):
         """The models that a preset names, or all if it names none."""
         suits = self.presets[preset].get("models", list(self.models))
         if not isinstance(suits, list):
-            raise ValueError(f"presets.{preset}.models: a list is wanted, found {suits!r}")
+            raise ValueError(f"presets.{preset}.models: expected a list, found {suits!r}")
         for model in map(str, suits):
             if model not in self.models:
                 raise ValueError(f"presets.{preset}.models: {_no_file('models', model, self.models)}")
@@ -590,7 +590,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a mapping is wanted, found {type(raw).__name__}")
+        raise ConfigError(f"{path}: expected a mapping, found {type(raw).__name__}")
     return raw
 
 
@@ -603,7 +603,7 @@ def parse_params(raw: Any, where: str = "params.yaml", folder: Path | None = Non
     """Validate plain data. Raises ConfigError, with one line for each fault, which names the file in `folder` that it
     stands in if one is given."""
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where}: a mapping is wanted, found {type(raw).__name__}")
+        raise ConfigError(f"{where}: expected a mapping, found {type(raw).__name__}")
     try:
         return Params.model_validate(raw)
     except ValidationError as error:

@@ -190,7 +190,9 @@ def evaluate(
     """
     spec, n = reference.spec, len(samples["sample"])
     if n > reference.size:
-        raise ValueError(f"{n} samples, but the floor can be had for {reference.size} training examples only")
+        raise ValueError(
+            f"{n} samples, but the floor needs as many training examples, of which there are {reference.size}"
+        )
     fakes = features or extract_features(samples, reference, cfg.batch)
     reals, floors = (_of_split(reference, split, n, reference.spaces) for split in ("test", "train"))
     copies: Features = {}
@@ -309,7 +311,7 @@ def compare(
     n = len(challenger["sample"])
     if len(champion["sample"]) != n:
         raise ValueError(
-            f"{n} samples of the challenger, {len(champion['sample'])} of the champion: as many are wanted"
+            f"{n} samples of the challenger, {len(champion['sample'])} of the champion: expected equal numbers"
         )
     section, _, name = metric.partition(".")
     nothing = torch.zeros(0, *reference.spec.shape)

@@ -345,7 +345,7 @@ class Generator:
             return self.attributes[index % len(self.attributes)]
         if asked.shape[-1] != size:
             raise ValueError(
-                f"attributes: {size} are wanted ({', '.join(self.spec.attributes)}), found {asked.shape[-1]}"
+                f"attributes: expected {size} ({', '.join(self.spec.attributes)}), found {asked.shape[-1]}"
             )
         if not asked.isfinite().all():
             raise ValueError(f"attributes: expected finite numbers, found {asked.tolist()}")
@@ -363,7 +363,7 @@ class Generator:
             label = label_of(self.spec.classes, label)
         asked = torch.as_tensor(label)
         if asked.is_floating_point() or asked.dtype == torch.bool or ((asked < 0) | (asked >= classes)).any():
-            raise ValueError(f"label: 0 to {classes - 1} is wanted, found {label}")
+            raise ValueError(f"label: expected 0 to {classes - 1}, found {label}")
         return asked.long().expand(n)[index]
 
 

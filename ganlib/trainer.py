@@ -136,8 +136,8 @@ def check_groups(params: Params, game: Game, world: int) -> None:
     if shares > 1 and share % game.group:
         raise ConfigError(
             f"{params.model_file}: batch: {params.game.batch} leaves {share} examples to each of {world} workers x "
-            f"{params.train.accumulate} microbatches; the networks take {game.group} together, so a multiple of "
-            f"{shares * game.group} is wanted"
+            f"{params.train.accumulate} microbatches; the networks take {game.group} together, expected a multiple of "
+            f"{shares * game.group}"
         )
 
 

@@ -466,10 +466,10 @@ def _attributes(asked: list[str] | None, names: tuple[str, ...]) -> Any:
     try:
         values = {name: float(number) for name, _, number in pairs}
     except ValueError as error:
-        raise ValueError(f"--attribute: NAME=NUMBER is wanted: {error}") from error
+        raise ValueError(f"--attribute: expected NAME=NUMBER: {error}") from error
     if sorted(name for name, _, _ in pairs) != sorted(names):
         known = ", ".join(names) or "none, the data have no attributes"
-        raise ValueError(f"--attribute: each is wanted once: {known}; found {', '.join(name for name, _, _ in pairs)}")
+        raise ValueError(f"--attribute: expected each once: {known}; found {', '.join(name for name, _, _ in pairs)}")
     return torch.tensor([values[name] for name in names], dtype=torch.float64)
 
 

@@ -241,10 +241,10 @@ def _faults(wanted: Requirement) -> Iterator[str]:
     try:
         version = importlib.metadata.version(wanted.name)
     except importlib.metadata.PackageNotFoundError:
-        yield f"{wanted.name} is not installed ({wanted} is wanted)"
+        yield f"{wanted.name} is not installed (expected {wanted})"
         return
     if not wanted.specifier.contains(version, prereleases=True):
-        yield f"{wanted.name} {version} is installed, {wanted.specifier} is wanted"
+        yield f"{wanted.name} {version} is installed, expected {wanted.specifier}"
     for extra in wanted.extras:
         for part in map(Requirement, importlib.metadata.requires(wanted.name) or []):
             marker = part.marker

@@ -65,7 +65,7 @@ def check_resources(scale: ResolvedScale, key: str, available: Mapping[str, floa
     for kind, each in (("CPU", scale.cpus_per_worker), ("GPU", share)):
         if not fits[kind]:
             raise StageError(
-                f"scale.{key}: {workers} workers x {each:g} {kind} wanted, the cluster has "
+                f"scale.{key}: {workers} workers x {each:g} {kind} asked for, the cluster has "
                 f"{available.get(kind, 0):g}; lower it or scale.{kind.lower()}s_per_worker"
             )
 

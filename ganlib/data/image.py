@@ -378,7 +378,7 @@ def _as_levels(array: NDArray[Any]) -> NDArray[np.uint8]:
         return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     top = 1 if np.issubdtype(array.dtype, np.floating) else 255
     if not (array.min() >= 0 and array.max() <= top):  # so written that NaN fails too
-        raise ValueError(f"{array.dtype} pixels of {array.min()} to {array.max()}; 0 to {top} is wanted")
+        raise ValueError(f"{array.dtype} pixels of {array.min()} to {array.max()}; expected 0 to {top}")
     scaled = np.rint(array * 255.0) if top == 1 else array
     return np.ascontiguousarray(scaled, dtype=np.uint8)
 

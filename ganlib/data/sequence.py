@@ -117,7 +117,7 @@ def encode(cfg: Config, line: Any) -> Stored:
     """Raises ValueError for what is no text, has no token, or more than `length`, unless these are cut off."""
     assert cfg.length is not None
     if not isinstance(line, str):
-        raise ValueError(f"a line of text is wanted, found {type(line).__name__}")
+        raise ValueError(f"expected a line of text, found {type(line).__name__}")
     tokens = _split(cfg, line)
     if not tokens:
         raise ValueError("the line is empty")

@@ -84,7 +84,7 @@ def _check(path: Path, magic: int) -> int:
     if found != wanted:
         shown = " x ".join(map(str, dims))
         more = "more than " if found > wanted else ""
-        raise SourceError(f"{path}: {more}{min(found, wanted)} bytes after the header; {shown} = {wanted} are wanted")
+        raise SourceError(f"{path}: {more}{min(found, wanted)} bytes after the header; expected {shown} = {wanted}")
     return dims[0]
 
 

@@ -253,7 +253,7 @@ class _Table:
         except (OSError, ValueError, csv.Error) as error:
             raise SourceError(f"{file.name}: {error}") from error
         if len(self.columns) < 2:
-            raise SourceError(f"{file.name}: a first line of a name for the path and names of {what} is wanted")
+            raise SourceError(f"{file.name}: expected a first line of a name for the path and names of {what}")
         known = [name for name in self.columns if name.lower() in _FILE_COLUMNS]
         self._path = known[0] if known else self.columns[0]
         suffixes = {PurePosixPath(one.name).suffix for one in usable} - {""}
@@ -288,7 +288,7 @@ class _Table:
                     if len(cells) != len(header):
                         wanted = "finite numbers" if self._what == "attributes" else self._what
                         raise ValueError(
-                            f"line {rows.line_num}: {len(header) - 1} {wanted} are wanted, found {cells[1:]}"
+                            f"line {rows.line_num}: expected {len(header) - 1} {wanted}, found {cells[1:]}"
                         )
                     row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
                     self._rows.append((rows.line_num, row))

@@ -144,7 +144,7 @@ def _column(text: str, cfg: Config, column: int) -> str:
         return text
     columns = text.split(None if cfg.delimiter == " " else cfg.delimiter)
     if column >= len(columns):
-        raise ValueError(f"{len(columns)} columns, number {column} (from 0) is wanted")
+        raise ValueError(f"{len(columns)} columns, expected one of number {column} (from 0)")
     return columns[column].strip()
 
 

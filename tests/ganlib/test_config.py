@@ -173,7 +173,7 @@ def test_every_key_is_commented_where_it_first_stands():
             changed("presets.lsgan.models", ["mlp", "dcgna"]),
             ["presets.lsgan.models: there is no params/models/dcgna.yaml", "did you mean 'dcgan'"],
         ),
-        (changed("presets.lsgan.models", "mlp"), ["presets.lsgan.models: a list is wanted, found 'mlp'"]),
+        (changed("presets.lsgan.models", "mlp"), ["presets.lsgan.models: expected a list, found 'mlp'"]),
         (
             changed("models.mlp.search", {"generater.lr": {"choice": [1]}}),
             ["models.mlp: search.generater.lr: there is no section 'generater'", "did you mean 'generator'"],
@@ -201,7 +201,7 @@ def test_every_key_is_commented_where_it_first_stands():
         (changed("datasets.mnist.source", {}), ["datasets.mnist.source", "'name' is one of", "image_folder"]),
         (changed("datasets.mnist.sample.resolution", [28]), ["datasets.mnist.sample.resolution"]),
         (changed("train.kimg", None, drop=True), ["train.kimg", "required"]),
-        ("just text", ["a mapping is wanted, found str"]),
+        ("just text", ["expected a mapping, found str"]),
     ],
     ids=lambda value: None if isinstance(value, dict) else str(value),
 )
@@ -349,7 +349,7 @@ def test_unreadable_files(files):
     with pytest.raises(ConfigError, match=r"^params/models/bad\.yaml: "):
         load_params()
     Path("params/models/bad.yaml").write_text("")
-    with pytest.raises(ConfigError, match=r"^params/models/bad\.yaml: a mapping is wanted, found NoneType$"):
+    with pytest.raises(ConfigError, match=r"^params/models/bad\.yaml: expected a mapping, found NoneType$"):
         load_params()
     shutil.rmtree("params/models")
     with pytest.raises(ConfigError, match=r"^params/models: no such folder; it holds a file for each of the models$"):

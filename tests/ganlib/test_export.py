@@ -115,7 +115,7 @@ def test_attributes_are_asked_for_or_those_of_real_examples(tmp_path):
     asked = generator.sample(2, attributes=torch.tensor([0.25, 0.75]))
     assert asked["attributes"].tolist() == [[0.25, 0.75]] * 2
     assert not torch.equal(generator.sample(2)["sample"], asked["sample"])
-    with pytest.raises(ValueError, match=r"attributes: 2 are wanted \(age, smile\), found 3"):
+    with pytest.raises(ValueError, match=r"attributes: expected 2 \(age, smile\), found 3"):
         generator.sample(2, attributes=torch.zeros(3))
     with pytest.raises(ValueError, match="label: this generator is not conditional"):
         generator.sample(2, label=1)
@@ -160,9 +160,9 @@ def test_a_generator_from_noise_takes_no_images(tmp_path):
         ({"n": 1, "seed": -1}, "^seed: expected a whole number from 0 to 9223372036854775807, found -1$"),
         ({"n": 1, "seed": 2**63}, "seed: expected"),
         ({"n": 1, "seed": "1"}, "seed: expected"),
-        ({"n": 1, "label": 3}, "label: 0 to 2 is wanted, found 3"),
-        ({"n": 1, "label": -1}, "label: 0 to 2 is wanted, found -1"),
-        ({"n": 1, "label": 0.5}, "label: 0 to 2 is wanted, found 0.5"),
+        ({"n": 1, "label": 3}, "label: expected 0 to 2, found 3"),
+        ({"n": 1, "label": -1}, "label: expected 0 to 2, found -1"),
+        ({"n": 1, "label": 0.5}, "label: expected 0 to 2, found 0.5"),
         ({"n": 1, "truncation": 0.0}, "truncation"),
         ({"n": 1, "truncation": float("inf")}, "truncation"),
     ],

@@ -283,7 +283,7 @@ def test_rows_without_images_and_images_without_rows_are_rejects(tmp_path):
             "file,a,b\n1.png,0,1\n",
             "labels.csv: no column label or class or .*; it has: a, b; name the one",
         ),
-        ("labels.csv", "file,label\n1.png,0,1\n", "labels.csv: line 2: 1 classes are wanted, found"),
+        ("labels.csv", "file,label\n1.png,0,1\n", "labels.csv: line 2: expected 1 classes, found"),
         ("labels.csv", "file,label,label\n1.png,0,1\n", "more than one column is called label"),
         ("labels.csv", f"file,label\n1.png,{'x' * 140_000}\n", "labels.csv: line 2: field larger than field limit"),
         ("labels.csv", "", "labels.csv: a first line"),

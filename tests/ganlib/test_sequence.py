@@ -87,7 +87,7 @@ def test_lengths_that_are_too_much():
         sequence.encode(cfg, lines[-1])
     cut = config(lines, longer="cut")
     assert through(cut, lines[-1]) == "y" * 7
-    for bad, message in (("  ", "the line is empty"), (b"x", "a line of text is wanted, found bytes")):
+    for bad, message in (("  ", "the line is empty"), (b"x", "expected a line of text, found bytes")):
         with pytest.raises(ValueError, match=message):
             sequence.encode(cfg, bad)
 

@@ -118,7 +118,7 @@ class TestIdx:
     def test_broken_files(self, tmp_path, end):
         images = tmp_path / f"train-images-idx3-ubyte{end}"
         self.write(images, PIXELS, cut=100)
-        with pytest.raises(SourceError, match="84 bytes after the header; 12 x 5 x 6 = 360 are wanted"):
+        with pytest.raises(SourceError, match="84 bytes after the header; expected 12 x 5 x 6 = 360"):
             load("idx", tmp_path)
         self.write(images, PIXELS, magic=0x0801)
         with pytest.raises(SourceError, match="starts with 0x00000801"):
@@ -480,8 +480,8 @@ def test_image_folder_attributes(tmp_path):
     assert {i.id: i.attributes for i in items(found)} == {"x/1.png": (20, 1), "x/2.png": None, "3.png": (30.5, 0)}
     for text, message in (
         ("image,age\n3.png,young\n", r"list\.csv: line 2: could not convert"),
-        ("image,age\n3.png,1,2\n", r"line 2: 1 finite numbers are wanted"),
-        ("image\n", "names of attributes is wanted"),
+        ("image,age\n3.png,1,2\n", r"line 2: expected 1 finite numbers"),
+        ("image\n", "expected a first line of a name for the path and names of attributes"),
     ):
         (tmp_path / "list.csv").write_text(text)
         with pytest.raises(SourceError, match=message):

@@ -89,4 +89,4 @@ def test_a_cluster_that_is_too_small_is_one_line(project):
     assert done.returncode == 1
     assert "waiting for a cluster with room for 4 workers" in done.stdout
     (line,) = done.stderr.splitlines()
-    assert line.startswith("ganlib: scale.num_workers: 4 workers x 1 CPU wanted, the cluster has 2; lower it")
+    assert line.startswith("ganlib: scale.num_workers: 4 workers x 1 CPU asked for, the cluster has 2; lower it")

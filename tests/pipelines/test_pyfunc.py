@@ -41,7 +41,7 @@ def test_attributes_are_told_by_parameter_and_by_row(told, tmp_path):
     assert (told.predict(None, None, {"n": 3}) != asked).any(), "those of real examples"
     rows = pd.DataFrame([{"n": 2}, {"n": 3, "attributes": [0.2, 0.9]}])
     assert (told.predict(None, rows)[2:] == asked).all()
-    with pytest.raises(ValueError, match=r"attributes: 2 are wanted \(size, tilt\), found 1"):
+    with pytest.raises(ValueError, match=r"attributes: expected 2 \(size, tilt\), found 1"):
         told.predict(None, None, {"attributes": [0.2]})
     described = logged(tmp_path)
     assert [param.name for param in described["signature"].params] == ["n", "seed", "label", "truncation", "attributes"]

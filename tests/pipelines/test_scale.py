@@ -12,13 +12,15 @@ def test_workers_that_the_cluster_can_never_hold_are_refused(params):
     check_resources(few, "num_workers", {"CPU": 4.0})
     check_resources(few, "workers_per_trial", {"CPU": 2.0})
     with pytest.raises(
-        StageError, match=r"^scale\.num_workers: 2 workers x 2 CPU wanted, the cluster has 3; lower it "
+        StageError, match=r"^scale\.num_workers: 2 workers x 2 CPU asked for, the cluster has 3; lower it "
     ):
         check_resources(few, "num_workers", {"CPU": 3.0})
-    with pytest.raises(StageError, match=r"1 workers x 0\.5 GPU wanted, the cluster has 0; .* scale\.gpus_per_worker$"):
+    with pytest.raises(
+        StageError, match=r"1 workers x 0\.5 GPU asked for, the cluster has 0; .* scale\.gpus_per_worker$"
+    ):
         check_resources(few.model_copy(update={"gpus_per_worker": 0.5}), "workers_per_trial", {"CPU": 4.0})
     shared = ResolvedScale(num_workers=3, gpus_per_worker=0.6)
-    with pytest.raises(StageError, match=r"3 workers x 0\.6 GPU wanted, the cluster has 2"):  # a share is of one GPU
+    with pytest.raises(StageError, match=r"3 workers x 0\.6 GPU asked for, the cluster has 2"):  # a share is of one GPU
         check_resources(shared, "num_workers", {"CPU": 4.0, "GPU": 2.0})
     check_resources(shared, "num_workers", {"CPU": 4.0, "GPU": 3.0})
 

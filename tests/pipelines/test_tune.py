@@ -151,7 +151,7 @@ def test_more_workers_than_the_cluster_has_are_refused_before_the_search(prepare
     monkeypatch.setattr(tune, "open_outbox", lambda *_: None)
     monkeypatch.setattr(tune, "fingerprint", lambda *_: "tune")
     monkeypatch.setattr(trials, "cluster", lambda _: contextlib.nullcontext({"CPU": 1.0}))
-    with pytest.raises(StageError, match=r"scale\.num_workers: 2 workers x 1 CPU wanted, the cluster has 1"):
+    with pytest.raises(StageError, match=r"scale\.num_workers: 2 workers x 1 CPU asked for, the cluster has 1"):
         tune._search(params, params.game.search)
 
 
