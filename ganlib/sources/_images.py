@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ganlib.data import image
 from ganlib.sources._files import File, head, payloads, tree
 from ganlib.sources._source import Item, SourceError, Split, printable
 
-__all__ = ["PART", "images", "passed_over", "read"]
+__all__ = ["PART", "images", "read"]
 
 PART = 256
 Known = tuple[int | None, Split | None, tuple[float, ...] | None]
@@ -56,18 +55,3 @@ def read(files: Iterable[File], known: Iterable[Known]) -> Iterator[Item]:
     """The items of files and what is known of each besides."""
     for (file, content, why), (label, split, attributes) in zip(payloads(files), known, strict=True):
         yield Item(printable(file.name), content, label, split, attributes, why or Item.reason)
-
-
-def passed_over(others: Iterable[File], used: Iterable[File] = ()) -> dict[str, int]:
-    """How many of the other files there are by what they are, without those that were `used`."""
-    without = {file.name for file in used}
-    found = Counter(_what(file) for file in others if file.name not in without)
-    return dict(sorted(found.items()))
-
-
-def _what(file: File) -> str:
-    if file.hidden:
-        return "hidden"
-    if file.fault:
-        return file.fault
-    return PurePosixPath(printable(file.place)).suffix.lower() or "without a suffix"

@@ -6,13 +6,14 @@ that name one of them in `PAYLOADS`. Where it does not say, any kind will do.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from ganlib.data._classes import class_name, natural_order
-from ganlib.sources._files import SourceError, Split, walk
+from ganlib.sources._files import File, SourceError, Split, walk
 
 __all__ = [
     "Item",
@@ -99,6 +100,27 @@ def files(folder: Path, what: str, suffixes: Iterable[str]) -> list[Path]:
         here = f"{len(every)} other files, as {printable(every[0].name)}" if every else "nothing"
         raise SourceError(f"{folder}: no {what} ({', '.join(wanted)}); it holds {here}")
     return [Path(file.path) for file in found]
+
+
+def passed_over(others: Iterable[File], used: Iterable[File] = ()) -> dict[str, int]:
+    """How many of the other files there are by what they are, without those that were `used`."""
+    without = {file.name for file in used}
+    found = Counter(_what(file) for file in others if file.name not in without)
+    return dict(sorted(found.items()))
+
+
+def left_over(folder: Path, used: Iterable[Path]) -> dict[str, int]:
+    """How many files below `folder` there are, by what they are, besides those that were `used`."""
+    without = {path.resolve() for path in used}
+    return passed_over(file for file in walk(folder, "files") if Path(file.path).resolve() not in without)
+
+
+def _what(file: File) -> str:
+    if file.hidden:
+        return "hidden"
+    if file.fault:
+        return file.fault
+    return PurePosixPath(printable(file.place)).suffix.lower() or "without a suffix"
 
 
 def printable(name: object) -> str:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from ganlib._config import Config as _Base
 from ganlib.sources._files import SourceError, Split, splits_note, splits_of
-from ganlib.sources._source import Item, Source, class_names, files, labels_of
+from ganlib.sources._source import Item, Source, class_names, files, labels_of, left_over
 
 __all__ = ["KINDS", "Config", "load"]
 
@@ -78,7 +78,7 @@ def load(cfg: Config, raw: Path) -> Source:
     parts = [partial(_items, raw, file, columns, offset, row, cfg.label, known) for file, offset, row in starts]
     about = f"{len(found)} CSV files, {first.encoding}, delimiter {first.delimiter!r}"
     notes = (splits_note(splits),) if splits else ()
-    return Source(about, count, parts, class_names(known), notes=notes)
+    return Source(about, count, parts, class_names(known), passed_over=left_over(raw, paths), notes=notes)
 
 
 def _items(

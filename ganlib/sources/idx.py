@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ganlib._config import Config as _Base
 from ganlib.data.image import MAX_MEGAPIXELS
-from ganlib.sources._source import Item, Source, SourceError, class_names, files, labels_of
+from ganlib.sources._source import Item, Source, SourceError, class_names, files, labels_of, left_over
 
 __all__ = ["KINDS", "Config", "load"]
 
@@ -44,7 +44,8 @@ def load(cfg: Config, raw: Path) -> Source:
     known = labels_of(int(v) for values in labels if values is not None for v in np.unique(values))
     parts = [partial(_items, path, values, known) for path, values in zip(images, labels, strict=True)]
     about = ", ".join(path.name for path in images)
-    return Source(about, sum(sizes), parts, class_names(known))
+    left = left_over(raw, [*images, *(path for path in companions if path is not None)])
+    return Source(about, sum(sizes), parts, class_names(known), passed_over=left)
 
 
 def _companion(images: Path) -> Path | None:

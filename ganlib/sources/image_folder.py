@@ -28,8 +28,8 @@ from pydantic import model_validator
 from ganlib._config import Config as _Base
 from ganlib.data._classes import class_name
 from ganlib.sources._files import File, Split, chunks, payloads, split_name, splits_note, splits_of, without_wrapper
-from ganlib.sources._images import PART, images, passed_over, read
-from ganlib.sources._source import Item, Part, Source, SourceError, class_names, labels_of, printable
+from ganlib.sources._images import PART, images, read
+from ganlib.sources._source import Item, Part, Source, SourceError, class_names, labels_of, passed_over, printable
 
 __all__ = ["KINDS", "Config", "load"]
 

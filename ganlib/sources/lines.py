@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ganlib._config import Config as _Base
-from ganlib.sources._source import Item, Source, SourceError, class_names, labels_of
+from ganlib.sources._source import Item, Source, SourceError, class_names, labels_of, left_over
 
 __all__ = ["Config", "load"]
 
@@ -74,7 +74,8 @@ def load(cfg: Config, raw: Path) -> Source:
     known = labels_of(labels) if cfg.labels == "column" else labels_of(p.stem for p in paths if cfg.labels == "files")
     parts = [partial(_items, cfg, folder, path, start, number, known) for path, start, number in starts]
     what = about or f"{len(paths)} text files"
-    return Source(f"{what}: {count} lines", count, parts, class_names(known))
+    left = left_over(raw, paths) if cfg.package is None else {}  # a package has its code beside the text
+    return Source(f"{what}: {count} lines", count, parts, class_names(known), passed_over=left)
 
 
 def _package(name: str) -> tuple[Path, str]:

@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 from ganlib._config import Config as _Base
 from ganlib.data.pair import SideBySide
 from ganlib.sources._files import File, chunks, payloads, splits_note, splits_of, without_wrapper
-from ganlib.sources._images import PART, images, passed_over
-from ganlib.sources._source import Item, Source, SourceError, Split, printable, ranges
+from ganlib.sources._images import PART, images
+from ganlib.sources._source import Item, Source, SourceError, Split, passed_over, printable, ranges
 
 __all__ = ["KINDS", "Config", "load"]
 

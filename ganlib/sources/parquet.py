@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import model_validator
 
 from ganlib._config import Config as _Base
-from ganlib.sources._source import Item, Source, SourceError, class_names, files, labels_of
+from ganlib.sources._source import Item, Source, SourceError, class_names, files, labels_of, left_over
 
 __all__ = ["KINDS", "Config", "load"]
 
@@ -72,7 +72,7 @@ def load(cfg: Config, raw: Path) -> Source:
     known = labels_of(values)
     parts = [partial(_items, raw, path, group, cfg, known) for path, group in groups]
     classes = class_names(known)
-    return Source(f"{len(paths)} Parquet files", count, parts, classes, cfg.attributes)
+    return Source(f"{len(paths)} Parquet files", count, parts, classes, cfg.attributes, left_over(raw, paths))
 
 
 def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]) -> Iterator[Item]:

@@ -499,3 +499,25 @@ def test_what_packages_ship_has_a_folder_for_dvc(name, tmp_path):
     except SourceError:
         return
     assert (ROOT / "data/raw" / name / "README.md").is_file()
+
+
+@pytest.mark.parametrize("name", ["csv", "idx", "lines", "parquet"])
+def test_files_that_are_no_items_are_counted(tmp_path, name):
+    """As of images: what is passed over is in the card."""
+    for left in ("notes.doc", "old/notes.DOC", "Makefile", ".hidden"):
+        (tmp_path / left).parent.mkdir(exist_ok=True)
+        (tmp_path / left).write_text("x")
+    if name == "csv":
+        (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    elif name == "lines":
+        (tmp_path / "lines.txt").write_text("one\n")
+    elif name == "parquet":
+        pq.write_table(pa.table({"image": [png(PIXELS[0])]}), tmp_path / "images.parquet")
+    else:
+        header = (0x0803).to_bytes(4, "big") + b"".join(n.to_bytes(4, "big") for n in PIXELS.shape)
+        (tmp_path / "train-images-idx3-ubyte").write_bytes(header + PIXELS.tobytes())
+        (tmp_path / "train-labels-idx1-ubyte").write_bytes(
+            (0x0801).to_bytes(4, "big") + (12).to_bytes(4, "big") + bytes(12)
+        )
+    options = {"label": None} if name == "parquet" else {}
+    assert load(name, tmp_path, **options).passed_over == {".doc": 2, "hidden": 1, "without a suffix": 1}
