@@ -39,7 +39,7 @@ from ganlib.augment import AugmentConfig
 from ganlib.data import _kind
 from ganlib.health import HealthConfig
 from ganlib.losses import LOSSES
-from ganlib.penalties import PENALTIES
+from ganlib.penalties import MOVE, PENALTIES
 from ganlib.schedules import Schedule
 
 __all__ = [
@@ -258,6 +258,11 @@ class ModelConfig(Config):
     generator: PlayerConfig = PlayerConfig()
     discriminator: PlayerConfig = PlayerConfig()
     search: dict[str, Search] = Field(default_factory=dict)
+
+    @property
+    def may_be_augmented(self) -> bool:
+        """Whether it says nothing of augmentation, and has no penalty that moves images in a way of its own."""
+        return self.augment is None and not MOVE & self.penalties.keys()
 
     @field_validator("penalties", mode="before")
     @classmethod

@@ -13,7 +13,6 @@ from typing import Any
 
 from ganlib.config import BudgetConfig, Params, override
 from ganlib.data._spec import Spec
-from ganlib.penalties import MOVE
 from pipelines._stage import StageError
 
 __all__ = ["resolve_budget", "with_budget"]
@@ -21,7 +20,7 @@ __all__ = ["resolve_budget", "with_budget"]
 # Chosen by what tests/bench/budgets.py measured; docs/images.md has the figures.
 EPOCHS = 45
 """passes over the training examples"""
-LEAST_KIMG, MOST_KIMG = 90.0, 180.0
+LEAST_KIMG, MOST_KIMG = 60.0, 180.0
 SIDE = 32
 """pixels; of larger images the budget is less in proportion, as a step takes time in proportion to their area"""
 FEW = 10_000
@@ -60,7 +59,7 @@ def with_budget(params: Params, prepared: Path, *, quiet: bool = False) -> Param
     if params.train.kimg == "auto":
         params = params.model_copy(update={"train": params.train.model_copy(update={"kimg": budget["kimg"]})})
         said.append(f"train.kimg {budget['kimg']:g}")
-    if budget["augment"] is not None and params.game.augment is None and not MOVE & params.game.penalties.keys():
+    if budget["augment"] is not None and params.game.may_be_augmented:
         params = override(params, {"augment": budget["augment"]})
         said.append(f"augment {budget['augment']['kind']}")
     if said and not quiet:
