@@ -76,6 +76,9 @@ def train(project):
         (trained / "curves.csv").write_text("kimg,loss/d\n1,2\n2,1\n")
         (evaluated / "metrics.json").write_text(json.dumps(metrics))
         (tuned / "best_params.yaml").write_text("{}\n")
+        (project / "data/prepared").mkdir(parents=True, exist_ok=True)
+        budget = {"kimg": 180.0, "augment": None, "because": "as the data set's file says"}
+        (project / "data/prepared/card.json").write_text(json.dumps({"budget": budget}))
 
     return write
 
