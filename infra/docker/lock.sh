@@ -7,7 +7,7 @@ torch_wheels=${TORCH_WHEELS:-https://download.pytorch.org/whl/cpu/torch/}
 torch=2.13.0
 
 compile() {
-  uv pip compile ../../pyproject.toml requirements.in - --generate-hashes --no-header --no-annotate --quiet \
+  uv pip compile ../../pyproject.toml requirements.in - --extra serve --generate-hashes --no-header --no-annotate --quiet \
     --python-version 3.11 --python-platform x86_64-manylinux_2_28 "$@"
 }
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import numpy as np
 import prometheus_client
@@ -32,7 +33,7 @@ from pipelines.serve.settings import TOKEN, Settings
 __all__ = ["VERSION_HEADER", "api"]
 
 VERSION_HEADER = "Ganlib-Model"
-"""in every answer that a model made: which version it was"""
+"""in every answer that a model made: which version it was; a folder's path as in an address"""
 PAGE = Path(__file__).parent / "page"
 
 log = logging.getLogger("ray.serve")
@@ -97,7 +98,9 @@ class Service:
         loop = asyncio.get_running_loop()
         told = {"model": served.uri, **about}
         content = await loop.run_in_executor(self.encoding, formats.encode, spec, made, of_format, told, columns)
-        return Response(content, media_type=formats.MEDIA_TYPES[of_format], headers={VERSION_HEADER: served.uri})
+        return Response(
+            content, media_type=formats.MEDIA_TYPES[of_format], headers={VERSION_HEADER: quote(served.uri, safe="/:@")}
+        )
 
     def check_format(self, served: Served, wanted: asked.Format | None) -> None:
         known = formats.formats(served.generator.spec)
@@ -237,6 +240,15 @@ def api(settings: Settings) -> FastAPI:
         service.check_noise(served)
         service.check_format(served, body.format)
         made = await service.make(served, body.steps, sampling.interpolation(body))
+        return await service.answer(served, made, body.format, {}, body.steps)
+
+    @app.post("/v1/walks", responses={200: samples_of}, response_class=Response)
+    async def walks(body: asked.Walk) -> Response:
+        """Draw samples along a principal direction of the model."""
+        served = service.served(body.model)
+        service.check_noise(served)
+        service.check_format(served, body.format)
+        made = await service.make(served, body.steps, sampling.walk(body, served))
         return await service.answer(served, made, body.format, {}, body.steps)
 
     @app.post(

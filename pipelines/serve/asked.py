@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ganlib._config import Config
 
-__all__ = ["Format", "Interpolation", "Point", "Role", "Samples"]
+__all__ = ["Format", "Interpolation", "Point", "Role", "Samples", "Walk"]
 
 Format = Literal["png", "npy", "json", "csv"]
 Role = Literal["served", "challenger"]
@@ -62,5 +62,16 @@ class Interpolation(Config):
     end: Point
     steps: Annotated[int, Field(ge=2, le=64)] = 8
     truncation: Truncation = None
+    format: OutputFormat = None
+    model: Role = "served"
+
+
+class Walk(Config):
+    """A straight path through a sample, along a principal direction of the model."""
+
+    point: Point
+    direction: Annotated[int, Field(ge=0, le=100, description="0: that along which samples differ the most")] = 0
+    reach: Annotated[float, Field(gt=0, le=10, description="to both sides, in standard deviations of the inputs")] = 3.0
+    steps: Annotated[int, Field(ge=2, le=64)] = 9
     format: OutputFormat = None
     model: Role = "served"

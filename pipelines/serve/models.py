@@ -6,15 +6,18 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
 from ganlib.device import default_device
 from ganlib.export import Generator, load_generator
+from ganlib.game import Sample
 from pipelines import model_registry, tracking
 from pipelines._stage import StageError
 from pipelines.loading import load_version
+from pipelines.serve.directions import principal_directions
 from pipelines.serve.settings import Settings
 
 __all__ = ["Model", "Served", "TooSlow", "WorkLimit"]
@@ -46,6 +49,11 @@ class Served:
     """models:/NAME/NUMBER, or the folder"""
     generator: Generator
     limit: WorkLimit = field(default_factory=WorkLimit)
+
+    @cached_property
+    def directions(self) -> list[Sample]:
+        """The model's principal directions, found when they are first asked for."""
+        return principal_directions(self.generator)
 
     def __post_init__(self) -> None:
         self.generator.game.generator.register_forward_pre_hook(self.limit)

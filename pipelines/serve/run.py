@@ -23,8 +23,19 @@ __all__ = ["application", "serve_until_stopped"]
 
 NAME = "ganlib"
 _LOOPBACK = ("127.0.0.1", "localhost")
-PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
-"""on a busy machine Ray's proxy takes longer than the 5 and 10 s after which it would be killed and started again"""
+RAY_SETTINGS = {
+    # on a busy machine a proxy takes longer than the 5 and 10 s after which Ray would kill it and start it again
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+    # by default Ray's workers give way to all other processes
+    "RAY_worker_niceness": "0",
+    # what Ray's guide to Serve's performance says for code that does not block its event loop
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
+"""in the environment of a cluster started here, unless it says otherwise"""
 _CONNECTIONS = 10_000  # that Ray hands to a replica at once: how many it accepts is its own business, see max_pending
 
 
@@ -48,6 +59,7 @@ def application(settings: Settings) -> Any:
         max_ongoing_requests=_CONNECTIONS,
         graceful_shutdown_timeout_s=settings.drain_s,
         graceful_shutdown_wait_loop_s=0.5,
+        logging_config={"enable_access_log": False},  # /metrics counts requests
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
     )
     return deployment(serve.ingress(build)()).bind()
@@ -62,7 +74,7 @@ def serve_until_stopped(
     that others reach where no token is set.
     """
     settings = _local(settings, host, port)
-    os.environ.update({key: value for key, value in PATIENCE.items() if key not in os.environ})
+    os.environ.update({key: value for key, value in RAY_SETTINGS.items() if key not in os.environ})
     from ray import serve
     from ray.exceptions import RayError
 

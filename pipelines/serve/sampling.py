@@ -6,6 +6,7 @@ A sample is a function of what is asked for alone, not of the requests that happ
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +19,13 @@ from torch import Tensor
 
 from ganlib.data._classes import class_name, label_of
 from ganlib.export import Generator
-from ganlib.game import Sample, map_tensors, sample_of
+from ganlib.game import Sample, map_tensors, sample_of, tensors_of
 from ganlib.noise import Noise
 from ganlib.scratch import scratch_folder
-from pipelines.serve.asked import Interpolation, Point, Samples
+from pipelines.serve.asked import Interpolation, Point, Samples, Walk
 from pipelines.serve.models import Served, TooSlow
 
-__all__ = ["Expired", "Job", "Rows", "interpolation", "labels_of", "restored", "run", "samples"]
+__all__ = ["Expired", "Job", "Rows", "interpolation", "labels_of", "restored", "run", "samples", "walk"]
 
 
 class Expired(Exception):
@@ -91,14 +92,14 @@ def run(jobs: Sequence[Job], seconds: float) -> list[NDArray[np.generic] | Excep
 
 
 def _sampled(generator: Generator, rows: Sequence[Rows]) -> Tensor:
-    def joined(of_each: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def concatenated(of_each: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {name: torch.cat([one[name] for one in of_each]) for name in of_each[0]}
 
     return generator.sample_rows(
         [one.seed for one in rows for _ in one.indices],
         [index for one in rows for index in one.indices],
-        given=joined([one.given for one in rows]),
-        **joined([one.told for one in rows]),
+        given=concatenated([one.given for one in rows]),
+        **concatenated([one.told for one in rows]),
         truncation=rows[0].truncation,
     )
 
@@ -141,38 +142,63 @@ def interpolation(asked: Interpolation) -> Work:
     @torch.inference_mode()
     def work(generator: Generator) -> Tensor:
         first, last = (_inputs(generator, point, asked.truncation) for point in (asked.start, asked.end))
-        told, others = (
-            _told(generator, range(point.index, point.index + 1), point.label, point.attributes)
-            for point in (asked.start, asked.end)
-        )
+        told, others = (_told_at(generator, point) for point in (asked.start, asked.end))
         if "label" in told and not torch.equal(told["label"], others["label"]):
             raise ValueError("start, end: they are of two classes; expected one label")
         made = []
         for share in torch.linspace(0.0, 1.0, asked.steps):
-            inputs = _between(first, last, share)
-            cond = told.get("label")
+            between = dict(told)
             if "attributes" in told:
-                cond = generator.spec.standardise(torch.lerp(told["attributes"], others["attributes"], share.double()))
-            inputs = map_tensors(lambda x: x.to(generator.device), inputs)
-            of_step = generator.game.generator(inputs, None if cond is None else cond.to(generator.device))
-            made.append(sample_of(of_step).float().cpu())
+                between["attributes"] = torch.lerp(told["attributes"], others["attributes"], share.double())
+            inputs = _joined(first, last, functools.partial(_slerp, share=share))
+            made.append(_made_of(generator, inputs, between))
         return torch.cat(made)
 
     return work
+
+
+def walk(asked: Walk, served: Served) -> Work:
+    """Raises ValueError, when it is run, for a direction that the model does not have."""
+
+    @torch.inference_mode()
+    def work(generator: Generator) -> Tensor:
+        directions, told = served.directions, _told_at(generator, asked.point)
+        if asked.direction >= len(directions):
+            raise ValueError(f"direction: expected 0 to {len(directions) - 1}, found {asked.direction}")
+        point, direction = _inputs(generator, asked.point, None), directions[asked.direction]
+        made = []
+        for far in torch.linspace(-asked.reach, asked.reach, asked.steps).tolist():
+            inputs = _joined(point, direction, functools.partial(torch.add, alpha=far))
+            made.append(_made_of(generator, inputs, told))
+        return torch.cat(made)
+
+    return work
+
+
+def _made_of(generator: Generator, inputs: Sample, told: Mapping[str, Tensor]) -> Tensor:
+    """What the network makes of the inputs of one sample."""
+    cond = next(iter(told.values()), None)
+    if "attributes" in told:
+        cond = generator.spec.standardise(told["attributes"])
+    cond = None if cond is None else cond.to(generator.device)
+    made = generator.game.generator(map_tensors(lambda x: x.to(generator.device), inputs), cond)
+    return sample_of(made).float().cpu()
+
+
+def _joined(first: Sample, second: Sample, fn: Callable[[Tensor, Tensor], Tensor]) -> Sample:
+    """`fn` of each tensor of two samples of one structure."""
+    others = iter(tensors_of(second))
+    return map_tensors(lambda x: fn(x, next(others)), first)
+
+
+def _told_at(generator: Generator, point: Point) -> dict[str, Tensor]:
+    return _told(generator, range(point.index, point.index + 1), point.label, point.attributes)
 
 
 def _inputs(generator: Generator, point: Point, truncation: float | None) -> Sample:
     """Of one sample, `[1, ...]` each."""
     index = slice(point.index, point.index + 1)
     return generator.game.ask({}, Noise(point.seed, "sample", size=index.stop, rows=index), truncation)
-
-
-def _between(start: Sample, end: Sample, share: Tensor) -> Sample:
-    if isinstance(start, dict) and isinstance(end, dict):
-        return {name: _slerp(x, end[name], share) for name, x in start.items()}
-    assert isinstance(start, Tensor)
-    assert isinstance(end, Tensor)
-    return _slerp(start, end, share)
 
 
 def _slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.request
 from contextlib import suppress
+from urllib.parse import unquote
 
 import httpx
 import numpy as np
@@ -26,8 +27,10 @@ from starlette.testclient import TestClient
 from zoo import FAMILIES, config, game_of, spec_of
 
 from ganlib.export import load_generator, save_generator
+from ganlib.noise import Noise
 from pipelines._stage import StageError
 from pipelines.serve.api import VERSION_HEADER, api
+from pipelines.serve.directions import principal_directions
 from pipelines.serve.formats import formats
 from pipelines.serve.run import _local
 from pipelines.serve.settings import TOKEN, Settings
@@ -144,6 +147,36 @@ def test_a_path_leads_from_one_sample_to_the_other(data, tmp_path):
         steps = np.abs(np.diff(path.astype(int), axis=0)).mean((1, 2, 3))
         assert (steps > 0).all()
         assert steps.max() < np.abs(path[0] - path[-1]).mean(), "small steps"
+
+
+def test_samples_differ_more_along_principal_directions_than_along_others(tmp_path):
+    """Each further one less, and the way leads through the sample."""
+    folder = save("mlp", tmp_path)
+    generator = load_generator(folder)
+    directions = [one[0] for one in principal_directions(generator)]
+    assert len(directions) == 4, "as many as inputs have dimensions"
+    start = generator.game.ask({}, Noise(7, "sample", size=50), None)
+    cond = torch.arange(50) % 3
+
+    @torch.inference_mode()
+    def change(direction):
+        ends = (generator.game.generator(start + sign * 0.5 * direction, cond) for sign in (1, -1))
+        return float((next(ends) - next(ends)).square().mean())
+
+    rng = torch.Generator().manual_seed(0)
+    others = [x / x.norm() * directions[0].norm() for x in torch.randn(20, 4, generator=rng)]
+    assert change(directions[0]) > max(map(change, others))
+    assert change(directions[0]) > change(directions[-1])
+    with TestClient(api(Settings(model=folder)), base_url=HERE) as client:
+        body = {"point": {"seed": 3, "index": 5, "label": "b"}, "steps": 5, "format": "json"}
+        path = np.array(client.post("/v1/walks", json=body).json()["samples"])
+        (middle,) = client.post("/v1/samples", json={"seed": 3, "first": 5, "label": "b", "format": "json"}).json()[
+            "samples"
+        ]
+        assert np.abs(path[2] - np.array(middle)).max() <= 1
+        assert (path[0] != path[4]).any()
+        refused = client.post("/v1/walks", json={**body, "direction": 4})
+        assert refused.json()["error"] == "direction: expected 0 to 3, found 4"
 
 
 @pytest.mark.parametrize(
@@ -264,6 +297,13 @@ def test_a_port_that_is_taken_is_one_line(folder):
         port = taken.getsockname()[1]
         with pytest.raises(StageError, match=f"--port {port}: Address already in use"):
             _local(Settings(model=folder), "127.0.0.1", port)
+
+
+def test_a_folder_may_have_any_name(tmp_path):
+    folder = save("mlp", tmp_path / "Bilder 家")
+    with TestClient(api(Settings(model=folder)), base_url=HERE) as client:
+        answer = client.post("/v1/samples", json={})
+        assert (answer.status_code, unquote(answer.headers[VERSION_HEADER])) == (200, folder)
 
 
 def test_prometheus_sees_requests_samples_and_the_version(client, folder):

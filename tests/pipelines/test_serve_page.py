@@ -140,6 +140,12 @@ def test_favourites_are_pinned_by_keyboard_and_led_into_one_another(pictures, op
     assert drawn(page, "#pins") == [pinned[0], pinned[4]]
     assert len({*drawn(page, "#path")}) == 5
     assert "v1/interpolations" in page.locator("#code pre").inner_text()
+    page.get_by_role("button", name="Choose favourite c, sample 4 of seed 0").press("Enter")
+    page.get_by_label("Steps").fill("3")
+    page.get_by_role("button", name="Walk").press("Enter")
+    status(page, "3 steps")
+    walked = drawn(page, "#path")
+    assert (len({*walked}), walked[1]) == (3, pinned[0])
     page.get_by_role("button", name="Pin sample 0, class c").click()
     playwright.expect(page.locator("#pins li")).to_have_count(1)
     playwright.expect(page.get_by_role("button", name="Interpolate")).to_be_disabled()
@@ -157,7 +163,10 @@ def test_the_challenger_stands_next_to_it(pictures, open_page):
 def test_the_code_gives_what_is_seen(pictures, open_page, tmp_path):
     page = open_page(pictures)
     status(page, "6 samples, seed 0")
-    command = page.locator("#code pre").last.inner_text()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy curl").click()
+    status(page, "curl copied")
+    command = page.evaluate("navigator.clipboard.readText()")
     body, address = re.fullmatch(r"curl --json '(.*)' -o made\.png (\S+)", command).groups()
     assert json.loads(body) == {"n": 6, "seed": 0}
     request = urllib.request.Request(address, body.encode(), {"Content-Type": "application/json"})

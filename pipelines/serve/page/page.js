@@ -33,7 +33,7 @@ const post = (path, body) =>
 async function doing(what, work) {
   say(`${what} …`);
   document.body.ariaBusy = "true";
-  const buttons = [...document.querySelectorAll("form button, #interpolate")].filter((button) => !button.disabled);
+  const buttons = [...document.querySelectorAll("form button, #interpolate, #walk")].filter((button) => !button.disabled);
   buttons.forEach((button) => (button.disabled = true));
   try {
     say((await work()) ?? "");
@@ -102,7 +102,7 @@ async function drawSamples() {
 async function samplesOf(role, body) {
   const format = { pictures: "npy", rows: "json", texts: "json" }[model.shown_as] ?? "png";
   const answer = await post("v1/samples", { ...body, model: role, format });
-  const uri = answer.headers.get("Ganlib-Model");
+  const uri = decodeURIComponent(answer.headers.get("Ganlib-Model"));
   const section = element("section", {}, element("h2", { textContent: uri }));
   if (format === "npy") {
     const list = element("ul", { className: "grid" });
@@ -177,17 +177,29 @@ function showPins() {
 const chosen = () => pins.filter((pin) => pin.chosen);
 
 function offer() {
-  $("interpolate").disabled = chosen().length !== 2 || document.body.ariaBusy === "true";
+  const busy = document.body.ariaBusy === "true";
+  $("interpolate").disabled = busy || chosen().length !== 2;
+  $("walk").disabled = busy || chosen().length !== 1;
 }
 
 async function interpolate() {
   const [start, end] = chosen();
   const body = { start: start.point, end: end.point, steps: $("steps").valueAsNumber, model: start.role };
   if (start.truncation) body.truncation = start.truncation;
-  const answer = await post("v1/interpolations", { ...body, format: "npy" });
+  return showPath("v1/interpolations", body);
+}
+
+async function walk() {
+  const [{ point, role }] = chosen();
+  const direction = $("direction").valueAsNumber - 1;
+  return showPath("v1/walks", { point, direction, steps: $("steps").valueAsNumber, model: role });
+}
+
+async function showPath(path, body) {
+  const answer = await post(path, { ...body, format: "npy" });
   const frames = element("div", { className: "frames", tabIndex: 0 }, ...pictures(await answer.arrayBuffer()).map(canvas));
   $("path").replaceChildren(frames);
-  showSnippets({ curl: curl("v1/interpolations", body) });
+  showSnippets({ curl: curl(path, body) });
   return `${body.steps} steps`;
 }
 
@@ -198,7 +210,7 @@ async function make() {
   const path = `v1/translations?seed=${upload.elements.seed.valueAsNumber}`;
   if (file.size > model.limits.body_bytes) throw new Error(`${file.name}: at most ${model.limits.body_bytes} bytes`);
   const answer = await ask(`${path}&format=png`, { method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file });
-  const uri = answer.headers.get("Ganlib-Model");
+  const uri = decodeURIComponent(answer.headers.get("Ganlib-Model"));
   const source = element("img", { alt: "The file", src: URL.createObjectURL(file) });
   const given = element("section", {}, element("h2", { textContent: file.name }), element("div", { className: "single" }, source));
   const made = element("section", {}, element("h2", { textContent: uri }), await picture(answer));
@@ -236,11 +248,17 @@ function showSnippets(snippets) {
   $("snippets").replaceChildren(...Object.entries(snippets).map(([name, text]) => {
     const copy = element("button", { type: "button", textContent: "Copy" });
     copy.setAttribute("aria-label", `Copy ${name}`);
+    const code = element("pre", { tabIndex: 0, textContent: text });
     copy.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(text);
-      say(`${name} copied`);
+      try {
+        await navigator.clipboard.writeText(text);
+        say(`${name} copied`);
+      } catch { // without TLS browsers have a clipboard on loopback alone
+        getSelection().selectAllChildren(code);
+        say(`${name} selected: copy it by the keyboard`);
+      }
     });
-    return element("figure", {}, element("figcaption", {}, name, copy), element("pre", { tabIndex: 0, textContent: text }));
+    return element("figure", {}, element("figcaption", {}, name, copy), code);
   }));
 }
 
@@ -277,6 +295,7 @@ $("next").addEventListener("click", () => {
   draw.requestSubmit();
 });
 $("interpolate").addEventListener("click", () => doing("Interpolating", interpolate));
+$("walk").addEventListener("click", () => doing("Walking", walk));
 $("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   token = $("token").value.trim();
