@@ -333,7 +333,7 @@ def serve(
     replicas: Annotated[
         int, typer.Option(min=1, help="processes with the model, each with its share of the cores")
     ] = 1,
-    max_pending: Annotated[int, typer.Option(min=1, help="requests that may wait at a replica; others get 429")] = 64,
+    max_pending: Annotated[int, typer.Option(min=1, help="requests that may wait at a replica; others get 429")] = 32,
 ) -> None:
     """Serve a model over HTTP, with a page to look at it. An alias is followed to new versions.
 

@@ -41,7 +41,7 @@ class Settings(Config):
     """of a request, such as an uploaded file"""
     max_megapixels: Annotated[float, Field(gt=0)] = 1.0
     """of an uploaded image, before it is decoded"""
-    max_pending: Annotated[int, Field(ge=1)] = 64
+    max_pending: Annotated[int, Field(ge=1)] = 32
     """requests that a replica has accepted and not answered; more are refused with 429"""
     timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """how long a request may wait, and how long it may then work"""

@@ -2,9 +2,10 @@
 
     python tests/bench/serving.py outputs/train/generator
 
-16 clients ask, each as soon as it is answered, for `--samples` samples of a seed of its own. Then requests come at four
-times the rate that the service managed, whether or not others are answered; and last the alias moves to another version
-under the load of the 16. Servers, and the clients, share the machine; the server that is not measured is idle.
+16 clients ask, each as soon as it is answered, for `--samples` samples of a seed of its own, first of one server, then
+of the other. Then requests for the last number of samples come at four times the rate that the service managed, whether
+or not others are answered; and last the alias moves to another version under the load of the 16. Servers and clients
+share the machine; the server that is not measured is idle.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import shutil
 import signal
@@ -23,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -144,16 +146,23 @@ def register(folder: Path, scratch: Path, store: tracking.Store) -> list[model_r
     return made
 
 
+def body_of(server: str, form: str, n: int) -> Callable[[int], dict]:
+    """`body(seed)`: a request for n samples."""
+    if server == "mlflow":
+        return lambda seed: {"dataframe_records": [{"n": n, "seed": seed}]}
+    return lambda seed: {"n": n, "seed": seed, "format": form}
+
+
 async def measure(args: argparse.Namespace, scratch: Path) -> None:
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
     store = tracking.open_store(TrackingConfig())
     first, second = register(args.generator, scratch, store)
     model_registry.set_alias(store, first, "champion")
-    ours, theirs, n = free_port(), free_port(), args.samples
+    ours, theirs = free_port(), free_port()
     url, invocations = f"http://127.0.0.1:{ours}/v1/samples", f"http://127.0.0.1:{theirs}/invocations"
     serve = (sys.executable, "-m", "pipelines.cli", "serve", "models:/bench@champion", "--port", str(ours))
     mlflow = (sys.executable, "-m", "mlflow", "models", "serve", "-m", first.uri, "--env-manager", "local")
-    print(f"{args.generator}: {n} samples a request, {CLIENTS} clients, {args.seconds:g} s, {os.cpu_count()} cores")
+    print(f"{args.generator}: {CLIENTS} clients, {args.seconds:g} s, {os.cpu_count()} cores")
     print(f"torch {torch.__version__}, load of the machine before {os.getloadavg()[0]:.1f}", flush=True)
     with (
         server(*serve, log=scratch / "ours.log"),
@@ -162,24 +171,14 @@ async def measure(args: argparse.Namespace, scratch: Path) -> None:
         print(f"ours answers after {await wait_for(f'http://127.0.0.1:{ours}/readyz'):.1f} s")
         await wait_for(f"http://127.0.0.1:{theirs}/ping")
 
-        def of_mlflow(seed: int) -> dict:
-            return {"dataframe_records": [{"n": n, "seed": seed}]}
-
-        for turn in range(args.turns):
-            for name, to, body in (
-                ("mlflow json", invocations, of_mlflow),
-                *(
-                    (f"ganlib {form}", url, lambda seed, form=form: {"n": n, "seed": seed, "format": form})
-                    for form in ("json", "npy", "png")
-                ),
-            ):
-                await closed(to, body, 2)
+        for turn, n in itertools.product(range(args.turns), args.samples):
+            for server_name, form in (("mlflow", "json"), ("ganlib", "json"), ("ganlib", "npy"), ("ganlib", "png")):
+                to, body = {"mlflow": invocations, "ganlib": url}[server_name], body_of(server_name, form, n)
+                await closed(to, body, 1)
                 load = await closed(to, body, args.seconds)
-                print(f"{turn} {name:12} {load.line(n)}", flush=True)
+                print(f"{turn} n {n:4} {server_name} {form:4} {load.line(n)}", flush=True)
 
-        def npy(seed: int) -> dict:
-            return {"n": n, "seed": seed, "format": "npy"}
-
+        npy = body_of("ganlib", "npy", n)
         capacity = await closed(url, npy, args.seconds)
         rate = 4 * len(capacity.seconds) / capacity.wall_s
         load = await opened(url, npy, rate, args.seconds)
@@ -208,7 +207,7 @@ async def measure(args: argparse.Namespace, scratch: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("generator", type=Path, help="a generator's folder")
-    parser.add_argument("--samples", type=int, default=16, help="of a request")
+    parser.add_argument("--samples", type=int, nargs="+", default=[1, 64, 16], help="of a request")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     parser.add_argument("--turns", type=int, default=2)
     args = parser.parse_args()
