@@ -50,9 +50,8 @@ class Service:
         if len(kinds) > 1:
             raise StageError(f"challenger: it is of another kind of data: {', '.join(sorted(kinds))}")
         self._tell_versions()
-        self.pending = 0
         self.encoding = ThreadPoolExecutor(2, "encoder")
-        self.batcher = Batcher(self._run, settings.max_samples, settings.batch_wait_s)
+        self.batcher = Batcher(self._run, self.most_samples(self.models["served"].current), settings.batch_wait_s)
 
     def served(self, role: asked.Role) -> Served:
         if role not in self.models:
@@ -60,16 +59,8 @@ class Service:
         return self.models[role].current
 
     async def make(self, served: Served, n: int, work: Work) -> NDArray[Any]:
-        """What is made, as it is stored `[n, *stored]`. Raises HTTPException for what is refused."""
-        if self.pending >= self.settings.max_pending:
-            raise HTTPException(429, "too many requests are waiting", {"Retry-After": "1"})
-        self.pending += 1
-        self.metrics.pending.set(self.pending)
-        try:
-            made = await self.batcher.submit(Job(served, n, work, time.monotonic() + self.settings.timeout_s))
-        finally:
-            self.pending -= 1
-            self.metrics.pending.set(self.pending)
+        """What is made, as it is stored, `[n, *stored]`. Raises HTTPException for what cannot be."""
+        made = await self.batcher.submit(Job(served, n, work, time.monotonic() + self.settings.timeout_s))
         match made:
             case Expired():
                 raise HTTPException(429, f"it waited for {self.settings.timeout_s:g} s", {"Retry-After": "1"})
@@ -102,13 +93,15 @@ class Service:
             content, media_type=formats.MEDIA_TYPES[of_format], headers={VERSION_HEADER: quote(served.uri, safe="/:@")}
         )
 
-    def check_format(self, served: Served, wanted: asked.Format | None) -> None:
+    def check(self, served: Served, wanted: asked.Format | None, **counts: int) -> None:
+        """Raises HTTPException for a format that the data do not have, or more samples than a request gets."""
         known = formats.formats(served.generator.spec)
         if wanted is not None and wanted not in known:
             raise HTTPException(422, f"format: {wanted!r} is none of this model's; known: {', '.join(known)}")
-
-    def check_noise(self, served: Served) -> None:
-        if served.generator.translates:
+        for name, count in counts.items():
+            if count > (most := self.most_samples(served)):
+                raise HTTPException(422, f"{name}: expected at most {most}, found {count}")
+        if counts and served.generator.translates:
             raise HTTPException(422, "this model makes samples of files: POST /v1/translations")
 
     def most_samples(self, served: Served) -> int:
@@ -201,6 +194,7 @@ def api(settings: Settings) -> FastAPI:
         metrics=service.metrics,
         token=os.environ.get(TOKEN) or None,
         max_body_bytes=settings.max_body_bytes,
+        max_pending=settings.max_pending,
     )
 
     @app.exception_handler(RequestValidationError)
@@ -222,10 +216,7 @@ def api(settings: Settings) -> FastAPI:
     async def samples(body: asked.Samples) -> Response:
         """Draw samples."""
         served = service.served(body.model)
-        service.check_noise(served)
-        service.check_format(served, body.format)
-        if body.n > (most := service.most_samples(served)):
-            raise HTTPException(422, f"n: expected at most {most}, found {body.n}")
+        service.check(served, body.format, n=body.n)
         made = await service.make(served, body.n, sampling.samples(body))
         labels = sampling.labels_of(served.generator, body)
         in_turn = labels is not None and body.label is None and len(served.generator.spec.classes) <= min(body.n, 32)
@@ -237,8 +228,7 @@ def api(settings: Settings) -> FastAPI:
     async def interpolations(body: asked.Interpolation) -> Response:
         """Draw samples on the way from one to another."""
         served = service.served(body.model)
-        service.check_noise(served)
-        service.check_format(served, body.format)
+        service.check(served, body.format, steps=body.steps)
         made = await service.make(served, body.steps, sampling.interpolation(body))
         return await service.answer(served, made, body.format, {}, body.steps)
 
@@ -246,8 +236,7 @@ def api(settings: Settings) -> FastAPI:
     async def walks(body: asked.Walk) -> Response:
         """Draw samples along a principal direction of the model."""
         served = service.served(body.model)
-        service.check_noise(served)
-        service.check_format(served, body.format)
+        service.check(served, body.format, steps=body.steps)
         made = await service.make(served, body.steps, sampling.walk(body, served))
         return await service.answer(served, made, body.format, {}, body.steps)
 
@@ -270,7 +259,7 @@ def api(settings: Settings) -> FastAPI:
     ) -> Response:
         """Make a sample of a file, such as an image: its translation, or its restoration. The body is the file."""
         served = service.served(model)
-        service.check_format(served, format)
+        service.check(served, format)
         file = await request.body()
         if not file:
             raise HTTPException(422, "the body: expected a file, found nothing")

@@ -1,4 +1,4 @@
-"""What a request meets before a route does: the token, counters. What an answer tells browsers."""
+"""What a request meets before a route does: token, size, room, counters. What an answer tells browsers."""
 
 from __future__ import annotations
 
@@ -53,8 +53,9 @@ def refused(status: int, why: str, headers: Mapping[str, str] | None = None) -> 
 class Guard:
     """ASGI middleware around all routes."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, token: str | None, max_body_bytes: int):
-        self.app, self.metrics, self.token, self.max_body_bytes = app, metrics, token, max_body_bytes
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, token: str | None, max_body_bytes: int, max_pending: int):
+        self.app, self.metrics, self.token = app, metrics, token
+        self.max_body_bytes, self.max_pending, self.pending = max_body_bytes, max_pending, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -72,12 +73,26 @@ class Guard:
         try:
             if response := self._refusal(scope):
                 await response(scope, receive, told)
-                return
-            await self.app(scope, receive, told)
+            elif scope["method"] == "POST":  # all that makes samples; its body is read only if there is room
+                await self._in_turn(scope, receive, told)
+            else:
+                await self.app(scope, receive, told)
         finally:
             path = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(path, status).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - started)
+
+    async def _in_turn(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.pending >= self.max_pending:
+            await refused(429, "too many requests are waiting", {"Retry-After": "1"})(scope, receive, send)
+            return
+        self.pending += 1
+        self.metrics.pending.set(self.pending)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.pending -= 1
+            self.metrics.pending.set(self.pending)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)

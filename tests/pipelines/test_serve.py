@@ -264,6 +264,15 @@ def test_large_bodies_and_strange_hosts_are_refused(folder):
         assert client.get("/", headers={"host": "elsewhere.example"}).status_code == 400
 
 
+def test_large_samples_come_in_small_numbers(folder):
+    with TestClient(api(Settings(model=folder, max_sample_bytes=64 * 3)), base_url=HERE) as client:
+        assert client.get("/v1/model").json()["limits"]["samples"] == 3
+        assert client.post("/v1/samples", json={"n": 3}).status_code == 200
+        for route, body in (("samples", {"n": 4}), ("interpolations", {"start": {}, "end": {}, "steps": 4})):
+            answer = client.post(f"/v1/{route}", json=body)
+            assert (answer.status_code, "expected at most 3, found 4" in answer.text) == (422, True)
+
+
 def test_a_token_is_asked_for_where_one_is_set(folder, monkeypatch):
     monkeypatch.setenv(TOKEN, "hush")
     with TestClient(api(Settings(model=folder)), base_url=HERE) as client:
