@@ -354,6 +354,7 @@ class TrainConfig(Config):
     accumulate: PositiveInt = 1
     report_kimg: PositiveFloat = 10.0
     checkpoint_kimg: PositiveFloat = 50.0
+    keep: Literal["best", "last"] = "best"
     quality_samples: Annotated[NonNegativeInt, AfterValidator(_none_or_enough)] = 1000
     health: HealthConfig = HealthConfig()
     memory_mb: PositiveFloat = 2048.0

@@ -114,19 +114,28 @@ class Checkpoints:
         """Keep the newest that are known to be sound, all that is newer than these, and the best."""
         del self.sound[:-KEPT]
         names = self._names()
-        kept = {one.name for one in self.sound} | self._best(names)
+        kept = {one.name for one in (*self.sound, *self._by_score(names)[:1])}
         for name in names:
             if _number(name) < _number(self.sound[0].name) and name not in kept:
                 (self.folder / name).delete()
 
-    def _best(self, names: list[str]) -> set[str]:
-        """The name of the checkpoint with the best score, if any has one."""
-        scores = {}
+    def best(self) -> Saved | None:
+        """The sound one with the best score, the first of equal ones, or None if none has a score. Raises OSError as
+        `newest` does."""
+        for saved in self._by_score(self._names()):
+            try:
+                return self._check(saved.name)
+            except _Fault as fault:
+                print(f"{self.folder / saved.name}: {fault}; taking the best of the others", flush=True)
+        return None
+
+    def _by_score(self, names: list[str]) -> list[Saved]:
+        """The checkpoints that have a score, best first."""
+        found = list[Saved]()
         for name in names:
             with suppress(_Fault):
-                scores[name] = self._manifest(name)[0].score
-        measured = {name: score for name, score in scores.items() if score is not None}
-        return {min(measured, key=lambda name: measured[name])} if measured else set()
+                found.append(self._manifest(name)[0])
+        return sorted((one for one in found if one.score is not None), key=lambda one: (one.score, one.name))
 
 
 class _Fault(Exception):

@@ -46,6 +46,7 @@ from pipelines.storage import Storage, exclusive
 
 __all__ = [
     "Job",
+    "choose",
     "fingerprint",
     "keep",
     "keep_freed_memory",
@@ -195,6 +196,7 @@ def fingerprint(params: Params, prepared: Path, stage: str, reference: Path = RE
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     determining = params.model_dump(mode="json", include={"seed", "model", "train", *({stage} - {"train"})})
+    determining["train"].pop("keep")  # chosen after the training
     determining["game"] = params.game.model_dump(mode="json")
     digest.update(json.dumps(determining, sort_keys=True).encode())
     return f"{stage}-{params.data}-{params.model}-{digest.hexdigest()[:12]}"
@@ -309,9 +311,10 @@ def train_distributed(
 ) -> list[dict[str, float]]:
     """Train with Ray Train, going on from where a run of the same fingerprint stopped.
 
-    `on_row(row)` is called here, in the driver, as reports come. Writes `generator/`, where fits came before the game
-    `before/`, and the pictures of all checkpoints as `samples/`, into the folder `into`. Returns all rows. Raises
-    StageError if the run cannot succeed.
+    `on_row(row)` is called here, in the driver, as reports come. Writes into the folder `into` the `generator/` of the
+    checkpoint that `train.keep` asks for, which one that is and why as `kept.json`, where fits came before the game
+    `before/`, and the pictures of all checkpoints as `samples/`. Returns all rows. Raises StageError if the run cannot
+    succeed.
     """
     job = Job.of(params, prepared, reference, params.scale.min_workers)
     run = storage(params) / fingerprint(params, prepared, "train", reference)
@@ -329,15 +332,32 @@ def train_distributed(
                 live = Path(scratch) / "rows.jsonl"
                 with _following(live, on_row), _ctrl_c(), _in_a_line():
                     done = run_workers(job, params.scale, key="num_workers", run=run, callbacks=lambda: [_relay(live)])
-        with checkpoints.as_folder(done) as folder:
+        kept, why = choose(params.train.keep, checkpoints, done)
+        about = {"kimg": kept.kimg, "score": kept.score, "last_kimg": done.kimg, "last_score": done.score, "why": why}
+        (into / "kept.json").write_text(json.dumps(about, indent=2) + "\n")
+        with checkpoints.as_folder(kept) as folder:
             for name in ("generator", "before"):
                 if (folder / name).is_dir():
                     shutil.copytree(folder / name, into / name)
+        with checkpoints.as_folder(done) as folder:
             rows: list[dict[str, float]] = load(folder)["rows"]
         (into / "samples").mkdir()
         for name in (pictures := run / "samples").files():
             (into / "samples" / name).write_bytes(pictures.read(name))
     return rows
+
+
+def choose(keep: str, checkpoints: Checkpoints, last: Saved) -> tuple[Saved, str]:
+    """The checkpoint whose generator is kept, and why. Scores are those of the reports: nothing is measured for it."""
+    if keep == "last":
+        return last, "train.keep is last"
+    if last.score is None:
+        # a fit after the game answers with the generator as it was then
+        return last, "quality was not measured at the last: by train.quality_samples, or in a fit after the game"
+    best = checkpoints.best()
+    if best is None or best.score is None or not best.score < last.score:
+        return last, "the last has the least Fréchet distance of all checkpoints"
+    return best, "it has the least Fréchet distance of all checkpoints"
 
 
 @contextmanager

@@ -73,6 +73,7 @@ def stage(params: Params) -> None:
             "version": version.number,
             "key": key,
             "export": exported,
+            "kept": _kept(TRAINED / "kept.json"),
             **dataclasses.asdict(decision),
         }
         (out / "decision.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
@@ -173,6 +174,11 @@ def _challenger(folder: Path) -> Generator:
         return load_generator(folder, default_device())
     except ValueError as error:
         raise StageError(str(error)) from error
+
+
+def _kept(file: Path) -> dict[str, Any] | None:
+    """Which checkpoint's generator it is, and why; None of what was trained before this was written."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _metrics(file: Path, gate: GateConfig) -> Metrics:

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from pipelines.checkpoints import Checkpoints
+from pipelines.launch import choose
 from pipelines.storage import Storage
 
 
@@ -53,6 +54,35 @@ def test_two_and_the_best_are_kept(folder, saved):
     with again.as_folder(all_saved[5]) as files:
         last = again.save(files, kimg=6.0, score=9.0)
     assert folder.folders() == [all_saved[1].name, all_saved[5].name, last.name]
+
+
+def test_the_best_is_the_sound_one_with_the_least_score(folder, saved, capsys):
+    assert Checkpoints(folder).best() is None
+    saved("a", 1.0)
+    assert Checkpoints(folder).best() is None
+    best, last = saved("b", 2.0, score=3.5), saved("c", 3.0, score=3.5)
+    assert Checkpoints(folder).best() == best  # the first of equal ones
+    damage(folder, best, "flipped")
+    assert Checkpoints(folder).best() == last
+    assert f"{best.name}: checkpoint.pt is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("keep", "scores", "expected", "why"),
+    [
+        ("best", [3.0, 1.0, 2.0], 1, "it has the least Fréchet distance of all checkpoints"),
+        ("best", [3.0, 2.0, 1.0], 2, "the last has the least Fréchet distance of all checkpoints"),
+        ("best", [1.0, 2.0, 1.0], 2, "the last has the least Fréchet distance of all checkpoints"),
+        ("best", [1.0, 2.0, None], 2, "quality was not measured at the last"),
+        ("best", [None, 2.0, 3.0], 1, "it has the least Fréchet distance of all checkpoints"),
+        ("last", [3.0, 1.0, 2.0], 2, "train.keep is last"),
+    ],
+)
+def test_what_is_kept_and_why(folder, saved, keep, scores, expected, why):
+    each = [saved(str(i), float(i), score) for i, score in enumerate(scores)]
+    kept, reason = choose(keep, Checkpoints(folder), each[-1])
+    assert kept == each[expected]
+    assert reason.startswith(why)
 
 
 def damage(folder, one, how):

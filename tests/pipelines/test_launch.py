@@ -63,6 +63,14 @@ def test_another_reference_is_another_run(params, prepared, tmp_path):
         assert name() == name() != unmeasured
 
 
+def test_what_is_kept_of_a_training_does_not_change_it(params, prepared, tmp_path):
+    names = set()
+    for choice in ("best", "last"):
+        of_train = params.train.model_copy(update={"keep": choice})
+        names.add(fingerprint(params.model_copy(update={"train": of_train}), prepared, "train", tmp_path / "none"))
+    assert len(names) == 1
+
+
 def test_code_that_a_training_does_not_use_changes_nothing(params, prepared, tmp_path, monkeypatch):
     """New kinds of data, sources, spaces, metrics and families are such code."""
     copy = Path(shutil.copytree(ROOT / "ganlib", tmp_path / "ganlib", ignore=shutil.ignore_patterns("__pycache__")))
