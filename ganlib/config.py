@@ -400,6 +400,7 @@ class GateConfig(Config):
     )
     at_most: dict[Annotated[str, AfterValidator(_metric)], float] = Field(default={})
     export: tuple[Literal["onnx", "torch"], ...] = ("onnx", "torch")
+    approval: Literal["automatic", "human"] = "automatic"
 
     @model_validator(mode="before")
     @classmethod

@@ -30,7 +30,7 @@ from ganlib.data._classes import label_of
 from ganlib.data._kind import Where
 from ganlib.data._spec import Spec
 from ganlib.device import is_accelerator, one_thread
-from ganlib.game import Game, Sample, map_tensors, sample_of
+from ganlib.game import Game, Sample, map_tensors, sample_of, tensors_of
 from ganlib.noise import Noise, seed_of
 
 __all__ = ["Generator", "load_generator", "save_generator", "whole_number"]
@@ -204,6 +204,43 @@ class Generator:
                 map_tensors(lambda x: x.to(self.device), inputs()), None if cond is None else cond.to(self.device)
             )
             return sample_of(made).float().cpu()
+
+    @torch.inference_mode()
+    def interpolate(
+        self,
+        stops: Sequence[int],
+        steps: int,
+        *,
+        seed: int = 0,
+        label: int | str | None = None,
+        attributes: Tensor | None = None,
+        truncation: float | None = None,
+    ) -> Tensor:
+        """The way from sample to sample, by their indices `stops`: `steps` samples from each to the next, and the last
+        one; float `[(len(stops) - 1) * steps + 1, *spec.shape]`.
+
+        Latents go along great circles (White 2016); all else that is drawn stays as it is for the first stop, and so
+        does the condition, by default that of sample 0. Raises ValueError as `sample` does, and for a generator whose
+        noise is no latent.
+        """
+        if len(stops) < 2:
+            raise ValueError(f"stops: expected at least 2, found {len(stops)}")
+        seed, steps = whole_number("seed", seed), whole_number("steps", steps, least=1)
+        _check_truncation(truncation)
+        self._checked({}, 1)
+        n, rows = (len(stops) - 1) * steps + 1, torch.tensor([whole_number("stops", i) for i in stops])
+        noise = Noise.of_rows(torch.full((len(rows),), seed_of(seed, "sample")), rows)
+        ends = self.game.ask({}, noise, truncation)
+        if not any(_is_latent(x) for x in tensors_of(ends)):
+            raise ValueError("this generator has no latent to go along")
+        told, made = self.conditions(n, 0 if self.conditional and label is None else label, attributes), []
+        if self.game.attributes and attributes is None:
+            told["attributes"] = told["attributes"][:1].expand(n, -1)
+        for first in range(0, n, self.batch_size):
+            at = torch.arange(first, first + self.batch_size).clamp(max=n - 1)
+            ways = functools.partial(_along, from_=at // steps, share=at % steps / steps)
+            made.append(self._run(functools.partial(map_tensors, ways, ends), _rows_of(told, at))[: n - first])
+        return torch.cat(made)
 
     @property
     def takes_any_size(self) -> bool:
@@ -380,6 +417,23 @@ def whole_number(name: str, value: Any, *, least: int = 0) -> int:
 def _check_truncation(truncation: float | None) -> None:
     if truncation is not None and not (truncation > 0 and math.isfinite(truncation)):
         raise ValueError(f"truncation: expected a number above 0, found {truncation}")
+
+
+def _is_latent(x: Tensor) -> bool:
+    """Whether these rows of inputs are numbers to go between, and not keys, choices or what is the same for all."""
+    return x.is_floating_point() and x.dim() > 1 and bool((x != x[:1]).any())
+
+
+def _along(ends: Tensor, from_: Tensor, share: Tensor) -> Tensor:
+    """Latents `[N, ..., D]`, each at its `share` of the great circle from one of `ends` `[S, ..., D]` to the next."""
+    if not _is_latent(ends):
+        return ends[:1].expand(len(from_), *ends.shape[1:])
+    one, other = ends[from_], ends[(from_ + 1).clamp(max=len(ends) - 1)]
+    cosine = torch.cosine_similarity(one, other, -1).clamp(-1, 1)[..., None]
+    angle, share = cosine.acos(), share.view(-1, *[1] * (one.dim() - 1))
+    straight = angle.sin() < 1e-4  # too near for the formula, or the same
+    by_circle = (((1 - share) * angle).sin() * one + (share * angle).sin() * other) / angle.sin().clamp(min=1e-4)
+    return torch.where(straight, one.lerp(other, share), by_circle)
 
 
 def _rows_of(tensors: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:

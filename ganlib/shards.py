@@ -45,6 +45,7 @@ __all__ = [
     "Group",
     "LazyRows",
     "Summary",
+    "content_hashes",
     "pack",
     "read",
     "read_groups",
@@ -213,9 +214,14 @@ def _told_apart(bucket: pa.Table, summary: Summary) -> pa.Table:
     hashes: list[bytes] = []
     for digest, equal in itertools.groupby(bucket["hash"].to_pylist()):
         again = [number for number, _ in enumerate(equal)][1:]
-        hashes += [digest, *(hashlib.blake2b(digest + k.to_bytes(8), digest_size=16).digest() for k in again)]
+        hashes += [digest, *(_repeated(digest, k) for k in again)]
         summary.duplicates += len(again)
     return bucket.set_column(bucket.schema.get_field_index("hash"), "hash", pa.array(hashes, pa.binary(16)))
+
+
+def _repeated(digest: bytes, number: int) -> bytes:
+    """The hash of the k-th repetition of an example."""
+    return hashlib.blake2b(digest + number.to_bytes(8), digest_size=16).digest()
 
 
 class _Examples:
@@ -478,6 +484,46 @@ def stored(directory: str | Path, split: str, limit: int | None = None, *, keep:
     told = [name for name in _columns(spec) if name not in spec.parts]
     known = read_groups(spec, groups, columns=told) if told else {}
     return {**{name: lazy(name) for name in spec.parts}, **{name: column[:limit] for name, column in known.items()}}
+
+
+def content_hashes(directory: str | Path) -> set[str]:
+    """What `Spec.content_hash` is of the examples that the shards hold, computed anew from these.
+
+    Two, if the examples have attributes: the hash is another one where rows were sorted on disk. Raises DamagedShard
+    for an example that is not what its own hash says, ValueError where shards do not keep all that the hash is of.
+    """
+    directory, spec = Path(directory), read_spec(directory)
+    splits = [split for split in _SPLITS if split in SPLITS or split in spec.counts]
+    if ANOMALIES in splits and not spec.classes:
+        raise ValueError(f"{directory}: the labels of anomalies next to a single normal class are not stored")
+    found: list[tuple[bytes, int, int, bytes]] = []
+    equal: dict[bytes, set[bytes]] = {}
+    for number, split in enumerate(_SPLITS):
+        for group in row_groups(directory, split) if split in splits else ():
+            rows = {name: column.numpy() for name, column in read_groups(spec, [group]).items()}
+            (_, told), *_ = _tables([group], ["hash"])
+            nothing = np.zeros((group.rows, 0))
+            labels, attributes = rows.get("label", np.zeros(group.rows, np.int64)), rows.get("attributes", nothing)
+            for i, digest in enumerate(told["hash"].to_pylist()):
+                raw = b"".join(rows[name][i].tobytes() for name in spec.parts)
+                equal.setdefault(hashlib.blake2b(raw, digest_size=16).digest(), set()).add(digest)
+                found.append((digest, int(labels[i]), number, attributes[i].astype("<f8").tobytes()))
+    for first, digests in equal.items():
+        if digests != {first, *(_repeated(first, k) for k in range(1, len(digests)))}:
+            raise DamagedShard(f"{directory}: an example is not what its hash says; `dvc repro` makes it anew")
+    found.sort()
+
+    def digest_of(buckets: Iterable[list[tuple[bytes, int, int, bytes]]]) -> str:
+        digest = hashlib.sha256()
+        for bucket in buckets:
+            for key, label, number, _ in bucket:
+                words = [int.from_bytes(key[:8]), int.from_bytes(key[8:]), label % 2**64, number]
+                digest.update(np.array(words, "<u8").tobytes())
+            digest.update(b"".join(row[3] for row in bucket))
+        return digest.hexdigest()
+
+    spilled = [list(rows) for _, rows in itertools.groupby(found, key=lambda row: row[0][0])]
+    return {digest_of([found]), digest_of(spilled)}
 
 
 class LazyRows:

@@ -30,6 +30,7 @@ __all__ = [
     "check_address",
     "cluster",
     "cluster_address",
+    "connected",
     "local_cpus",
     "on_every_node",
     "one_line",
@@ -136,6 +137,20 @@ def cluster(params: Params) -> Iterator[dict[str, float]]:
         gcs_address = ray.get_runtime_context().gcs_address
         with restarting(gcs_address, local=not address, at_most=params.scale.max_failures):
             yield usable_resources(ray.cluster_resources())
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def connected(scale: ScaleConfig) -> Iterator[dict[str, float]]:
+    """Inside, this process is connected to the cluster of `cluster_address`, whose resources are yielded. Raises
+    StageError if there is no such cluster, or no token."""
+    check_address(scale)
+    _init("no Ray cluster", address=cluster_address(scale))
+    import ray
+
+    try:
+        yield usable_resources(ray.cluster_resources())
     finally:
         ray.shutdown()
 

@@ -17,7 +17,7 @@ from ganlib import registry
 from ganlib.config import GateConfig, Params
 from ganlib.data._spec import Spec
 from ganlib.device import default_device
-from ganlib.evaluate import Comparison, compare, sample_for_evaluation
+from ganlib.evaluate import Comparison, Samples, available_metrics, compare, sample_for_evaluation
 from ganlib.export import Generator, load_generator
 from ganlib.reference import Reference
 from ganlib.registry import nearest
@@ -31,6 +31,7 @@ __all__ = [
     "CHAMPION",
     "Decision",
     "Metrics",
+    "compare_generators",
     "decide",
     "decide_between",
     "deciding_figures",
@@ -48,7 +49,7 @@ class Decision:
     """What the gate decided, and on which figures. `difference` is challenger minus champion."""
 
     decision: str
-    """`promoted` or `refused`"""
+    """`promoted`, `refused`, or `held`: good enough, and waiting for a person's approval"""
     reason: str
     metric: str
     challenger: float
@@ -231,14 +232,38 @@ def _differences(one: Spec, other: Spec) -> list[str]:
     return [key for key, value in facts(one).items() if facts(other).get(key) != value]
 
 
+def compare_generators(
+    challenger: Generator, champion: Generator, params: Params, metrics: Sequence[str] = ()
+) -> list[Comparison]:
+    """Both by each of the metrics, or by that of the gate, on the test examples that lie here, with the seeds and as
+    many samples as the stage `evaluate`.
+
+    Raises StageError where they are not comparable, or where the data are not those of the challenger, ConfigError for
+    a metric that cannot be measured.
+    """
+    if differs := _differences(champion.spec, challenger.spec):
+        raise StageError(f"not comparable: {' and '.join(differs)} differ")
+    reference = Reference.load(REFERENCE)
+    if reference.spec.content_hash != challenger.spec.content_hash:
+        raise StageError(f"{REFERENCE}: of other data than the first of the two was trained on")
+    known = available_metrics(reference, labelled=challenger.conditional)
+    made, rivals = _drawn(challenger, champion, params, reference)
+    return [
+        compare(made, rivals, reference, metric, params.evaluate, params.seed)
+        for metric in metrics or [metric_of(params.gate, known)]
+    ]
+
+
 def _compare(challenger: Generator, champion: Generator, params: Params, metric: str) -> Comparison:
     """Both on the same test examples, with the seeds and as many samples as the stage `evaluate`."""
-    cfg, reference = params.evaluate, Reference.load(REFERENCE)
-    n = min(cfg.num_samples, reference.size)
-    made, rivals = (
-        sample_for_evaluation(one, PREPARED, n, seed=params.seed, batch=cfg.batch) for one in (challenger, champion)
-    )
-    return compare(made, rivals, reference, metric, cfg, params.seed)
+    reference = Reference.load(REFERENCE)
+    made, rivals = _drawn(challenger, champion, params, reference)
+    return compare(made, rivals, reference, metric, params.evaluate, params.seed)
+
+
+def _drawn(one: Generator, other: Generator, params: Params, reference: Reference) -> tuple[Samples, Samples]:
+    cfg, n = params.evaluate, min(params.evaluate.num_samples, reference.size)
+    return tuple(sample_for_evaluation(each, PREPARED, n, seed=params.seed, batch=cfg.batch) for each in (one, other))  # type: ignore[return-value]
 
 
 def _load(store: Store, version: Version, scratch: Path) -> Generator | str:

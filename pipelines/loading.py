@@ -13,7 +13,7 @@ from pipelines import model_registry, tracking
 from pipelines.model_registry import Version
 from pipelines.tracking import Store
 
-__all__ = ["default_store", "load_version"]
+__all__ = ["default_store", "generator_files", "load_version"]
 
 
 def default_store() -> Store:
@@ -32,3 +32,10 @@ def load_version(store: Store, version: Version | str, device: torch.device | st
     """
     with scratch_folder() as scratch:
         return load_generator(model_registry.download(store, version, Path(scratch)), device)
+
+
+def generator_files(source: str, scratch: Path) -> Path:
+    """The folder with the generator's files, below `scratch` where they come out of the registry."""
+    if source.startswith("models:/"):
+        return model_registry.download(default_store(), source, scratch)
+    return Path(source)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,14 @@ from pipelines.tracking import (
 
 __all__ = [
     "Version",
+    "aliases",
     "check_whole",
     "download",
     "find_version",
     "folder_sha256",
     "recorded_version",
     "register_generator",
+    "run_json",
     "set_alias",
     "tag_version",
     "version_by_alias",
@@ -56,6 +58,10 @@ class Version:
     model: str
     number: int
     tags: Mapping[str, str]
+    run_id: str = ""
+    """of the run that logged it"""
+    created_ms: int = 0
+    """since 1970"""
 
     @property
     def uri(self) -> str:
@@ -67,20 +73,30 @@ def find_version(store: Store, model: str, key: str) -> Version | None:
     return min(_search_versions(store, model, VERSION_KEY, key), key=lambda one: one.number, default=None)
 
 
-def versions(store: Store, model: str, tag: str, value: str) -> list[Version]:
-    """The model's versions whose `tag` is `value`, by number."""
+def versions(store: Store, model: str, tag: str = "", value: str = "") -> list[Version]:
+    """The model's versions, or those whose `tag` is `value`, by number."""
     return sorted(_search_versions(store, model, tag, value), key=lambda one: one.number)
 
 
-def _search_versions(store: Store, model: str, tag: str, value: str) -> list[Version]:
-    found, token = [], None
+def aliases(store: Store) -> dict[str, dict[str, int]]:
+    """The registered models by name, each with its aliases and the numbers of their versions."""
     with store_errors(store):
-        while token != "":
-            page = store.client.search_model_versions(
-                f"name = '{model}' and tags.`{tag}` = '{value}'", page_token=token
-            )
-            found += [_version(one) for one in page]
-            token = page.token or ""
+        found = _all_pages(store.client.search_registered_models)
+    return {one.name: {alias: int(number) for alias, number in one.aliases.items()} for one in found}
+
+
+def _search_versions(store: Store, model: str, tag: str, value: str) -> list[Version]:
+    wanted = f"name = '{model}'" + (f" and tags.`{tag}` = '{value}'" if tag else "")
+    with store_errors(store):
+        return [_version(one) for one in _all_pages(store.client.search_model_versions, wanted)]
+
+
+def _all_pages(search: Callable[..., Any], *words: str) -> list[Any]:
+    found, token = [], None
+    while token != "":
+        page = search(*words, page_token=token)
+        found += page
+        token = page.token or ""
     return found
 
 
@@ -137,7 +153,7 @@ def _remedy(store: Store, model: str) -> str:
 
 
 def _version(found: Any) -> Version:
-    return Version(found.name, int(found.version), dict(found.tags))
+    return Version(found.name, int(found.version), dict(found.tags), found.run_id or "", found.creation_timestamp or 0)
 
 
 def register_generator(run: Run, folder: Path, model: str, key: str, tags: Mapping[str, str]) -> Version:
@@ -266,6 +282,17 @@ def _download(store: Store, uri: str, into: Path) -> Path:
     except (MlflowException, OSError) as error:
         raise StageError(f"{uri}: not in {shown(store.uri)}: {error_text(error, store.uri)}") from error
     return Path(found)
+
+
+def run_json(store: Store, version: Version, name: str) -> Any:
+    """What `tracking.log_json` wrote to the run that logged the version, or None where it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    with scratch_folder() as scratch, store_errors(store):
+        try:
+            return json.loads(Path(store.client.download_artifacts(version.run_id, name, scratch)).read_text())
+        except (MlflowException, OSError):
+            return None
 
 
 def folder_sha256(folder: Path) -> str:

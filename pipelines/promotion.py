@@ -11,25 +11,34 @@ right before it moves it, and `_settle_race` looks afterwards for who did the sa
 - A process that is killed right after it moved the alias leaves the version that came later as the champion, until
   its stage is run again.
 - Not guaranteed: a person's move in the milliseconds between the last reading and the move is overwritten.
+
+With `gate.approval: human` what would be promoted is held, and no alias moves until `approve`. What people move is kept
+with who, when and why as a tag of the version that became the champion; the gate's decision on it stays as it was.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import json
+import os
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 from ganlib.config import Params
 from ganlib.export import Generator
 from pipelines import model_registry
+from pipelines._stage import StageError
 from pipelines.gate import CHAMPION, Decision, Metrics, decide, decide_between
 from pipelines.model_registry import Version
 from pipelines.tracking import Store
 
-__all__ = ["TERMS", "settle"]
+__all__ = ["PREVIOUS", "TERMS", "Move", "approve", "moves", "promote", "rollback", "settle"]
 
 PREVIOUS = "previous_champion"
 TERMS = "gate.terms"  # set last: the gate whose decision has been carried out
+MOVED = "moved."  # and the time: a person made this version the champion
 BEFORE = "gate.before"  # the versions whose promotion had been carried out when this one was promoted
 
 
@@ -73,6 +82,9 @@ def _promote_or_refuse(
         if holds and decision is not None:  # another process found our claim, and moved the alias to us
             return decision, before
         decision = decide(store, params, None if holds else champion, generator, metrics, faults)
+        if decision.decision == "promoted" and params.gate.approval == "human" and not holds:
+            waits = f"{decision.reason}; it waits for `ganlib approve {version.uri}`"
+            decision = dataclasses.replace(decision, decision="held", reason=waits)
         before = [one.number for one in _promoted(store, version.model) if TERMS in one.tags]
         # the claim: whoever moves the alias after us finds it
         model_registry.tag_version(store, version, {BEFORE: json.dumps(before), **decision.tags()})
@@ -118,6 +130,87 @@ def _settle_race(store: Store, params: Params, version: Version, decision: Decis
             model_registry.tag_version(store, challenger, outcome.tags())
             if challenger.number == version.number:
                 decision = outcome
+
+
+class Move(NamedTuple):
+    """A version that a person made the champion. `over` is the number of the one that was, if any."""
+
+    time: str
+    """UTC, as ISO 8601 writes it"""
+    version: int
+    over: int | None
+    action: str
+    """`promote`, `rollback` or `approve`"""
+    by: str
+    reason: str
+
+
+def promote(store: Store, version: Version, reason: str, action: str = "promote") -> Move:
+    """Make a version the champion, whatever the gate said; the champion of before becomes the previous one.
+
+    The record is written first: a kill in between leaves a record without a move, never a move without one. Raises
+    StageError where it is the champion already, or without a reason.
+    """
+    if not reason.strip():
+        raise StageError("--reason: expected why, found nothing")
+    champion = model_registry.version_by_alias(store, version.model, CHAMPION)
+    if _same(champion, version):
+        raise StageError(f"{version.uri} is the champion already")
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    move = Move(now, version.number, champion.number if champion else None, action, _user(), reason.strip())
+    told = {name: value for name, value in move._asdict().items() if name not in ("time", "version")}
+    model_registry.tag_version(store, version, {MOVED + now: json.dumps(told, ensure_ascii=False)})
+    if champion is not None:
+        model_registry.set_alias(store, champion, PREVIOUS)
+    model_registry.set_alias(store, version, CHAMPION)
+    return move
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return str(os.getuid())
+
+
+def rollback(store: Store, model: str, reason: str) -> Move:
+    """Make the previous champion the champion again; the other is the previous one then, so a second rollback takes the
+    first back. Raises StageError where there is no previous one."""
+    previous = model_registry.version_by_alias(store, model, PREVIOUS)
+    if previous is None:
+        raise StageError(f"{model}: no version has the alias {PREVIOUS}, so there is nothing to go back to")
+    return promote(store, previous, reason, "rollback")
+
+
+def approve(store: Store, version: Version, reason: str) -> Move:
+    """Make a version that the gate holds the champion. Raises StageError where it does not hold it, or where the
+    champion is another than the one that the version was compared with."""
+    found = version.tags.get("gate.decision", "not decided")
+    if found != "held":
+        other = "" if found == "promoted" else "; `ganlib models promote` makes it the champion all the same"
+        raise StageError(f"{version.uri}: expected a version that is held for approval, found {found}{other}")
+    decision = Decision.from_tags(version.tags)
+    champion = model_registry.version_by_alias(store, version.model, CHAMPION)
+    if (champion and champion.number) != decision.champion_version:
+        raise StageError(
+            f"{version.uri}: compared with version {decision.champion_version or 'none'}, and the champion is "
+            f"{champion.number if champion else 'none'} now; `ganlib models compare` compares, `ganlib models promote` "
+            "makes it the champion"
+        )
+    move = promote(store, version, reason, "approve")
+    told = f"{decision.reason.partition('; it waits for')[0]}; approved by {move.by}: {move.reason}"
+    model_registry.tag_version(store, version, dataclasses.replace(decision, decision="promoted", reason=told).tags())
+    return move
+
+
+def moves(store: Store, model: str) -> list[Move]:
+    """Whom people made the champion, the latest last."""
+    found = []
+    for version in model_registry.versions(store, model):
+        for tag, value in version.tags.items():
+            if tag.startswith(MOVED):
+                found.append(Move(time=tag.removeprefix(MOVED), version=version.number, **json.loads(value)))
+    return sorted(found)
 
 
 def _rivals(store: Store, version: Version, displaced: int | None, before: list[int]) -> list[Version]:

@@ -10,7 +10,7 @@ from specs import image_spec, pair_spec
 from ganlib import registry
 from ganlib.data import image
 from ganlib.export import load_generator, save_generator
-from pipelines.cli import _class
+from pipelines.commands.samples import _class
 from pipelines.pyfunc import GeneratorModel, logged
 
 

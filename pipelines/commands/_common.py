@@ -1,0 +1,86 @@
+"""What commands share: errors of one line, arguments, progress bars, groups with a command that need not be named."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from ganlib.export import Generator
+
+__all__ = [
+    "AsJson",
+    "ModelURI",
+    "Reason",
+    "VersionURI",
+    "default_command",
+    "load_generator",
+    "one_line_errors",
+    "progress",
+]
+
+T = TypeVar("T")
+
+ModelURI = Annotated[
+    str,
+    typer.Argument(metavar="MODEL_URI", help="models:/NAME@ALIAS, models:/NAME/VERSION, or a generator's folder"),
+]
+VersionURI = Annotated[str, typer.Argument(metavar="MODEL_URI", help="models:/NAME@ALIAS or models:/NAME/VERSION")]
+Reason = Annotated[str, typer.Option(help="why; it is kept with the version")]
+AsJson = Annotated[bool, typer.Option("--json", help="for scripts")]
+
+
+def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """What a person can mend is said in a line, with exit status 1."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        from ganlib.config import ConfigError
+        from pipelines._stage import StageError, spoken
+
+        try:
+            command(*args, **kwargs)
+        except (ConfigError, StageError, OSError) as error:
+            typer.echo(f"ganlib: {spoken(error)}", err=True)
+            raise typer.Exit(1) from error
+
+    return guarded
+
+
+def default_command(name: str) -> type[TyperGroup]:
+    """A group in which words that name no command are the arguments of the command `name`."""
+
+    class Group(TyperGroup):
+        def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+            return super().resolve_command(ctx, args if args[0] in self.commands else [name, *args])
+
+    return Group
+
+
+def load_generator(model_uri: str) -> Generator:
+    """Raises StageError if the address leads to no generator."""
+    import ganlib
+    from pipelines._stage import StageError
+
+    try:
+        return ganlib.load(model_uri)
+    except ValueError as error:
+        raise StageError(str(error)) from error
+
+
+def progress(chunks: Iterable[T], total: int, what: str, size: Callable[[T], int]) -> Iterator[T]:
+    """The chunks, with a bar on stderr while they come, where that is a terminal; their sizes sum to `total`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        for chunk in chunks:
+            yield chunk
+            bar.advance(task, size(chunk))

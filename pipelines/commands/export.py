@@ -1,0 +1,42 @@
+"""`ganlib export`: a generator as one graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands._common import ModelURI, one_line_errors
+
+__all__ = ["export"]
+
+
+@one_line_errors
+def export(
+    model_uri: ModelURI,
+    format: Annotated[str, typer.Option("-f", "--format", help="onnx, or torch for torch.export")] = "onnx",
+    latent: Annotated[bool, typer.Option("--latent", help="of latents as inputs, in place of a seed's key")] = False,
+    output: Annotated[Path, typer.Option("-o", "--output", help="the folder to write to")] = Path("export"),
+) -> None:
+    """Write a generator as one graph, for runtimes without this code, and check that it makes the same samples."""
+    import ganlib
+    from ganlib.graph import FORMATS, TOLERANCE, GraphError, export_graph
+    from ganlib.registry import nearest
+    from pipelines._stage import StageError
+
+    if format not in FORMATS:
+        raise StageError(f"--format: {format!r} is not one{nearest(format, FORMATS)}; known: {', '.join(FORMATS)}")
+    try:
+        made = export_graph(ganlib.load(model_uri, "cpu"), output, format, latent=latent)
+    except GraphError as error:
+        raise StageError(f"{model_uri}: {error}") from error
+    except ValueError as error:  # which names the folder
+        raise StageError(str(error)) from error
+    if not made.agrees:
+        made.path.unlink()
+        raise StageError(
+            f"{model_uri}: {format}: its samples are up to {made.difference:.3g} from the generator's, "
+            f"at most {TOLERANCE:g} is allowed"
+        )
+    typer.echo(f"{made.path}: of {', '.join(made.inputs)}; within {made.difference:.1e} of the generator")

@@ -1,0 +1,189 @@
+"""`ganlib models …` and `ganlib approve`: versions of registered models, compared, promoted and rolled back."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.commands._common import AsJson, Reason, VersionURI, default_command, load_generator, one_line_errors
+
+if TYPE_CHECKING:
+    from pipelines.promotion import Move
+
+__all__ = ["app", "approve"]
+
+app = typer.Typer(
+    help="Versions of registered models.",
+    cls=default_command("list"),
+    invoke_without_command=True,
+    no_args_is_help=False,
+)
+
+
+@app.callback()
+def _without_words(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_versions(None, False)
+
+
+@app.command("list")
+@one_line_errors
+def list_versions(
+    model: Annotated[str | None, typer.Argument(metavar="[NAME]", help="of a registered model; without, all")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List versions: aliases, what the gate decided and why, and the figure by which it did."""
+    from datetime import UTC, datetime
+
+    from pipelines import model_registry
+    from pipelines._stage import StageError
+    from pipelines.loading import default_store
+
+    store = default_store()
+    named = model_registry.aliases(store)
+    if model is not None and model not in named:
+        raise StageError(f"{model}: no such model; known: {', '.join(named) or 'none'}")
+    found = [
+        {
+            "model": version.model,
+            "version": version.number,
+            "aliases": sorted(alias for alias, number in of.items() if number == version.number),
+            "decision": version.tags.get("gate.decision", "none"),
+            "metric": version.tags.get("gate.metric"),
+            "value": json.loads(version.tags.get("gate.challenger", "null")),
+            "registered": datetime.fromtimestamp(version.created_ms / 1000, UTC).isoformat(timespec="seconds"),
+            "reason": version.tags.get("gate.reason", ""),
+        }
+        for name, of in named.items()
+        if model in (None, name)
+        for version in model_registry.versions(store, name)
+    ]
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for one in found:
+        one["aliases"], one["value"] = ", ".join(one["aliases"]), _figure(one["value"])
+        one["registered"] = one["registered"][:16].replace("T", " ")
+    _print_table(found)
+
+
+@app.command()
+@one_line_errors
+def compare(
+    one: VersionURI,
+    other: VersionURI,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="SECTION.METRIC, of outputs/evaluate/metrics.json; may be repeated")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score two versions anew on the test data in this folder, with the seeds of `evaluate`.
+
+    The interval is of the difference, the first less the second. Without a metric it is that of the gate.
+    """
+    import dataclasses
+
+    from ganlib.config import load_params
+    from pipelines.gate import compare_generators
+
+    figures = compare_generators(load_generator(one), load_generator(other), load_params(), metric or ())
+    rows = []
+    for found in figures:
+        rows.append(
+            {
+                "metric": found.metric,
+                one: found.challenger,
+                other: found.champion,
+                "difference": found.difference,
+                "low": found.low,
+                "high": found.high,
+                "better is": found.direction,
+                "clearly better": _clearly_better(found, one, other),
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(found) for found in figures], indent=2))
+        return
+    _print_table([{name: _figure(value) for name, value in row.items()} for row in rows])
+
+
+@app.command()
+@one_line_errors
+def promote(model_uri: VersionURI, reason: Reason) -> None:
+    """Make a version the champion, whatever the gate said."""
+    from pipelines import model_registry, promotion
+    from pipelines.loading import default_store
+
+    store = default_store()
+    version = model_registry.version_by_uri(store, model_uri)
+    typer.echo(_sentence(version.model, promotion.promote(store, version, reason)))
+
+
+@app.command()
+@one_line_errors
+def rollback(
+    model: Annotated[str, typer.Argument(metavar="NAME", help="of the registered model")], reason: Reason
+) -> None:
+    """Make the previous champion the champion again. A second one takes the first back."""
+    from pipelines import promotion
+    from pipelines.loading import default_store
+
+    typer.echo(_sentence(model, promotion.rollback(default_store(), model, reason)))
+
+
+@app.command()
+@one_line_errors
+def history(
+    model: Annotated[str, typer.Argument(metavar="NAME", help="of the registered model")], as_json: AsJson = False
+) -> None:
+    """List what people moved: when, who and why. What the gate decided is in `ganlib models list`."""
+    from pipelines import promotion
+    from pipelines.loading import default_store
+
+    found = [move._asdict() for move in promotion.moves(default_store(), model)]
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    _print_table([{name: _figure(value) for name, value in move.items()} for move in found])
+
+
+@one_line_errors
+def approve(model_uri: VersionURI, reason: Reason) -> None:
+    """Make a version the champion that the gate holds for a person's approval (`gate.approval: human`)."""
+    from pipelines import model_registry, promotion
+    from pipelines.loading import default_store
+
+    store = default_store()
+    version = model_registry.version_by_uri(store, model_uri)
+    typer.echo(_sentence(version.model, promotion.approve(store, version, reason)))
+
+
+def _sentence(model: str, move: Move) -> str:
+    before = "the first" if move.over is None else f"in place of version {move.over}"
+    return f"{model} version {move.version} is the champion, {before}: {move.reason}"
+
+
+def _clearly_better(found: Any, one: str, other: str) -> str:
+    if found.low <= 0 <= found.high:
+        return "neither"
+    return one if (found.low > 0) == (found.direction == "higher") else other
+
+
+def _figure(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        typer.echo("none")
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(Text(str(value)) for value in row.values()))
+    Console().print(table)

@@ -1,0 +1,457 @@
+"""`ganlib sample`, `interpolate` and `answer`: what a generator makes, and what a model says of examples."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.commands._common import AsJson, ModelURI, load_generator, one_line_errors, progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ganlib.data._spec import Spec
+    from ganlib.export import Generator
+
+__all__ = ["answer", "interpolate", "sample"]
+
+Seed = Annotated[int, typer.Option(help="the same seed gives the same samples")]
+Label = Annotated[str | None, typer.Option(help="a class by its name, or #3 for that of index 3; without it, in turn")]
+Attribute = Annotated[
+    list[str] | None, typer.Option(help="NAME=NUMBER, repeated for each of the data's; without, as real examples")
+]
+Truncation = Annotated[float | None, typer.Option(help="below 1: more typical, less varied")]
+
+Made = dict[str, Any]
+"""samples as of `Generator.sample`"""
+
+
+@one_line_errors
+def sample(
+    model_uri: ModelURI,
+    n: Annotated[int, typer.Option("-n", help="how many; images given: as many as these")] = 64,
+    seed: Seed = 0,
+    label: Label = None,
+    attribute: Attribute = None,
+    truncation: Truncation = None,
+    given: Annotated[list[Path] | None, typer.Option(help="an image to translate; may be repeated")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="of rows: COLUMN=VALUE, also with <, <=, >, >=, !=; may be repeated")
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="a picture of all (.png, …), or of each ('{index}.png', '{label}' too); .npz, .parquet, .csv; "
+            "a folder: Parquet shards, or what was restored of several files",
+        ),
+    ] = Path("grid.png"),
+    ray_address: Annotated[
+        str | None, typer.Option(envvar="RAY_ADDRESS", help="of a cluster, to fill a folder with all of it")
+    ] = None,
+    rows_per_shard: Annotated[
+        int | None, typer.Option(min=1, help="of a folder's files, rounded to what is made at once; default: 32 MB")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw samples from a generator. A folder is filled where it was left, after a kill."""
+    from pipelines._stage import StageError
+
+    generator = load_generator(model_uri)
+    try:
+        spec = generator.spec
+        if given:
+            if label is not None or attribute or truncation is not None:
+                raise ValueError("--given: such a generator takes nothing else but a --seed")
+            if not generator.translates:
+                raise ValueError("--given: this generator makes samples of noise: it is given nothing")
+            if generator.takes_any_size:
+                _restore(generator, given, seed, output)
+                return
+            n, parts = len(given), _given(given, spec)
+            made = {**parts, "sample": generator.sample(n, given=parts, seed=seed)["sample"]}
+            _save(spec.kind.preview(spec.sample, made, math.ceil(math.sqrt(n))), output)
+        else:
+            told = {
+                "label": _class(label, spec.classes),
+                "attributes": _attributes(attribute, spec.attributes),
+                "truncation": truncation,
+            }
+            if not output.suffix or output.is_dir():
+                if where:
+                    raise ValueError("--where: expected a file such as rows.parquet; shards take no conditions")
+                _fill(model_uri, generator, n, seed, told, output, rows_per_shard, ray_address)
+            else:
+                conditions = _where(where, spec)
+                write = _writer(output)
+                chunks = _chunks(generator, n, seed, conditions, told)
+                write(generator, progress(chunks, n, output.name, lambda chunk: len(chunk["sample"])), n, output)
+    except ValueError as error:
+        raise StageError(str(error)) from error
+    if as_json:
+        typer.echo(json.dumps({"output": str(output), "n": n, "seed": seed, "model": model_uri}))
+    else:
+        what = "rows" if output.suffix in (".csv", ".parquet") else "samples"
+        typer.echo(f"{output}: {n} {what} of {model_uri}, seed {seed}")
+
+
+@one_line_errors
+def interpolate(
+    model_uri: ModelURI,
+    seed: Seed = 0,
+    stops: Annotated[int, typer.Option(min=2, help="samples to go to, one after the other, and back to the first")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="frames from each to the next")] = 24,
+    label: Label = None,
+    attribute: Attribute = None,
+    truncation: Truncation = None,
+    fps: Annotated[int, typer.Option(min=1, max=100, help="frames in a second")] = 24,
+    width: Annotated[int, typer.Option(min=1, help="of the film, at least; small frames are enlarged")] = 256,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help=".gif, .webp or .apng; .mp4 where ffmpeg is installed")
+    ] = Path("walk.gif"),
+) -> None:
+    """Film the way between samples of one class, along great circles of the latent space."""
+    import numpy as np
+    from PIL import Image
+
+    from pipelines._stage import StageError
+
+    generator = load_generator(model_uri)
+    try:
+        spec = generator.spec
+        made = generator.interpolate(
+            [*range(stops), 0],
+            steps,
+            seed=seed,
+            label=_class(label, spec.classes),
+            attributes=_attributes(attribute, spec.attributes),
+            truncation=truncation,
+        )
+        pictures = _pictures(generator, made[:-1])  # the last is the first
+        times = max(1, -(-width // pictures[0].width))
+        size = (pictures[0].width * times, pictures[0].height * times)
+        frames = [picture.convert("RGB").resize(size, Image.Resampling.NEAREST) for picture in pictures]
+        if output.suffix == ".mp4":
+            _film(np.stack([np.asarray(frame) for frame in frames]), fps, output)
+        elif output.suffix in (".gif", ".webp", ".apng", ".png"):
+            partial = output.with_name(f".partial.{output.name}")
+            try:
+                of_each = round(1000 / fps)
+                kind = "PNG" if output.suffix == ".apng" else None
+                frames[0].save(partial, kind, save_all=True, append_images=frames[1:], duration=of_each, loop=0)
+                partial.replace(output)
+            finally:
+                partial.unlink(missing_ok=True)
+        else:
+            raise ValueError(f"--output: {output.suffix or 'no suffix'}; expected .gif, .webp, .apng or .mp4")
+    except ValueError as error:
+        raise StageError(str(error)) from error
+    typer.echo(f"{output}: {len(frames)} frames between {stops} samples of {model_uri}, seed {seed}")
+
+
+@one_line_errors
+def answer(
+    model_uri: ModelURI,
+    name: Annotated[str, typer.Argument(help="which answer, such as score")],
+    files: Annotated[list[Path], typer.Argument(help="an example each, such as an image")],
+) -> None:
+    """Print what a model says of examples: a line for each file, the answer first."""
+    from pipelines._stage import StageError
+
+    generator = load_generator(model_uri)
+    known = [answer for answer, shape in generator.answer_shapes().items() if len(shape) < 2]
+    try:
+        if name not in known:
+            raise ValueError(f"{name!r} is not one of this model's answers; known: {', '.join(known) or 'none'}")
+        if generator.translates:
+            raise ValueError("examples that have given parts cannot be read from files: ask the registered model")
+        answers = generator.answer(_of_files(files, generator.spec, "sample", "files"))[name]
+    except ValueError as error:
+        raise StageError(str(error)) from error
+    for file, answered in zip(files, answers.tolist(), strict=True):
+        numbers = answered if isinstance(answered, list) else [answered]
+        typer.echo("\t".join([*(f"{number:.6g}" for number in numbers), str(file)]))
+
+
+# -- writing -------------------------------------------------------------------------------------------------
+
+
+def _chunks(generator: Generator, n: int, seed: int, where: Any, told: dict[str, Any]) -> Iterator[Made]:
+    """Samples with the conditions they are told, a chunk at a time."""
+    start = 0
+    for chunk in generator.stream(n, where=where, seed=seed, **told):
+        rows = slice(start, start + len(chunk))
+        yield {"sample": chunk, **generator.conditions(n, told["label"], told["attributes"], rows)}
+        start = rows.stop
+
+
+def _writer(output: Path) -> Callable[[Generator, Iterable[Made], int, Path], None]:
+    """What writes such a file, which is there when it is whole, or not at all."""
+    if "{index}" in output.name:
+        return _write_each
+    if output.suffix in (".csv", ".parquet"):
+        return _write_rows
+    return _write_arrays if output.suffix == ".npz" else _write_picture
+
+
+def _write_picture(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
+    import torch
+
+    spec = generator.spec
+    if not output.parent.is_dir():
+        raise ValueError(f"--output: {output.parent}: no such folder")
+    made = list(chunks)
+    labels = {label for chunk in made if "label" in chunk for label in chunk["label"].tolist()}
+    in_turn = len(spec.classes) if len(labels) > 1 and len(spec.classes) <= min(n, 32) else 0
+    samples = torch.cat([chunk["sample"] for chunk in made])
+    _save(spec.kind.preview(spec.sample, {"sample": samples}, in_turn or math.ceil(math.sqrt(n))), output)
+
+
+def _write_each(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
+    """A picture each, under a name with its index and, if asked for, its class."""
+    template, digits, index = str(output), len(str(n - 1)), 0
+    if "{label}" in template and not generator.conditional:
+        raise ValueError("--output: {label} is not known: this generator is not conditional")
+    for chunk in chunks:
+        for i, picture in enumerate(_pictures(generator, chunk["sample"])):
+            name = template.replace("{index}", f"{index:0{digits}d}")
+            if "label" in chunk:
+                name = name.replace("{label}", _as_file_name(generator.spec.classes[int(chunk["label"][i])]))
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            _save(picture, Path(name))
+            index += 1
+
+
+def _as_file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_ " else "_" for c in name)
+
+
+def _write_arrays(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
+    """NumPy's file of arrays: `sample`, or one for each column of a table; `label`, the class names."""
+    import numpy as np
+    import pandas as pd
+
+    columns: dict[str, list[Any]] = {}
+    for chunk in chunks:
+        shown = generator.present(chunk["sample"])
+        found = (
+            {name: shown[name].to_numpy() for name in shown} if isinstance(shown, pd.DataFrame) else {"sample": shown}
+        )
+        if "label" in chunk:
+            found["label"] = np.array([generator.spec.classes[label] for label in chunk["label"].tolist()])
+        if "attributes" in chunk:
+            found["attributes"] = chunk["attributes"].numpy()
+        for name, column in found.items():
+            # text as text: an array of objects would be a pickle
+            column = np.asarray(column)
+            columns.setdefault(name, []).append(column.astype(str) if column.dtype == object else column)
+    partial = output.with_name(f".partial.{output.name}")  # NumPy adds .npz to other names
+    try:
+        arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
+        np.savez_compressed(partial, **arrays)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_rows(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
+    """A CSV or Parquet file, of which a chunk is held at a time."""
+    import pyarrow as pa
+    import pyarrow.csv as pa_csv
+    import pyarrow.parquet as pq
+
+    from pipelines.batch import table_of
+
+    partial, writer, schema = output.with_name(f".partial.{output.name}"), None, None
+    try:
+        for chunk in chunks:
+            table = table_of(generator, chunk)
+            if output.suffix == ".csv" and any(
+                isinstance(kind, pa.FixedShapeTensorType) for kind in table.schema.types
+            ):
+                raise ValueError(
+                    f"--output: {generator.spec.modality} data are no rows of a .csv; expected .parquet, .npz or .png"
+                )
+            if writer is None:
+                # a column whose first values are all missing has no type yet
+                texts = [pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in table.schema]
+                schema = pa.schema(texts)
+                kind = pa_csv.CSVWriter if output.suffix == ".csv" else pq.ParquetWriter
+                options = pa_csv.WriteOptions(quoting_style="needed")
+                writer = kind(partial, schema, **({"write_options": options} if output.suffix == ".csv" else {}))
+            writer.write_table(table.cast(schema))
+        if writer is not None:
+            writer.close()
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _fill(
+    model_uri: str,
+    generator: Generator,
+    n: int,
+    seed: int,
+    told: dict[str, Any],
+    folder: Path,
+    rows_per_shard: int | None,
+    ray_address: str | None,
+) -> None:
+    """Shards of samples, those that are missing in the folder."""
+    from ganlib.export import whole_number
+    from ganlib.scratch import scratch_folder
+    from pipelines import batch
+    from pipelines.loading import generator_files
+    from pipelines.model_registry import folder_sha256
+
+    attributes = told["attributes"]
+    rows = whole_number("n", n, least=1), whole_number("seed", seed)
+    generator.sample(
+        rows[0], seed=seed, rows=slice(0, 1), **told
+    )  # what cannot be made is said before a file is written
+    with scratch_folder() as scratch:
+        files = generator_files(model_uri, Path(scratch))
+        request = batch.Request(
+            folder_sha256(files),
+            n,
+            seed,
+            batch.shard_size(generator, rows_per_shard),
+            told["label"],
+            None if attributes is None else tuple(attributes.tolist()),
+            told["truncation"],
+        )
+        missing = batch.missing_shards(folder, request)
+        if here := len(request.names) - len(missing):
+            typer.echo(f"{folder}: {here} of {len(request.names)} shards are there", err=True)
+        todo = sum(rows.stop - rows.start for rows in map(request.rows, missing))
+        made = batch.write_shards(generator, files, request, missing, folder, ray_address)
+        for _ in progress(made, todo, folder.name, int):
+            pass
+
+
+def _pictures(generator: Generator, samples: Tensor) -> list[Any]:
+    """Samples as a picture each. Raises ValueError for data that are none."""
+    import numpy as np
+    from PIL import Image
+
+    shown = generator.present(samples)
+    if not isinstance(shown, np.ndarray) or shown.dtype != np.uint8 or shown.ndim != 4 or shown.shape[-1] not in (1, 3):
+        raise ValueError(f"--output: {generator.spec.modality} data are no pictures of one each")
+    return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in shown]
+
+
+def _film(frames: Any, fps: int, output: Path) -> None:
+    """Frames uint8 `[N, H, W, 3]` as H.264. Raises ValueError where ffmpeg is not installed, or fails."""
+    ffmpeg = shutil.which("ffmpeg")
+    if ffmpeg is None:
+        raise ValueError("--output: .mp4 needs ffmpeg (apt-get install ffmpeg); .gif and .webp do not")
+    partial = output.with_name(f".partial.{output.name}")
+    size = f"{frames.shape[2]}x{frames.shape[1]}"
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"]
+    even = "pad=ceil(iw/2)*2:ceil(ih/2)*2"  # as yuv420p wants it, which every player reads
+    words = [ffmpeg, "-v", "error", "-y", *raw, "-vf", even, "-pix_fmt", "yuv420p", "-f", "mp4", str(partial)]
+    try:
+        done = subprocess.run(words, input=frames.tobytes(), capture_output=True, check=False)
+        if done.returncode:
+            raise ValueError(f"--output: ffmpeg: {(done.stderr.decode().splitlines() or ['failed'])[0]}")
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _save(picture: Any, path: Path) -> None:
+    """Write a picture, or nothing. Raises ValueError for a format that is not known by its suffix."""
+    partial = path.with_name(f".partial.{path.name}")
+    try:
+        picture.save(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _restore(generator: Generator, paths: list[Path], seed: int, output: Path) -> None:
+    """What is made of each file, in its size, as a picture of its own: `output`, or in the folder of that name where
+    there are several files, or where it is one."""
+    names = [f"{path.stem}.png" for path in paths]
+    picture = generator.spec.kind.picture
+    assert picture is not None
+    into_folder = len(paths) > 1 or output.is_dir()
+    if into_folder and len(set(names)) < len(names):
+        raise ValueError("--given: two files would be written under one name; give them one after the other")
+    if into_folder:
+        output.mkdir(parents=True, exist_ok=True)
+    for name, path in zip(names, paths, strict=True):
+        made = generator.sample_any_size(_given([path], generator.spec), seed=seed)
+        target = output / name if into_folder else output
+        _save(picture(generator.spec.sample, made), target)
+        typer.echo(f"{target}: made of {path}, {' x '.join(map(str, made.shape[:1:-1]))}")
+
+
+# -- reading what is asked -----------------------------------------------------------------------------------
+
+
+def _where(conditions: list[str] | None, spec: Spec) -> Any:
+    if not conditions:
+        return None
+    if spec.kind.where is None:
+        raise ValueError(f"--where: {spec.modality} data have no columns to set conditions on")
+    return spec.kind.where(spec.sample, conditions)
+
+
+def _given(paths: list[Path], spec: Spec) -> dict[str, Any]:
+    """The given part of as many examples as there are files, as networks see it."""
+    if len(spec.given) > 1:
+        raise ValueError(f"--given: {spec.modality} data cannot be read from files, one for each example")
+    return _of_files(paths, spec, spec.given[0], "--given")
+
+
+def _of_files(paths: list[Path], spec: Spec, part: str, argument: str) -> dict[str, Any]:
+    """A part of as many examples as there are files, as networks see it."""
+    import numpy as np
+    import torch
+
+    take = spec.kind.take
+    if take is None:
+        raise ValueError(f"{argument}: {spec.modality} data cannot be read from files, one for each example")
+    stored = []
+    for path in paths:
+        try:
+            stored.append(take(spec.sample, part, path))
+        except ValueError as error:
+            raise ValueError(f"{argument}: {path}: {error}") from error
+    return {part: spec.kind.decode(spec.sample, part, torch.from_numpy(np.stack(stored)))}
+
+
+def _class(label: str | None, classes: tuple[str, ...]) -> int | None:
+    """The index of the class that is asked for by its name, or as #3; None: classes in turn."""
+    from ganlib.data._classes import label_of
+
+    try:
+        return None if label is None else label_of(classes, label)
+    except ValueError as error:
+        raise ValueError(f"--label: {error}") from None
+
+
+def _attributes(asked: list[str] | None, names: tuple[str, ...]) -> Any:
+    """`NAME=NUMBER`s as attributes in the order of `names`, or None."""
+    import torch
+
+    if not asked:
+        return None
+    pairs = [one.partition("=") for one in asked]
+    try:
+        values = {name: float(number) for name, _, number in pairs}
+    except ValueError as error:
+        raise ValueError(f"--attribute: expected NAME=NUMBER: {error}") from error
+    if sorted(name for name, _, _ in pairs) != sorted(names):
+        known = ", ".join(names) or "none, the data have no attributes"
+        raise ValueError(f"--attribute: expected each once: {known}; found {', '.join(name for name, _, _ in pairs)}")
+    return torch.tensor([values[name] for name in names], dtype=torch.float64)
