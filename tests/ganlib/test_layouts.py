@@ -286,7 +286,7 @@ def test_rows_without_images_and_images_without_rows_are_rejects(tmp_path):
         ("labels.csv", "file,label\n1.png,0,1\n", "labels.csv: line 2: expected 1 classes, found"),
         ("labels.csv", "file,label,label\n1.png,0,1\n", "more than one column is called label"),
         ("labels.csv", f"file,label\n1.png,{'x' * 140_000}\n", "labels.csv: line 2: field larger than field limit"),
-        ("labels.csv", "", "labels.csv: a first line"),
+        ("labels.csv", "", "labels.csv: expected a first line"),
         ("metadata.jsonl", '{"file_name": "1.png", "label": [1]}\n', "line 1: label is a list"),
         ("metadata.jsonl", '{"file_name": "1.png", "label": 1}\n{\n', "metadata.jsonl: line 2: "),
         ("metadata.jsonl", "[]\n", "line 1: expected an object"),
