@@ -130,7 +130,7 @@ def phases(params: Params, game: Game, timing: Plan) -> list[Phase]:
 
 
 def check_groups(params: Params, game: Game, world: int) -> None:
-    """Raises ConfigError where shares of a batch would tear examples apart that the game takes together."""
+    """Raises ConfigError where shares of a batch would separate examples that the game takes together."""
     shares = world * params.train.accumulate
     share = params.game.batch // shares
     if shares > 1 and share % game.group:
