@@ -36,8 +36,7 @@ class Batcher:
 
     async def _run_all(self) -> None:
         await asyncio.sleep(self._wait_s)  # for others that come at the same time
-        while self._waiting:
-            batch = self._next()
+        while batch := self._next():
             try:
                 jobs = [job for job, _ in batch]
                 made = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, jobs)
@@ -50,9 +49,13 @@ class Batcher:
                         done.set_exception(error)
 
     def _next(self) -> list[tuple[Job, asyncio.Future[Any]]]:
-        batch = [self._waiting.popleft()]
-        total = batch[0][0].n
-        while self._waiting and total + self._waiting[0][0].n <= self._most:
-            total += self._waiting[0][0].n
-            batch.append(self._waiting.popleft())
+        batch, total = list[tuple[Job, asyncio.Future[Any]]](), 0
+        while self._waiting:
+            job, done = self._waiting[0]
+            if batch and total + job.n > self._most:
+                break
+            self._waiting.popleft()
+            if not done.done():  # whoever asked may be gone
+                batch.append((job, done))
+                total += job.n
         return batch

@@ -30,9 +30,11 @@ from ganlib.export import load_generator, save_generator
 from ganlib.noise import Noise
 from pipelines._stage import StageError
 from pipelines.serve.api import VERSION_HEADER, api
+from pipelines.serve.batching import Batcher
 from pipelines.serve.directions import principal_directions
 from pipelines.serve.formats import formats
 from pipelines.serve.run import _local
+from pipelines.serve.sampling import Job
 from pipelines.serve.settings import TOKEN, Settings
 
 HERE = "http://127.0.0.1"
@@ -234,6 +236,31 @@ def test_requests_that_share_a_pass_get_what_they_get_alone(folder):
     for body, answer in zip(bodies, together, strict=False):
         (alone,) = gathered(api(Settings(model=folder)), [body])
         assert same(np.load(io.BytesIO(answer.content)), np.load(io.BytesIO(alone.content))), body
+
+
+def test_nothing_is_made_for_those_who_are_gone(folder):
+    """A run holds as much as fits, and what comes while it lasts is for the next, unless whoever asked has left."""
+    ran, may_end = [], threading.Event()
+
+    def run(jobs):
+        ran.append([job.n for job in jobs])
+        may_end.wait(30)
+        return [job.n for job in jobs]
+
+    async def ask():
+        batcher = Batcher(run, 10, 0)
+        first = asyncio.create_task(batcher.submit(Job(None, 7, None, 0)))
+        while not ran:
+            await asyncio.sleep(0.001)
+        others = [asyncio.create_task(batcher.submit(Job(None, n, None, 0))) for n in (4, 5, 6, 4)]
+        await asyncio.sleep(0.01)
+        others[1].cancel()
+        may_end.set()
+        return await asyncio.gather(first, *others, return_exceptions=True)
+
+    found = asyncio.run(ask())
+    assert ran == [[7], [4, 6], [4]]
+    assert [one for one in found if isinstance(one, int)] == [7, 4, 6, 4]
 
 
 def test_more_than_may_wait_are_refused_and_all_others_answered(folder):
