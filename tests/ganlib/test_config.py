@@ -137,6 +137,7 @@ def test_every_key_is_commented_where_it_first_stands():
         (changed("models.dcgan.bacth", 3), ["models.dcgan: unknown key 'bacth'", "did you mean 'batch'"]),
         (changed("models.dcgan.batch", "many"), ["models.dcgan.batch", "'many'", "integer"]),
         (changed("models.dcgan.batch", 0), ["models.dcgan.batch", "greater than 0", "found 0"]),
+        (changed("train.health.sure", True), ["train.health", "sure is now strict_only"]),
         (changed("train.kimg", float("nan")), ["train.kimg", "expected auto or a finite number above 0"]),
         (changed("model", "dcgna"), ["model: ", "params/models/dcgna.yaml", "did you mean 'dcgan'", "mlp"]),
         (changed("data", "mnits"), ["data: ", "params/datasets/mnits.yaml", "did you mean 'mnist'"]),
