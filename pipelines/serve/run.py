@@ -14,12 +14,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from ganlib.export import load_generator
 from pipelines import model_registry, tracking
 from pipelines._stage import StageError
 from pipelines.cluster import one_line, start_local
 from pipelines.serve.settings import TOKEN, Settings
 
-__all__ = ["application", "serve_until_stopped"]
+__all__ = ["application", "replica_api", "serve_until_stopped"]
 
 NAME = "ganlib"
 _LOOPBACK = ("127.0.0.1", "localhost")
@@ -39,19 +40,24 @@ RAY_SETTINGS = {
 _CONNECTIONS = 10_000  # that Ray hands to a replica at once: how many it accepts is its own business, see max_pending
 
 
+def replica_api(settings: Settings) -> Any:
+    """The routes of a replica. Raises StageError where others reach it and no token is set."""
+    import torch
+
+    from pipelines.serve.api import api
+
+    if "*" in settings.hosts and not os.environ.get(TOKEN):
+        raise StageError(f"hosts: with '*' others reach the service; set {TOKEN} in the environment of the nodes")
+    torch.set_num_threads(settings.cpus)
+    return api(settings)
+
+
 def application(settings: Settings) -> Any:
     """What Ray Serve deploys. Each replica loads the models when it starts."""
     from ray import serve
 
-    def build() -> Any:
-        import torch
-
-        from pipelines.serve.api import api
-
-        if "*" in settings.hosts and not os.environ.get(TOKEN):
-            raise StageError(f"hosts: with '*' others reach the service; set {TOKEN} in the environment of the nodes")
-        torch.set_num_threads(settings.cpus)
-        return api(settings)
+    def build() -> Any:  # in the replica
+        return replica_api(settings)
 
     deployment = serve.deployment(
         name=NAME,
@@ -107,7 +113,7 @@ def _local(settings: Settings, host: str, port: int) -> Settings:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise StageError(f"--port {port}: {error.strerror}") from error
+            raise StageError(f"--host {host} --port {port}: {error.strerror}") from error
     changed: dict[str, Any] = {"hosts": settings.hosts if host in _LOOPBACK else ("*",)}
     registered = [uri for uri in (settings.model, settings.challenger) if uri and uri.startswith("models:/")]
     if registered:
@@ -119,4 +125,8 @@ def _local(settings: Settings, host: str, port: int) -> Settings:
         uri = getattr(settings, key)
         if uri is not None and uri not in registered:
             changed[key] = os.path.abspath(uri)
+            try:
+                load_generator(uri)
+            except ValueError as error:
+                raise StageError(str(error)) from error
     return settings.model_copy(update=changed)

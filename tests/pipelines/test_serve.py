@@ -33,7 +33,7 @@ from pipelines.serve.api import VERSION_HEADER, api
 from pipelines.serve.batching import Batcher
 from pipelines.serve.directions import principal_directions
 from pipelines.serve.formats import formats
-from pipelines.serve.run import _local
+from pipelines.serve.run import _local, replica_api
 from pipelines.serve.sampling import Job
 from pipelines.serve.settings import TOKEN, Settings
 
@@ -320,10 +320,22 @@ def test_others_than_this_machine_need_a_token(folder, monkeypatch):
     monkeypatch.delenv(TOKEN, raising=False)
     with pytest.raises(StageError, match=f"--host 0.0.0.0: .*{TOKEN}"):
         _local(Settings(model=folder), "0.0.0.0", 0)
+    with pytest.raises(StageError, match=f"hosts: .*{TOKEN}"):
+        replica_api(Settings(model=folder, hosts=("*",)))
     monkeypatch.setenv(TOKEN, "hush")
     settings = _local(Settings(model=folder), "0.0.0.0", 0)
     assert settings.hosts == ("*",)
     assert "hush" not in settings.model_dump_json()
+
+
+def test_what_is_no_model_is_one_line(folder, store, tmp_path):
+    for settings, why in (
+        (Settings(model=str(tmp_path / "none")), "not a generator"),
+        (Settings(model=folder, challenger="models:/none@champion"), "there is no such model"),
+        (Settings(model="models:/none"), "expected models:/NAME@ALIAS or models:/NAME/VERSION"),
+    ):
+        with pytest.raises(StageError, match=why):
+            _local(settings, "127.0.0.1", 0)
 
 
 def test_a_port_that_is_taken_is_one_line(folder):
