@@ -64,7 +64,7 @@ def list_versions(
         typer.echo(json.dumps(found, indent=2))
         return
     for one in found:
-        one["aliases"], one["value"] = ", ".join(one["aliases"]), _figure(one["value"])
+        one["aliases"] = ", ".join(one["aliases"])
         one["registered"] = one["registered"][:16].replace("T", " ")
     _print_table(found)
 
@@ -106,7 +106,7 @@ def compare(
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(found) for found in figures], indent=2))
         return
-    _print_table([{name: _figure(value) for name, value in row.items()} for row in rows])
+    _print_table(rows)
 
 
 @app.command()
@@ -146,7 +146,7 @@ def history(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    _print_table([{name: _figure(value) for name, value in move.items()} for move in found])
+    _print_table(found)
 
 
 @one_line_errors
@@ -183,7 +183,9 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     if not rows:
         typer.echo("none")
         return
-    table = Table(*rows[0])
+    table = Table()
+    for name in rows[0]:
+        table.add_column(name, no_wrap=name != "reason", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(value)) for value in row.values()))
+        table.add_row(*(Text(_figure(value)) for value in row.values()))
     Console().print(table)

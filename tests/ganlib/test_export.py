@@ -6,7 +6,8 @@ import pytest
 import torch
 from zoo import CONDITIONED, FAMILIES, config, game_of, spec_of
 
-from ganlib.export import load_generator, save_generator
+from ganlib.export import _along, load_generator, save_generator
+from ganlib.game import tensors_of
 from ganlib.noise import Noise
 
 
@@ -241,3 +242,38 @@ def test_a_label_may_be_a_name(saved):
     assert generator.sample(2, label="c")["label"].tolist() == [2, 2]
     with pytest.raises(ValueError, match="'d' is not a class; known: a, b, c"):
         generator.sample(1, label="d")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_way_between_samples_goes_from_one_to_the_other(family, tmp_path):
+    generator = load_generator(save(family, tmp_path)[0])
+    if generator.translates:
+        with pytest.raises(ValueError, match="needs to be given"):
+            generator.interpolate([0, 1], 2)
+        return
+    inputs = tensors_of(generator.game.ask({}, Noise(0, "sample", size=2), None))
+    latents = [x for x in inputs if x.is_floating_point() and x.dim() > 1]
+    if not latents:
+        with pytest.raises(ValueError, match="has no latent"):
+            generator.interpolate([0, 1], 2)
+        return
+    label = 1 if generator.conditional else None
+    made, ends = generator.interpolate([3, 5, 3], 4, label=label), generator.sample(6, label=label)["sample"]
+    assert made.shape == (9, *generator.spec.shape)
+    torch.testing.assert_close(made[0], ends[3])
+    torch.testing.assert_close(made[8], made[0])
+    torch.testing.assert_close(made[1:4], made[5:8].flip(0))  # the same way back
+    assert not torch.equal(made[2], made[0])
+    if len(inputs) == len(latents) == 1:  # nothing else is drawn
+        torch.testing.assert_close(made[4], ends[5])
+    torch.testing.assert_close(generator.interpolate([3, 5], 4, label=label), made[:5])
+    with pytest.raises(ValueError, match="stops: expected at least 2, found 1"):
+        generator.interpolate([0], 4)
+
+
+def test_latents_go_along_great_circles():
+    ends = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
+    found = _along(ends, torch.tensor([0, 0, 0, 1]), torch.tensor([0.0, 0.5, 1.0, 0.5]))
+    half = 2**0.5
+    torch.testing.assert_close(found, torch.tensor([[2.0, 0.0], [half, half], [0.0, 2.0], [0.0, 2.0]]))
+    assert torch.equal(_along(torch.tensor([7, 9]), torch.tensor([0, 1]), torch.zeros(2)), torch.tensor([7, 7]))

@@ -13,6 +13,7 @@ from ganlib.evaluate import available_metrics, evaluate
 from ganlib.export import load_generator, save_generator
 from ganlib.reference import Reference, build
 from pipelines import gate
+from pipelines._stage import StageError
 from pipelines.gate import failed_thresholds
 from pipelines.launch import Job
 from pipelines.model_registry import Version
@@ -135,3 +136,25 @@ def test_the_figures_that_decide_are_few_and_the_compared_one_comes_first():
     assert found["samples"]["label_accuracy"]["value"] == 0.7
     of_classifier = gate.deciding_figures(metrics, GateConfig(metric="classifier.fd", at_least={"precision": 0.5}))
     assert of_classifier == {"classifier": {"fd": figures}}  # what was not measured has no figure
+
+
+def test_any_two_versions_are_compared_by_any_metrics(params, prepared, labelled, tmp_path, monkeypatch):
+    monkeypatch.setattr(gate, "REFERENCE", labelled)
+    monkeypatch.setattr(gate, "PREPARED", prepared)
+    small = gated(params, "classifier.fd").model_copy(update={"evaluate": EvaluateConfig(num_samples=20, resamples=2)})
+    family, spec = registry.load("models", "mlp"), shards.read_spec(prepared)
+    network = family.Config(width=8, latent_dim=4)
+    for name in ("one", "other"):
+        save_generator(tmp_path / name, family.build(network, spec).generator, network=network, spec=spec)
+    one, other = load_generator(tmp_path / "one"), load_generator(tmp_path / "other")
+    (alone,) = gate.compare_generators(one, one, small)
+    assert (alone.metric, alone.difference, alone.low, alone.high) == ("classifier.fd", 0.0, 0.0, 0.0)
+    found = gate.compare_generators(one, other, small, ["classifier.fd", "samples.class_coverage"])
+    assert [figure.metric for figure in found] == ["classifier.fd", "samples.class_coverage"]
+    assert found[0].low < found[0].high
+    with pytest.raises(ConfigError, match="nothing"):
+        gate.compare_generators(one, other, small, ["classifier.nothing"])
+    for changed, said in (({"content_hash": "x"}, "of other data"), ({"classes": ("a",)}, "classes differ")):
+        spec_of_other = dataclasses.replace(one.spec, **changed)
+        with pytest.raises(StageError, match=said):
+            gate.compare_generators(dataclasses.replace(one, spec=spec_of_other), other, small)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
 from ganlib import graph
 from ganlib.config import GateConfig, TrackingConfig
@@ -19,6 +21,7 @@ from ganlib.evaluate import Comparison
 from ganlib.export import load_generator
 from pipelines import gate, model_registry, promotion, register, tracking
 from pipelines._stage import StageError
+from pipelines.cli import app
 
 MODEL = "ganlib-digits"
 HEALTHY = {"coverage": 0.8, "memorisation_ratio": 1.0, "label_accuracy": 0.9, "fd": 5.0}
@@ -647,3 +650,69 @@ def test_consumer_without_pickle_and_without_the_project(stage, project):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert not [path for path in (project / "mlartifacts").rglob("*") if path.suffix in (".pkl", ".pickle", ".pt")]
+
+
+def ganlib(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def refused(done, *expected):
+    assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1), done.output
+    assert all(part in done.stderr for part in expected), done.stderr
+
+
+def test_a_version_that_passes_is_held_until_a_person_approves(stage, params, monkeypatch):
+    monkeypatch.setitem(params.__dict__, "gate", params.gate.model_copy(update={"approval": "human"}))
+    first = stage(weights=0)
+    assert (first["decision"], aliases()) == ("held", (None, None))
+    assert "it waits for `ganlib approve models:/ganlib-digits/1`" in first["reason"]
+    assert stage(weights=0) == first
+    refused(ganlib("approve", f"models:/{MODEL}/1", "--reason", " "), "--reason: expected why")
+    done = ganlib("approve", f"models:/{MODEL}/1", "--reason", "looked at 100 digits")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "ganlib-digits version 1 is the champion, the first: looked at 100 digits\n"
+    assert aliases() == (1, None)
+    again = stage(weights=0)
+    assert (again["decision"], aliases()) == ("promoted", (1, None))
+    assert re.search(r"approved by \S+: looked at 100 digits$", again["reason"])
+    refused(ganlib("approve", f"models:/{MODEL}/1", "--reason", "x"), "held for approval, found promoted")
+    assert stage(weights=1)["decision"] == stage(weights=2)["decision"] == "held"
+    assert ganlib("approve", f"models:/{MODEL}/2", "--reason", "sharper").exit_code == 0
+    refused(
+        ganlib("approve", f"models:/{MODEL}/3", "--reason", "x"),
+        "models:/ganlib-digits/3: compared with version 1, and the champion is 2 now",
+    )
+    assert aliases() == (2, 1)
+    assert stage(weights=3, coverage=0.01)["decision"] == "refused"
+    refused(ganlib("approve", f"models:/{MODEL}/4", "--reason", "x"), "found refused; `ganlib models promote` makes it")
+
+
+def test_people_promote_and_roll_back_with_a_reason(stage):
+    refused(ganlib("models", "rollback", MODEL, "--reason", "x"), "previous_champion")
+    stage(weights=0)
+    stage(weights=1)
+    assert stage(weights=2, low=1.0, high=2.0)["decision"] == "refused"
+    done = ganlib("models", "rollback", MODEL, "--reason", "sevens look like ones")
+    assert done.stdout == "ganlib-digits version 1 is the champion, in place of version 2: sevens look like ones\n"
+    assert aliases() == (1, 2)
+    assert stage(weights=1)["decision"] == "promoted", "the gate's decision stands"
+    assert aliases() == (1, 2), "and takes nothing back"
+    assert ganlib("models", "promote", f"models:/{MODEL}/3", "--reason", "looks better").exit_code == 0
+    assert aliases() == (3, 1)
+    refused(ganlib("models", "promote", f"models:/{MODEL}/3", "--reason", "x"), "is the champion already")
+    moves = json.loads(ganlib("models", "history", MODEL, "--json").stdout)
+    assert [(one["version"], one["over"], one["action"], one["reason"]) for one in moves] == [
+        (1, 2, "rollback", "sevens look like ones"),
+        (3, 1, "promote", "looks better"),
+    ]
+    assert all(one["by"] and one["time"].endswith("Z") for one in moves)
+    listed = json.loads(ganlib("models", "list", "--json").stdout)
+    assert [(one["version"], one["aliases"], one["decision"], one["value"]) for one in listed] == [
+        (1, ["previous_champion"], "promoted", 5.0),
+        (2, [], "promoted", 3.5),
+        (3, ["champion"], "refused", 6.5),
+    ]
+    shown = ganlib("models", MODEL).stdout
+    assert "champion" in shown
+    assert ganlib("models").stdout == shown
+    refused(ganlib("models", "list", "none"), "none: no such model; known: ganlib-digits")
