@@ -141,6 +141,7 @@ def test_the_first_version_is_champion_and_answers(first, outputs):
     assert decision["champion_version"] is None
     metrics = read(outputs / "evaluate/metrics.json")
     assert decision["challenger"] == metrics["efficientnet_lite0"]["kid"]["value"]
+    assert read(outputs / "register/summary.json")["efficientnet_lite0"]["kid"] == metrics["efficientnet_lite0"]["kid"]
     found = champion(first[0])
     assert found["version"] == 1
     assert found["sha"] == first[0].run("git", "rev-parse", "HEAD").strip()

@@ -75,6 +75,10 @@ def test_first_healthy_version_is_champion(stage):
     decision = stage()
     assert decision["decision"] == "promoted"
     assert aliases() == (1, None)
+    summary = json.loads(Path("outputs/register/summary.json").read_text())
+    section, name = decision["metric"].split(".")
+    assert next(iter(summary[section].items())) == (name, {"value": decision["challenger"]})
+    assert {"coverage", "memorisation_ratio"} <= set(summary[section])
     tags = versions()[1]
     assert tags["gate.decision"] == "promoted"
     assert tags["gate.metric"] == "classifier.fd"
