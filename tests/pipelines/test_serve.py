@@ -17,7 +17,7 @@ import urllib.request
 from contextlib import suppress
 from urllib.parse import unquote
 
-import httpx
+import httpx2
 import numpy as np
 import pandas as pd
 import pytest
@@ -219,7 +219,7 @@ def gathered(app, bodies):
     """The answers to requests that come at once."""
 
     async def ask():
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=HERE) as client:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=HERE) as client:
             return await asyncio.gather(*(client.post("/v1/samples", json=body) for body in bodies))
 
     return asyncio.run(ask())
