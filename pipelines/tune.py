@@ -170,7 +170,9 @@ def _plot(trials: list[Trial], space: dict[str, Search], path: Path) -> None:
 
 
 def _print(trials: list[Trial], keys: list[str]) -> None:
-    table = Table("trial", *(Column(key, overflow="fold") for key in keys), "kimg", _quality_name(trials))
+    table = Table(
+        "trial", *(Column(key, overflow="fold") for key in keys), "kimg", Column(_quality_name(trials), overflow="fold")
+    )
     for trial in sorted(trials, key=lambda trial: math.inf if trial.last.score is None else trial.last.score):
         row, score = _last_row(trial), math.nan if trial.last.score is None else trial.last.score
         figures = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in trial.changes.values()]
