@@ -138,12 +138,11 @@ function tile(role, uri, body, index, pixels) {
 
 function table(rows) {
   const names = Object.keys(rows[0] ?? {});
-  const head = element("tr", {}, ...names.map((name) => element("th", { scope: "col", textContent: name })));
+  const numbers = new Set(names.filter((name) => rows.every((row) => row[name] === null || typeof row[name] === "number")));
+  const side = (name) => (numbers.has(name) ? "number" : "");
+  const head = element("tr", {}, ...names.map((name) => element("th", { scope: "col", className: side(name), textContent: name })));
   const body = rows.map((row) =>
-    element("tr", {}, ...names.map((name) => {
-      const value = row[name];
-      return element("td", { className: typeof value === "number" ? "number" : "", textContent: value ?? "" });
-    })));
+    element("tr", {}, ...names.map((name) => element("td", { className: side(name), textContent: row[name] ?? "" }))));
   return element("table", {}, element("thead", {}, head), element("tbody", {}, ...body));
 }
 
