@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands import export, lineage, models, samples, serve
+from pipelines.commands import drift, export, lineage, models, samples, serve
 from pipelines.commands._common import one_line_errors
 
 __all__ = ["app"]
@@ -21,7 +21,15 @@ params_app = typer.Typer(help="What params.yaml and params/ say.", no_args_is_he
 app.add_typer(params_app, name="params")
 app.add_typer(models.app, name="models")
 app.add_typer(lineage.app, name="lineage")
-for _command in (samples.sample, samples.interpolate, samples.answer, export.export, serve.serve, models.approve):
+for _command in (
+    samples.sample,
+    samples.interpolate,
+    samples.answer,
+    export.export,
+    serve.serve,
+    models.approve,
+    drift.drift,
+):
     app.command()(_command)
 
 

@@ -38,7 +38,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature, set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 from packaging.version import Version
@@ -48,7 +50,7 @@ from ganlib.data._classes import class_name, label_of
 from ganlib.data._spec import Spec
 from ganlib.export import Generator, load_generator, whole_number
 
-__all__ = ["GeneratorModel", "logged"]
+__all__ = ["GeneratorModel", "RequestError", "logged"]
 
 # MLflow's schemas have no "not given": a label of −1 or "" means classes in turn, no attributes those of real examples
 # in turn, a truncation of 0 none, an empty answer samples.
@@ -76,6 +78,10 @@ OUTPUT_BYTES = 2**27
 REQUIREMENTS = ("mlflow", "numpy", "packaging", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors", "torch")
 
 
+class RequestError(MlflowException, ValueError):
+    """A ValueError whose line MLflow's server passes on to the client; of others it says only that they came."""
+
+
 class GeneratorModel(PythonModel):
     """A generator behind MLflow's `predict`."""
 
@@ -90,8 +96,14 @@ class GeneratorModel(PythonModel):
         model_input: pd.DataFrame,  # or images: MLflow checks nothing by this hint, and warns of most others
         params: dict[str, Any] | None = None,
     ) -> Any:
-        """Samples as the kind of data presents them, or an answer for each row. Raises ValueError for an unknown column
-        or answer, a value out of range, or rows that are not like those it was trained on."""
+        """Samples as the kind of data presents them, or an answer for each row. Raises RequestError for an unknown
+        column or answer, a value out of range, or rows that are not like those it was trained on."""
+        try:
+            return self._predict(model_input, params)
+        except ValueError as error:
+            raise RequestError(str(error), INVALID_PARAMETER_VALUE) from error
+
+    def _predict(self, model_input: Any, params: dict[str, Any] | None) -> Any:
         if name := (params or {}).get("answer"):
             return self._answer(name, model_input, params or {})
         if self.generator.translates:

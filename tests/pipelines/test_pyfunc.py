@@ -11,7 +11,7 @@ from ganlib import registry
 from ganlib.data import image
 from ganlib.export import load_generator, save_generator
 from pipelines.commands.samples import _class
-from pipelines.pyfunc import GeneratorModel, logged
+from pipelines.pyfunc import GeneratorModel, RequestError, logged
 
 
 def model(folder, family, spec, attributes=None, **network):
@@ -125,8 +125,11 @@ def test_one_call_gives_no_more_than_stated(told):
     ],
 )
 def test_what_is_out_of_range_is_refused_in_a_line(told, asked, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(RequestError, match=message) as caught:
         told.predict(None, None, asked)
+    assert isinstance(caught.value, ValueError)
+    # what `mlflow models serve` answers with
+    assert (caught.value.get_http_status_code(), caught.value.message) == (400, str(caught.value))
 
 
 def test_requirements_are_of_versions_that_pypi_has(told, tmp_path, monkeypatch):
