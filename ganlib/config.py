@@ -137,6 +137,7 @@ class DatasetConfig(Config):
     max_reject_share: Share = 0.01
     shard_mb: PositiveFloat = 64.0
     budget: BudgetConfig = BudgetConfig()
+    licence: Annotated[str, Field(min_length=1)] | None = None
 
     @field_validator("sample", mode="before")
     @classmethod

@@ -4,7 +4,7 @@ Writes `metrics.json` (numbers alone, in the form of `dvc metrics`), `about.json
 `neighbours.png` (fakes, each with its nearest training examples; `neighbours.csv` of data that are read rather than
 looked at) and, where labelled, `classes.csv`. Of a model that answers questions also `answers.png`,
 test examples and anomalies next to those answers that look like samples, and the curve of each metric that is the area
-under one.
+under one. `report.html` shows all of it, with the model card, in one file.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ from ganlib.metrics._neighbours import nearest
 from ganlib.metrics._types import Examples
 from ganlib.reference import Reference
 from pipelines._stage import EVALUATED, PREPARED, REFERENCE, TRAINED, StageError, atomic_folder, main
+from pipelines.model_card import model_card
+from pipelines.report import TRUNCATION, Pictures, interpolations, least_realistic, truncated, write_report
 
 __all__ = ["stage"]
 
@@ -78,10 +81,12 @@ def stage(params: Params) -> None:
     except ValueError as error:
         raise StageError(f"{TRAINED / 'generator'}: {error}") from error
     metrics = evaluate(samples, reference, cfg, params.seed, seen, before)
+    pictures = Pictures()
     with atomic_folder(EVALUATED) as folder:
         _write(folder / "metrics.json", metrics)
         about = _about(reference, generator, n, cfg, params.seed, fitted=before is not None)
-        _write(folder / "about.json", about | {"not_measured": _not_measured(metrics, spec)})
+        about |= {"not_measured": _not_measured(metrics, spec)}
+        _write(folder / "about.json", about)
         preview = functools.partial(spec.kind.preview, spec.sample)
         if generator.translates:
             sources = {
@@ -95,24 +100,74 @@ def stage(params: Params) -> None:
             _compared(samples, spec).save(folder / "samples.png")
         else:
             preview({"sample": _by_class(samples, spec)}, COLUMNS).save(folder / "samples.png")
+        pictures.add("Samples", _what_samples_show(generator, spec), folder / "samples.png")
+        for heading, what, more in _more_pictures(generator, samples, seen, reference, params.seed):
+            pictures.add(heading, what, preview({"sample": more}, COLUMNS))
         beside = _beside_nearest(samples["sample"][:COLUMNS], reference, spec)
         shown = spec.kind.present(spec.sample, "sample", spec.kind.quantise(spec.sample, beside).numpy())
         if isinstance(shown, np.ndarray):
             preview({"sample": beside}, COLUMNS).save(folder / "neighbours.png")
+            near = "Each row: a generated sample, then the training examples nearest to it in features."
+            pictures.add("Nearest training examples", near, folder / "neighbours.png")
         else:
             _write_neighbours(folder / "neighbours.csv", shown)
         if reference.classifier is not None:
             _write_classes(folder / "classes.csv", seen[SAMPLES], reference)
         if shown := _answered(generator, spec):
             preview(shown, ANSWERED_COLUMNS).save(folder / "answers.png")
+            pictures.add("Answers", f"In each group: {', '.join(shown)}.", folder / "answers.png")
         for name, curve in curves(samples, reference).items():
             _write_curve(folder / name, curve)
+        neighbours = folder / "neighbours.csv"
+        write_report(
+            folder / "report.html",
+            generator=generator,
+            card=model_card(generator, metrics, _data_card()),
+            metrics=metrics,
+            about=about,
+            pictures=pictures,
+            neighbours=neighbours if neighbours.is_file() else None,
+            trained=TRAINED,
+            prepared=PREPARED,
+        )
     _tell(metrics, n, cfg)
+
+
+def _data_card() -> dict[str, Any]:
+    """What the stage `prepare` says of the data; empty where it does not."""
+    file = PREPARED / "card.json"
+    card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return card
+
+
+def _what_samples_show(generator: Generator, spec: Spec) -> str:
+    if generator.translates:
+        return "Test examples, each with what is made of it."
+    if spec.kind.compare is not None:
+        return "How generated samples are distributed, next to test examples."
+    by_class = generator.conditional and spec.kind.LOOKS == "picture"
+    return "Not chosen. " + (f"A row for each class: {', '.join(spec.classes[:ROWS])}." if by_class else "")
+
+
+def _more_pictures(
+    generator: Generator, samples: Samples, seen: Any, reference: Reference, seed: int
+) -> Iterator[tuple[str, str, Tensor]]:
+    """Heading, sentence and samples of what the report shows besides; of pictures made of noise."""
+    if generator.translates or generator.spec.kind.LOOKS != "picture":
+        return
+    if (typical := truncated(generator, 2 * COLUMNS, seed)) is not None:
+        what = f"Latents within ±{TRUNCATION:g}, where the family truncates them so: more typical, less varied."
+        yield "Truncated", what, typical
+    if (between := interpolations(generator, 3, seed)) is not None:
+        yield "Interpolations", "From left to right, from one latent to another, on the great circle.", between
+    space = next(name for name, space in reference.spaces.items() if space.column == "features")
+    worst = least_realistic(samples["sample"], seen[space]["features"], reference, 2 * COLUMNS)
+    yield "Least realistic", f"Of all samples measured, those farthest from any training example in {space}.", worst
 
 
 def _about(
     reference: Reference, generator: Generator, n: int, cfg: EvaluateConfig, seed: int, *, fitted: bool
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """What a reader of metrics.json should know; text and settings, so not in it."""
     looks = reference.spec.kind.LOOKS
     modules = {name: registry.load("metrics", name, looks) for name in registry.names("metrics", looks)}

@@ -156,7 +156,9 @@ def _version(found: Any) -> Version:
     return Version(found.name, int(found.version), dict(found.tags), found.run_id or "", found.creation_timestamp or 0)
 
 
-def register_generator(run: Run, folder: Path, model: str, key: str, tags: Mapping[str, str]) -> Version:
+def register_generator(
+    run: Run, folder: Path, model: str, key: str, tags: Mapping[str, str], description: str = ""
+) -> Version:
     """Log the generator in `folder` as a pyfunc model of `run`; register it as `model`.
 
     It carries safetensors, JSON and the code it was made with (`ganlib`); no pickle. A model that a killed process
@@ -176,6 +178,7 @@ def register_generator(run: Run, folder: Path, model: str, key: str, tags: Mappi
                     run.id,
                     model_id=model_id,
                     tags={**tags, VERSION_KEY: key, DIGEST: digest},
+                    description=description,
                 )
             )
     first = find_version(store, model, key)

@@ -354,6 +354,7 @@ def _card(
     notes += [f"Class {name!r} has no test example." for label, name in enumerate(spec.classes) if not in_test[label]]
     return {
         "source": {**cfg.source.model_dump(mode="json"), "about": source.about},
+        "licence": cfg.licence,
         "sample": spec.sample.model_dump(mode="json"),
         "shape": list(spec.shape),
         **({"given": {name: list(spec.parts[name].shape) for name in spec.given}} if spec.given else {}),

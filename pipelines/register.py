@@ -40,6 +40,7 @@ from pipelines._stage import (
 from pipelines.budget import with_budget
 from pipelines.gate import Metrics, deciding_figures, metric_of
 from pipelines.launch import fingerprint
+from pipelines.model_card import markdown, model_card
 from pipelines.model_registry import Version
 from pipelines.outbox import send_kept
 from pipelines.promotion import settle
@@ -48,7 +49,7 @@ from pipelines.train import BEST
 
 __all__ = ["stage"]
 
-VIEWABLE = (".csv", ".json", ".md", ".png", ".yaml")
+VIEWABLE = (".csv", ".html", ".json", ".md", ".png", ".yaml")
 
 
 def stage(params: Params) -> None:
@@ -136,8 +137,10 @@ def _log(
             tracking.log_folder(run, Path(scratch), "stages")
         if any(graphs.iterdir()):
             tracking.log_folder(run, graphs, "export")
+        data = json.loads(file.read_text(encoding="utf-8")) if (file := PREPARED / "card.json").is_file() else {}
+        card = markdown(model_card(generator, metrics, data))
         tags |= {f"export.{format}": json.dumps(about) for format, about in exported.items()}
-        return model_registry.register_generator(run, TRAINED / "generator", params.registered_model, key, tags)
+        return model_registry.register_generator(run, TRAINED / "generator", params.registered_model, key, tags, card)
 
 
 def _copy_viewable(folder: Path, into: Path) -> None:

@@ -42,6 +42,14 @@ ALLOWED = {
     "pipelines/gate.py": {"kid": "the default metric to decide by"},
     "pipelines/train.py": {"label_accuracy": "quality while training, printed"},
     "pipelines/evaluate.py": {"label_accuracy": "a column of classes.csv"},
+    "pipelines/model_card.py": {
+        "coverage": "what a card says in words, where it was measured",
+        "label_accuracy": "the same",
+        "c2st": "the same",
+        "psnr": "the same",
+        "memorisation_ratio": "the audit that a card states",
+        "copied": "the same",
+    },
 }
 
 

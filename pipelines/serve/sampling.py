@@ -20,6 +20,7 @@ from torch import Tensor
 from ganlib.data._classes import class_name, label_of
 from ganlib.export import Generator
 from ganlib.game import Sample, map_tensors, sample_of, tensors_of
+from ganlib.interpolation import slerp
 from ganlib.noise import Noise
 from ganlib.scratch import scratch_folder
 from pipelines.serve.asked import Interpolation, Point, Samples, Walk
@@ -150,7 +151,7 @@ def interpolation(asked: Interpolation) -> Work:
             between = dict(told)
             if "attributes" in told:
                 between["attributes"] = torch.lerp(told["attributes"], others["attributes"], share.double())
-            inputs = _joined(first, last, functools.partial(_slerp, share=share))
+            inputs = _joined(first, last, functools.partial(slerp, share=share))
             made.append(_made_of(generator, inputs, between))
         return torch.cat(made)
 
@@ -199,18 +200,6 @@ def _inputs(generator: Generator, point: Point, truncation: float | None) -> Sam
     """Of one sample, `[1, ...]` each."""
     index = slice(point.index, point.index + 1)
     return generator.game.ask({}, Noise(point.seed, "sample", size=index.stop, rows=index), truncation)
-
-
-def _slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
-    """Between two of `[1, ...]`; lengths go from one to the other."""
-    if not start.is_floating_point():
-        raise ValueError("this generator's inputs are no points between which there are others")
-    cosine = (start * end).sum() / (start.norm() * end.norm()).clamp_min(1e-12)
-    angle = cosine.clamp(-1.0, 1.0).acos()
-    if angle.sin() < 1e-4:  # of one direction, or opposite: the great circle is not defined
-        return torch.lerp(start, end, share)
-    mixed: Tensor = (((1 - share) * angle).sin() * start + (share * angle).sin() * end) / angle.sin()
-    return mixed
 
 
 def restored(file: bytes, seed: int) -> Work:

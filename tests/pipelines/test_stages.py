@@ -81,6 +81,8 @@ def chosen(model: str, data: str) -> Params:
 def imported(file: str) -> tuple[list[str], list[str]]:
     """Modules that a file imports by a statement, and folders from which it loads by a name."""
     modules, folders = list[str](), list[str]()
+    if not file.endswith(".py"):
+        return modules, folders
     for node in ast.walk(ast.parse((ROOT / file).read_text())):
         match node:
             case ast.Import(names):
