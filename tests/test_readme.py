@@ -94,16 +94,28 @@ def test_the_python_needs_nothing_of_the_project_and_runs_in_any_folder(followed
 
 
 def test_the_python_finds_a_model_from_another_folder(tmp_path):
-    """As above, on a generator that has learned nothing."""
+    """As above, on a generator that has learned nothing, where nothing can be imported that the project needs and the
+    model's requirements do not name or need themselves."""
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     project.mkdir()
     elsewhere.mkdir()
     run = {"check": True, "capture_output": True, "text": True, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
     subprocess.run([sys.executable, "-c", REGISTER], cwd=project, **run)
-    seen = "print(images.shape, images.dtype)"
-    done = subprocess.run([sys.executable, "-c", f"{python_in(project)}\n{seen}"], cwd=elsewhere, **run)
-    assert done.stdout.splitlines()[-1] == "(16, 28, 28, 1) uint8"
+    seen = "print(images.shape, images.dtype, ganlib.__file__)"
+    code = f"{WITHOUT_THE_PROJECT}\n{python_in(project)}\nimport ganlib\n{seen}"
+    run["env"] = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, **run)
+    shown, file = done.stdout.splitlines()[-1].rsplit(maxsplit=1)
+    assert shown == "(16, 28, 28, 1) uint8"
+    assert Path(file).is_relative_to(project / "mlartifacts")
     assert list(elsewhere.iterdir()) == []
+
+
+WITHOUT_THE_PROJECT = """
+import sys
+for name in ("pipelines", "ray", "dvc", "typer", "optuna", "mlxtend", "efficientnet_lite_pytorch", "torchmetrics"):
+    sys.modules[name] = None  # an import of it fails
+"""
 
 
 REGISTER = """
