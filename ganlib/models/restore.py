@@ -3,7 +3,8 @@
 The generator is SRResNet's residual network (Ledig et al. 2017) without BatchNorm, as in EDSR (Lim et al. 2017); it
 adds to what is naively made of the given image. It is fully convolutional, so images of any size can be restored. A
 fit of the mean absolute error comes before the game, in which that error and the distance of features stay as terms.
-The discriminator judges patches and is told nothing.
+The discriminator is unconditional. It judges patches of pixels, or feature maps of a network pretrained on photographs
+(Projected GANs, Sauer et al. 2021).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = ["MODALITY", "Config", "build"]
 MODALITY = "restoration"
 
 _BICUBIC = 2  # given pixels on each side that an upscaled pixel depends on
+_MAP_CHANNELS = (16, 24, 40)  # of EfficientNet-Lite0's maps; stated, as a registered generator lacks the package
 
 
 class Config(_Config):
@@ -36,6 +38,7 @@ class Config(_Config):
     width: PositiveInt = 32
     blocks: PositiveInt = 6
     fold: Literal[1, 2, 4] = 2
+    discriminator: Literal["pixels", "features"] = "pixels"
     discriminator_width: PositiveInt = 32
     patch_levels: PositiveInt = 2
     discriminator_norm: Literal["none", "spectral"] = "spectral"
@@ -65,7 +68,7 @@ def build(cfg: Config, spec: Spec) -> Game:
         terms.append(Term("features", "generator", distance, cfg.feature_weight))
     return Game(
         generator,
-        _Discriminator(cfg, channels),
+        _Discriminator(cfg, channels) if cfg.discriminator == "pixels" else _FeatureDiscriminator(cfg),
         deal=lambda batch: Deal(batch.data["given"], real=batch.data["sample"]),
         ask=lambda given, noise, truncation: given["given"],
         terms=tuple(terms),
@@ -90,15 +93,21 @@ def _absolute_error(made: Tensor, target: Tensor) -> Tensor:
     return (made - target).abs().mean((1, 2, 3))
 
 
-def _feature_matching(round: Round) -> Tensor:
-    """The mean absolute difference of the discriminator's features, `[N]`. Wang et al. 2018 (pix2pixHD), eq. 4."""
+def _features_of(round: Round) -> tuple[Tensor, Tensor]:
+    """What the discriminator returns of fakes and of reals, `[N, D]`; gradients reach the fakes alone."""
     real = round.real_features
     if real is None:
         with torch.no_grad():
             real = round.discriminate(round.real).features
     assert real is not None
     assert round.fake_features is not None
-    return (round.fake_features - real.detach()).abs().mean(1)
+    return round.fake_features, real.detach()
+
+
+def _feature_matching(round: Round) -> Tensor:
+    """The mean absolute difference of the discriminator's features, `[N]`. Wang et al. 2018 (pix2pixHD), eq. 4."""
+    fake, real = _features_of(round)
+    return (fake - real).abs().mean(1)
 
 
 def _perceptual(round: Round) -> Tensor:
@@ -106,13 +115,26 @@ def _perceptual(round: Round) -> Tensor:
 
     Zhang et al. 2018, eq. 1, with equal weights, summed over layers.
     """
-    assert isinstance(round.fake, Tensor)
-    assert isinstance(round.real, Tensor)
-    maps = _maps(round.fake.device)
-    with torch.no_grad():
-        expected = [_normalised(x) for x in maps(round.real)]
-    pairs = zip(maps(round.fake), expected, strict=True)
-    return sum(((_normalised(x) - y).square().sum(1).mean((1, 2)) for x, y in pairs), round.fake.new_zeros(()))
+    if isinstance(round.game.discriminator, _FeatureDiscriminator):  # which has them already
+        fake, real = _features_of(round)
+    else:
+        assert isinstance(round.fake, Tensor)
+        assert isinstance(round.real, Tensor)
+        with torch.no_grad():
+            real = _flattened(_normalised_maps(round.real))
+        fake = _flattened(_normalised_maps(round.fake))
+    return (fake - real).square().sum(1)
+
+
+def _normalised_maps(images: Tensor) -> list[Tensor]:
+    """EfficientNet-Lite0's maps, `[N, C, h, w]`, with a length of 1 at each place."""
+    maps = (x.float() for x in _maps(images.device)(images))
+    return [x * (x.square().sum(1, keepdim=True) + 1e-6).rsqrt() for x in maps]
+
+
+def _flattened(maps: list[Tensor]) -> Tensor:
+    """`[N, D]`, in which squared distances are sums over maps of means over places."""
+    return torch.cat([x.flatten(1) * (x.shape[2] * x.shape[3]) ** -0.5 for x in maps], 1)
 
 
 @functools.cache
@@ -121,12 +143,6 @@ def _maps(device: torch.device) -> Callable[[Tensor], list[Tensor]]:
     from ganlib.spaces.picture.efficientnet_lite0 import feature_maps
 
     return feature_maps(device)
-
-
-def _normalised(maps: Tensor) -> Tensor:
-    """`[N, C, h, w]` with a length of 1 at each place."""
-    maps = maps.float()
-    return maps * (maps.square().sum(1, keepdim=True) + 1e-6).rsqrt()
 
 
 class _Block(nn.Module):
@@ -177,14 +193,7 @@ class _Discriminator(nn.Module):
 
     def __init__(self, cfg: Config, channels: int):
         super().__init__()
-
-        def layer(inner: int, outer: int, size: int, stride: int = 1) -> nn.Module:
-            convolution = Conv2d(inner, outer, size, stride, padding=1)
-            nn.init.kaiming_normal_(convolution.weight, 0.2)
-            nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
-            spectral = cfg.discriminator_norm == "spectral"
-            return nn.utils.parametrizations.spectral_norm(convolution) if spectral else convolution
-
+        layer = functools.partial(_judging, cfg)
         widths = [cfg.discriminator_width << level for level in range(cfg.patch_levels + 1)]
         layers: list[nn.Module] = [layer(channels, widths[0], 3)]
         for inner, outer in pairwise(widths):
@@ -197,6 +206,39 @@ class _Discriminator(nn.Module):
         """Images `[N, C, H, W]` → logits `[N, h, w]`, features `[N, D]`."""
         features = self.layers(images)
         return DiscriminatorOutput(self.last(features).squeeze(1), features.flatten(1))
+
+
+class _FeatureDiscriminator(nn.Module):
+    """A small network on each of EfficientNet-Lite0's maps, whose weights are constants; no condition.
+
+    Sauer et al. 2021, but maps are normalised at each place, and channels and scales are not mixed.
+    """
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        layer, width = functools.partial(_judging, cfg), 2 * cfg.discriminator_width
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                *(layer(channels, width, 1), nn.LeakyReLU(0.2, inplace=True)),
+                *(layer(width, width, 3), nn.LeakyReLU(0.2, inplace=True)),
+                layer(width, 1, 3),
+            )
+            for channels in _MAP_CHANNELS
+        )
+
+    def forward(self, images: Tensor, cond: Tensor | None = None) -> DiscriminatorOutput:
+        """Images `[N, C, H, W]` → logits `[N, 3]`, each the mean over a map's places; features `[N, D]`: the maps."""
+        maps = _normalised_maps(images)
+        logits = [head(x * x.shape[1] ** 0.5).mean((1, 2, 3)) for head, x in zip(self.heads, maps, strict=True)]
+        return DiscriminatorOutput(torch.stack(logits, 1), _flattened(maps))
+
+
+def _judging(cfg: Config, inner: int, outer: int, size: int, stride: int = 1) -> nn.Module:
+    """A convolution of a discriminator."""
+    convolution = Conv2d(inner, outer, size, stride, padding=size // 2 if stride == 1 else 1)
+    nn.init.kaiming_normal_(convolution.weight, 0.2)
+    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    return nn.utils.parametrizations.spectral_norm(convolution) if cfg.discriminator_norm == "spectral" else convolution
 
 
 def _convolution(inner: int, outer: int, scale: float = 1.0) -> nn.Conv2d:

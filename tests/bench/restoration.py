@@ -1,7 +1,8 @@
 """What the game adds to restoration by pixels alone: copies, the fit before the game, and its end.
 
     apt-get install dataset-fashion-mnist
-    python tests/bench/restoration.py [--data fashion_x4 fashion_noise] [--seeds 0 1 2] [--set network.l1_weight=5 ...]
+    python tests/bench/restoration.py [--data fashion_x4 fashion_noise] [--seeds 0 1 2] [--preset restore_projected]
+        [--set network.l1_weight=5 ...]
 
 Fashion-MNIST by the shipped `params/datasets/DATA.yaml` and `params/models/restore.yaml`, each training on one thread
 in this process. The first test images are judged, all answers by the same truth. `FD` is of EfficientNet-Lite0's
@@ -41,7 +42,8 @@ COLUMNS = ("PSNR", "SSIM", "FD", "FD of classifier", "CPU min")
 
 def prepared(args, data):
     params = parse_params(
-        load_params(ROOT / "params.yaml").model_dump(mode="json") | {"data": data, "model": "restore"}
+        load_params(ROOT / "params.yaml").model_dump(mode="json")
+        | {"data": data, "model": "restore", "preset": args.preset}
     )
     raw, folder = args.out / "raw", args.out / data
     if not folder.is_dir():
@@ -90,6 +92,7 @@ def main():
     parser.add_argument("--data", nargs="+", default=["fashion_x4", "fashion_noise"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kimg", type=float, default=20, help="of the game")
+    parser.add_argument("--preset", default="none")
     parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE of the model's section")
     parser.add_argument("--images", type=int, default=5000, help="of the test split, judged")
     parser.add_argument("--no-classifier", action="store_true")

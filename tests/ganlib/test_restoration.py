@@ -198,10 +198,11 @@ def test_first_answers_are_near_the_naive_ones():
     assert 0 < error < 0.3
 
 
+@pytest.mark.parametrize("discriminator", ["pixels", "features"])
 @pytest.mark.parametrize("features", ["efficientnet_lite0", "discriminator"])
-def test_the_distance_of_features(features):
+def test_the_distance_of_features(features, discriminator):
     spec = spec_of(config(SCALE_2, (32, 32)))
-    game = game_of("restore", spec, features=features)
+    game = game_of("restore", spec, features=features, discriminator=discriminator)
     (term,) = (term for term in game.terms if term.name == "features")
     (batch,) = batches(spec, 4)
     real, given = batch.data["sample"], batch.data["given"]
@@ -225,9 +226,43 @@ def test_the_distance_of_features(features):
     assert torch.equal(distance(near), distance(near))
 
 
-def test_constants_are_not_exported_nor_trained():
+def test_the_perceptual_distance_is_the_same_for_either_discriminator():
+    from ganlib.game import _round, discriminate
+
     spec = spec_of(config(SCALE_2, (32, 32)))
-    game = restore.build(restore.Config(), spec)
+    (batch,) = batches(spec, 4)
+    real, fake = batch.data["sample"], batch.data["sample"].flip(2)
+    found = []
+    for discriminator in ("pixels", "features"):
+        game = game_of("restore", spec, discriminator=discriminator, features="efficientnet_lite0")
+        (term,) = (term for term in game.terms if term.name == "features")
+        outputs = [discriminate(game, x, None, batch.noise) for x in (real, fake)]
+        for of_real in (outputs[0], None):  # a loss that is not paired asks for no reals in the generator's turn
+            deal = Deal(batch.data["given"], real)
+            found.append(term.fn(_round(game, deal, batch, real, fake, of_real, outputs[1])))
+    for distance in found[1:]:
+        torch.testing.assert_close(distance, found[0])
+
+
+def test_a_discriminator_of_features_learns():
+    spec = spec_of(config(SCALE_2, (32, 32)))
+    (batch,) = batches(spec, 16)
+    discriminator = game_of("restore", spec, discriminator="features").discriminator
+    real, fake = batch.data["sample"], torch.nn.functional.avg_pool2d(batch.data["sample"], 3, 1, 1)
+    optimizer = torch.optim.Adam(discriminator.parameters(), 1e-2)
+    for _ in range(20):
+        of_real, of_fake = discriminator(real).logits, discriminator(fake).logits
+        assert of_real.shape == (16, 3)
+        optimizer.zero_grad()
+        torch.nn.functional.softplus(of_fake - of_real).mean().backward()
+        optimizer.step()
+    assert (discriminator(real).logits > discriminator(fake).logits).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("discriminator", ["pixels", "features"])
+def test_constants_are_not_exported_nor_trained(discriminator):
+    spec = spec_of(config(SCALE_2, (32, 32)))
+    game = restore.build(restore.Config(discriminator=discriminator), spec)
     assert not game.others
     for module in game.modules.values():
         names = {type(layer).__name__ for layer in module.modules()}
@@ -236,6 +271,7 @@ def test_constants_are_not_exported_nor_trained():
     network = restore._maps(torch.device("cpu"))(torch.zeros(1, 1, 16, 16))
     assert all(not x.requires_grad for x in network)
     assert [x.shape[2] for x in network] == [8, 4, 2]
+    assert tuple(x.shape[1] for x in network) == restore._MAP_CHANNELS
 
 
 def test_too_small_for_the_patches():
@@ -255,7 +291,7 @@ def test_the_fit_is_of_the_mean_absolute_error():
 
 
 def test_killed_in_the_fit_or_in_the_game_and_resumed(small, data_of, tmp_path):
-    fit = {"fits.pixels.kimg": 0.128, "network.features": "efficientnet_lite0"}
+    fit = {"fits.pixels.kimg": 0.128, "network.features": "efficientnet_lite0", "network.discriminator": "features"}
     params, prepared = (
         small("restore", changes=fit, kimg=0.128, report_kimg=0.064, checkpoint_kimg=0.064),
         data_of("restore"),
