@@ -37,6 +37,9 @@ for _command in (
 @one_line_errors
 def check_params(
     file: Annotated[Path, typer.Option("--file", "-f", help="the file to check")] = Path("params.yaml"),
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="say what training takes here, by a few real steps on the prepared data")
+    ] = False,
 ) -> None:
     """Print what a run would use, as YAML, or what is wrong with the file and the folder `params` beside it."""
     import sys
@@ -46,6 +49,12 @@ def check_params(
     from ganlib.config import load_params
 
     params = load_params(file)
+    if estimate:
+        from pipelines._stage import PREPARED
+        from pipelines.estimate import estimate as estimated
+
+        typer.echo("\n".join(estimated(params, PREPARED).lines()))
+        return
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.sort_base_mapping_type_on_output, yaml.width = False, 120
     yaml.dump(params.chosen(), sys.stdout)
