@@ -220,9 +220,13 @@ def sections() -> Iterator[str]:
 
 def _in_folders(kind: str) -> Iterator[tuple[str, str, Any]]:
     """What is registered for any data, and for data that look like the name of a folder."""
-    for folder in (None, *registry.folders(kind)):
+    for_any = registry.names(kind, None)
+    for name in for_any:
+        yield "any", name, registry.load(kind, name, None)
+    for folder in registry.folders(kind):
         for name in registry.names(kind, folder):
-            yield folder or "any", name, registry.load(kind, name, folder)
+            if name not in for_any:
+                yield folder, name, registry.load(kind, name, folder)
 
 
 def _first_line(thing: Any) -> str:
