@@ -13,7 +13,7 @@ from pipelines.commands._common import one_line_errors
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Look after GANs that DVC, Ray and MLflow make.",
+    help="Check, sample, compare, promote, export and serve the GANs that the pipeline (`dvc repro`) trains.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -63,7 +63,10 @@ def check_params(
 @app.command()
 @one_line_errors
 def register() -> None:
-    """Register what outputs/ holds where the tracking store lacks it: in a new clone, or with another store."""
+    """Register the model in outputs/ if the tracking store lacks it: after a clone and `dvc pull`, or with a new store.
+
+    In the clone that trained it, `dvc repro` has registered it already.
+    """
     from ganlib.config import load_params
     from pipelines.registered import ensure_registered
 

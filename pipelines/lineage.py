@@ -35,8 +35,8 @@ UNKNOWN = ("", "none")
 
 
 class Check(NamedTuple):
-    """A fact as it was recorded and as it is here; `verdict` is "match", "differs" or "unknown", where neither side
-    says what ran: two trees with changes of their own may differ."""
+    """A fact as it was recorded and as it is here; `verdict` is "match", "differs", "unknown", where neither side
+    knows it, or "changed", where both have changes that no commit holds: they may differ."""
 
     fact: str
     recorded: str
@@ -46,8 +46,9 @@ class Check(NamedTuple):
     def verdict(self) -> str:
         if self.recorded != self.here:
             return "differs"
-        changed = self.fact == "git.dirty" and self.here == "true"
-        return "unknown" if changed or self.here in UNKNOWN else "match"
+        if self.fact == "git.dirty" and self.here == "true":
+            return "changed"
+        return "unknown" if self.here in UNKNOWN else "match"
 
 
 def facts(params: Params) -> dict[str, str]:

@@ -55,7 +55,8 @@ class _Progress:
         if self.rows and row["kimg"] <= self.rows[-1]["kimg"]:
             self._back(row)
         self.rows.append(row)
-        left = round((self.kimg - row["kimg"]) * 1000 / row["examples_per_second"])
+        # the last batch may end past the budget
+        left = round(max(0.0, self.kimg - row["kimg"]) * 1000 / row["examples_per_second"])
         names = {name: name.removeprefix("quality/") for name in [quality_name(row)] if name} | SHOWN
         figures = "  ".join(f"{short} {row[name]:.3g}" for name, short in names.items() if name in row)
         self.console.print(

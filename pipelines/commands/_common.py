@@ -31,7 +31,7 @@ ModelURI = Annotated[
 ]
 VersionURI = Annotated[str, typer.Argument(metavar="MODEL_URI", help="models:/NAME@ALIAS or models:/NAME/VERSION")]
 Reason = Annotated[str, typer.Option(help="why; it is kept with the version")]
-AsJson = Annotated[bool, typer.Option("--json", help="for scripts")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
 
 
 def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:

@@ -16,7 +16,9 @@ __all__ = ["export"]
 def export(
     model_uri: ModelURI,
     format: Annotated[str, typer.Option("-f", "--format", help="onnx, or torch for torch.export")] = "onnx",
-    latent: Annotated[bool, typer.Option("--latent", help="of latents as inputs, in place of a seed's key")] = False,
+    latent: Annotated[
+        bool, typer.Option("--latent", help="the graph's inputs are latent vectors, not the key of a seed")
+    ] = False,
     output: Annotated[Path, typer.Option("-o", "--output", help="the folder to write to")] = Path("export"),
 ) -> None:
     """Write a generator as one graph, for runtimes without this code, and check that it makes the same samples."""

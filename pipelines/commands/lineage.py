@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="What a registered model was made from.", cls=default_command("show"), no_args_is_help=True)
+app = typer.Typer(
+    help="What a registered model was made from. `ganlib lineage MODEL_URI` is `ganlib lineage show MODEL_URI`.",
+    cls=default_command("show"),
+    subcommand_metavar="(MODEL_URI | COMMAND [ARGS]...)",
+    no_args_is_help=True,
+)
 
 
 @app.command()
@@ -31,12 +36,14 @@ def show(model_uri: VersionURI, as_json: AsJson = False) -> None:
     prefix = "lineage."
     recorded = {tag.removeprefix(prefix): value for tag, value in version.tags.items() if tag.startswith(prefix)}
     checks, notes = facts.verify(recorded, facts.facts(load_params())), []
+    both_changed = any(check.verdict == "changed" for check in checks)
     if name := recorded.get("dvc_exp_name"):
         commit = facts.experiment_commit(name) or "not here: `dvc exp pull` brings it"
         notes.append(f"DVC's experiment {name}, which holds what -S changed: {commit}")
     elif recorded.get("git.dirty") == "true":
         notes.append(
             "git.dirty: true: files were changed that no commit holds; the facts that begin with dvc.lock name them"
+            + ("; here files are changed, too: Git does not say whether in the same way" if both_changed else "")
         )
     _report(version, checks, notes, "here", as_json)
 
@@ -70,7 +77,7 @@ def _report(version: Version, checks: list[Check], notes: list[str], found: str,
         typer.echo(json.dumps({"version": version.uri, "differs": differs, "facts": rows, "notes": notes}, indent=2))
     else:
         table = Table("fact", "recorded", found, "", title=f"{version.model} version {version.number}")
-        styles = {"match": "", "unknown": "yellow", "differs": "red"}
+        styles = {"match": "", "unknown": "yellow", "changed": "yellow", "differs": "red"}
         for check in checks:
             verdict = Text(check.verdict, styles[check.verdict])
             table.add_row(Text(check.fact), Text(check.recorded[:12]), Text(check.here[:12]), verdict)

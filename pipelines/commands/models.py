@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["app", "approve"]
 
 app = typer.Typer(
-    help="Versions of registered models.",
+    help="Versions of registered models. `ganlib models` lists all of them, `ganlib models NAME` those of one model.",
     cls=default_command("list"),
+    subcommand_metavar="(NAME | COMMAND [ARGS]...)",
     invoke_without_command=True,
     no_args_is_help=False,
 )

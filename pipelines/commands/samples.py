@@ -25,7 +25,8 @@ __all__ = ["answer", "interpolate", "sample"]
 Seed = Annotated[int, typer.Option(help="the same seed gives the same samples")]
 Label = Annotated[str | None, typer.Option(help="a class by its name, or #3 for that of index 3; without it, in turn")]
 Attribute = Annotated[
-    list[str] | None, typer.Option(help="NAME=NUMBER, repeated for each of the data's; without, as real examples")
+    list[str] | None,
+    typer.Option(help="NAME=NUMBER, once for each attribute of the data; default: those of real examples"),
 ]
 Truncation = Annotated[float | None, typer.Option(help="below 1: more typical, less varied")]
 

@@ -19,7 +19,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="the address to listen at; other than loopback with a token only")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="the port to listen on")] = 8000,
     replicas: Annotated[
         int, typer.Option(min=1, help="processes with the model, each with its share of the cores")
     ] = 1,

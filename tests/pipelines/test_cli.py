@@ -49,6 +49,11 @@ def test_help_comes_at_once():
     assert loaded.stdout.strip() == "[]"
 
 
+def test_help_names_what_may_stand_in_place_of_a_command():
+    assert "lineage [OPTIONS] (MODEL_URI | COMMAND" in ganlib("lineage", "--help").stdout
+    assert "models [OPTIONS] (NAME | COMMAND" in ganlib("models", "--help").stdout
+
+
 def test_params_check_prints_what_is_chosen(params):
     done = ganlib("params", "check", "--file", ROOT / "params.yaml")
     assert done.exit_code == 0
@@ -216,9 +221,10 @@ def test_lineage_names_dvcs_experiment_and_what_no_commit_holds(registered, proj
     version = model_registry.version_by_uri(store, "models:/m/1")
     model_registry.tag_version(store, version, {f"lineage.{name}": value for name, value in here.items()})
     done = ganlib("lineage", "models:/m/1")
-    assert verdicts(done)["git.dirty"] == "unknown"
+    assert verdicts(done)["git.dirty"] == "changed"
     assert verdicts(done)["git.sha"] == "match"
     assert "files were changed that no commit holds" in done.stdout
+    assert "here files are changed, too" in done.stdout
     model_registry.tag_version(store, version, {"lineage.dvc_exp_name": "rimed-farl"})
     assert "experiment rimed-farl, which holds what -S changed: not here" in ganlib("lineage", "models:/m/1").stdout
     subprocess.run(["git", "update-ref", "refs/exps/ab/cdef/rimed-farl", "HEAD"], check=True)

@@ -35,6 +35,12 @@ def test_an_alarm_is_said_once_each_time(progress, capsys):
     assert not any("discriminator lost: discriminator lost" in line for line in said)
 
 
+def test_the_time_left_is_never_below_zero(progress, capsys):
+    for one in (row(4), row(10.05)):
+        progress(one)
+    assert [line.split("left ")[1] for line in capsys.readouterr().out.splitlines()] == ["1:00", "0:00"]
+
+
 def test_a_rollback_is_told_and_what_led_to_it_forgotten(progress, capsys):
     for one in (row(1), row(2, -1), row(3, -1), row(2, -1, 1), row(3, 1, 1)):
         progress(one)
