@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -233,10 +233,15 @@ def _differences(one: Spec, other: Spec) -> list[str]:
 
 
 def compare_generators(
-    challenger: Generator, champion: Generator, params: Params, metrics: Sequence[str] = ()
+    challenger: Generator,
+    champion: Generator,
+    params: Params,
+    metrics: Sequence[str] = (),
+    *,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Comparison]:
     """Both by each of the metrics, or by that of the gate, on the test examples that lie here, with the seeds and as
-    many samples as the stage `evaluate`.
+    many samples as the stage `evaluate`. `say` is called with a line before what takes long.
 
     Raises StageError where they are not comparable, or where the data are not those of the challenger, ConfigError for
     a metric that cannot be measured.
@@ -247,11 +252,14 @@ def compare_generators(
     if reference.spec.content_hash != challenger.spec.content_hash:
         raise StageError(f"{REFERENCE}: of other data than the first of the two was trained on")
     known = available_metrics(reference, labelled=challenger.conditional)
+    metrics = metrics or [metric_of(params.gate, known)]
+    say(f"drawing {min(params.evaluate.num_samples, reference.size)} samples of each")
     made, rivals = _drawn(challenger, champion, params, reference)
-    return [
-        compare(made, rivals, reference, metric, params.evaluate, params.seed)
-        for metric in metrics or [metric_of(params.gate, known)]
-    ]
+    figures = []
+    for metric in metrics:
+        say(f"scoring both by {metric}")
+        figures.append(compare(made, rivals, reference, metric, params.evaluate, params.seed))
+    return figures
 
 
 def _compare(challenger: Generator, champion: Generator, params: Params, metric: str) -> Comparison:

@@ -130,9 +130,20 @@ def version_by_uri(store: Store, uri: str) -> Version:
         reason = error_text(error, store.uri)
         raise StageError(f"{uri}: not in {shown(store.uri)}: {reason}{_remedy(store, name)}") from error
     if found is None:
-        reason = f"there is no such model, or it has no alias {alias!r}"
-        raise StageError(f"{uri}: not in {shown(store.uri)}: {reason}{_remedy(store, name)}")
+        raise StageError(f"{uri}: not in {shown(store.uri)}: {_why_no_alias(store, name, alias)}{_remedy(store, name)}")
     return found
+
+
+def _why_no_alias(store: Store, model: str, alias: str) -> str:
+    """Why `alias` points to no version of `model`, with what can be named in its place."""
+    there = versions(store, model)
+    if not there:
+        return "there is no such model, or it has no version"
+    numbers, last = ", ".join(str(one.number) for one in there), there[-1].uri
+    return (
+        f"no version has the alias {alias!r}; {model} has version{'s' * (len(there) > 1)} {numbers}: name one, as "
+        f"{last}, or make it the champion: `ganlib models promote {last} --reason WHY`"
+    )
 
 
 def recorded_version() -> tuple[str, str] | None:

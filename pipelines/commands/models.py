@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "approve"]
 
+LEAST_REASON = 30
+"""cells of a terminal; narrower columns of reasons are not readable"""
+UNLIMITED = 100_000
+"""cells: wider than any table"""
+
 app = typer.Typer(
     help="Versions of registered models. `ganlib models` lists all of them, `ganlib models NAME` those of one model.",
     cls=default_command("list"),
@@ -89,7 +94,10 @@ def compare(
     from ganlib.config import load_params
     from pipelines.gate import compare_generators
 
-    figures = compare_generators(load_generator(one), load_generator(other), load_params(), metric or ())
+    params = load_params()
+    typer.echo(f"loading {one} and {other}", err=True)
+    generators = load_generator(one), load_generator(other)
+    figures = compare_generators(*generators, params, metric or (), say=lambda line: typer.echo(line, err=True))
     rows = []
     for found in figures:
         rows.append(
@@ -177,6 +185,9 @@ def _figure(value: Any) -> str:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
+    """Print the rows without cutting a value: to a file or a pipe in lines as long as they need be, to a terminal that
+    is too narrow a value to a line."""
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -184,9 +195,19 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     if not rows:
         typer.echo("none")
         return
-    table = Table()
+    console, table, records = Console(), Table(), Table(show_header=False)
+    records.add_column(no_wrap=True)
+    records.add_column(overflow="fold")
     for name in rows[0]:
-        table.add_column(name, no_wrap=name != "reason", overflow="fold")
+        widest = max(cell_len(_figure(row[name])) for row in rows)
+        # a reason may be folded; all else stands in a line
+        least = min(widest, LEAST_REASON) if name == "reason" else max(widest, cell_len(name))
+        table.add_column(name, no_wrap=name != "reason", overflow="fold", min_width=least)
     for row in rows:
         table.add_row(*(Text(_figure(value)) for value in row.values()))
-    Console().print(table)
+        for name, value in row.items():
+            records.add_row(name, Text(_figure(value)), end_section=name == [*row][-1])
+    whole = table.__rich_measure__(console, console.options.update_width(UNLIMITED))
+    if not console.is_terminal:
+        console.width = max(console.width, whole.maximum)
+    console.print(table if whole.minimum <= console.width else records)

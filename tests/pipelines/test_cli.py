@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -242,9 +243,45 @@ def test_lineage_shows_what_looks_like_markup(registered, project):
     assert "[/x]" in done.stdout
 
 
+REASON = "better than version 2: classifier.fd 11.43 against 12.8, difference -1.37 in [-1.6, -1.1] (lower is better)"
+
+
+@pytest.mark.parametrize(("terminal", "width"), [(False, 80), (True, 150), (True, 80), (True, 40)])
+def test_a_table_of_versions_cuts_nothing(terminal, width, monkeypatch, capsys):
+    from pipelines.commands.models import _print_table
+
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")  # Rich takes a dumb one for 80 columns
+    monkeypatch.setenv("TTY_COMPATIBLE", "1" if terminal else "0")
+    row = {"model": "ganlib-mnist", "version": 3, "aliases": "champion, previous_champion", "decision": "refused"}
+    row |= {"metric": "classifier.fd", "value": 11.43, "registered": "2026-11-27 07:12", "reason": REASON}
+    _print_table([row, row | {"version": 4, "value": None, "reason": ""}])
+    out = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert "…" not in out
+    for name, value in row.items():
+        if name != "reason":
+            assert str(value) in out or width == 40
+    cells = "".join(line.rsplit("│", 2)[-2].strip() for line in out.splitlines() if "│" in line)
+    assert REASON.replace(" ", "") in cells.replace(" ", "")
+    assert terminal == (REASON not in out)
+    assert not terminal or max(map(len, out.splitlines())) <= width
+
+
 def test_lineage_of_nothing(project):
     copy_params(project)
     refused(ganlib("lineage", "models:/none@champion"), "no such model")
+
+
+def test_a_model_without_a_champion_is_told_from_no_model(project):
+    from pipelines import tracking
+
+    client = tracking.open_store(TrackingConfig()).client
+    client.create_registered_model("m")
+    for _ in range(2):
+        client.create_model_version("m", "file:///nowhere")
+    done = ganlib("sample", "models:/m@champion")
+    refused(done, "no version has the alias 'champion'; m has versions 1, 2", "`ganlib models promote models:/m/2 ")
+    assert "no such model" not in done.stderr
 
 
 def test_dirty_tree_is_told_from_a_clean_one(project):

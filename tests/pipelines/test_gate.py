@@ -149,7 +149,9 @@ def test_any_two_versions_are_compared_by_any_metrics(params, prepared, labelled
     one, other = load_generator(tmp_path / "one"), load_generator(tmp_path / "other")
     (alone,) = gate.compare_generators(one, one, small)
     assert (alone.metric, alone.difference, alone.low, alone.high) == ("classifier.fd", 0.0, 0.0, 0.0)
-    found = gate.compare_generators(one, other, small, ["classifier.fd", "samples.class_coverage"])
+    said: list[str] = []
+    found = gate.compare_generators(one, other, small, ["classifier.fd", "samples.class_coverage"], say=said.append)
+    assert [line.split()[-1] for line in said] == ["each", "classifier.fd", "samples.class_coverage"]
     assert [figure.metric for figure in found] == ["classifier.fd", "samples.class_coverage"]
     assert found[0].low < found[0].high
     with pytest.raises(ConfigError, match="nothing"):
