@@ -37,7 +37,7 @@ from ganlib.trainer import Report, build_game, check_groups, plan, train
 from pipelines._stage import REFERENCE, StageError, project_folder
 from pipelines.background import background_thread
 from pipelines.checkpoints import Checkpoints, Saved
-from pipelines.cluster import cluster
+from pipelines.cluster import cluster, cluster_address
 from pipelines.code import imported
 from pipelines.gate import metric_of
 from pipelines.inputs import fetch, publish
@@ -233,8 +233,10 @@ def run_workers(job: Job, scale: ScaleConfig, *, key: str, run: Storage, callbac
     start, failures, since = checkpoints.newest(), 0, time.monotonic()
     while not job.is_done(start):
         now = await_workers(scale, key, job.possible_workers)
+        workers, every = getattr(now, key), parse_params(job.params).train.report_kimg
+        print(f"Ray is up; workers start: {workers}, which report every {every:g} kimg", flush=True)
         try:
-            _fit(job, now, getattr(now, key), run, start, callbacks())
+            _fit(job, now, workers, run, start, callbacks())
         except (TrainingFailedError, RayError) as error:
             reason = cause(error)
             if (final := permanent(error)) is not None:
@@ -325,6 +327,7 @@ def train_distributed(
             state = "was trained before" if job.is_done(done) else "is resumed"
             print(f"{run.name} {state}: {done.kimg:g} kimg, from {checkpoints.folder / done.name}", flush=True)
         if not job.is_done(done):
+            print(f"training to {params.budget_kimg:g} kimg; {_where(params.scale)}", flush=True)
             with cluster(params) as available, scratch_folder() as scratch:
                 if fewer := why_fewer(params.scale, available, job.possible_workers):
                     print(fewer)
@@ -345,6 +348,11 @@ def train_distributed(
         for name in (pictures := run / "samples").files():
             (into / "samples" / name).write_bytes(pictures.read(name))
     return rows
+
+
+def _where(scale: ScaleConfig) -> str:
+    address = cluster_address(scale)
+    return f"connecting to the Ray cluster at {address}" if address else "starting Ray on this machine"
 
 
 def choose(keep: str, checkpoints: Checkpoints, last: Saved) -> tuple[Saved, str]:

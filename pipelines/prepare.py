@@ -70,7 +70,7 @@ def prepare(cfg: DatasetConfig, raw: Path, out: Path) -> None:
         print(note)
     budget = card["budget"]
     augment = "no augmentation" if budget["augment"] is None else f"augment {budget['augment']['kind']}"
-    print(f"budget: {budget['kimg']:g} kimg, {augment} ({budget['because']})")
+    print(f"budget: {budget['kimg']:g} kimg where train.kimg is auto, {augment} ({budget['because']})")
 
 
 def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def forget(project) -> None:
 def undisturbed(project) -> bytes:
     forget(project)
     output = project.run(sys.executable, "-m", "pipelines.train")
+    assert f"training to {KIMG:g} kimg; starting Ray on this machine\nRay is up; workers start: 2," in output
     assert len(reports(output)) == KIMG
     return weights(project)
 
