@@ -81,6 +81,7 @@ def export_graph(generator: Generator, folder: str | Path, format: str = "onnx",
     partial = path.with_name(f".partial.{path.name}")
     try:
         with torch.no_grad(), _quiet():
+            graph(inputs)  # or what a kind keeps for later would be made of the tracer's tensors, without values
             program = torch.export.export(graph, (inputs,), dynamic_shapes=(sizes,), strict=False)
             for node in program.graph.nodes:
                 node.meta.pop("stack_trace", None)  # which names files of this machine

@@ -118,7 +118,8 @@ def measure(name, args, device):
     model, preset, size, channels, batch, changes = CASES[name]
     params = load_params(ROOT / "params.yaml").model_copy(update={"model": model, "preset": preset})
     params = override(params, {"batch": batch, **changes})
-    cfg = params.train.model_copy(update={"quality_samples": 0, "amp": args.amp, "deterministic": not args.fastest})
+    fixed = {"kimg": 1000.0, "quality_samples": 0, "amp": args.amp, "deterministic": not args.fastest}
+    cfg = params.train.model_copy(update=fixed)
     params = params.model_copy(update={"train": cfg})
     with tempfile.TemporaryDirectory() as scratch:
         prepared = Path(scratch) / "prepared"

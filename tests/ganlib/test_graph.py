@@ -12,6 +12,7 @@ import torch
 from zoo import FAMILIES, game_of, spec_of
 
 from ganlib import graph
+from ganlib.data import table
 from ganlib.export import Generator
 from ganlib.graph import GraphError, export_graph
 from ganlib.noise import seed_of
@@ -28,6 +29,16 @@ def generator_of(family, **data):
 def run(path, **inputs):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return dict(zip((one.name for one in session.get_outputs()), session.run(None, inputs), strict=True))
+
+
+def test_nothing_of_the_tracer_is_kept(tmp_path):
+    """The table's constants are kept from the first use on, which an export may be."""
+    generator = generator_of("ctgan")
+    samples, kind, cfg = generator.sample(5, seed=1)["sample"], generator.spec.kind, generator.spec.sample
+    expected = kind.quantise(cfg, samples)
+    table._recent.clear()
+    export_graph(generator, tmp_path)
+    torch.testing.assert_close(kind.quantise(cfg, samples), expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

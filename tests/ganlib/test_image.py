@@ -121,7 +121,7 @@ def test_arrays():
         np.zeros((0, 4)),
     )
     for array in bad:
-        with pytest.raises(ValueError, match=r"wanted|not an image"):
+        with pytest.raises(ValueError, match=r"expected|not an image"):
             image.read(cfg, array)
 
 

@@ -74,7 +74,8 @@ def training_of(family, changes, accumulate=1, device=torch.device("cpu")):  # n
     overrides |= {f"fits.{name}.kimg": 0 for name in params.game.fits}
     overrides |= {k if k.split(".")[0] in ModelConfig.model_fields else f"network.{k}": v for k, v in changes.items()}
     params = override(params, overrides)
-    params = params.model_copy(update={"train": params.train.model_copy(update={"accumulate": accumulate})})
+    cfg = params.train.model_copy(update={"accumulate": accumulate, "kimg": 180.0})
+    params = params.model_copy(update={"train": cfg})
     training = _Training(params, spec, plan(params, 1), 1, device)
 
     def batches(step):
