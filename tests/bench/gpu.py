@@ -65,7 +65,7 @@ def prepare(folder: Path, size: int, channels: int) -> None:
 
 def dealt_by(run):
     """The batches of a step of the game, as `train` deals them."""
-    return functools.partial(run.batches, run.training.stretch)
+    return functools.partial(run.batches, run.training.phase)
 
 
 WARMUP = 34
