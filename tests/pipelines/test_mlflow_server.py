@@ -152,7 +152,8 @@ def candidate(project, params, train):
         figures = {metric: {"value": value} for metric, value in healthy.items()}
         train(int(fd * 10), {"classifier": figures, "samples": {}})
         folder = project / name
-        shutil.move(project / "outputs", folder / "outputs")
+        for part in ("outputs", "data"):
+            shutil.move(project / part, folder / part)
         described = folder / "outputs/train/generator/generator.json"
         described.write_text(json.dumps(json.loads(described.read_text()) | {"about": {"fd": fd}}))
         tracked = TrackingConfig(experiment=experiment, registered_model=experiment)
