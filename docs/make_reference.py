@@ -37,7 +37,7 @@ BOUNDS = {
     "pattern": "like {}",
 }
 
-FILES = ("datasets", "models", "presets")  # keys of all parameters that are folders of files, of which each has a table
+FILES = ("datasets", "models", "presets")  # keys that are folders of files; each folder has a table
 
 Meanings = dict[str, str]
 """what is said of a key, by its dotted path in a file"""

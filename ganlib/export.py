@@ -31,6 +31,7 @@ from ganlib.data._kind import Where
 from ganlib.data._spec import Spec
 from ganlib.device import is_accelerator, one_thread
 from ganlib.game import Game, Sample, map_tensors, sample_of, tensors_of
+from ganlib.interpolation import slerp
 from ganlib.noise import Noise, seed_of
 
 __all__ = ["Generator", "load_generator", "save_generator", "whole_number"]
@@ -429,11 +430,7 @@ def _along(ends: Tensor, from_: Tensor, share: Tensor) -> Tensor:
     if not _is_latent(ends):
         return ends[:1].expand(len(from_), *ends.shape[1:])
     one, other = ends[from_], ends[(from_ + 1).clamp(max=len(ends) - 1)]
-    cosine = torch.cosine_similarity(one, other, -1).clamp(-1, 1)[..., None]
-    angle, share = cosine.acos(), share.view(-1, *[1] * (one.dim() - 1))
-    straight = angle.sin() < 1e-4  # too near for the formula, or the same
-    by_circle = (((1 - share) * angle).sin() * one + (share * angle).sin() * other) / angle.sin().clamp(min=1e-4)
-    return torch.where(straight, one.lerp(other, share), by_circle)
+    return slerp(one, other, share.view(-1, *[1] * (one.dim() - 1)))
 
 
 def _rows_of(tensors: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:

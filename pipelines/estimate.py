@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from ganlib import shards
 from ganlib.config import Params
@@ -67,7 +68,7 @@ def estimate(params: Params, prepared: Path) -> Estimate:
     )
     speeds = list[float]()
     train(steps, lambda row, folder: speeds.append(row["examples_per_second"]), prepared=prepared)
-    speed = sorted(speeds[FIRST:])[len(speeds[FIRST:]) // 2]
+    speed = median(speeds[FIRST:])
     return Estimate(
         {name: sum(p.numel() for p in module.parameters()) for name, module in counted.items()},
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

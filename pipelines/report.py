@@ -21,11 +21,8 @@ from torch import Tensor
 
 from ganlib.data._spec import Spec
 from ganlib.export import Generator
-from ganlib.game import map_tensors, sample_of, tensors_of
 from ganlib.health import quality_name
-from ganlib.interpolation import slerp
 from ganlib.metrics._neighbours import nearest
-from ganlib.noise import Noise
 from ganlib.reference import Reference
 from pipelines.model_card import Card, Metrics
 
@@ -59,7 +56,6 @@ def truncated(generator: Generator, n: int, seed: int) -> Tensor | None:
         return None
 
 
-@torch.inference_mode()
 def interpolations(generator: Generator, rows: int, seed: int) -> Tensor | None:
     """`rows` times `STEPS` pictures on the great circle between two latents of one class; None where samples are no
     pictures, or are made of something."""
@@ -67,22 +63,10 @@ def interpolations(generator: Generator, rows: int, seed: int) -> Tensor | None:
         return None
     made = []
     for row in range(rows):
-        first, last = (
-            generator.game.ask({}, Noise(seed, "interpolation", size=end, rows=slice(end - 1, end)), None)
-            for end in (2 * row + 1, 2 * row + 2)
-        )
-        told = {name: cond[row : row + 1] for name, cond in generator.conditions(rows).items()}
-        if "attributes" in told:
-            told = {"attributes": generator.spec.standardise(told["attributes"])}
-        cond = next((x.to(generator.device) for x in told.values()), None)
-        for share in torch.linspace(0.0, 1.0, STEPS):
-            others = iter(tensors_of(last))
-
-            def between(x: Tensor, share: Tensor = share, others: Any = others) -> Tensor:
-                other = next(others)
-                return (slerp(x, other, share) if x.is_floating_point() else x).to(generator.device)
-
-            made.append(sample_of(generator.game.generator(map_tensors(between, first), cond)).float().cpu())
+        condition: dict[str, Any] = {name: x[row] for name, x in generator.conditions(rows).items()}
+        if "label" in condition:
+            condition["label"] = int(condition["label"])
+        made.append(generator.interpolate([2 * row, 2 * row + 1], STEPS - 1, seed=seed, **condition))
     return torch.cat(made)
 
 

@@ -189,6 +189,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     is too narrow a value to a line."""
     from rich.cells import cell_len
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
@@ -207,7 +208,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         table.add_row(*(Text(_figure(value)) for value in row.values()))
         for name, value in row.items():
             records.add_row(name, Text(_figure(value)), end_section=name == [*row][-1])
-    whole = table.__rich_measure__(console, console.options.update_width(UNLIMITED))
+    whole = Measurement.get(console, console.options.update_width(UNLIMITED), table)
     if not console.is_terminal:
         console.width = max(console.width, whole.maximum)
     console.print(table if whole.minimum <= console.width else records)
