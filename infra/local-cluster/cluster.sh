@@ -19,7 +19,8 @@ usage: cluster.sh up N            a head without cores, and N nodes with one cor
        cluster.sh heal NODE       the opposite of cut
        cluster.sh slow NODE RATE DELAY   such as: slow 1 100mbit 0ms; DELAY needs netem; RATE "off" takes both away
        cluster.sh kill NODE       end all processes of the node at once, as a power cut does
-       cluster.sh start NODE      start a node that was killed
+       cluster.sh stop NODE       tell them to end (SIGTERM), and kill what lives 10 s later, as a scheduler does
+       cluster.sh start NODE      start a node that was killed or stopped
        cluster.sh status          hosts and their links
 NODE is 1, 2, ...; head is the head.
 TEXT
@@ -82,14 +83,17 @@ boot() { # host $1: a process that is init of namespaces of its own, in which Ra
             mount -t tmpfs tmpfs /dev/shm      # or workers on two hosts would find that they share memory
             mount --bind "$state/hosts" /etc/hosts
             mkdir -p /tmp/ray && mount --bind "$state/host$i/ray" /tmp/ray
-            trap "exit 0" TERM
-            while true; do
+            stopping=
+            trap "stopping=1; kill -TERM -1" TERM   # to all of the host but this process
+            while [[ -z $stopping ]]; do
                 env $clock "$bin/ray" start $role --node-ip-address="$address" --object-store-memory=200000000 \
                     --disable-usage-stats --block &
                 wait $! || true
+                [[ -z $stopping ]] || break
                 echo "ray on $name$i ended; started again in 2 s"
                 sleep 2
-            done' host "$i" "$STATE" "$role" "$(address "$i")" "$BIN" "$NAME" "$clock" \
+            done
+            wait' host "$i" "$STATE" "$role" "$(address "$i")" "$BIN" "$NAME" "$clock" \
         </dev/null >>"$STATE/host$i/log" 2>&1 &
     echo $! >"$STATE/host$i/pid"
     limit_cpu $! "$i"
@@ -101,6 +105,15 @@ init_of() { # the process whose namespaces are the host's
     pid=$(pgrep -P "$(cat "$STATE/host$1/pid")" 2>/dev/null | head -n 1) || true
     [[ -n $pid ]] || die "host $1 is not running; see $STATE/host$1/log"
     echo "$pid"
+}
+
+stop() { # host $1, with 10 s of grace
+    kill -TERM "$(init_of "$1")"
+    for _ in $(seq 100); do
+        runs "$1" || return 0
+        sleep 0.1
+    done
+    kill -KILL "$(cat "$STATE/host$1/pid")"
 }
 
 runs() { # whether host $1 does; the process that held it may be a zombie for a while
@@ -215,7 +228,7 @@ case $command in
         [[ -f $STATE/token ]] || die "no cluster: cluster.sh up N"
         on_head "$@"
         ;;
-    cut | heal | slow | kill | start)
+    cut | heal | slow | kill | stop | start)
         [[ -f $STATE/token ]] || die "no cluster: cluster.sh up N"
         host=${1:-}
         i=$(index "$host")
@@ -224,6 +237,7 @@ case $command in
             heal) ip link set "$NAME$i" master "${NAME}br" ;;
             slow) slow "$i" "${2:?slow NODE RATE DELAY}" "${3:?slow NODE RATE DELAY}" ;;
             kill) kill -KILL "$(cat "$STATE/host$i/pid")" ;;
+            stop) stop "$i" ;;
             start)
                 export PYTHONPATH=${PYTHONPATH:-$PWD} RAY_USAGE_STATS_ENABLED=0
                 ! runs "$i" || die "node $host runs"

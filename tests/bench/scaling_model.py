@@ -28,15 +28,16 @@ INFINIBAND = 400e9 / 8
 """bytes a second and direction, of one adapter: NDR, 400 Gb/s"""
 REACHED = 0.8
 """of these peaks; assumed"""
-LATENCY_IN_NODE, LATENCY_BETWEEN = 20e-6, 40e-6
-"""seconds that a collective takes for no bytes; assumed"""
+LATENCY_IN_NODE, LATENCY_OF_HOP = 20e-6, 7e-6
+"""seconds that a collective takes for no bytes: in a node, and for each level of NCCL's trees between nodes; assumed"""
 BACKWARD = 0.5
 """of a step's time is spent in the two backward passes that buckets are summed in; assumed"""
 
 
 @dataclass
 class Case:
-    """A preset; `batch` per GPU and `images_per_second` were measured on one H200, before this code could overlap."""
+    """A preset; `batch` per GPU and `images_per_second` were measured on one H200, kernel by kernel, as several workers
+    train (docs/gpu.md)."""
 
     name: str
     model: str
@@ -48,10 +49,10 @@ class Case:
 
 
 CASES = [
-    Case("dcgan", "dcgan", "none", 64, 10, 128, 17_284),
-    Case("stylegan2_ffhq, 256²", "stylegan2", "stylegan2_ffhq", 256, 0, 32, 29),
+    Case("dcgan", "dcgan", "none", 64, 10, 128, 8_547),
+    Case("stylegan2_ffhq, 256²", "stylegan2", "stylegan2_ffhq", 256, 0, 32, 109),
     Case("stylegan2_ffhq, 1024²", "stylegan2", "stylegan2_ffhq", 1024),
-    Case("r3gan_cifar10 (bf16)", "r3gan", "r3gan_cifar10", 32, 10, 128, 130),
+    Case("r3gan_cifar10 (bf16)", "r3gan", "r3gan_cifar10", 32, 10, 128, 694),
     Case("biggan, 128²", "resnet", "biggan", 128, 1000),
 ]
 
@@ -89,11 +90,12 @@ def traffic(case: Case) -> Traffic:
 
 
 def all_reduce_seconds(size: float, gpus: int, adapters: int) -> float:
-    """Ring all-reduce of `size` bytes, 2(n − 1)/n of which pass each link; between nodes over their `adapters`."""
+    """All-reduce of `size` bytes, 2(n − 1)/n of which pass each link; between nodes over their `adapters`."""
     if gpus <= GPUS_PER_NODE:
         return LATENCY_IN_NODE + 2 * (gpus - 1) / gpus * size / (NVLINK * REACHED)
     slowest = min(NVLINK, adapters * INFINIBAND)  # of the rings together, one through each adapter
-    return LATENCY_BETWEEN + 2 * (gpus - 1) / gpus * size / (slowest * REACHED)
+    latency = LATENCY_IN_NODE + LATENCY_OF_HOP * math.log2(gpus / GPUS_PER_NODE)
+    return latency + 2 * (gpus - 1) / gpus * size / (slowest * REACHED)
 
 
 def added_seconds(sent: Traffic, step: float, gpus: int, adapters: int, overlap: bool) -> float:
@@ -121,7 +123,11 @@ def row(*cells: str) -> None:
 
 
 def main() -> None:
-    clusters = {"8 GPUs": (8, 8), "64 GPUs, 8 adapters a node": (64, 8), "64 GPUs, 1 adapter a node": (64, 1)}
+    clusters = {"8 GPUs": (8, 8)} | {
+        f"{gpus} GPUs, {adapters} adapter{'s' * (adapters > 1)} a node": (gpus, adapters)
+        for adapters in (8, 1)
+        for gpus in (64, 512, 4096)
+    }
     sent = {case.name: traffic(case) for case in CASES}
     print("The gradients of both players, and milliseconds to sum each once:\n")
     table("", "generator, MB", "discriminator, MB", "BatchNorm's collectives a step", *clusters)

@@ -22,6 +22,7 @@ import psutil
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests"))  # of `services`, the servers that the suite starts too
 
 BUDGET: dict[str, Any] = {
     "data": "digits",
@@ -278,7 +279,7 @@ def differing(found: dict[str, str], expected: dict[str, str]) -> list[str]:
 
 
 def runs(project: Project) -> Counter[tuple[str, str]]:
-    """How many runs MLflow has of each (key, status), and how many versions of each model."""
+    """How many runs MLflow has of each (key, status), points on each key's curves, and versions of each model."""
     from mlflow import MlflowClient
 
     default = f"sqlite:///{project.folder / 'mlflow.db'}"
@@ -286,7 +287,11 @@ def runs(project: Project) -> Counter[tuple[str, str]]:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     found: Counter[tuple[str, str]] = Counter()
     for run in client.search_runs(experiments, max_results=1000):
-        found[run.data.tags.get("ganlib.run_key", run.info.run_name), run.info.status] += 1
+        key = run.data.tags.get("ganlib.run_key", run.info.run_name)
+        found[key, run.info.status] += 1
+        found[f"{key} points", ""] += sum(
+            len(client.get_metric_history(run.info.run_id, metric)) for metric in run.data.metrics
+        )
     for version in client.search_model_versions():
         aliases = client.get_model_version(version.name, version.version).aliases
         found[f"{version.name} version", ",".join(sorted(aliases))] += 1

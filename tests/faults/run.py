@@ -15,6 +15,7 @@ hosts need root.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import random
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from project import (
     BUDGET,
     LASTING,
     ROOT,
+    STARTED,
     STUCK,
     Command,
     Failure,
@@ -52,6 +54,7 @@ from project import (
     send,
     small_disk,
 )
+from services import MlflowServer
 
 WORKER = "ray::RayTrainWorker"
 KIMG = BUDGET["train.report_kimg"]
@@ -328,6 +331,78 @@ def disk_full_cache(case: Case) -> str:
     return full(case, cache, before + 0.3 * (quiet - before), ".dvc/cache")
 
 
+# -- the tracking server --------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def tracking_server(case: Case) -> Iterator[MlflowServer]:
+    """An MLflow server that the project logs to, with a database of its own; it is not of the run that is tried."""
+    place = case.work / "server"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    server = MlflowServer(f"sqlite:///{place / 'server.db'}", place)
+    case.project.restore(case.work / "fresh")
+    case.project.env["MLFLOW_TRACKING_URI"] = server.uri
+    try:
+        yield server
+    finally:
+        del case.project.env["MLFLOW_TRACKING_URI"]
+        stop_server(server)
+
+
+def start_server(server: MlflowServer) -> None:
+    server.start()
+    assert server.process is not None
+    STARTED.add(server.process.pid)
+    process = psutil.Process(server.process.pid)
+    LASTING.update(one.pid for one in [process, *process.children(recursive=True)])
+
+
+def stop_server(server: MlflowServer) -> None:
+    """By SIGKILL, which is how a server goes down without a word."""
+    server.kill()
+    LASTING.clear()
+
+
+def after_outage(case: Case, command: Command, since: float) -> str:
+    """Wait for the command, repeat it if it failed, and compare; with what was said of the server."""
+    outcome = finish_after(case, command, since)
+    said = [line for line in command.text().splitlines() if line.startswith("tracking: ")]
+    return f"{len(said)} lines said so, the first “{said[0][:110]}”; {outcome}" if said else outcome
+
+
+@case("server-down-start", "tracking server down from the first stage on, up in the middle of training")
+def server_down_start(case: Case) -> str:
+    with tracking_server(case) as server:
+        command, since = case.go_on_training(10 * KIMG), time.monotonic()
+        start_server(server)
+        return after_outage(case, command, since)
+
+
+@case("server-down-middle", "tracking server killed in the middle of training, up again before its end")
+def server_down_middle(case: Case) -> str:
+    with tracking_server(case) as server:
+        start_server(server)
+        command, since = case.go_on_training(5 * KIMG), time.monotonic()
+        stop_server(server)
+        while command.process.poll() is None and max(kimg_of(command)) < 15 * KIMG:
+            time.sleep(0.05)
+        start_server(server)
+        return after_outage(case, command, since)
+
+
+@case("server-down-end", "tracking server killed near the end of training, up again when `dvc repro` has ended")
+def server_down_end(case: Case) -> str:
+    with tracking_server(case) as server:
+        start_server(server)
+        command, since = case.go_on_training(case.args.kimg - 2 * KIMG), time.monotonic()
+        stop_server(server)
+        if command.wait() == 0:
+            raise Failure("`dvc repro` succeeded without the server that `register` needs")
+        start_server(server)
+        return after_outage(case, command, since)
+
+
 # -- damage ---------------------------------------------------------------------------------------------------------
 
 
@@ -498,8 +573,9 @@ class Cluster:
         print(f"  {self.do('up', str(self.nodes)).strip()}")
         self.mark()
         project.prefix = (str(CLUSTER), "run")
-        # two, as on one machine, so that the bits are the same: `auto` would go on with the node that is left
-        scale = {"ray_address": "10.77.0.10:6379", "storage": str(project.folder / ".ganlib/runs"), "num_workers": 2}
+        # two, as on one machine, so that the bits are the same: `auto` would go on with the nodes that are left
+        runs = str(project.folder / ".ganlib/runs")
+        scale = {"ray_address": "10.77.0.10:6379", "storage": runs, "num_workers": self.nodes}
         project.edit({f"scale.{key}": value for key, value in scale.items()})
         return self
 
@@ -519,10 +595,20 @@ class Cluster:
 
 
 def on_hosts(
-    case: Case, fault: Callable[[Cluster], str], mend: Callable[[Cluster], str], pause: float, **env: str
+    case: Case,
+    fault: Callable[[Cluster], str],
+    mend: Callable[[Cluster], str],
+    pause: float,
+    *,
+    nodes: int = 2,
+    quiet: tuple[Path, str] | None = None,
+    **env: str,
 ) -> str:
-    """Training on two hosts with a fault, and what mends it `pause` seconds later."""
-    with Cluster(case, 2, **env) as cluster:
+    """Training on hosts, a worker each, with a fault, and what mends it `pause` seconds later.
+
+    The weights are compared with those in the folder `quiet`, which goes by that name in the outcome.
+    """
+    with Cluster(case, nodes, **env) as cluster:
         command = case.go_on_training()
         since = time.monotonic()
         fault(cluster)
@@ -531,7 +617,9 @@ def on_hosts(
         said = ended(command, since)
         if command.process.returncode:
             said += f"; repeated {len(case.project.finish())} x"
-        different = differing_weights(case)
+        different = differing_weights(
+            case.project.folder, *(quiet or (case.work / "quiet", "the quiet run on one host"))
+        )
         cluster.mark()
         wrong = faults_of(case.project, case.quiet, case.work / "quiet", compare=False)
         if wrong:
@@ -544,16 +632,16 @@ def weights(folder: Path) -> Path:
     return next((folder / "outputs/train/generator").glob("*.safetensors"))
 
 
-def differing_weights(case: Case) -> str:
-    """How the generator compares with the quiet run's, on one host."""
+def differing_weights(folder: Path, quiet: Path, name: str) -> str:
+    """How the generator compares with that of another run, which is called `name`."""
     import numpy as np
     from safetensors.numpy import load_file
 
-    mine, other = (load_file(weights(folder)) for folder in (case.project.folder, case.work / "quiet"))
+    mine, other = (load_file(weights(one)) for one in (folder, quiet))
     if all(np.array_equal(mine[key], other[key]) for key in other):
-        return "the weights of the quiet run on one host, to the bit"
+        return f"the weights of {name}, to the bit"
     largest = max(float(np.abs(mine[key] - other[key]).max()) for key in other)
-    return f"weights within {largest:.1g} of the quiet run on one host"
+    return f"weights within {largest:.1g} of {name}"
 
 
 @case("hosts", "no fault: training on two hosts")
@@ -566,9 +654,31 @@ def node(case: Case) -> str:
     return on_hosts(case, lambda cluster: cluster.do("kill", "2"), lambda cluster: cluster.do("start", "2"), 30)
 
 
+@case("node-term", "a node is told to end in training (SIGTERM, then SIGKILL), and is back 30 s later")
+def node_term(case: Case) -> str:
+    return on_hosts(case, lambda cluster: cluster.do("stop", "2"), lambda cluster: cluster.do("start", "2"), 30)
+
+
 @case("link", "the link of a node is cut in training, and healed 60 s later")
 def link(case: Case) -> str:
     return on_hosts(case, lambda cluster: cluster.do("cut", "2"), lambda cluster: cluster.do("heal", "2"), 60)
+
+
+@case("link-of-four", "four hosts, four workers: the link of one is cut in training, and healed 60 s later")
+def link_of_four(case: Case) -> str:
+    """Compared with the same without the cut, which comes first."""
+    kept = case.work / "four"
+    quiet = on_hosts(case, lambda cluster: "", lambda cluster: "", 0, nodes=4)
+    print(f"  without the cut: {quiet}", flush=True)
+    case.project.save(kept)
+    return on_hosts(
+        case,
+        lambda cluster: cluster.do("cut", "4"),
+        lambda cluster: cluster.do("heal", "4"),
+        60,
+        nodes=4,
+        quiet=(kept, "the run on four hosts without the cut"),
+    )
 
 
 @case("blink", "the link of a node is cut in training, and healed 5 s later")
