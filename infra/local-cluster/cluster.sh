@@ -5,7 +5,8 @@ set -euo pipefail
 NAME=${LOCAL_CLUSTER:-gl}                    # at most 8 letters: interfaces are called NAME0, NAME1, ...
 SUBNET=${LOCAL_CLUSTER_SUBNET:-10.77.0}      # hosts are SUBNET.10 (the head), SUBNET.11, ...
 CPUS=${NODE_CPUS:-}                          # cores that a node may use, such as 0.5; empty: no limit
-CLOCK=${NODE_CLOCK:-}                        # by how much the nodes' clocks are wrong, such as +1h (libfaketime)
+CLOCK=${NODE_CLOCK:-}                        # seconds that the clocks of Python on the nodes are ahead, such as 3600
+HERE=$(dirname "$(readlink -f "$0")")
 BIN=${RAY_BIN:-$(dirname "$(command -v ray || echo /ray-is-not-in-PATH/ray)")}
 STATE=/tmp/$NAME
 PORT=6379
@@ -58,17 +59,9 @@ limit_cpu() { # of process $1, which is to be the ancestor of all of host $2
     echo "$1" >"$group/cgroup.procs"
 }
 
-wrong_clock() { # assignments for env(1) that make the clock of host $1 wrong; monotonic clocks stay right
-    [[ -n $CLOCK && $1 != 0 ]] || return 0
-    local library
-    library=$(find /usr/lib -name libfaketime.so.1 | head -n 1)
-    [[ -n $library ]] || die "NODE_CLOCK: no libfaketime; apt-get install faketime"
-    echo "LD_PRELOAD=$library FAKETIME=$CLOCK FAKETIME_DONT_FAKE_MONOTONIC=1"
-}
-
 boot() { # host $1: a process that is init of namespaces of its own, in which Ray is started again when it ends
-    local i=$1 role clock
-    clock=$(wrong_clock "$i")
+    local i=$1 role path=$PYTHONPATH
+    [[ -z $CLOCK || $i == 0 ]] || path=$HERE/wrong_clock:$path
     if [[ $i == 0 ]]; then
         role="--head --port=$PORT --num-cpus=0 --include-dashboard=true --dashboard-host=127.0.0.1"
     else
@@ -76,9 +69,10 @@ boot() { # host $1: a process that is init of namespaces of its own, in which Ra
     fi
     mkdir -p "$STATE/host$i/ray"
     # shellcheck disable=SC2016 # expanded by the inner shell
-    setsid nsenter --net="/run/netns/$NAME$i" unshare --mount --uts --pid --fork --kill-child --mount-proc \
+    PYTHONPATH=$path NODE_CLOCK=$CLOCK setsid nsenter --net="/run/netns/$NAME$i" \
+        unshare --mount --uts --pid --fork --kill-child --mount-proc \
         bash -c '
-            i=$1 state=$2 role=$3 address=$4 bin=$5 name=$6 clock=$7
+            i=$1 state=$2 role=$3 address=$4 bin=$5 name=$6
             hostname "$name$i"
             mount -t tmpfs tmpfs /dev/shm      # or workers on two hosts would find that they share memory
             mount --bind "$state/hosts" /etc/hosts
@@ -86,14 +80,14 @@ boot() { # host $1: a process that is init of namespaces of its own, in which Ra
             stopping=
             trap "stopping=1; kill -TERM -1" TERM   # to all of the host but this process
             while [[ -z $stopping ]]; do
-                env $clock "$bin/ray" start $role --node-ip-address="$address" --object-store-memory=200000000 \
+                "$bin/ray" start $role --node-ip-address="$address" --object-store-memory=200000000 \
                     --disable-usage-stats --block &
                 wait $! || true
                 [[ -z $stopping ]] || break
                 echo "ray on $name$i ended; started again in 2 s"
                 sleep 2
             done
-            wait' host "$i" "$STATE" "$role" "$(address "$i")" "$BIN" "$NAME" "$clock" \
+            wait' host "$i" "$STATE" "$role" "$(address "$i")" "$BIN" "$NAME" \
         </dev/null >>"$STATE/host$i/log" 2>&1 &
     echo $! >"$STATE/host$i/pid"
     limit_cpu $! "$i"
