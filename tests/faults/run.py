@@ -335,13 +335,16 @@ def disk_full_cache(case: Case) -> str:
 
 
 @contextlib.contextmanager
-def tracking_server(case: Case) -> Iterator[MlflowServer]:
-    """An MLflow server that the project logs to, with a database of its own; it is not of the run that is tried."""
+def tracking_server(case: Case, state: str) -> Iterator[MlflowServer]:
+    """An MLflow server that the project logs to, with what it has in its own store in that state. It is not of the run
+    that is tried."""
     place = case.work / "server"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     server = MlflowServer(f"sqlite:///{place / 'server.db'}", place)
-    case.project.restore(case.work / "fresh")
+    case.project.restore(case.work / state)
+    if (store := case.project.folder / "mlflow.db").exists():
+        shutil.copy(store, place / "server.db")
     case.project.env["MLFLOW_TRACKING_URI"] = server.uri
     try:
         yield server
@@ -373,7 +376,7 @@ def after_outage(case: Case, command: Command, since: float) -> str:
 
 @case("server-down-start", "tracking server down from the first stage on, up in the middle of training")
 def server_down_start(case: Case) -> str:
-    with tracking_server(case) as server:
+    with tracking_server(case, "fresh") as server:
         command, since = case.go_on_training(10 * KIMG), time.monotonic()
         start_server(server)
         return after_outage(case, command, since)
@@ -381,7 +384,7 @@ def server_down_start(case: Case) -> str:
 
 @case("server-down-middle", "tracking server killed in the middle of training, up again before its end")
 def server_down_middle(case: Case) -> str:
-    with tracking_server(case) as server:
+    with tracking_server(case, "tuned") as server:
         start_server(server)
         command, since = case.go_on_training(5 * KIMG), time.monotonic()
         stop_server(server)
@@ -393,7 +396,7 @@ def server_down_middle(case: Case) -> str:
 
 @case("server-down-end", "tracking server killed near the end of training, up again when `dvc repro` has ended")
 def server_down_end(case: Case) -> str:
-    with tracking_server(case) as server:
+    with tracking_server(case, "tuned") as server:
         start_server(server)
         command, since = case.go_on_training(case.args.kimg - 2 * KIMG), time.monotonic()
         stop_server(server)
