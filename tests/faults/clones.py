@@ -4,8 +4,7 @@
 
 The first clone trains two trials of the search at once, the second one, the third two while `--load` other processes
 keep the cores busy. Compared are every byte of `data/`, `outputs/` and dvc.lock. Takes three times the default run,
-or with `--small`, which divides the budgets of search and training by ten, less; the exit status is 1 if anything
-differs.
+or less with `--small`, the data and budgets of run.py; the exit status is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -17,20 +16,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from project import Project, adopt_orphans, bits, clone, differing
-
-SMALL = {
-    "tune.kimg": 4,
-    "tune.report_kimg": 1,
-    "tune.grace_kimg": 2,
-    "train.kimg": 18,
-    "train.report_kimg": 2,
-    "train.checkpoint_kimg": 4,
-}
+from project import BUDGET, Project, adopt_orphans, bits, clone, differing
 
 
-def repro(folder: Path, changes: dict[str, int], trials_at_once: int, load: int) -> Project:
+def repro(folder: Path, changes: dict[str, Any], trials_at_once: int, load: int) -> Project:
     """A clone of this checkout's last commit after `dvc repro`."""
     project = clone(folder, {**changes, "scale.max_concurrent_trials": trials_at_once})
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(load)]
@@ -52,7 +43,7 @@ def repro(folder: Path, changes: dict[str, int], trials_at_once: int, load: int)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--load", type=int, default=4, help="busy processes beside the third clone")
-    parser.add_argument("--small", action="store_true", help="a tenth of the training")
+    parser.add_argument("--small", action="store_true", help="8x8 digits, short search and training")
     parser.add_argument("--work", type=Path, default=Path("/tmp/gc"), help="folder for the clones")
     args = parser.parse_args()
     adopt_orphans()
@@ -61,7 +52,7 @@ def main() -> None:
     expected: dict[str, str] = {}
     wrong = 0
     for name, trials_at_once, load in (("a", 2, 0), ("b", 1, 0), ("c", 2, args.load)):
-        project = repro(args.work / name, SMALL if args.small else {}, trials_at_once, load)
+        project = repro(args.work / name, BUDGET if args.small else {}, trials_at_once, load)
         found = bits(project)
         expected = expected or found
         different = differing(found, expected)
