@@ -44,7 +44,9 @@ from project import (
     Project,
     Quiet,
     adopt_orphans,
+    bits,
     descendants,
+    differing,
     faults_of,
     kill_all,
     megabytes_in,
@@ -138,6 +140,23 @@ def finish_after(case: Case, command: Command, since: float) -> str:
         repeats = len(case.project.finish())
         said += f"; repeated {repeats} x"
     return case.check(said)
+
+
+# -- no fault -------------------------------------------------------------------------------------------------------
+
+
+@case("clone", "no fault: a clone in another folder, whose search trains one trial at a time instead of two")
+def other_clone(case: Case) -> str:
+    other = Project(case.work / "clone")
+    other.restore(case.work / "fresh")
+    other.edit({"scale.max_concurrent_trials": 1})
+    load = os.getloadavg()[0]
+    other.run("dvc", "repro")
+    different = differing(bits(other), case.quiet.bits)
+    if different:
+        raise Failure(f"bits differ: {', '.join(different)}")
+    other.remove()
+    return f"at a load of {load:.0f} to {os.getloadavg()[0]:.0f}: the quiet run's bits, dvc.lock too"
 
 
 # -- kills ----------------------------------------------------------------------------------------------------------
