@@ -157,7 +157,7 @@ clean_up() { # after a start that failed
 }
 
 wait_for() { # $1 nodes that have joined
-    local until=$((SECONDS + 90)) found=
+    local until=$((SECONDS + 240)) found=
     while ((SECONDS < until)); do
         found=$(on_head timeout 20 python -c '
 import ray
@@ -166,7 +166,7 @@ print(round(ray.cluster_resources().get("CPU", 0)))' 2>/dev/null) || true
         [[ $found == "$1" ]] && return
         sleep 1
     done
-    die "after 90 s ${found:-none} of $1 nodes had joined"
+    die "after 4 minutes ${found:-none} of $1 nodes had joined"
 }
 
 down() {

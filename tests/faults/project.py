@@ -174,7 +174,7 @@ class Project:
             **self.env,
         }
 
-    def start(self, *words: str, extra: dict[str, str] | None = None) -> Command:
+    def start(self, *words: str) -> Command:
         self.temporary.mkdir(exist_ok=True)
         number = len(list(self.folder.parent.glob("*.log")))
         output = self.folder.parent / f"{number:03d}-{self.folder.name}.log"
@@ -182,7 +182,7 @@ class Project:
             process = subprocess.Popen(
                 [*self.prefix, *words],
                 cwd=self.folder,
-                env={**self.environment(), **(extra or {})},
+                env=self.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -80,10 +80,10 @@ class Case:
         self.project.restore(self.work / "tuned")
         return self.go_on_training(kimg)
 
-    def go_on_training(self, kimg: float = 5 * KIMG, **extra: str) -> Command:
+    def go_on_training(self, kimg: float = 5 * KIMG, *, words: tuple[str, ...] = ("dvc", "repro")) -> Command:
         """The same from where the project is. A run that fails to start, as on a busy machine, is repeated."""
         for _ in range(3):
-            command = self.project.start("dvc", "repro", extra=extra)
+            command = self.project.start(*words)
             until = time.monotonic() + STUCK
             while command.process.poll() is None and time.monotonic() < until:
                 if max(kimg_of(command), default=0.0) >= kimg:
@@ -581,7 +581,7 @@ class Cluster:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=400,
         )
         if done.returncode:
             raise Failure(f"cluster.sh {' '.join(words)}: {done.stderr.strip()[-300:]}")
@@ -625,12 +625,12 @@ def on_hosts(
     quiet: tuple[Path, str] | None = None,
     **env: str,
 ) -> str:
-    """Training on hosts, a worker each, with a fault, and what mends it `pause` seconds later.
+    """The stage `train` on hosts, a worker each, with a fault, and what mends it `pause` seconds later.
 
     The weights are compared with those in the folder `quiet`, which goes by that name in the outcome.
     """
     with Cluster(case, nodes, **env) as cluster:
-        command = case.go_on_training()
+        command = case.go_on_training(words=("python", "-m", "pipelines.train"))
         since = time.monotonic()
         fault(cluster)
         time.sleep(pause)
