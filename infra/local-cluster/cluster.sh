@@ -42,25 +42,26 @@ index() { # of a host's name, checked
 
 address() { echo "$SUBNET.$((10 + $1))"; }
 
-limit_cpu() { # of process $1, which is to be the ancestor of all of host $2
-    [[ -n $CPUS && $2 != 0 ]] || return 0
+cpu_group() { # the cgroup that holds host $1 to its share of a core; nothing is printed where there is no limit
+    [[ -n $CPUS && $1 != 0 ]] || return 0
     local quota group
     quota=$(awk -v cpus="$CPUS" 'BEGIN { printf "%d", cpus * 10000 }')
     if [[ -f /sys/fs/cgroup/cgroup.controllers ]]; then
-        group=/sys/fs/cgroup/$NAME$2
+        group=/sys/fs/cgroup/$NAME$1
         mkdir -p "$group"
         echo "$quota 10000" >"$group/cpu.max" || die "NODE_CPUS: the cgroup controller cpu is not enabled"
     else
-        group=/sys/fs/cgroup/cpu/$NAME$2
+        group=/sys/fs/cgroup/cpu/$NAME$1
         mkdir -p "$group" || die "NODE_CPUS: no cgroup controller cpu on this machine"
         echo 10000 >"$group/cpu.cfs_period_us" # short, or one host waits long for another that is held back
         echo "$quota" >"$group/cpu.cfs_quota_us"
     fi
-    echo "$1" >"$group/cgroup.procs"
+    echo "$group"
 }
 
 boot() { # host $1: a process that is init of namespaces of its own, in which Ray is started again when it ends
-    local i=$1 role path=$PYTHONPATH
+    local i=$1 role group path=$PYTHONPATH
+    group=$(cpu_group "$i")
     [[ -z $CLOCK || $i == 0 ]] || path=$HERE/wrong_clock:$path
     if [[ $i == 0 ]]; then
         role="--head --port=$PORT --num-cpus=0 --include-dashboard=true --dashboard-host=127.0.0.1"
@@ -69,9 +70,11 @@ boot() { # host $1: a process that is init of namespaces of its own, in which Ra
     fi
     mkdir -p "$STATE/host$i/ray"
     # shellcheck disable=SC2016 # expanded by the inner shell
-    PYTHONPATH=$path NODE_CLOCK=$CLOCK setsid nsenter --net="/run/netns/$NAME$i" \
-        unshare --mount --uts --pid --fork --kill-child --mount-proc \
-        bash -c '
+    (
+        [[ -z $group ]] || echo "$BASHPID" >"$group/cgroup.procs" # before it has children, which would stay outside
+        exec env PYTHONPATH="$path" NODE_CLOCK="$CLOCK" setsid nsenter --net="/run/netns/$NAME$i" \
+            unshare --mount --uts --pid --fork --kill-child --mount-proc \
+            bash -c '
             i=$1 state=$2 role=$3 address=$4 bin=$5 name=$6
             hostname "$name$i"
             mount -t tmpfs tmpfs /dev/shm      # or workers on two hosts would find that they share memory
@@ -88,9 +91,9 @@ boot() { # host $1: a process that is init of namespaces of its own, in which Ra
                 sleep 2
             done
             wait' host "$i" "$STATE" "$role" "$(address "$i")" "$BIN" "$NAME" \
-        </dev/null >>"$STATE/host$i/log" 2>&1 &
+            </dev/null >>"$STATE/host$i/log" 2>&1
+    ) &
     echo $! >"$STATE/host$i/pid"
-    limit_cpu $! "$i"
     disown
 }
 
