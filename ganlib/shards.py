@@ -52,6 +52,7 @@ __all__ = [
     "read_spec",
     "row_groups",
     "rows_per_chunk",
+    "split_of_group",
     "stored",
     "table",
     "write",
@@ -290,6 +291,12 @@ def _split_of(rows: pa.Table, cut: np.uint64) -> NDArray[np.int8]:
     by_hash = pa.chunked_array([pa.array((_prefix(rows) < cut).astype(np.int8))])
     decided: NDArray[np.int8] = pc.coalesce(rows["split"], by_hash).to_numpy()
     return decided
+
+
+def split_of_group(group: str, test_share: float) -> str:
+    """The split of all examples of a group, as that of an example with the group's hash."""
+    prefix = int.from_bytes(hashlib.blake2b(group.encode(), digest_size=16).digest()[:8])
+    return "test" if prefix < int(test_share * 2**64) else "train"
 
 
 def _words(rows: pa.Table) -> NDArray[np.uint64]:

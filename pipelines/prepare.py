@@ -117,6 +117,7 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
             labels=labels,
             normals=len(normals) if cfg.normal else None,
             keep_unlabelled=cfg.unlabelled == "keep" and not cfg.normal,
+            test_share=cfg.test_share,
         )
         with rejects.file:
             rows = rejects.sift(_encode(source.parts, encode))
@@ -166,6 +167,7 @@ def encode_part(
     labels: Sequence[int] | None = None,
     normals: int | None = None,
     keep_unlabelled: bool = False,
+    test_share: float = 0.0,
 ) -> Iterator[pa.Table]:
     """Tables as of `shards.table`, with `id` and `reason`: a rejected item has a reason and empty parts.
 
@@ -191,7 +193,11 @@ def encode_part(
             label = 0
             if labelled:
                 label = NO_LABEL if item.label is None else item.label if labels is None else labels[item.label]
-            split = shards.ANOMALIES if normals is not None and label >= normals else item.split
+            split: str | None = item.split
+            if split is None and item.group is not None:
+                split = shards.split_of_group(item.group, test_share)
+            if normals is not None and label >= normals:
+                split = shards.ANOMALIES
             rows.append((digest, label, packed, split, item.attributes or (), item.id, ""))
         except ValueError as error:
             rows.append((bytes(16), 0, nothing, None, (), item.id, str(error)))

@@ -153,6 +153,8 @@ class Kind:
     None: given parts have the size of the spec's"""
     picture: Callable[[Any, Tensor], Image] | None = None
     """`(cfg, sample)`: a sample of `tiled` as the picture that a user keeps; None only where there is no `tiled`"""
+    film: Callable[[Any, Mapping[str, Tensor]], list[Image]] | None = None
+    """`(cfg, {name: samples})`: what `preview` shows as moving pictures, one after the other; None: it does not move"""
     LOOKS: str = ""
     """whose feature spaces and metrics apply, by their folders; `"picture"`: may be mirrored and moved. By default
     the modality"""

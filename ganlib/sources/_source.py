@@ -44,6 +44,8 @@ class Item:
     """as many as the source names, or None where they are unknown"""
     reason: str = "there is no readable sample in it"
     """why the payload is None, for the list of rejects"""
+    group: str | None = None
+    """examples of one group, such as the clips of a film, are in one split, by its hash; None: each by its own"""
 
 
 Part = Callable[[], Iterable[Item]]

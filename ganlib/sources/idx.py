@@ -20,7 +20,7 @@ from ganlib._config import Config as _Base
 from ganlib.data.image import MAX_MEGAPIXELS
 from ganlib.sources._source import Item, Source, SourceError, class_names, files, labels_of, left_over
 
-__all__ = ["KINDS", "Config", "load"]
+__all__ = ["KINDS", "Config", "images_of", "load", "pixels_of"]
 
 KINDS = ("image",)
 _IMAGES, _LABELS = 0x0803, 0x0801  # unsigned bytes in three dimensions, in one
@@ -46,6 +46,23 @@ def load(cfg: Config, raw: Path) -> Source:
     about = ", ".join(path.name for path in images)
     left = left_over(raw, [*images, *(path for path in companions if path is not None)])
     return Source(about, sum(sizes), parts, class_names(known), passed_over=left)
+
+
+def images_of(raw: Path, prefix: str) -> tuple[Path, tuple[int, ...]]:
+    """The file of images that begins so, and `(images, height, width)`. Raises SourceError as `load` does."""
+    for name in (f"{prefix}-images-idx3-ubyte", f"{prefix}-images-idx3-ubyte.gz"):
+        if (path := raw / name).is_file():
+            _check(path, _IMAGES)
+            with _open(path) as file:
+                return path, _header(path, file, _IMAGES)
+    raise SourceError(f"{raw}: no {prefix}-images-idx3-ubyte, gzipped or not")
+
+
+def pixels_of(path: Path) -> NDArray[np.uint8]:
+    """All images of a file that was checked, `[N, H, W]`."""
+    with _open(path) as file:
+        shape = _header(path, file, _IMAGES)
+        return np.frombuffer(file.read(), np.uint8).reshape(shape)
 
 
 def _companion(images: Path) -> Path | None:

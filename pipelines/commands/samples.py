@@ -30,6 +30,8 @@ Attribute = Annotated[
 ]
 Truncation = Annotated[float | None, typer.Option(help="below 1: more typical, less varied")]
 
+_MOVING = (".gif", ".webp", ".apng", ".mp4")
+
 Made = dict[str, Any]
 """samples as of `Generator.sample`"""
 
@@ -61,6 +63,7 @@ def sample(
     rows_per_shard: Annotated[
         int | None, typer.Option(min=1, help="of a folder's files, rounded to what is made at once; default: 32 MB")
     ] = None,
+    fps: Annotated[int, typer.Option(min=1, max=100, help="frames in a second of what moves")] = 10,
     as_json: AsJson = False,
 ) -> None:
     """Draw samples from a generator. A folder is filled where it was left, after a kill."""
@@ -79,7 +82,10 @@ def sample(
                 return
             n, parts = len(given), _given(given, spec)
             made = {**parts, "sample": generator.sample(n, given=parts, seed=seed)["sample"]}
-            _save(spec.kind.preview(spec.sample, made, math.ceil(math.sqrt(n))), output)
+            if spec.kind.film is not None and output.suffix in _MOVING:
+                _write_film(spec.kind.film(spec.sample, made), fps, output)
+            else:
+                _save(spec.kind.preview(spec.sample, made, math.ceil(math.sqrt(n))), output)
         else:
             told = {
                 "label": _class(label, spec.classes),
@@ -120,7 +126,6 @@ def interpolate(
     ] = Path("walk.gif"),
 ) -> None:
     """Film the way between samples of one class, along great circles of the latent space."""
-    import numpy as np
     from PIL import Image
 
     from pipelines._stage import StageError
@@ -140,19 +145,7 @@ def interpolate(
         times = max(1, -(-width // pictures[0].width))
         size = (pictures[0].width * times, pictures[0].height * times)
         frames = [picture.convert("RGB").resize(size, Image.Resampling.NEAREST) for picture in pictures]
-        if output.suffix == ".mp4":
-            _film(np.stack([np.asarray(frame) for frame in frames]), fps, output)
-        elif output.suffix in (".gif", ".webp", ".apng", ".png"):
-            partial = output.with_name(f".partial.{output.name}")
-            try:
-                of_each = round(1000 / fps)
-                kind = "PNG" if output.suffix == ".apng" else None
-                frames[0].save(partial, kind, save_all=True, append_images=frames[1:], duration=of_each, loop=0)
-                partial.replace(output)
-            finally:
-                partial.unlink(missing_ok=True)
-        else:
-            raise ValueError(f"--output: {output.suffix or 'no suffix'}; expected .gif, .webp, .apng or .mp4")
+        _write_film(frames, fps, output)
     except ValueError as error:
         raise StageError(str(error)) from error
     typer.echo(f"{output}: {len(frames)} frames between {stops} samples of {model_uri}, seed {seed}")
@@ -349,7 +342,24 @@ def _pictures(generator: Generator, samples: Tensor) -> list[Any]:
     return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in shown]
 
 
-def _film(frames: Any, fps: int, output: Path) -> None:
+def _write_film(frames: list[Any], fps: int, output: Path) -> None:
+    """Pictures of one size, one after the other. Raises ValueError for a suffix of no such file."""
+    import numpy as np
+
+    if output.suffix not in (*_MOVING, ".png"):
+        raise ValueError(f"--output: {output.suffix or 'no suffix'}; expected .gif, .webp, .apng or .mp4")
+    if output.suffix == ".mp4":
+        _encode(np.stack([np.asarray(frame) for frame in frames]), fps, output)
+        return
+    partial, kind = output.with_name(f".partial.{output.name}"), "PNG" if output.suffix == ".apng" else None
+    try:
+        frames[0].save(partial, kind, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _encode(frames: Any, fps: int, output: Path) -> None:
     """Frames uint8 `[N, H, W, 3]` as H.264. Raises ValueError where ffmpeg is not installed, or fails."""
     ffmpeg = shutil.which("ffmpeg")
     if ffmpeg is None:

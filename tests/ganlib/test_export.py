@@ -143,7 +143,7 @@ def test_a_translator_wants_images(family, tmp_path):
     with pytest.raises(ValueError, match=f"needs to be given {', '.join(spec.given)}"):
         generator.sample(1)
     with pytest.raises(ValueError, match="given: expected shapes"):
-        sample(lambda x: x[:, :, :4])
+        sample(lambda x: x[..., :4])
 
 
 def test_a_generator_from_noise_takes_no_images(tmp_path):

@@ -1,0 +1,149 @@
+"""Frames of video files, decoded by PyAV (FFmpeg), and of folders in which each is an image.
+
+A frame is known by its time, in the units of its stream, so that a reader may begin anywhere and still know which
+frames it has; in streams that state no times, by its number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import av
+
+__all__ = ["SUFFIXES", "Times", "by_number", "decoded", "frames_of_folder", "is_frame", "last_frames", "times"]
+
+SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".gif", ".webm", ".mkv", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv")
+_IMAGES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
+
+Frame = NDArray[np.uint8]
+"""`[H, W, 3]`"""
+
+
+class Times:
+    """When the frames of a file are shown."""
+
+    def __init__(self, stated: list[int] | None, count: int, seconds: float):
+        self.stated = stated
+        """of each frame, rising, in the stream's units; None where they are not stated"""
+        self.count = count
+        self.seconds = seconds
+        """of one unit; 0.0 where no times are stated"""
+
+    def __len__(self) -> int:
+        return self.count
+
+    def every(self, fps: float | None) -> list[int]:
+        """The number of the frame on show at each 1 / fps seconds; all frames where that is None.
+
+        Raises ValueError where it is not, and no times are stated.
+        """
+        if fps is None:
+            return list(range(self.count))
+        if self.stated is None:
+            raise ValueError("its frames have no times: source.fps has to be null")
+        starts = (np.array(self.stated) - self.stated[0]) * self.seconds
+        shown = np.arange(0.0, starts[-1] + 1e-6, 1.0 / fps)
+        numbers: list[int] = (np.searchsorted(starts, shown + 1e-6, side="right") - 1).tolist()
+        return numbers
+
+
+def times(path: Path) -> Times:
+    """When each frame is shown, by the packets of the file alone, which are not decoded.
+
+    Raises ValueError for a file that is no video.
+    """
+    with _opened(path) as (container, stream):
+        found = [packet.pts for packet in container.demux(stream) if packet.size]
+        seconds = float(stream.time_base or 0)
+    if not found:
+        raise ValueError("a video without frames")
+    stated = sorted(pts for pts in found if pts is not None)
+    whole = len(set(stated)) == len(found) and seconds > 0
+    return Times(stated if whole else None, len(found), seconds if whole else 0.0)
+
+
+def decoded(path: Path, known: Times, first: int = 0) -> Iterator[tuple[int, Frame]]:
+    """`(number, frame)` from number `first` on. Those that are damaged are left out."""
+    numbers = None if known.stated is None else {pts: i for i, pts in enumerate(known.stated)}
+    with _opened(path) as (container, stream):
+        if numbers is not None and first and known.stated is not None:
+            container.seek(known.stated[first], stream=stream)  # to the keyframe at or before it
+        count = itertools.count()
+        for frame in _good_frames(container, stream):
+            number = next(count) if numbers is None else numbers.get(-1 if frame.pts is None else frame.pts)
+            if number is not None and number >= first and not frame.is_corrupt:
+                yield number, _upright(frame)
+
+
+def last_frames(path: Path, count: int) -> list[Frame]:
+    """As many frames from the end of a video, or fewer if it has no more. Raises ValueError for what is no video."""
+    known = times(path)
+    found = deque((frame for _, frame in decoded(path, known, max(0, len(known) - count))), maxlen=count)
+    return [*found]
+
+
+def frames_of_folder(folder: Path) -> list[Path]:
+    """The images in a folder, by the numbers in their names."""
+    return sorted(filter(is_frame, folder.iterdir()), key=by_number)
+
+
+def is_frame(path: Path) -> bool:
+    """Whether a file may be a frame, by its suffix."""
+    return path.suffix.lower() in _IMAGES
+
+
+def by_number(path: Path) -> list[tuple[int, int, str]]:
+    """A key by which frame10 comes after frame9."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The container and its first video stream. Raises ValueError for what is no video."""
+    try:
+        import av
+    except ImportError:
+        raise ValueError("PyAV is not installed: pip install -e '.[video]'") from None
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            if not container.streams.video:
+                raise ValueError("a file without a video stream")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            yield container, stream
+    except av.FFmpegError as error:
+        raise ValueError(f"no video that FFmpeg reads: {error.strerror}") from error
+
+
+def _good_frames(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
+    """Frames in the order of their times; packets that cannot be decoded are left out."""
+    import av
+
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+            if packet is None:
+                return
+            yield from packet.decode()
+        except av.InvalidDataError:
+            continue
+        except av.EOFError:
+            return
+
+
+def _upright(frame: av.VideoFrame) -> Frame:
+    """As RGB, turned as a phone says that it was held."""
+    pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+    return np.rot90(pixels, k=round((frame.rotation or 0) / 90) % 4)
