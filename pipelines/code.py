@@ -9,6 +9,7 @@ stages import whatever is chosen, `dvc.yaml` lists.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -75,16 +76,23 @@ def imported(files: Iterable[Path]) -> list[Path]:
 
 
 def _imports(file: Path) -> list[Path]:
+    modules, names = _imported_names(file.read_bytes())
+    files = {_of_module(name) for name in (*modules, *names) if name.startswith("ganlib.")}
+    packages = (_of_module(name).with_suffix("") for name in names if name.startswith("ganlib."))
+    return [*filter(Path.is_file, files), *(file for package in packages for file in package.glob("*.py"))]
+
+
+@functools.cache  # the families import the same files
+def _imported_names(source: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Modules from which something is imported by a statement, and the names of all that is."""
     modules, names = list[str](), list[str]()
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             modules.append(node.module)
             names += [f"{node.module}.{alias.name}" for alias in node.names]
-    files = {_of_module(name) for name in (*modules, *names) if name.startswith("ganlib.")}
-    packages = (_of_module(name).with_suffix("") for name in names if name.startswith("ganlib."))
-    return [*filter(Path.is_file, files), *(file for package in packages for file in package.glob("*.py"))]
+    return tuple(modules), tuple(names)
 
 
 def _sha256(file: Path) -> str:

@@ -1,9 +1,11 @@
-"""What tests of trainings keep of them, and when two of them ended alike."""
+"""What tests of trainings keep of them, when two of them ended alike, and trainings of several ranks."""
 
+import multiprocessing
 import shutil
 from pathlib import Path
 
 import torch
+import torch.multiprocessing
 
 
 class Kept:
@@ -36,3 +38,12 @@ def without_clock(state):
         **{k: v for k, v in state.items() if k != "seconds"},
         "rows": [{k: v for k, v in row.items() if k not in clock} for row in state["rows"]],
     }
+
+
+def run_ranks(rank, world, *arguments):
+    """`rank(number, *arguments)` in processes of their own, until all have ended. Raises what one of them raised.
+
+    They are forked from a server that has imported ganlib, which takes seconds, and that no thread runs in.
+    """
+    multiprocessing.set_forkserver_preload(["ganlib.trainer"])
+    torch.multiprocessing.start_processes(rank, arguments, nprocs=world, start_method="forkserver")

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from runs import run_ranks
 
 from ganlib import distributed
 
@@ -187,7 +188,7 @@ def enter(rank, world, scratch, act):
     ],
 )
 def test_all_ranks_get_the_sum(act, world, tmp_path):
-    mp.spawn(enter, (world, str(tmp_path), act), nprocs=world)
+    run_ranks(enter, world, world, str(tmp_path), act)
     assert not list(tmp_path.glob("ganlib-*"))
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from runs import Kept, equal, without_clock
+from runs import Kept, equal, run_ranks, without_clock
 from specs import image_spec, pair_spec
 
 from ganlib import checkpoint, registry
@@ -146,7 +145,7 @@ def test_two_ranks_equal_one_process(family, changes, small, data_of, tmp_path):
     train(params, alone, prepared=prepared)
     out = tmp_path / "two"
     out.mkdir()
-    mp.spawn(_rank, (2, params.model_dump(mode="json"), prepared, str(out)), nprocs=2)
+    run_ranks(_rank, 2, 2, params.model_dump(mode="json"), prepared, str(out))
     *_, folder = sorted(p for p in out.iterdir() if p.is_dir())
     one, two = (without_clock(checkpoint.load(f)) for f in (alone.folders[-1], folder))
     assert one["step"] == 1
@@ -167,8 +166,7 @@ def test_a_checkpoint_of_one_process_goes_on_in_two(small, prepared, tmp_path):
     train(params, whole, prepared=prepared)
     out = tmp_path / "two"
     out.mkdir()
-    arguments = (2, params.model_dump(mode="json"), prepared, str(out), str(whole.folders[1]))
-    mp.spawn(_rank, arguments, nprocs=2)
+    run_ranks(_rank, 2, 2, params.model_dump(mode="json"), prepared, str(out), str(whole.folders[1]))
     (folder,) = (p for p in out.iterdir() if p.is_dir())
     ends = [checkpoint.load(f)["ema"] for f in (whole.folders[-1], folder)]
     torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-4)

@@ -18,38 +18,48 @@ from pipelines.code import imported
 PLUGINS = ROOT / "tests/ganlib/plugins"
 
 
-@pytest.fixture
-def run(tmp_path):
-    """Run the stage in a copy of the code; `{output: {file: hash}}`."""
-    for name in ("ganlib", "pipelines"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    copy_params(tmp_path)
+class Copy:
+    """A copy of the code, with what the stage wrote there last: `{output: {file: hash}}`."""
 
-    def run():
-        env = {**os.environ, "PYTHONPATH": str(tmp_path), "DVC_ROOT": str(tmp_path)}
-        subprocess.run([sys.executable, "-m", "pipelines.code"], cwd=tmp_path, env=env, check=True)
-        written = tmp_path / "outputs/code"
-        return {
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for name in ("ganlib", "pipelines"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        copy_params(folder)
+        self.written: dict[str, dict[str, str]] = {}
+        self.run()
+
+    def run(self) -> tuple[dict, dict]:
+        """Run the stage: what was written before, and what is now."""
+        env = {**os.environ, "PYTHONPATH": str(self.folder), "DVC_ROOT": str(self.folder)}
+        subprocess.run([sys.executable, "-m", "pipelines.code"], cwd=self.folder, env=env, check=True)
+        before, written = self.written, self.folder / "outputs/code"
+        self.written = {
             path.relative_to(written).with_suffix("").as_posix(): json.loads(path.read_text())
             for path in written.rglob("*.json")
         }
+        return before, self.written
 
-    return run
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """One for all tests, each of which changes it further."""
+    return Copy(tmp_path_factory.mktemp("copy"))
 
 
-def test_stages_depend_on_the_files_that_they_use(run, tmp_path):
-    before = run()
+def test_stages_depend_on_the_files_that_they_use(copy):
+    before = copy.written
     assert {"ganlib/sources/mnist.py", "ganlib/data/image.py"} < before["prepare"].keys()
     assert "ganlib/spaces/picture/efficientnet_lite0.py" in before["reference"]
     assert {"ganlib/metrics/fd.py", "ganlib/metrics/picture/ssim.py"} < before["evaluate"].keys()
     assert {"ganlib/models/dcgan.py", "ganlib/models/_layers.py"} < before["models/dcgan"].keys()
     assert not any("idx" in file or "pair" in file for file in before["prepare"])
 
-    shutil.copytree(PLUGINS, tmp_path / "ganlib", dirs_exist_ok=True)
+    shutil.copytree(PLUGINS, copy.folder / "ganlib", dirs_exist_ok=True)
     for unused in ("sources/idx.py", "data/pair.py"):
-        with (tmp_path / "ganlib" / unused).open("a") as file:
+        with (copy.folder / "ganlib" / unused).open("a") as file:
             file.write("# changed\n")
-    after = run()
+    before, after = copy.run()
     families = {f"models/{file.stem}" for file in (PLUGINS / "models").glob("*.py")}
     assert after.keys() - before.keys() == families
     assert {name: after[name] for name in before} == before
@@ -64,12 +74,11 @@ def test_stages_depend_on_the_files_that_they_use(run, tmp_path):
         (("spaces/picture/new.py", "models/dcgan.py"), {"reference", "models/dcgan"}),
     ],
 )
-def test_a_file_that_is_used_changes_what_depends_on_it(run, tmp_path, changed, stages):
-    before = run()
+def test_a_file_that_is_used_changes_what_depends_on_it(copy, changed, stages):
     for name in changed:
-        with (tmp_path / "ganlib" / name).open("a") as file:
+        with (copy.folder / "ganlib" / name).open("a") as file:
             file.write("# changed\n")
-    after = run()
+    before, after = copy.run()
     assert {name for name in before if after[name] != before[name]} == stages
 
 

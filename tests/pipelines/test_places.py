@@ -65,10 +65,12 @@ def test_a_folder_that_will_not_do_is_replaced_and_said_or_refused_by_the_variab
 
 @pytest.fixture(params=["a b", "feature%2Flogin", "100%", "a%20b", "a?b=c&d", "a#b", "é ☃", "a;b@c:d", "Bob's"])
 def odd(request, project, migrated, monkeypatch) -> Path:
-    """A project in a folder whose name means something else in an address."""
+    """A project in a folder whose name means something else in an address, with two empty stores; in the last, one is
+    to be made."""
     folder = project / request.param
     folder.mkdir()
-    shutil.copy(migrated, folder / "mlflow.db")
+    for name in ("mlflow.db", *(["%.db"] if request.param != "Bob's" else [])):
+        shutil.copy(migrated, folder / name)
     monkeypatch.chdir(folder)
     return folder
 

@@ -70,6 +70,7 @@ OF_STAGE = {
 SHIPPED = load_params(ROOT / "params.yaml")
 DATA = {dataset.sample.kind: name for name, dataset in SHIPPED.datasets.items()}.values()
 """a data set of each kind"""
+module_name = functools.cache(registry.module_name)  # which lists folders
 
 
 @functools.cache
@@ -94,36 +95,40 @@ def imported(file: str) -> tuple[list[str], list[str]]:
     return modules, folders
 
 
-def imports(file: str, params: Params) -> set[str]:
+@functools.cache
+def registered(folder: str, model: str, data: str) -> list[str]:
+    """Modules that are loaded from a folder by a name, where it is what was chosen."""
+    params = chosen(model, data)
+    kind = params.dataset.sample.kind
+    looks = _kind.load(kind).LOOKS
+    by_choice = {"models": [model], "data": [kind], "sources": [params.dataset.source.name]}
+    names = by_choice.get(folder) or (registry.names(folder, looks) if folder in ("spaces", "metrics") else [])
+    return [module_name(folder, name, looks) for name in names]
+
+
+@functools.cache
+def imports(file: str, model: str, data: str) -> set[str]:
     """Project files that a file imports: by a statement, or from the registry, where it is what was chosen."""
     modules, folders = imported(file)
-    looks = _kind.load(params.dataset.sample.kind).LOOKS
-    names = {
-        "models": [params.model],
-        "data": [params.dataset.sample.kind],
-        "sources": [params.dataset.source.name],
-        **{kind: registry.names(kind, looks) for kind in ("spaces", "metrics")},
-    }
-    known = [kind for kind in folders if kind in names]
-    loaded = [registry.module_name(kind, name, looks) for kind in known for name in names[kind]]
+    loaded = [module for folder in folders for module in registered(folder, model, data)]
     files = {f"{module.replace('.', '/')}.py" for module in (*modules, *loaded)}
     return {name for name in files if (ROOT / name).is_file()}
 
 
-def closure(file: str, params: Params, without: set[str]) -> set[str]:
+def closure(file: str, model: str, data: str, without: set[str]) -> set[str]:
     """The file and all that it imports, directly or not."""
     seen, left = set[str](), [file]
     while left:
         here = left.pop()
         seen.add(here)
-        left += [f for f in imports(here, params) - seen if f not in without and f"{here} -> {f}" not in without]
+        left += [f for f in imports(here, model, data) - seen if f not in without and f"{here} -> {f}" not in without]
     return seen
 
 
 @functools.cache
-def hashed(model: str, data: str) -> dict[str, set[str]]:
-    """The files whose hashes the stage `code` writes, by the output that has them."""
-    used = used_files(chosen(model, data))
+def hashed(data: str) -> dict[str, set[str]]:
+    """The files whose hashes the stage `code` writes, by the output that has them; those of all models."""
+    used = used_files(SHIPPED.model_copy(update={"data": data}))
     return {f"{CODE}/{name}.json": {file.relative_to(ROOT).as_posix() for file in used[name]} for name in used}
 
 
@@ -132,11 +137,11 @@ def hashed(model: str, data: str) -> dict[str, set[str]]:
 @pytest.mark.parametrize("stage", [name for name in STAGES if name != "code"])
 def test_a_stage_depends_on_all_code_that_can_change_its_output(stage, model, data):
     deps = {dep.replace("${model}", model) for dep in STAGES[stage]["deps"]}
-    deps |= {file for dep in deps for file in hashed(model, data).get(dep, ())}
-    without, params = {*WITHOUT_EFFECT, *OF_STAGE.get(stage, ())}, chosen(model, data)
+    deps |= {file for dep in deps for file in hashed(data).get(dep, ())}
+    without = {*WITHOUT_EFFECT, *OF_STAGE.get(stage, ())}
     own = [dep for dep in STAGES[stage]["deps"] if dep.startswith("pipelines/")]  # MLflow, too, loads some of them
     assert f"pipelines/{stage}.py" in own
-    needed = {file for one in own for file in closure(one, params, without)}
+    needed = {file for one in own for file in closure(one, model, data, without)}
     missing = {file for file in needed if deps.isdisjoint([file, *map(str, Path(file).parents)])}
     assert not missing, f"{stage} lacks {sorted(missing)}"
 
