@@ -128,7 +128,17 @@ _DATES: tuple[str, ...] = (
     "%d.%m.%y",
 )
 _DATES += ("%m/%d/%y", "%d/%m/%y", "%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y")
-_TIMES = ("%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%H:%M:%S%z", "%H:%M:%S.%f%z", "%I:%M %p", "%I:%M:%S %p")
+_TIMES = (
+    "%H:%M",
+    "%H:%M:%S",
+    "%H:%M:%S.%f",
+    "%H:%M:%SZ",
+    "%H:%M:%S.%fZ",
+    "%H:%M:%S%z",
+    "%H:%M:%S.%f%z",
+    "%I:%M %p",
+    "%I:%M:%S %p",
+)
 FORMATS = (
     *_DATES,
     *(f"{date}{between}{time}" for date in _DATES for between in (" ", "T") for time in _TIMES),

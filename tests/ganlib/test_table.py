@@ -73,6 +73,7 @@ MANY = [f"{i * 7919 % 997 / 8:.3f}" for i in range(200)]
         (["31/01/2020", "02/03/2020"], {"type": "date", "formats": ("%d/%m/%Y",)}),
         (["01/02/2020", "02/03/2020"], {"type": "date", "formats": ("%m/%d/%Y",)}),
         (["2 Jan 2020", "13 Dec 2021"], {"type": "date", "formats": ("%d %b %Y",)}),
+        (["2020-01-01T10:30:00Z", "2020-01-01T10:00:00Z"], {"type": "date", "formats": ("%Y-%m-%dT%H:%M:%SZ",)}),
         (["2020-01-01T10:30:00Z", "2020-01-01T10:00:00+01:00"], {"type": "date", "step": 60.0}),
         (["Jan 5, 2020", "2020-01-07", "Feb 7, 2020"], {"type": "date", "formats": ("%b %d, %Y", "%Y-%m-%d")}),
         ([True, False, None], {"type": "boolean", "missing": True}),
