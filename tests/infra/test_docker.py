@@ -38,10 +38,9 @@ def locked(variant: str) -> dict[str, str]:
 @pytest.mark.parametrize("variant", ["cpu", "cuda"])
 def test_the_lock_meets_what_is_asked(variant):
     versions = locked(variant)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted_by_project = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
-    more = re.sub(r"#.*", "", (DOCKER / "requirements.in").read_text()).split("\n")
-    for wanted in map(Requirement, [*wanted_by_project, *filter(str.strip, more)]):
+    whole = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project, more = whole["project"], whole["dependency-groups"]["image"]
+    for wanted in map(Requirement, [*project["dependencies"], *project["optional-dependencies"]["serve"], *more]):
         found = versions.get(canonicalize_name(wanted.name))
         assert found, f"{wanted.name} is not in requirements-{variant}.txt; run infra/docker/lock.sh"
         assert wanted.specifier.contains(found), f"{wanted} is asked, {found} is locked; run infra/docker/lock.sh"
