@@ -26,7 +26,7 @@ def load(source: str | Path, device: str | torch.device | None = None) -> Genera
         generator.game.generator                                     # the `torch.nn.Module`
         generator.spec, generator.spec.kind                          # what the data are; the functions of their kind
 
-    Sample i of a seed is a function of (seed, i), whatever else is asked for: `generator.sample(n, rows=slice(…))`
+    Sample i of a seed is a function of (seed, i), independent of all others: `generator.sample(n, rows=slice(…))`
     gives some of a long row, `generator.sample_rows(seeds, indices)` any, of several seeds at once. `ganlib sample` and
     the registered model's `predict` give the same ones.
 

@@ -4,7 +4,7 @@ Reals and fakes are changed alike before the discriminator sees them, and the ge
 has to make images that look real *after* it. Two kinds: `diffaugment` (Zhao et al. 2020) and `ada` (Karras et al.
 2020a, appendix B), whose probability may be adapted to how far the discriminator overfits.
 
-Everything is linear in the images but for an added constant, and built of operations that torch can differentiate
+Everything is affine in the images, and built of operations that torch can differentiate
 any number of times, so that R1, R2 and other gradient penalties with respect to the images before augmentation
 work through it.
 """
@@ -103,7 +103,7 @@ class Augment(nn.Module):
     def forward(self, images: Tensor, noise: Noise, kimg: float | Tensor) -> Tensor:
         """Images `[N, C, H, W]` in about [−1, 1], of at least 2 x 2 pixels → the same shape and type.
 
-        Each operation is done to each image with the probability. Draws as many numbers whatever that is.
+        Applies each operation to each image with the probability. The number of random draws does not depend on it.
         Raises ValueError for operations on colour where images have neither 1 nor 3 channels.
         """
         names = self._cfg.operations

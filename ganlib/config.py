@@ -1,4 +1,4 @@
-"""`params.yaml` and the files of `params/` as frozen, closed models: whatever is wrong is said before any work starts.
+"""`params.yaml` and the files of `params/` as frozen, closed models: all errors are reported before any work starts.
 
 Those files are where each key's meaning and unit stand; this one gives types and bounds.
 """
@@ -113,7 +113,7 @@ def _auto_or(kind: Any, expected: str) -> BeforeValidator:
 
 # DVC takes a dot in the name of a section for a section in a section.
 SectionName = Annotated[str, _name(r"[\w-]+", "letters, digits, _ and -")]
-ModelName = Annotated[str, _name(r"[\w-][\w.-]*", "letters, digits, _, - and, but for the first, dots")]
+ModelName = Annotated[str, _name(r"[\w-][\w.-]*", "letters, digits, _, - and, after the first, dots")]
 
 
 Kimg = Annotated[
@@ -298,7 +298,7 @@ def _with_names(sections: Any) -> Any:
 
 
 def _read_space(named: Any) -> Config:
-    """`(name, section)` by the `Config` of the feature space of that name, in whatever folder it lies."""
+    """`(name, section)` by the `Config` of the feature space of that name, in any folder of spaces."""
     if isinstance(named[1], Config):
         return named[1]
     name, section = named
@@ -313,7 +313,7 @@ def _read_space(named: Any) -> Config:
 
 
 def _metric(name: str) -> str:
-    """A metric's name, in whatever folder it lies."""
+    """A metric's name, in any folder of metrics."""
     known = {one for folder in (None, *registry.folders("metrics")) for one in registry.names("metrics", folder)}
     if name not in known:
         raise ValueError(f"{name!r} is not a metric{registry.nearest(name, known)}; known: {', '.join(sorted(known))}")

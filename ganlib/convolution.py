@@ -32,7 +32,7 @@ def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0, groups: int = 1
 ) -> Tensor:
     """`F.conv2d`: x `[N, I, H, W]`, weight `[O, I / groups, h, w]`, bias `[O]` → `[N, O, H', W']`."""
-    if _pays(x, weight):
+    if _is_worthwhile(x, weight):
         return _cast_and_convolve(x, weight, bias, _geometry(stride, padding, 0, groups, transposed=False))
     return F.conv2d(x, weight, bias, stride, padding, 1, groups)
 
@@ -47,7 +47,7 @@ def conv_transpose2d(
     groups: int = 1,
 ) -> Tensor:
     """`F.conv_transpose2d`: x `[N, I, H, W]`, weight `[I, O / groups, h, w]`, bias `[O]` → `[N, O, H', W']`."""
-    if _pays(x, weight):
+    if _is_worthwhile(x, weight):
         return _cast_and_convolve(x, weight, bias, _geometry(stride, padding, output_padding, groups, transposed=True))
     return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups)
 
@@ -109,7 +109,7 @@ class Conv2d(nn.Conv2d):
         return conv2d(input, self.weight, self.bias, self.stride[0], self.padding[0], self.groups)
 
 
-def _pays(x: Tensor, weight: Tensor) -> bool:
+def _is_worthwhile(x: Tensor, weight: Tensor) -> bool:
     """Whether these functions are worth their overhead in Python, some 0.05 ms for a forward and a backward pass.
 
     Not where the call is differentiated once or never, as in graphs of `torch.compile`.

@@ -166,7 +166,7 @@ class GradientBuckets:
         """ids of the parameters whose gradient in the armed pass is not yet there"""
         self._launched: list[tuple[list[Tensor], Tensor, dist.Work] | None] = []
         """(gradients, their flat sum, what to wait for) of the first buckets; None for one without gradients"""
-        arrived = weakref.WeakMethod(self._arrived)  # the garbage collector cannot see a cycle through a hook
+        arrived = weakref.WeakMethod(self._on_gradient_ready)  # the garbage collector cannot see a cycle through a hook
 
         def hook_for(index: int) -> Callable[[Tensor], None]:
             def hook(parameter: Tensor) -> None:
@@ -191,7 +191,7 @@ class GradientBuckets:
         finally:
             self._armed = False
 
-    def _arrived(self, index: int, parameter: Tensor) -> None:
+    def _on_gradient_ready(self, index: int, parameter: Tensor) -> None:
         """Take note of a gradient. Fires once for each backward pass, also if a parameter is used several times."""
         if not self._armed:
             return
@@ -283,12 +283,12 @@ class _Memory:
                     time.sleep(HURRY / 100)
                 if now - looked > 1.0:
                     looked = now
-                    if not self._lives(other) and self.heads[other * LINE // 8] < self.collectives:
+                    if not self._is_alive(other) and self.heads[other * LINE // 8] < self.collectives:
                         raise WorkerLost(f"rank {other} is gone")
                 if now - began > PATIENCE:
                     raise WorkerLost(f"rank {other} has not come for {PATIENCE / 60:.0f} minutes")
 
-    def _lives(self, other: int) -> bool:
+    def _is_alive(self, other: int) -> bool:
         try:
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, other)
         except OSError:

@@ -327,7 +327,7 @@ def compare(
         sides = [_answer_sides(made, reference) for made in (challenger, champion)]
     else:
         spaces = [space for space in reference.spaces if space == ("classifier" if section == SAMPLES else section)]
-        if section in reference.spaces:  # of which the rest would be measured in vain
+        if section in reference.spaces:  # the other metrics of it are not needed
             challenger, champion = ({"sample": made["sample"]} for made in (challenger, champion))
         one, other = (
             extract_features(made, reference, cfg.batch, spaces).get(section, {}) for made in (challenger, champion)

@@ -92,7 +92,7 @@ def export_graph(generator: Generator, folder: str | Path, format: str = "onnx",
         partial.replace(path)
     except (ImportError, OSError):
         raise
-    except Exception as error:  # exporters raise whatever they like
+    except Exception as error:  # exporters raise any exception
         raise GraphError(f"{format}: {' '.join(str(error).split())[:300] or type(error).__name__}") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -237,8 +237,8 @@ class Monitor:
         """Each says what is wrong with a row, with figures, or nothing."""
         symptoms: dict[str, Callable[[Mapping[str, float]], str]] = {
             "exploding": self._exploding,
-            "discriminator won": self._won,
-            "discriminator lost": self._lost,
+            "discriminator won": self._discriminator_won,
+            "discriminator lost": self._discriminator_lost,
             "overfitting": self._overfitting,
             "vanishing gradients": self._vanishing,
             "collapse": self._collapse,
@@ -269,14 +269,14 @@ class Monitor:
                     seen.append(f"{name} {amount:.3g}, {usual:.3g} before")
         return ", ".join(seen)
 
-    def _won(self, row: Mapping[str, float]) -> str:
+    def _discriminator_won(self, row: Mapping[str, float]) -> str:
         """The discriminator is right about nearly everything, which leaves the generator nothing to follow."""
         real, fake = row.get("sign/real", 0.0), row.get("sign/fake", 0.0)
         if real < _CERTAIN or fake > -_CERTAIN:
             return ""
         return f"sign/real {real:.2f} and sign/fake {fake:.2f}, logits {row.get('logit/gap', math.nan):.3g} apart"
 
-    def _lost(self, row: Mapping[str, float]) -> str:
+    def _discriminator_lost(self, row: Mapping[str, float]) -> str:
         """Fakes are judged the more real: the discriminator does not follow."""
         return f"logit/gap {row['logit/gap']:.3g}" if row.get("logit/gap", 1.0) <= 0 else ""
 

@@ -166,7 +166,7 @@ class Loader:
         return self.spec.kind.decode(self.spec.sample, part, stored)
 
     def close(self) -> None:
-        """End the background threads, once what they are at is done. No batch can be had afterwards."""
+        """End the background threads after their current work. No batch can be read afterwards."""
         for pool in (self._gatherer, self._reader):
             pool.shutdown(cancel_futures=True)
 

@@ -65,7 +65,7 @@ def _map_floats(fn: Callable[[Tensor], Tensor], sample: Sample) -> Sample:
     return map_tensors(lambda x: fn(x) if x.is_floating_point() else x, sample)
 
 
-def _off_unit_slope(round: Round, sample: Sample) -> Tensor:
+def _squared_norm_deviation(round: Round, sample: Sample) -> Tensor:
     """(‖∇D‖ − 1)² at a sample, `[N]`."""
     return ((_squared_gradient(round.discriminate(sample).logits, sample) + 1e-12).sqrt() - 1.0).square()
 
@@ -184,7 +184,7 @@ def gradient_penalty(round: Round) -> Tensor:
         between: Sample = {name: mix(part, round.fake[name]) for name, part in round.real.items()}
     else:
         between = mix(tensors_of(round.real)[0], tensors_of(round.fake)[0])
-    return _off_unit_slope(round, between)
+    return _squared_norm_deviation(round, between)
 
 
 def dragan(round: Round) -> Tensor:
@@ -201,7 +201,7 @@ def dragan(round: Round) -> Tensor:
         apart = reach.view(-1, *[1] * (real.dim() - 1)) * round.noise.uniform(*real.shape[1:])
         return (real.detach() + apart).requires_grad_()
 
-    return _off_unit_slope(round, _map_floats(perturb, round.real))
+    return _squared_norm_deviation(round, _map_floats(perturb, round.real))
 
 
 _flip_and_shift = Augment(

@@ -158,7 +158,7 @@ def build(
     """Write the folder from the stored splits; returns `reference.json`.
 
     A split has `sample`, uint8 `[N, *shape]`, a tensor or `shards.LazyRows`, and `label`, int64 `[N]`, where labelled.
-    Samples are read once and never held, but for the classifier, and for it no larger than it looks at them.
+    Samples are read once and never held, except for the classifier's, at the size of its input.
     Raises ConfigError for data that have no feature space here, or too few of them, OSError if they cannot be written.
     """
     directory, device = Path(directory), devices.default_device()

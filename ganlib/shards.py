@@ -3,7 +3,7 @@
 A row holds a column for each part of the example, `label` where labelled, `attributes` where there are any, and
 `hash`, the 128-bit BLAKE2b of the parts. The hash decides everything: equal hashes are duplicates, hashes below
 `test_share` of their range are the test split (unless the source says which split a row is in), and rows lie in the
-hash's order. So the order is random but the same whatever the order of the source, a split is stratified in
+hash's order. So the order is random but independent of the order of the source, a split is stratified in
 expectation, and adding or relabelling data never moves an example to the other split. Where equal examples are data in
 their own right, as rows of a table are, each but the first is hashed with its number. Anomalies have a split of their
 own.
@@ -138,7 +138,7 @@ class Moments:
 
     @property
     def std(self) -> NDArray[np.float64]:
-        """`[K]`; 0 where a column is constant but for rounding."""
+        """`[K]`; 0 where a column is constant up to rounding."""
         std = np.sqrt(self.squares / max(1, self.rows))
         return np.where(std > 1e-12 * np.abs(self.mean), std, 0.0)
 
@@ -480,7 +480,7 @@ def read(directory: str | Path, split: str, limit: int | None = None) -> dict[st
 
 
 def stored(directory: str | Path, split: str, limit: int | None = None, *, keep: int = 1) -> dict[str, Any]:
-    """As `read`, but parts are `LazyRows`: a row group's part is read when a row of it is wanted, the last `keep` are
+    """As `read`, but parts are `LazyRows`: a row group's part is read when a row of it is accessed, the last `keep` are
     kept."""
     spec, groups = read_spec(directory), _first(row_groups(directory, split), limit)
     ends = [end if limit is None else min(end, limit) for end in itertools.accumulate(group.rows for group in groups)]
@@ -534,7 +534,7 @@ def content_hashes(directory: str | Path) -> set[str]:
 
 
 class LazyRows:
-    """A column `[N, ...]` in parts, each of which is made when one of its rows is wanted; the last `keep` are kept.
+    """A column `[N, ...]` in parts, each of which is made when one of its rows is accessed; the last `keep` are kept.
 
     Slices and rows `[K]` of it, in any order, are tensors, as of a tensor.
     """

@@ -285,7 +285,7 @@ class _Run:
         statistics, since, first = _Statistics(), time.perf_counter(), state["step"]
         while not training.is_done:
             if state["step"] >= training.phase.plan.steps:
-                training.go_on()
+                training.start_next_phase()
                 first = 0
             phase, timing = training.phase, training.phase.plan
             statistics.add(training.step(self.batches(phase, state["step"])))
@@ -460,7 +460,7 @@ class _Training:
         last = len(self.phases) - 1
         return bool(self.state["phase"] == last and self.state["step"] >= self.phase.plan.steps)
 
-    def go_on(self) -> None:
+    def start_next_phase(self) -> None:
         """From the end of a phase to the start of the next."""
         self.state.update(phase=self.state["phase"] + 1, step=0)
         if self.before is not None and self.phase.fit is None:

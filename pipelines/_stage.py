@@ -27,8 +27,8 @@ __all__ = [
     "StageError",
     "atomic_folder",
     "main",
+    "printable_error",
     "project_folder",
-    "spoken",
 ]
 
 CODE = Path("outputs/code")
@@ -84,8 +84,8 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         tidy()
 
 
-def spoken(error: BaseException) -> str:
-    """What is said of an error: its text, without what would steer a terminal, as a stranger's file may hold.
+def printable_error(error: BaseException) -> str:
+    """The printable text of an error: without control characters, which a file from elsewhere may hold.
 
     A line; of a ConfigError, a line for each fault.
     """
@@ -111,7 +111,7 @@ def main(stage: Callable[[Params], None]) -> None:
         with exclusive(Storage(str(Path(".ganlib/stages", name).absolute())), f"stage {name}"):
             stage(params)
     except (ConfigError, StageError, OSError) as error:
-        sys.exit(f"ganlib: {spoken(error)}")
+        sys.exit(f"ganlib: {printable_error(error)}")
     except KeyboardInterrupt:
         said, status = ("terminated", 143) if _terminated else ("interrupted", 130)
         print(f"ganlib: {said}; the same command goes on from what is kept", file=sys.stderr)

@@ -103,11 +103,11 @@ def _scratch(pids: Container[int] = ()) -> Iterator[Path]:
         owner = SCRATCH.fullmatch(path.name)
         if owner and int(owner["namespace"]) == pid_namespace() and _is_mine(path):
             pid = int(owner["pid"])
-            if pid in pids or not _lives(pid):
+            if pid in pids or not _is_alive(pid):
                 yield path
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""Ray clusters: connect to one, or start one on this machine, with the token that keeps strangers out.
+"""Ray clusters: connect to one, or start one on this machine, with the token that keeps others out.
 
 What Ray 2.60 leaves open cannot be closed here: its GCS and raylets, and torch's TCPStore, listen on all interfaces,
 the last without asking for the token. Training belongs behind a firewall. A cluster started here has no dashboard, and
@@ -44,7 +44,7 @@ __all__ = [
 _CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # the cheapest question that Ray's GCS answers
 NODE_TIMEOUT_S = 120.0
 LEAN = {
-    "RAY_enable_metrics_collection": "0",  # nobody reads them
+    "RAY_enable_metrics_collection": "0",  # not used here
     "RAY_prestart_worker_first_driver": "0",  # processes that no fit can use, as they lack its environment
 }
 """settings for a cluster started here: processes that no fit needs cost it seconds"""
@@ -168,7 +168,7 @@ def start_local(num_cpus: int) -> Iterator[None]:
 
 
 def _init_local(num_cpus: int, failed: str) -> None:
-    """Ray's servers listen on all interfaces, whatever address they are given; what keeps strangers out is Ray's token
+    """Ray's servers listen on all interfaces, regardless of the address given; what keeps others out is Ray's token
     authentication, which is on for a cluster started here unless RAY_AUTH_MODE says otherwise."""
     protect_token()
     folder = ray_folder()

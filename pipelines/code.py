@@ -3,7 +3,7 @@
 DVC knows folders of code, not which of their files the chosen data and model use. So this stage depends on the folders
 of sources, kinds of data, feature spaces, metrics and families, and writes the SHA-256 of each file that another stage
 uses to `outputs/code/`, on files of which that one depends: a new file makes no stage stale that does not use it. What
-stages import whatever is chosen, `dvc.yaml` lists.
+stages import in any case, `dvc.yaml` lists.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `ganlib doctor` looks at: whatever would otherwise stop a pipeline half-way. It changes nothing.
+"""What `ganlib doctor` checks: all that would otherwise stop a pipeline half-way. It changes nothing.
 
 A cluster (`--address`) is looked at by a job of its own, `python -m pipelines.doctor`, in the way that the pipeline's
 job would be run there; it leaves no more than its log.
@@ -148,7 +148,7 @@ def _nodes(here: Mapping[str, str], marker: Path) -> Iterator[Finding]:
     for name, node in has.items():
         if not node["Alive"]:
             yield Finding("warn", f"node {name} is dead", "`ray status` there says more; a lost node may come back")
-    answers = on_every_node(_look, str(marker), ["ganlib", "pipelines", "torch"])
+    answers = on_every_node(_describe_node, str(marker), ["ganlib", "pipelines", "torch"])
     for name, answer in answers.items():
         if isinstance(answer, Exception):
             yield Finding("fail", f"node {name} runs no task: {one_line(answer)}", "see Ray's logs on that node")
@@ -178,7 +178,7 @@ def _nodes(here: Mapping[str, str], marker: Path) -> Iterator[Finding]:
     yield Finding(status, f"jobs are kept in {marker.parent}: {free:.0f} GiB free", "" if free >= 5 else "make room")
 
 
-def _look(marker: str, modules: list[str]) -> dict[str, Any]:
+def _describe_node(marker: str, modules: list[str]) -> dict[str, Any]:
     """What a node has to say; runs there."""
     import importlib
     import os
@@ -343,7 +343,7 @@ def _tracking(params: Params) -> Iterator[Finding]:
 
 
 def _token() -> Finding:
-    """Whether Ray's token keeps strangers, and others on this machine, out."""
+    """Whether Ray's token keeps out the network and other users of this machine."""
     mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
     if mode != "token":
         what = f"RAY_AUTH_MODE={mode}: whoever reaches Ray's ports while it runs can run code as you"

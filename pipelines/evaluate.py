@@ -103,7 +103,7 @@ def stage(params: Params) -> None:
         pictures.add("Samples", _what_samples_show(generator, spec), folder / "samples.png")
         for heading, what, more in _more_pictures(generator, samples, seen, reference, params.seed):
             pictures.add(heading, what, preview({"sample": more}, COLUMNS))
-        beside = _beside_nearest(samples["sample"][:COLUMNS], reference, spec)
+        beside = _with_nearest_training_examples(samples["sample"][:COLUMNS], reference, spec)
         shown = spec.kind.present(spec.sample, "sample", spec.kind.quantise(spec.sample, beside).numpy())
         if isinstance(shown, np.ndarray):
             preview({"sample": beside}, COLUMNS).save(folder / "neighbours.png")
@@ -130,7 +130,7 @@ def stage(params: Params) -> None:
             trained=TRAINED,
             prepared=PREPARED,
         )
-    _tell(metrics, n, cfg)
+    _print_metrics(metrics, n, cfg)
 
 
 def _data_card() -> dict[str, Any]:
@@ -220,7 +220,7 @@ def _compared(samples: Samples, spec: Spec) -> Image:
     return spec.kind.compare(spec.sample, made.numpy(), real.numpy())
 
 
-def _beside_nearest(fakes: Tensor, reference: Reference, spec: Spec) -> Tensor:
+def _with_nearest_training_examples(fakes: Tensor, reference: Reference, spec: Spec) -> Tensor:
     """Rows of one fake and the training examples nearest to it, nearest first."""
     space = next(space for space in reference.spaces.values() if space.column == "features")
     stored = shards.stored(PREPARED, "train", limit=len(space.train))["sample"]
@@ -293,7 +293,7 @@ def _write(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _tell(metrics: Metrics, n: int, cfg: EvaluateConfig) -> None:
+def _print_metrics(metrics: Metrics, n: int, cfg: EvaluateConfig) -> None:
     captions = {
         "floor": "training data in the samples' place",
         "copy": f"{COPY} in their place",

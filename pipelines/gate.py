@@ -83,7 +83,7 @@ def decide(
 ) -> Decision:
     """The decision on a generator with the metrics of the stage `evaluate`, against the champion, if there is one.
 
-    `faults` are reasons to refuse it whatever the metrics say."""
+    `faults` are reasons to refuse it independent of the metrics."""
     metric = metric_of(params.gate, metrics)
     space, name = metric.split(".")
     own = _number(metrics[space][name]["value"])

@@ -43,14 +43,16 @@ def restarting(gcs_address: str, *, local: bool, at_most: int) -> Iterator[None]
 def _watch(over: threading.Event, address: str, local: bool, at_most: int) -> None:
     me, ours, silent, stopped = psutil.Process(), set[psutil.Process](), 0, Counter[psutil.Process]()
     # (those of a run before a restart may still be there as zombies)
-    servers = [(child, child.name()) for child in me.children() if local and child.name() in SERVERS and _lives(child)]
+    servers = [
+        (child, child.name()) for child in me.children() if local and child.name() in SERVERS and _is_alive(child)
+    ]
     while not over.wait(LOOK_SECONDS):
         ours |= set(me.children(recursive=True))
         stopped = Counter({process: stopped[process] + 1 for process in ours if _status(process) == "stopped"})
         for process, looks in stopped.items():
             if looks == STOPPED:  # whoever waits for it would do so for ever: it fails instead, and is replaced
                 process.kill()
-        gone = next((name for server, name in servers if not _lives(server)), "")
+        gone = next((name for server, name in servers if not _is_alive(server)), "")
         silent = 0 if local or _answers(address) else silent + 1
         if gone or silent >= PATIENCE:
             _again(gone or f"cluster at {address}", ours, at_most)
@@ -64,7 +66,7 @@ def _status(process: psutil.Process) -> str:
         return "dead"
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     return _status(process) not in ("zombie", "dead")
 
 
@@ -80,7 +82,7 @@ def _answers(address: str) -> bool:
 def _again(gone: str, ours: set[psutil.Process], at_most: int) -> None:
     """Never returns."""
     for process in ours:  # a Ray without its servers does not end by itself, or not soon
-        if _lives(process):
+        if _is_alive(process):
             process.kill()
     psutil.wait_procs(ours, timeout=10)
     sweep_scratch([os.getpid(), *(process.pid for process in ours)])

@@ -185,7 +185,7 @@ def fingerprint(params: Params, prepared: Path, stage: str, reference: Path = RE
     """A name for what determines the result of `stage` (tune or train).
 
     That is: code, data, the reference that quality is measured against (if there is one), seed, model and budget.
-    A run of the same name is gone on with, so the same inputs go on where they stopped, and changed ones start clean.
+    A run of the same name is resumed: the same inputs continue where they stopped, and changed ones start anew.
     """
     digest = hashlib.sha256()
     for code in training_code(params.game.network.family):  # type: ignore[attr-defined]
@@ -333,7 +333,7 @@ def train_distributed(
                     print(fewer)
                 job = job.everywhere(run.parent)
                 live = Path(scratch) / "rows.jsonl"
-                with _following(live, on_row), _ctrl_c(), _in_a_line():
+                with _following(live, on_row), _ctrl_c(), _one_line_error():
                     done = run_workers(job, params.scale, key="num_workers", run=run, callbacks=lambda: [_relay(live)])
         kept, why = choose(params.train.keep, checkpoints, done)
         about = {"kimg": kept.kimg, "score": kept.score, "last_kimg": done.kimg, "last_score": done.score, "why": why}
@@ -369,7 +369,7 @@ def choose(keep: str, checkpoints: Checkpoints, last: Saved) -> tuple[Saved, str
 
 
 @contextmanager
-def _in_a_line() -> Iterator[None]:
+def _one_line_error() -> Iterator[None]:
     """What ends a training for good, as the line that a person reads."""
     try:
         yield
@@ -391,7 +391,7 @@ def _ctrl_c() -> Iterator[None]:
 
 
 def workers_own(error: Exception) -> dict[int, Exception]:
-    """The exceptions by rank that failed a Ray Train run, but for those of ranks that only lost their company."""
+    """The exceptions by rank that failed a Ray Train run, without those of ranks that only lost a peer."""
     failures: dict[int, Exception] = dict(getattr(error, "worker_failures", {}))
     left = {rank for rank, f in failures.items() if isinstance(f, WorkerLost) or "gloo" in str(f) or "NCCL" in str(f)}
     return {rank: failure for rank, failure in failures.items() if rank not in left} or failures

@@ -117,7 +117,7 @@ class Outbox:
             self.store = self.store or open_store(self.config)
             _send_entries(self.store, self.folder, self.runs)
             _apply(self.store, self.runs, entry, files)
-        except Exception as error:  # whatever the store's client raises: the work must not stop for it
+        except Exception as error:  # the store's client may raise anything: the work must not stop for it
             self.runs.clear()
             self._warn(error)
             return False

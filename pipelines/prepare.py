@@ -1,6 +1,6 @@
 """Stage `prepare`: `data/raw/NAME` or a packaged set becomes `data/prepared`: shards, a card, the rejects.
 
-Memory stays bounded whatever the size: parts of the source are read, encoded and hashed one after the other
+Memory stays bounded for data of any size: parts of the source are read, encoded and hashed one after the other
 (on all cores, where there is much to do), then sorted on disk; see `ganlib.shards`.
 """
 

@@ -51,7 +51,7 @@ def settle(
     faults: Sequence[str] = (),
 ) -> Decision:
     """The decision on `version`: the one that stands, or, under another gate, a new one, carried out. `faults` refuse
-    it whatever the metrics say."""
+    it independent of the metrics."""
     terms = json.dumps(params.gate.model_dump(mode="json"))
     if version.tags.get(TERMS) == terms:
         return Decision.from_tags(version.tags)
@@ -146,7 +146,7 @@ class Move(NamedTuple):
 
 
 def promote(store: Store, version: Version, reason: str, action: str = "promote") -> Move:
-    """Make a version the champion, whatever the gate said; the champion of before becomes the previous one.
+    """Make a version the champion, regardless of the gate; the old champion becomes the previous one.
 
     The record is written first: a kill in between leaves a record without a move, never a move without one. Raises
     StageError where it is the champion already, or without a reason.

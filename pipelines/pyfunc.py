@@ -1,8 +1,8 @@
 """The registered model: MLflow runs this file ("models from code") beside the generator's two files.
 
 A generator needs no input: the parameters say everything. Where there is a table, each row is a request, and
-its columns come before the parameters of the same name. Equal requests give equal samples, whatever the other
-rows ask. The samples of all requests come one after another, as their kind of data presents them: images as uint8
+its columns come before the parameters of the same name. Equal requests give equal samples, independent of
+the other rows. The samples of all requests come one after another, as their kind of data presents them: images as uint8
 `[N, H, W, C]`.
 
 A `label` is the name of a class, here as in `ganlib sample --label`: in data of classes 1 to 10, 3 (or "3", or 3.0) is

@@ -18,10 +18,10 @@ def stage(params: Params) -> None:
     train, test = (shards.stored(PREPARED, split, limit=cfg.max_samples) for split in ("train", "test"))
     with atomic_folder(REFERENCE) as folder:
         about = reference.build(folder, shards.read_spec(PREPARED), train, test, cfg, params.seed)
-    _tell(about, time.perf_counter() - began)
+    _print_summary(about, time.perf_counter() - began)
 
 
-def _tell(about: dict[str, Any], seconds: float) -> None:
+def _print_summary(about: dict[str, Any], seconds: float) -> None:
     examples = ", ".join(f"{count} {split}" for split, count in about["examples"].items())
     print(f"{REFERENCE}: features of {examples} examples in {seconds:.1f} s")
     for name, space in about["spaces"].items():

@@ -147,7 +147,7 @@ def exclusive(folder: Storage, what: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            _say_who(folder, what)
+            _record_owner(folder, what)
             lock.acquire()
         try:
             folder.write(OWNER, json.dumps(me).encode())
@@ -172,7 +172,7 @@ def is_held(folder: Storage) -> bool:
     return bool(_owner(folder)) and time.time() - max(at for _, at in folder.contents()) < 24 * BEAT_SECONDS
 
 
-def _say_who(folder: Storage, what: str) -> None:
+def _record_owner(folder: Storage, what: str) -> None:
     owner = _owner(folder)
     who = f"process {owner['pid']} on {owner['host']}, in {owner['folder']}" if owner else "another process"
     print(f"{what}: {who}, is at this work; waiting for it to end", flush=True)
@@ -201,7 +201,7 @@ def _lease(folder: Storage, what: str, me: dict[str, Any]) -> Iterator[None]:
             if _owner(folder).get("token") == token:
                 break
         elif not said and time.monotonic() - since > BEAT_SECONDS:
-            _say_who(folder, what)
+            _record_owner(folder, what)
             said = True
         time.sleep(BEAT_SECONDS / 5)
         found = _owner(folder)

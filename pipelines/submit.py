@@ -248,7 +248,7 @@ def connect(address: str) -> JobSubmissionClient:
     except (ConnectionError, RuntimeError, requests.RequestException) as error:
         if isinstance(error, StageError):
             raise
-        why = "nothing answers there" if isinstance(error, requests.ConnectionError) else _brief(error)
+        why = "nothing answers there" if isinstance(error, requests.ConnectionError) else _one_sentence(error)
         raise StageError(f"--address: no Ray cluster at {address}: {why}") from error
 
 
@@ -271,7 +271,7 @@ def start(client: JobSubmissionClient, job: str, entrypoint: str, runtime_env: d
         try:
             client.get_job_status(job)
         except (RuntimeError, requests.RequestException):
-            raise StageError(f"the cluster takes no job: {_brief(error)}") from error
+            raise StageError(f"the cluster takes no job: {_one_sentence(error)}") from error
 
 
 def _attempt(name: str, number: int) -> str:
@@ -325,7 +325,7 @@ def follow(client: JobSubmissionClient, job: str, show: Callable[[str], None]) -
         except (RuntimeError, OSError, aiohttp.ClientError, requests.RequestException) as error:
             lost = lost or time.monotonic()
             if time.monotonic() - lost > PATIENCE_S:
-                silence = f"the cluster has not answered for {PATIENCE_S:.0f} s ({_brief(error)})"
+                silence = f"the cluster has not answered for {PATIENCE_S:.0f} s ({_one_sentence(error)})"
                 raise StageError(f"{job}: {silence}; the same command follows the job again") from error
         time.sleep(RETRY_S)
 
@@ -337,5 +337,5 @@ def explain(ended: JobDetails) -> str:
     return f"{ended.status.value.lower()}: {' '.join((ended.message or '').split())[:300]}"
 
 
-def _brief(error: BaseException) -> str:
+def _one_sentence(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]

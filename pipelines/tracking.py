@@ -255,7 +255,7 @@ def _quiet() -> None:
 def run(
     store: Store, key: str, name: str, *, parent: Run | None = None, tags: Mapping[str, str] | None = None
 ) -> Iterator[Run]:
-    """The run whose key is `key`: begun, or gone on with if an earlier process began it.
+    """The run whose key is `key`: begun, or continued if an earlier process began it.
 
     It ends as FINISHED, as KILLED on Ctrl-C, or as FAILED on any other error. A trial of a search has the
     search's run as `parent`. Of two processes that begin it at once, both log to one run. Raises StoreError if the

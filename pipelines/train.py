@@ -73,7 +73,7 @@ class _Progress:
             return
         try:
             self.run.log_stats([row])
-        except Exception as error:  # whatever is raised: this thread must live on to print the next report
+        except Exception as error:  # of any kind: this thread must survive to print the next report
             self.logging = False
             self.console.print(
                 f"tracking: {' '.join(str(error).split())[:200]}; training goes on, and logs at its end",
@@ -110,7 +110,7 @@ def _write_curves(rows: list[dict[str, float]], out: Path) -> None:
     with (out / "stats.jsonl").open("w") as lines:
         lines.writelines(json.dumps(row) + "\n" for row in rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
-    # the curve that `dvc plots` draws of quality is its last column, whatever its feature space is called
+    # the curve that `dvc plots` draws of quality is its last column, for any feature space
     quality = next((name for row in rows if (name := quality_name(row))), None)
     for path, columns in (("curves.csv", names), ("quality.csv", ["kimg", *([quality] if quality else [])])):
         with (out / path).open("w", newline="") as file:

@@ -60,15 +60,15 @@ def stage(params: Params) -> None:
 
 
 def _space(params: Params) -> dict[str, Search]:
-    """The model's `search`, but for what the preset settles: published settings are not to be undone by a search."""
+    """The model's `search`, except for the keys that the preset sets: a search does not change published settings."""
     preset, space = params.presets[params.preset], params.game.search
-    settled = [] if "search" in preset else [dotted for dotted in space if _says(preset, dotted)]
+    settled = [] if "search" in preset else [dotted for dotted in space if _contains_key(preset, dotted)]
     if settled:
         print(f"tune: preset {params.preset} says what {' and '.join(settled)} is, so it is not searched")
     return {dotted: dimension for dotted, dimension in space.items() if dotted not in settled}
 
 
-def _says(section: Any, dotted: str) -> bool:
+def _contains_key(section: Any, dotted: str) -> bool:
     for part in dotted.split("."):
         if not isinstance(section, Mapping) or part not in section:
             return False

@@ -90,7 +90,7 @@ def _as_categories(variable: Variable) -> Variable:
 
 
 def _edges(variable: Variable) -> Values:
-    """Of bins that hold the real values, but for the outermost hundredths where these are far off."""
+    """Of bins that hold the real values, except for the outermost hundredths where these are outliers."""
     real = variable.real[~np.isnan(variable.real)]
     if not len(real):
         return np.array([0.0, 1.0])

@@ -34,7 +34,7 @@ class Spec:
     counts: dict[str, int]
     """examples in each split: `{"train": ..., "test": ...}`, and `"anomalies"` if there are any"""
     content_hash: str
-    """SHA-256 over every example and label of both splits, whatever their order on disk"""
+    """SHA-256 over every example and label of both splits, independent of their order on disk"""
     attributes: tuple[str, ...] = ()
     """names of the numbers that describe each example (several labels, continuous conditions); mostly empty"""
     code: str = ""

@@ -205,7 +205,7 @@ def is_image(file: BinaryIO) -> bool:
             Image.open(file, formats=FORMATS)
         except UnidentifiedImageError:
             return False
-        except Exception:  # decoders raise whatever they like on broken bytes
+        except Exception:  # decoders raise any exception on broken bytes
             file.seek(0)
             text = bytes([*b"\t\n\r", *range(32, 127)])
             return bool(file.read(32).strip(text))  # a bitmap begins with BM, and a text may
@@ -246,7 +246,7 @@ def _open(raw: Path | bytes | NDArray[Any] | Image.Image, max_megapixels: float 
         raise
     except UnidentifiedImageError as error:  # whose own message holds an absolute path or an address
         raise ValueError("not an image, or of an unknown format") from error
-    except Exception as error:  # decoders raise whatever they like on broken bytes
+    except Exception as error:  # decoders raise any exception on broken bytes
         raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
@@ -262,7 +262,7 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()
     try:
         method = _ORIENTATIONS.get(image.getexif().get(0x0112, 1))
-    except Exception:  # damaged EXIF data, in which Pillow meets whatever there may be
+    except Exception:  # damaged EXIF data may raise any exception in Pillow
         method = None
     return image if method is None else image.transpose(method)
 

@@ -13,7 +13,7 @@ Examples = Mapping[str, Tensor]
 
 - `features` `[N, D]`, and `nearest` `[N]`: the distance to the nearest training example (other than itself);
 - `closer` float64 `[N]`, beside them: 1 where an example is closer to training examples than to as many test examples,
-  0 where it is farther, a half where it is as close to both;
+  0 where it is further away, a half where it is as close to both;
 - `tokens`, `rows`, …: what a feature space of another `column` fills;
 - `label` int64 `[N]`: the class asked of the generator, or the true class;
 - `predicted` int64 `[N]`: the class the in-domain classifier sees;

@@ -1,6 +1,6 @@
 """Kernel distance: squared maximum mean discrepancy, kernel (x·y/D + 1)³, unbiased. Bińkowski et al. 2018, eq. 4.
 
-Its expectation is zero for equal distributions whatever the sample size, so it can be negative.
+Its expectation is zero for equal distributions at any sample size, so it can be negative.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class _Discriminator(nn.Module):
         super().__init__()
 
         def spectral(layer: nn.Module) -> nn.Module:
-            _initialise(layer)  # before: a parametrised weight is computed anew, whatever is written into it
+            _initialise(layer)  # before: a parametrised weight is recomputed, and what is written into it is lost
             if cfg.discriminator_norm == "spectral":  # Miyato et al. 2018
                 return nn.utils.parametrizations.spectral_norm(layer)
             return layer

@@ -287,7 +287,7 @@ def _double(x: Tensor) -> Tensor:
 def _overlap(generator: nn.Module) -> Tensor:
     """Σ ‖W Wᵀ ⊙ (1 − I)‖², a scalar, over all weights but the embedding's. Brock et al. 2019, eq. 3.
 
-    The rows of W are the filters, flattened: those of one layer are turned apart, whatever their norms.
+    The rows of W are the filters, flattened: those of one layer are made orthogonal, of any norm.
     """
     costs = []
     for name, weight in generator.named_parameters():

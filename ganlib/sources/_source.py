@@ -1,4 +1,4 @@
-"""What every source gives: items in parts, each of which can be read by itself, in whatever process.
+"""What every source gives: items in parts, each of which can be read by itself, in any process.
 
 A source's file may say in `KINDS` whose payloads it delivers, by kinds of data (`sample.kind`); these also suit kinds
 that name one of them in `PAYLOADS`. Where it does not say, any kind will do.

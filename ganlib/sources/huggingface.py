@@ -57,7 +57,7 @@ def load(cfg: Config, raw: Path) -> Source:
     for column in filter(None, (cfg.image, cfg.label)):
         if column not in data.column_names:
             raise SourceError(f"{where}: no column {column!r}; it has: {', '.join(data.column_names)}")
-    # Reading a row decodes all of its columns, and to decode may be to open whatever file or address stands in it.
+    # Reading a row decodes all of its columns, and decoding may open any file or address that a row names.
     data = data.select_columns([cfg.image, *([cfg.label] if cfg.label else [])])
     if isinstance(data.features[cfg.image], datasets.Image):
         data = data.cast_column(cfg.image, datasets.Image(decode=False))

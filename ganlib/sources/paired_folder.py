@@ -94,7 +94,7 @@ def _folders(file: File) -> tuple[str, ...]:
 
 
 def _by_name(raw: Path, files: list[File]) -> dict[str, File]:
-    """Files by what a partner has in common with them: folders but for the side, and the name without suffix."""
+    """Files by what the two of a pair have in common: folders without the side's, and the name without suffix."""
     found: dict[str, File] = {}
     for file in files:
         parts = list(PurePosixPath(file.place).with_suffix("").parts)

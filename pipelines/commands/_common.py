@@ -40,12 +40,12 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
         from ganlib.config import ConfigError
-        from pipelines._stage import StageError, spoken
+        from pipelines._stage import StageError, printable_error
 
         try:
             command(*args, **kwargs)
         except (ConfigError, StageError, OSError) as error:
-            typer.echo(f"ganlib: {spoken(error)}", err=True)
+            typer.echo(f"ganlib: {printable_error(error)}", err=True)
             raise typer.Exit(1) from error
 
     return guarded

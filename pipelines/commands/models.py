@@ -121,7 +121,7 @@ def compare(
 @app.command()
 @one_line_errors
 def promote(model_uri: VersionURI, reason: Reason) -> None:
-    """Make a version the champion, whatever the gate said."""
+    """Make a version the champion, regardless of the gate."""
     from pipelines import model_registry, promotion
     from pipelines.loading import default_store
 

@@ -40,7 +40,7 @@ def principal_directions(generator: Generator) -> list[Sample]:
     found = torch.linalg.lstsq(scores, points - points.mean(0)).solution
     found /= found.norm(dim=1, keepdim=True).clamp_min(1e-12)
     found *= (points @ found.T).std(0)[:, None]
-    return [_like(inputs, direction) for direction in found]
+    return [_shaped_like(inputs, direction) for direction in found]
 
 
 def _relative(features: Tensor, labels: Tensor | None) -> Tensor:
@@ -59,7 +59,7 @@ def _flat(inputs: Sample) -> Tensor:
     return torch.cat([x.flatten(1) for x in tensors], 1).double()
 
 
-def _like(inputs: Sample, direction: Tensor) -> Sample:
+def _shaped_like(inputs: Sample, direction: Tensor) -> Sample:
     """The inverse of `_flat`, of one row."""
     parts = iter(direction.float().split([x[0].numel() for x in tensors_of(inputs)]))
     return map_tensors(lambda x: next(parts).view(1, *x.shape[1:]), inputs)

@@ -28,7 +28,7 @@ MEDIA_TYPES: dict[Format, str] = {
 
 def shown_as(spec: Spec) -> str:
     """How samples are best shown: `pictures` uint8 `[N, H, W, C]`, `rows`, `texts`, or another `array`."""
-    match _presented(spec, _nothing(spec)):
+    match _presented(spec, _empty(spec)):
         case pd.DataFrame():
             return "rows"
         case list():
@@ -38,7 +38,7 @@ def shown_as(spec: Spec) -> str:
 
 
 def formats(spec: Spec) -> tuple[Format, ...]:
-    """What samples can be had as, the most telling one first. Every kind of data has a picture."""
+    """The formats of samples, the most natural one of the kind first. Every kind of data has a picture."""
     match shown_as(spec):
         case "rows" | "texts":
             return ("json", "csv", "png")
@@ -92,6 +92,6 @@ def _presented(spec: Spec, stored: NDArray[Any]) -> Any:
     return spec.kind.present(spec.sample, "sample", stored)
 
 
-def _nothing(spec: Spec) -> NDArray[Any]:
+def _empty(spec: Spec) -> NDArray[Any]:
     part = spec.parts["sample"]
     return np.zeros((1, *part.stored), part.dtype)

@@ -116,7 +116,7 @@ def samples(asked: Samples) -> Work:
 
     def work(generator: Generator) -> Rows | Tensor:
         if asked.where:
-            return _that_hold(generator, asked)
+            return _rows_where(generator, asked)
         indices = range(asked.first, asked.first + asked.n)
         told = _told(generator, indices, asked.label, asked.attributes)
         return Rows(asked.seed, indices, told, asked.truncation)
@@ -124,7 +124,7 @@ def samples(asked: Samples) -> Work:
     return work
 
 
-def _that_hold(generator: Generator, asked: Samples) -> Tensor:
+def _rows_where(generator: Generator, asked: Samples) -> Tensor:
     spec = generator.spec
     if spec.kind.where is None:
         raise ValueError(f"where: {spec.modality} data have no columns to set conditions on")
@@ -210,7 +210,7 @@ def restored(file: bytes, seed: int) -> Work:
         if len(generator.spec.given) != 1:
             made_of = ", ".join(generator.spec.given) or "noise"
             raise ValueError(f"this model makes samples of {made_of}; expected one that makes them of one file")
-        given = {generator.spec.given[0]: _taken(generator, file)}
+        given = {generator.spec.given[0]: _decode_upload(generator, file)}
         if generator.takes_any_size:
             return generator.sample_any_size(given, seed=seed)
         return Rows(seed, range(1), _told(generator, range(1), None, None), given=given)
@@ -218,7 +218,7 @@ def restored(file: bytes, seed: int) -> Work:
     return work
 
 
-def _taken(generator: Generator, file: bytes) -> Tensor:
+def _decode_upload(generator: Generator, file: bytes) -> Tensor:
     spec = generator.spec
     (part,) = spec.given
     if spec.kind.take is None:

