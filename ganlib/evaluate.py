@@ -96,13 +96,13 @@ def sample_for_evaluation(generator: Generator, prepared: str | Path, n: int, *,
         return {name: real[name][rows] for name in spec.given}
 
     samples = {name: real[name] for name in spec.given}
-    told = {"label": stored["label"]} if generator.game.classes else {}
-    told |= {"attributes": stored["attributes"]} if generator.game.attributes else {}
+    conditions = {"label": stored["label"]} if generator.game.classes else {}
+    conditions |= {"attributes": stored["attributes"]} if generator.game.attributes else {}
 
     def made(rows: slice) -> Tensor:
-        return generator.sample(n, given=given(rows), seed=seed, batch=size, rows=rows, **told)["sample"]
+        return generator.sample(n, given=given(rows), seed=seed, batch=size, rows=rows, **conditions)["sample"]
 
-    samples |= {"sample": _rows(n, size, made), **told}
+    samples |= {"sample": _rows(n, size, made), **conditions}
     if kind.ALIGNED:
         samples["target"] = real["sample"]
     if (naive := kind.naive) is not None:
@@ -119,13 +119,13 @@ def _answers(generator: Generator, prepared: str | Path, n: int, size: int, spli
     known = {name: stored[name] for name in ("label",) if name in stored and not is_anomalous}
     if shards.ANOMALIES in shards.read_spec(prepared).counts:
         known["anomalous"] = torch.full((n,), is_anomalous)
-    told = {name: stored[name] for name in generator.conditioned_on if not is_anomalous}
+    conditions = {name: stored[name] for name in generator.conditioned_on if not is_anomalous}
     needed = {need for metric in _metrics(kind.LOOKS).values() for need in metric.NEEDS}
     found: dict[str, list[Tensor]] = {}
     for start in range(0, n, size):
         rows = slice(start, start + size)
         parts = {name: kind.decode(spec.sample, name, stored[name][rows]) for name in spec.parts}
-        parts |= {name: column[rows] for name, column in told.items()}
+        parts |= {name: column[rows] for name, column in conditions.items()}
         for name, answer in generator.answer(parts, batch=size).items():
             if name in needed:  # pictures are many numbers
                 found.setdefault(name, []).append(answer)
@@ -144,7 +144,7 @@ def _at_a_time(spec: Spec, batch: int) -> int:
 
 def available_metrics(reference: Reference, *, labelled: bool, answers: Iterable[str] = ()) -> list[str]:
     """Every `section.metric` that `evaluate` will find in samples that are yet to be made; those of a generator
-    that is told a class are `labelled`, and its model may have `answers` of these names. Raises ConfigError for a
+    that is class-conditional are `labelled`, and its model may have `answers` of these names. Raises ConfigError for a
     metric that needs a column by a name that is nearly one that there is."""
     looks = reference.spec.kind.LOOKS
     sections = {name: list(_columns(space.column)) for name, space in reference.spaces.items()}

@@ -99,7 +99,7 @@ class Generator:
 
     @property
     def conditioned_on(self) -> tuple[str, ...]:
-        """What the game is told of each example: `"label"`, `"attributes"` or nothing."""
+        """What the game is conditioned on: `"label"`, `"attributes"` or nothing."""
         return ("label",) * bool(self.game.classes) + ("attributes",) * bool(self.game.attributes)
 
     @property
@@ -141,20 +141,22 @@ class Generator:
         _check_truncation(truncation)
         start, stop, _ = rows.indices(n)
         given = self._checked(given or {}, stop - start)
-        told = self.conditions(n, label, attributes, rows)
+        conditions = self.conditions(n, label, attributes, rows)
 
         def run(first: int, last: int) -> Tensor:
             here = torch.arange(first, last).clamp(start, stop - 1) - start
             noise = Noise(seed, "sample", size=last, rows=slice(first, last))
-            return self._run(lambda: self.game.ask(_rows_of(given, here), noise, truncation), _rows_of(told, here))
+            return self._run(
+                lambda: self.game.ask(_rows_of(given, here), noise, truncation), _rows_of(conditions, here)
+            )
 
         if batch is not None:
             made = [run(first, min(first + batch, stop)) for first in range(start, stop, batch)]
-            return {"sample": torch.cat(made), **told}
+            return {"sample": torch.cat(made), **conditions}
         size, made = self.batch_size, []
         for first in range(start - start % size, stop, size):
             made.append(run(first, first + size)[max(0, start - first) : stop - first])
-        return {"sample": torch.cat(made), **told}
+        return {"sample": torch.cat(made), **conditions}
 
     @torch.inference_mode()
     def sample_rows(
@@ -185,20 +187,20 @@ class Generator:
         if self.game.attributes and attributes is None:
             assert self.attributes is not None
             attributes = self.attributes[row % len(self.attributes)]
-        told, made = self.conditions(n, label, attributes), []
+        conditions, made = self.conditions(n, label, attributes), []
         for first in range(0, n, self.batch_size):
             here = torch.arange(first, first + self.batch_size).clamp(max=n - 1)
             noise, of_part = Noise.of_rows(torch.tensor(keys)[here], row[here]), _rows_of(given, here)
             asked = functools.partial(self.game.ask, of_part, noise, truncation)
-            made.append(self._run(asked, _rows_of(told, here))[: n - first])
+            made.append(self._run(asked, _rows_of(conditions, here))[: n - first])
         return torch.cat(made) if made else torch.empty(0, *self.spec.shape)
 
-    def _run(self, inputs: Callable[[], Sample], told: Mapping[str, Tensor]) -> Tensor:
+    def _run(self, inputs: Callable[[], Sample], conditions: Mapping[str, Tensor]) -> Tensor:
         """The network, once. A CPU makes small samples with one thread: several would wait for one another at each
         layer, for minutes where other threads want the cores, too."""
-        cond = next(iter(told.values()), None)
-        if "attributes" in told:
-            cond = self.spec.standardise(told["attributes"])
+        cond = next(iter(conditions.values()), None)
+        if "attributes" in conditions:
+            cond = self.spec.standardise(conditions["attributes"])
         alone = not is_accelerator(self.device) and math.prod(self.spec.shape) <= _ONE_THREAD
         with one_thread() if alone else contextlib.nullcontext():
             made = self.game.generator(
@@ -234,13 +236,13 @@ class Generator:
         ends = self.game.ask({}, noise, truncation)
         if not any(_is_latent(x) for x in tensors_of(ends)):
             raise ValueError("this generator has no latent to go along")
-        told, made = self.conditions(n, 0 if self.conditional and label is None else label, attributes), []
+        conditions, made = self.conditions(n, 0 if self.conditional and label is None else label, attributes), []
         if self.game.attributes and attributes is None:
-            told["attributes"] = told["attributes"][:1].expand(n, -1)
+            conditions["attributes"] = conditions["attributes"][:1].expand(n, -1)
         for first in range(0, n, self.batch_size):
             at = torch.arange(first, first + self.batch_size).clamp(max=n - 1)
             ways = functools.partial(_along, from_=at // steps, share=at % steps / steps)
-            made.append(self._run(functools.partial(map_tensors, ways, ends), _rows_of(told, at))[: n - first])
+            made.append(self._run(functools.partial(map_tensors, ways, ends), _rows_of(conditions, at))[: n - first])
         return torch.cat(made)
 
     @property
@@ -267,10 +269,10 @@ class Generator:
 
     @torch.inference_mode()
     def stream(
-        self, n: int, *, where: Where | None = None, seed: int = 0, batch: int | None = None, **told: Any
+        self, n: int, *, where: Where | None = None, seed: int = 0, batch: int | None = None, **conditions: Any
     ) -> Iterator[Tensor]:
         """`n` samples, as `sample` makes them, in chunks: about `batch` at a time, by default 100, or 4,096 where they
-        are small; what they are `told` is that of `sample`.
+        are small; their `conditions` are those of `sample`.
 
         With `where`, those of an endless row of samples of which it holds, in their order: each is drawn from the law
         of the samples, given that. Raises ValueError where that is fewer than one in a thousand.
@@ -279,10 +281,10 @@ class Generator:
         batch = -(-(batch or (4096 if self.spec.size <= _SMALL else 100)) // size) * size
         if where is None:
             for start in range(0, n, batch):
-                yield self.sample(n, seed=seed, rows=slice(start, start + batch), **told)["sample"]
+                yield self.sample(n, seed=seed, rows=slice(start, start + batch), **conditions)["sample"]
             return
         if self.spec.given or self.conditioned_on:
-            raise ValueError("where: it cannot be asked of samples that are given or told something else")
+            raise ValueError("where: it cannot be combined with given parts or other conditions")
         kind, ask = self.spec.kind, self.game.ask_known
         known, drawn, found = where.known, 0, 0
         while found < n:
@@ -307,15 +309,15 @@ class Generator:
         attributes: Tensor | None = None,
         rows: slice = slice(None),
     ) -> dict[str, Tensor]:
-        """What `n` samples are told, or these `rows` of them, as `sample` has it. Raises ValueError as it does."""
+        """The conditions of `n` samples, or of these `rows` of them. Raises ValueError as `sample` does."""
         index = torch.arange(*rows.indices(n))
-        told = {"label": self._labels(n, index, label), "attributes": self._attributes(n, index, attributes)}
-        return {name: cond for name, cond in told.items() if cond is not None}
+        conditions = {"label": self._labels(n, index, label), "attributes": self._attributes(n, index, attributes)}
+        return {name: cond for name, cond in conditions.items() if cond is not None}
 
     @torch.inference_mode()
     def answer(self, parts: Mapping[str, Tensor], *, batch: int = 100) -> dict[str, Tensor]:
         """What the game says of examples, whose parts are `[N, *shape]` each as networks see them: `[N]`, `[N, K]`, or
-        `[N, *shape]` as a sample. Where the game is told a condition, `label` `[N]` or `attributes` `[N, A]` may stand
+        `[N, *shape]` as a sample. Where the game is conditional, `label` `[N]` or `attributes` `[N, A]` may stand
         beside the parts.
 
         Raises ValueError where it has no answers.
@@ -356,8 +358,8 @@ class Generator:
         spec = self.spec
         nothing = {name: torch.from_numpy(np.zeros((2, *part.stored), part.dtype)) for name, part in spec.parts.items()}
         parts = {name: spec.kind.decode(spec.sample, name, stored) for name, stored in nothing.items()}
-        told = {"label": torch.zeros(2, dtype=torch.int64), "attributes": torch.zeros(2, self.game.attributes)}
-        found = self.answer({**parts, **{name: told[name] for name in self.conditioned_on}})
+        conditions = {"label": torch.zeros(2, dtype=torch.int64), "attributes": torch.zeros(2, self.game.attributes)}
+        found = self.answer({**parts, **{name: conditions[name] for name in self.conditioned_on}})
         return {name: tuple(answer.shape[1:]) for name, answer in found.items()}
 
     def _checked(self, given: Mapping[str, Tensor], n: int) -> Mapping[str, Tensor]:

@@ -96,7 +96,7 @@ class Deal:
     real: Sample
     """what the discriminator compares with"""
     cond: Tensor | None = None
-    """what both are told: class labels `[N]`, attributes `[N, A]`, a source image; or None"""
+    """what both are conditioned on: class labels `[N]`, attributes `[N, A]`, a source image; or None"""
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ class Game:
     """`(known, noise) -> inputs`, as `ask`, for samples of which something is known, `[*shape]`, NaN where nothing is:
     inputs whose samples are likely to be so. None: samples are as likely to be so as the data"""
     classes: int = 0
-    """how many class labels `cond` chooses from; 0 where both players are told none"""
+    """how many class labels `cond` chooses from; 0 where the game is not conditional on it"""
     attributes: int = 0
-    """how many numbers `cond` holds for each example; 0 where both players are told none"""
+    """how many numbers `cond` holds for each example; 0 where the game is not conditional on it"""
     terms: tuple[Term, ...] = ()
     progress: Callable[[nn.Module, float], None] | None = None
     """`(player or averaged generator, kimg)`, called before each step: for networks that grow"""

@@ -8,8 +8,8 @@ and presents what it makes, as far as tensors can hold what the kind of data pre
 |---|---|
 | `key` | int64 scalar, `seed_of(seed, "sample")` of `ganlib.noise`: 63 bits of a hash of the seed |
 | `rows` | int64 `[N]`, the numbers of the samples: 0 to N − 1 for the first N |
-| `label` | int64 `[N]`, class indices, of a generator that is told classes |
-| `attributes` | float64 `[N, A]`, in the units of the data, of one that is told attributes |
+| `label` | int64 `[N]`, class indices, of a class-conditional generator |
+| `attributes` | float64 `[N, A]`, in the units of the data, of one that is conditioned on attributes |
 | each given part | as `present` shows it: images are uint8 `[N, H, W, C]` |
 
 Outputs are `sample`, float32 as networks see it, and `presented`: images uint8 `[N, H, W, C]`, else as stored, which
@@ -132,8 +132,8 @@ class _FromKey(_Graph):
     def inputs(self, generator: Generator, n: int) -> Inputs:
         spec, cfg = self.spec, self.spec.sample
         given = {name: spec.kind.present_tensor(cfg, name, _stored(generator, name, n)) for name in spec.given}
-        told = {name: x.clone() for name, x in generator.conditions(n).items()}
-        return {"key": torch.tensor(seed_of(n, "sample")), "rows": torch.arange(n) + n, **told, **given}
+        conditions = {name: x.clone() for name, x in generator.conditions(n).items()}
+        return {"key": torch.tensor(seed_of(n, "sample")), "rows": torch.arange(n) + n, **conditions, **given}
 
 
 class _FromLatent(_Graph):
@@ -155,11 +155,14 @@ class _FromLatent(_Graph):
         return self.game.ask(given, Noise(n, "sample", size=n), None)
 
     def inputs(self, generator: Generator, n: int) -> Inputs:
-        asked, told = self._asked(generator, n), generator.conditions(n)
-        if "attributes" in told:
-            told = {"attributes": self.spec.standardise(told["attributes"])}
+        asked, conditions = self._asked(generator, n), generator.conditions(n)
+        if "attributes" in conditions:
+            conditions = {"attributes": self.spec.standardise(conditions["attributes"])}
         inputs = asked if self.by_name else {"latent": asked}
-        return {**inputs, **({"condition": x.clone()} if (x := next(iter(told.values()), None)) is not None else {})}
+        return {
+            **inputs,
+            **({"condition": x.clone()} if (x := next(iter(conditions.values()), None)) is not None else {}),
+        }
 
 
 def _stored(generator: Generator, part: str, n: int) -> Tensor:

@@ -187,7 +187,7 @@ def write(
     if duplicates:
         repeated = spill / "repeated"
         repeated.mkdir()
-        buckets = _spill(repeated, (_told_apart(bucket(), summary) for bucket in buckets))
+        buckets = _spill(repeated, (_numbered_repetitions(bucket(), summary) for bucket in buckets))
     digest = hashlib.sha256()
     for bucket in buckets:
         _count(bucket(), cut, summary, digest)
@@ -206,7 +206,7 @@ def write(
     return summary
 
 
-def _told_apart(bucket: pa.Table, summary: Summary) -> pa.Table:
+def _numbered_repetitions(bucket: pa.Table, summary: Summary) -> pa.Table:
     """The bucket with other hashes for repeated rows: of the first hash and the number of the repetition.
 
     Rows with equal parts are numbered by their labels, so that the order of arrival changes nothing.
@@ -488,8 +488,8 @@ def stored(directory: str | Path, split: str, limit: int | None = None, *, keep:
     def lazy(name: str) -> LazyRows:
         return LazyRows(ends, lambda i: read_groups(spec, [groups[i]], columns=[name])[name], keep=keep)
 
-    told = [name for name in _columns(spec) if name not in spec.parts]
-    known = read_groups(spec, groups, columns=told) if told else {}
+    conditions = [name for name in _columns(spec) if name not in spec.parts]
+    known = read_groups(spec, groups, columns=conditions) if conditions else {}
     return {**{name: lazy(name) for name in spec.parts}, **{name: column[:limit] for name, column in known.items()}}
 
 
@@ -508,10 +508,10 @@ def content_hashes(directory: str | Path) -> set[str]:
     for number, split in enumerate(_SPLITS):
         for group in row_groups(directory, split) if split in splits else ():
             rows = {name: column.numpy() for name, column in read_groups(spec, [group]).items()}
-            (_, told), *_ = _tables([group], ["hash"])
+            (_, table), *_ = _tables([group], ["hash"])
             nothing = np.zeros((group.rows, 0))
             labels, attributes = rows.get("label", np.zeros(group.rows, np.int64)), rows.get("attributes", nothing)
-            for i, digest in enumerate(told["hash"].to_pylist()):
+            for i, digest in enumerate(table["hash"].to_pylist()):
                 raw = b"".join(rows[name][i].tobytes() for name in spec.parts)
                 equal.setdefault(hashlib.blake2b(raw, digest_size=16).digest(), set()).add(digest)
                 found.append((digest, int(labels[i]), number, attributes[i].astype("<f8").tobytes()))

@@ -8,7 +8,7 @@ the other rows. The samples of all requests come one after another, as their kin
 A `label` is the name of a class, here as in `ganlib sample --label`: in data of classes 1 to 10, 3 (or "3", or 3.0) is
 the class called "3". Only the string "#3" is an index, that of the fourth class. Without a label classes take turns.
 As a parameter it is a number where all classes are called by whole numbers from 0 on (-1: in turn), else a string
-("": in turn).
+("": in turn): MLflow's signatures give a parameter one type, and MLflow refuses the other. A table's column takes both.
 
     model.predict(None, params={"n": 16, "seed": 1})  # a call gives 128 MiB at most: 171,196 images of 28x28
     model.predict(pandas.DataFrame({"label": ["cat", "dog"], "n": [2, 5]}))

@@ -233,8 +233,8 @@ def settle(cfg: Config, rows: Iterable[Stored]) -> Config:
         for count, choice in zip(counts, chosen.unbind(1), strict=True):
             count += torch.bincount(choice, minlength=len(count))
     shares = [tuple((count / count.sum()).tolist()) for count in counts]
-    told = (changed(c, shares=c.shares or found) for c, found in zip(columns, shares, strict=True))
-    return Config(**{**dict(settled), "columns": tuple(told)})
+    completed = (changed(c, shares=c.shares or found) for c, found in zip(columns, shares, strict=True))
+    return Config(**{**dict(settled), "columns": tuple(completed)})
 
 
 # -- what networks see --------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""How players are told what to make: labels or attributes, the same choices for every family.
+"""How players are conditioned on labels or attributes, the same choices for every family.
 
-| `conditioning` | the generator is told by | the discriminator by |
+| `conditioning` | the generator is conditioned by | the discriminator by |
 |---|---|---|
 | `concat` | what the family does | the condition beside its input (Mirza & Osindero 2014) |
 | `projection` | the same | the inner product of features and embedding (Miyato & Koyama 2018) |
@@ -36,7 +36,7 @@ _PROJECTED = 64
 
 @dataclass(frozen=True)
 class Condition:
-    """What the players of one game are told of each example."""
+    """What the players of one game are conditioned on."""
 
     mode: Conditioning
     classes: int

@@ -188,8 +188,8 @@ class _Generator(nn.Module):
     def forward(self, inputs: dict[str, Tensor], cond: Tensor | None = None) -> Tensor:
         """Latent `[N, latent_dim]`, uniform noise `[N, width]` and the condition `[N, K]` → samples `[N, width]`: in
         [−1, 1] where scalars are, of sum 1 where a choice is."""
-        told = inputs.get("cond")
-        x = inputs["latent"] if told is None else torch.cat([inputs["latent"], told], 1)
+        condition = inputs.get("cond")
+        x = inputs["latent"] if condition is None else torch.cat([inputs["latent"], condition], 1)
         out = self.layers(x).float()
         gumbel = -(-inputs["uniform"].clamp(2.0**-25, 1 - 2.0**-24).log()).log()
         parts = []
@@ -200,11 +200,11 @@ class _Generator(nn.Module):
             else:
                 parts.append(((out[:, part] + gumbel[:, part]) / self.temperature).softmax(1))
         made = torch.cat(parts, 1)
-        if told is None:
+        if condition is None:
             return made
-        is_told = told @ self.conditions.of_column.T.to(told) @ self.conditions.of_column.to(told)
+        is_set = condition @ self.conditions.of_column.T.to(condition) @ self.conditions.of_column.to(condition)
         places = self.conditions.places.to(made.device)
-        return made.index_copy(1, places, torch.where(is_told > 0, told, made.index_select(1, places)))
+        return made.index_copy(1, places, torch.where(is_set > 0, condition, made.index_select(1, places)))
 
 
 class _Discriminator(nn.Module):

@@ -8,7 +8,7 @@ discriminator's features of x. A Gaussian of each, kept as running moments while
 vector strays (Mahalanobis distance); the logarithms of the two distances, standardised on training rows too, are
 averaged.
 
-For images (convolutions as in DCGAN) and for rows of tables (perceptrons). No labels are told.
+For images (convolutions as in DCGAN) and for rows of tables (perceptrons). Unconditional.
 """
 
 from __future__ import annotations

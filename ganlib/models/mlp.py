@@ -1,7 +1,7 @@
 """The game of 2014: two perceptrons. Goodfellow et al. 2014.
 
 With `loss: minimax` the paper's equation 1, with `loss: non_saturating` the form it trains with. Conditional
-where the data are labelled: by a one-hot label beside each player's input (Mirza & Osindero 2014), unless told
+where the data are labelled: by a one-hot label next to each player's input (Mirza & Osindero 2014), unless told
 otherwise.
 """
 
@@ -47,7 +47,7 @@ def _hidden(inputs: int, cfg: Config, activation: nn.Module) -> list[nn.Module]:
 
 
 class _Generator(nn.Module):
-    """Always told by the condition beside z: one-hot, or as the attributes are."""
+    """The condition is concatenated to z: one-hot, or the attributes as they are."""
 
     def __init__(self, cfg: Config, shape: tuple[int, ...], condition: Condition):
         super().__init__()

@@ -216,13 +216,13 @@ class _Generator(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor], cond: Tensor | None = None) -> Tensor:
         """Keys and temperatures `[N]`, and a condition → lines, one-hot `[N, L, V]`."""
         keys, temperature = inputs["keys"], inputs["temperature"][:, None]
-        n, told = keys.shape[0], self._told(cond)  # len() would fix the size in an exported graph
+        n, embedded = keys.shape[0], self._embed_condition(cond)  # len() would fix the size in an exported graph
         state, lines = self.core.initial(n), []
         output: Tensor
         token = torch.full((n,), _END, device=keys.device)
         open_ = torch.ones(n, 1, dtype=torch.bool, device=keys.device)
         for place in range(self.length):
-            output, state = self.core((self.embedding(token) + told)[:, None], state)
+            output, state = self.core((self.embedding(token) + embedded)[:, None], state)
             scores = self.logits(output[:, 0]).float() / temperature
             uniform = noises.uniform(keys, place * self.tokens, self.tokens)
             scores = scores - (-uniform.clamp_min(2.0**-25).log()).log()  # and Gumbel's noise
@@ -239,7 +239,7 @@ class _Generator(nn.Module):
         """−log p, in nats, of one-hot lines `[N, L, V]`, and of how many tokens, the end included: `[N]` each."""
         tokens = lines.argmax(2)
         before = F.pad(tokens[:, :-1], (1, 0), value=_END)
-        x = self.embedding(before) + self._told(cond)[:, None]
+        x = self.embedding(before) + self._embed_condition(cond)[:, None]
         outputs, _ = self.core(x, self.core.initial(len(lines)))
         log_p = self.logits(outputs).float().log_softmax(2)
         # by the one-hot lines: on GPUs the gradient of a gather is not promised to be deterministic
@@ -248,12 +248,12 @@ class _Generator(nn.Module):
         read = F.pad((tokens != _END).long()[:, :-1], (1, 0), value=1).cumprod(1)
         return (nll * read).sum(1), read.sum(1)
 
-    def _told(self, cond: Tensor | None) -> Tensor:
+    def _embed_condition(self, cond: Tensor | None) -> Tensor:
         """`[N, E]`, or zeros that are added to all."""
         if self.condition is None or cond is None:
             return self.embedding.weight.new_zeros(1, self.embedding.embedding_dim)
-        told: Tensor = self.condition(cond)
-        return told
+        embedded: Tensor = self.condition(cond)
+        return embedded
 
 
 class _Discriminator(nn.Module):

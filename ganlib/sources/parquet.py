@@ -34,7 +34,9 @@ class Config(_Base):
     @model_validator(mode="after")
     def _one_condition(self) -> Config:
         if self.label and self.attributes:
-            raise ValueError("attributes and a label cannot both be told; set label to null, or leave attributes out")
+            raise ValueError(
+                "attributes and a label cannot both be the condition; set label to null, or leave attributes out"
+            )
         return self
 
 
@@ -76,10 +78,10 @@ def load(cfg: Config, raw: Path) -> Source:
 
 
 def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]) -> Iterator[Item]:
-    told = [*([cfg.label] if cfg.label else []), *cfg.attributes]
+    condition_columns = [*([cfg.label] if cfg.label else []), *cfg.attributes]
     file = pq.ParquetFile(path)
-    names = [name for name in file.schema_arrow.names if name not in told]
-    columns = [*([cfg.image] if cfg.image else names), *told]
+    names = [name for name in file.schema_arrow.names if name not in condition_columns]
+    columns = [*([cfg.image] if cfg.image else names), *condition_columns]
     read = _reader(path, cfg.image, file.schema_arrow.field(cfg.image).type) if cfg.image else None
     # Out of a few bytes, a dictionary may repeat a large image in every row.
     rows = 1 if cfg.image else _BATCH

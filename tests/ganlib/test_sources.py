@@ -464,7 +464,7 @@ def test_parquet_attributes(tmp_path):
     found = load("parquet", tmp_path, label=None, attributes=["age", "smile"])
     assert found.attributes == ("age", "smile")
     assert [item.attributes for item in items(found)] == [(20.0, 1.0), (30.0, 0.0), None]
-    with pytest.raises(ValueError, match="attributes and a label cannot both be told"):
+    with pytest.raises(ValueError, match="attributes and a label cannot both be the condition"):
         load("parquet", tmp_path, attributes=["age"])
     with pytest.raises(SourceError, match=r"column 'image' is binary; attributes are numbers or booleans"):
         load("parquet", tmp_path, label=None, attributes=["image"])
