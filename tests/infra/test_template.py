@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -95,6 +97,37 @@ def test_tasks_stop_at_the_first_that_fails_and_refuse_unknown_ones():
     done = subprocess.run([ROOT / ".ci/tasks", "typos", "lint"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "typos: expected lint, types, unit or pipelines\n"
+
+
+def test_compare_runs_the_base_and_head_in_a_clone_and_leaves_the_project_as_it_is(tmp_path):
+    """The script on two commits, with a `dvc` that says what it is asked and in which tree."""
+    stub, project = tmp_path / "bin/dvc", tmp_path / "project"
+    stub.parent.mkdir()
+    stub.write_text(
+        '#!/bin/sh\necho "$*, $(cat tree)"\nmkdir -p outputs/evaluate && cp tree outputs/evaluate/samples.png\n'
+    )
+    stub.chmod(0o755)
+    (project / ".ci").mkdir(parents=True)
+    shutil.copy(ROOT / ".ci/compare", project / ".ci")
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "-C", project]
+    run(*git, "init", "--quiet", "--initial-branch", "main")
+    for tree in ("before", "after"):
+        (project / "tree").write_text(tree)
+        run(*git, "add", ".")
+        run(*git, "commit", "--quiet", "--message", tree)
+    (project / "tree").write_text("not committed")
+    env = {**os.environ, "PATH": f"{stub.parent}{os.pathsep}{os.environ['PATH']}"}
+    command = [project / ".ci/compare", "HEAD~1", tmp_path / "out", "-S", "train.kimg=1"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "exp run --name compared-base -S train.kimg=1, before",
+        "exp run --name compared-head -S train.kimg=1, after",
+    ]
+    assert [(tmp_path / "out" / f"{side}.png").read_text() for side in ("base", "head")] == ["before", "after"]
+    assert (tmp_path / "out/report.md").read_text().endswith("metrics diff compared-base compared-head --md, after\n")
+    assert (project / "tree").read_text() == "not committed"
+    assert run(*git, "for-each-ref", "refs/exps") == ""
 
 
 def locked() -> dict[str, list[str]]:
