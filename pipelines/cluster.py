@@ -46,8 +46,9 @@ NODE_TIMEOUT_S = 120.0
 LEAN = {
     "RAY_enable_metrics_collection": "0",  # not used here
     "RAY_prestart_worker_first_driver": "0",  # processes that no fit can use, as they lack its environment
+    "RAY_worker_niceness": "0",  # Ray's 15 gives way to all else: on a machine that others use, a fit starves
 }
-"""settings for a cluster started here: processes that no fit needs cost it seconds"""
+"""settings for a cluster started here: what Ray does by default costs a fit seconds"""
 
 
 class TokenMissing(StageError):

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -267,8 +268,7 @@ def _fit(job: Job, scale: ResolvedScale, workers: int, run: Storage, start: Save
 
     try:
         TorchTrainer(
-            _worker,
-            train_loop_config={"job": job, "run": run, "start": start},
+            partial(_worker, job, run, start),  # no config, which Ray's controller would import our modules to read
             scaling_config=ScalingConfig(
                 num_workers=workers, use_gpu=scale.gpus_per_worker > 0, resources_per_worker=resources_per_worker(scale)
             ),
@@ -286,11 +286,10 @@ def _fit(job: Job, scale: ResolvedScale, workers: int, run: Storage, start: Save
             (run / "ray").delete()
 
 
-def _worker(config: dict[str, Any]) -> None:
+def _worker(job: Job, run: Storage, start: Saved | None) -> None:
     import ray.train
 
-    job, start = config["job"], config["start"]
-    checkpoints = Checkpoints(config["run"] / "checkpoints", start)
+    checkpoints = Checkpoints(run / "checkpoints", start)
 
     def report(row: dict[str, float], folder: Path | None) -> None:
         if folder is not None:
