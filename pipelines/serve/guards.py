@@ -63,7 +63,7 @@ class Guard:
             return
         started, status = time.perf_counter(), 500
 
-        async def told(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -72,11 +72,11 @@ class Guard:
 
         try:
             if response := self._refusal(scope):
-                await response(scope, receive, told)
+                await response(scope, receive, send_with_headers)
             elif scope["method"] == "POST":  # all that makes samples; its body is read only if there is room
-                await self._in_turn(scope, receive, told)
+                await self._in_turn(scope, receive, send_with_headers)
             else:
-                await self.app(scope, receive, told)
+                await self.app(scope, receive, send_with_headers)
         finally:
             path = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(path, status).inc()
