@@ -83,7 +83,7 @@ def test_shellcheck(script, tool):
 
 
 def test_readme_hooks_workflow_and_contributing_name_tasks_that_there_are():
-    known = set(re.findall(r"^    (\w+)\) ", (ROOT / ".ci/tasks").read_text(), re.MULTILINE))
+    known = set(re.findall(r"^    (\w+)\)", (ROOT / ".ci/tasks").read_text(), re.MULTILINE))
     assert known == {"lint", "types", "unit", "pipelines"}
     for file in ("README.md", ".pre-commit-config.yaml", ".github/workflows/ci.yml", "CONTRIBUTING.md"):
         calls = re.findall(r"\.ci/tasks((?: [a-z]+)+)", (ROOT / file).read_text())
@@ -93,7 +93,17 @@ def test_readme_hooks_workflow_and_contributing_name_tasks_that_there_are():
     assert "&& .ci/tasks lint types unit pipelines\n" in readme  # all of them, and thereby CI
 
 
-def test_tasks_stop_at_the_first_that_fails_and_refuse_unknown_ones():
+@pytest.mark.parametrize(("broken", "said"), [("format", ["format"]), ("check", ["format", "check"])])
+def test_tasks_stop_at_the_first_that_fails(broken, said, tmp_path):
+    for name in ("ruff", "mypy"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "$1"\ntest "$1" != {broken}\n')
+        (tmp_path / name).chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([ROOT / ".ci/tasks", "lint", "types"], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (1, said)
+
+
+def test_unknown_tasks_are_refused():
     done = subprocess.run([ROOT / ".ci/tasks", "typos", "lint"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "typos: expected lint, types, unit or pipelines\n"
