@@ -199,9 +199,9 @@ def test_what_nothing_uses_makes_no_stage_run(first):
 
 @pytest.fixture(scope="module")
 def second(first):
-    """Another model by one flag, without a search."""
+    """Another model by one flag, without a search, and by one worker."""
     project, _ = first
-    return project.run("dvc", "exp", "run", "-S", "model=mlp", "-S", "tune.num_samples=0")
+    return project.run("dvc", "exp", "run", *flags({"model": "mlp", "tune.num_samples": 0, "scale.num_workers": 1}))
 
 
 def test_another_model_is_one_flag(second, outputs):
@@ -270,8 +270,7 @@ def test_every_stage_but_the_long_ones_works_on_links_into_the_cache(first, seco
     weights = project.folder / "outputs/train/generator/generator.safetensors"
     assert weights.is_symlink() if cache == "symlink" else weights.stat().st_nlink > 1
     try:
-        for stage in ("reference", "evaluate", "register"):
-            project.run("dvc", "repro", "--force", "--single-item", stage)
+        project.run("dvc", "repro", "--force", "--single-item", "reference", "evaluate", "register")
         project.run("ganlib", "sample", "outputs/train/generator", "-o", "linked.png")
         # a new version
         shorter = flags({"train.kimg": kimg, "train.report_kimg": 0.5})
