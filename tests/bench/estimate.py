@@ -3,8 +3,8 @@
     python tests/bench/estimate.py [--families dcgan relgan] [--seconds 60]
 
 A project in a scratch folder for each family, at its shipped settings, on data that come with packages (pix2pix: the
-digits beside their outlines). The stages prepare and reference run first. The budget is chosen by a first estimate so that
-training takes about `--seconds`; then come an estimate, the training, and another estimate, since the speed of a busy
+digits beside their outlines). The stages prepare and reference run first. The budget is chosen by a first estimate so
+that training takes about `--seconds`; then come an estimate, the training, and another estimate, since the speed of a busy
 machine changes meanwhile. Training counts from the workers' start to the last report; the stage's own time has Ray's
 start and stop too.
 """
@@ -53,7 +53,10 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--seconds", type=float, default=60)
     args = parser.parse_args()
-    print("family kimg estimate_s trained_s estimate_after_s trained/estimate trained/mean_of_both stage_s load", flush=True)
+    print(
+        "family kimg estimate_s trained_s estimate_after_s trained/estimate trained/mean_of_both stage_s load",
+        flush=True,
+    )
     for family in args.families:
         with tempfile.TemporaryDirectory() as scratch:
             one(family, args.seconds, Path(scratch))
