@@ -5,8 +5,8 @@
 A project in a scratch folder for each family, at its shipped settings, on data that come with packages (pix2pix: the
 digits beside their outlines). The stages prepare and reference run first. The budget is chosen by a first estimate so
 that training takes about `--seconds`; then come an estimate, the training, and another estimate, since the speed of a
-busy machine changes meanwhile. Training counts from the workers' start to the last report; the stage's own time has Ray's
-start and stop too.
+busy machine changes meanwhile. Training counts from the workers' start to the last report; the stage's own time has
+Ray's start and stop too.
 """
 
 from __future__ import annotations
