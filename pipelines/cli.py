@@ -50,10 +50,10 @@ def check_params(
 
     params = load_params(file)
     if estimate:
-        from pipelines._stage import PREPARED
+        from pipelines._stage import PREPARED, REFERENCE
         from pipelines.estimate import estimate as estimated
 
-        typer.echo("\n".join(estimated(params, PREPARED).lines()))
+        typer.echo("\n".join(estimated(params, PREPARED, REFERENCE).lines()))
         return
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.sort_base_mapping_type_on_output, yaml.width = False, 120

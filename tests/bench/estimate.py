@@ -1,135 +1,134 @@
-"""What `ganlib params check --estimate` says, beside what the stage `train` then takes, family by family.
+"""What `ganlib params check --estimate` says, against what the training then takes, family by family.
 
-    python tests/bench/estimate.py [--families dcgan relgan] [--seconds 60]
+    python tests/bench/estimate.py [--families dcgan relgan] [--seconds 20] [--clock wall]
 
-A project in a scratch folder for each family, at its shipped settings, on data that come with packages (pix2pix: the
-digits beside their outlines). The stages prepare and reference run first. The budget is chosen by a first estimate so
-that training takes about `--seconds`; then come an estimate, the training, and another estimate, since the speed of a
-busy machine changes meanwhile. Training counts from the workers' start to the last report; the stage's own time has
-Ray's start and stop too.
+Each family at its shipped settings, in one process and thread, on data that come with packages (pix2pix: the digits
+beside their outlines). The budget of game and fits is shortened to about `--seconds`, with ten reports and five
+checkpoints. What is timed is the call of `train` that a worker makes, with checkpoints stored; not the start of Ray.
+
+On a machine that others use, time on the wall tells how busy they were: `--clock cpu` (the default) counts the seconds
+of this process instead, for the estimate and for the training.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageFilter
 from sklearn.datasets import load_digits
 
+from ganlib import shards
+from ganlib.config import load_params, override, parse_params
+from ganlib.reference import build
+from ganlib.trainer import train
+from pipelines.budget import with_budget
+from pipelines.checkpoints import Checkpoints
+from pipelines.estimate import estimate
+from pipelines.launch import keep
+from pipelines.prepare import prepare
+from pipelines.storage import Storage
+
 ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-from params_files import copy_params, edit_params  # noqa: E402
-
-FAMILIES = {
-    "mlp": {"data": "mnist"},
-    "dcgan": {"data": "mnist"},
-    "resnet": {"data": "mnist"},
-    "stylegan2": {"data": "mnist", "params/datasets/mnist.yaml:sample.resolution": [32, 32]},
-    "r3gan": {"data": "mnist"},
-    "pix2pix": {
-        "data": "pairs",
-        "params/datasets/pairs.yaml:sample.resolution": [32, 32],
-        "params/datasets/pairs.yaml:sample.channels": [1, 1],
-    },
-    "restore": {"data": "mnist_x4"},
-    "f_anogan": {"data": "mnist_one_class"},
-    "ctgan": {"data": "breast_cancer"},
-    "relgan": {"data": "surnames"},
+SAMPLES = 1_000  # of the reference, of each split
+SIZES = {"mnist": [32, 32], "mnist_one_class": [32, 32], "pairs": [32, 32]}
+DATA = {
+    "mlp": "mnist",
+    "dcgan": "mnist",
+    "resnet": "mnist",
+    "stylegan2": "mnist",
+    "r3gan": "mnist",
+    "pix2pix": "pairs",
+    "restore": "mnist_x4",
+    "f_anogan": "mnist_one_class",
+    "ctgan": "breast_cancer",
+    "relgan": "surnames",
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--families", nargs="+", default=list(DATA), choices=list(DATA))
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu")
     args = parser.parse_args()
-    print(
-        "family kimg estimate_s trained_s estimate_after_s trained/estimate trained/mean_of_both stage_s load",
-        flush=True,
-    )
-    for family in args.families:
-        with tempfile.TemporaryDirectory() as scratch:
+    if args.clock == "cpu":
+        time.perf_counter = time.process_time
+    print("family kimg steps_s reports_s checkpoints_s estimate_s trained_s trained/estimate load", flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(scratch)
+        for family in args.families:
             one(family, args.seconds, Path(scratch))
 
 
-def one(family: str, seconds: float, folder: Path) -> None:
-    copy_params(folder)
-    (folder / "data").mkdir()
-    if family == "pix2pix":
-        write_pairs(folder / "data/raw/pairs")
-    else:
-        (folder / "data/raw").symlink_to(ROOT / "data/raw")
-    edit_params(folder, {**FAMILIES[family], "model": family, "tune.num_samples": 0})
-    for stage in ("prepare", "reference", "tune"):
-        run(folder, "-m", f"pipelines.{stage}")
-    shipped = estimate(folder)
-    kimg = round(max(2.0, shipped["kimg"] * min(1.0, seconds / shipped["train_seconds"])), 1)
-    shrink = kimg / shipped["kimg"]
-    changes = {"train.kimg": kimg, "train.report_kimg": kimg / 9, "train.checkpoint_kimg": kimg / 4.5}
-    for name, fit in shipped["fits"].items():
-        changes[f"params/models/{family}.yaml:fits.{name}.kimg"] = round(fit * shrink, 2)
-    edit_params(folder, changes)
-    before = estimate(folder)["train_seconds"]
-    start, ends, began = time.time(), [], None
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "pipelines.train"], cwd=folder, env=ENV, stdout=subprocess.PIPE, text=True
-    )
-    for line in process.stdout:
-        if line.startswith("Ray is up"):
-            began = time.time()
-        if re.match(r" *[\d.]+ of [\d.]+ kimg", line):
-            ends.append(time.time())
-    assert process.wait() == 0
-    stage = time.time() - start
-    after = estimate(folder)["train_seconds"]
-    trained = ends[-1] - began
-    mean = (before + after) / 2
+def params_of(family: str):
+    plain = load_params(ROOT / "params.yaml").model_dump(mode="json")
+    data = DATA[family]
+    plain |= {"data": data, "model": family}
+    if data in SIZES:
+        plain["datasets"][data]["sample"]["resolution"] = SIZES[data]
+    if data == "pairs":
+        plain["datasets"][data]["sample"]["channels"] = [1, 1]
+    plain["reference"] |= {"max_samples": SAMPLES}
+    plain["reference"]["classifier"]["epochs"] = 1
+    plain["tune"]["num_samples"] = 0
+    plain["scale"] |= {"num_workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0}
+    return parse_params(plain)
+
+
+def folders(params, scratch: Path) -> tuple[Path, Path]:
+    """The prepared data and the reference, made for the first family that uses them."""
+    prepared, reference = scratch / params.data / "prepared", scratch / params.data / "reference"
+    if not reference.exists():
+        raw = ROOT / "data/raw" / params.data
+        if params.data == "pairs":
+            raw = scratch / "raw"
+            write_pairs(raw)
+        prepared.parent.mkdir()
+        prepare(params.dataset, raw, prepared)
+        of_each = (shards.stored(prepared, split, limit=SAMPLES) for split in shards.SPLITS)
+        reference.mkdir()
+        build(reference, shards.read_spec(prepared), *of_each, params.reference, params.seed)
+    return prepared, reference
+
+
+def one(family: str, seconds: float, scratch: Path) -> None:
+    params = params_of(family)
+    prepared, reference = folders(params, scratch)
+    params = with_budget(params, prepared, quiet=True)
+    whole = estimate(params, prepared, reference)
+    print(f"# {family}, {params.train.game_kimg:g} kimg: {'; '.join(whole.lines())}", file=sys.stderr, flush=True)
+    shorter = min(1.0, seconds / whole.train_seconds)
+    kimg = params.train.game_kimg * shorter
+    train_cfg = {"kimg": kimg, "report_kimg": kimg / 10, "checkpoint_kimg": kimg / 5}
+    fits = {f"fits.{name}.kimg": fit.kimg * shorter for name, fit in params.game.fits.items()}
+    params = override(params.model_copy(update={"train": params.train.model_copy(update=train_cfg)}), fits)
+    found = estimate(params, prepared, reference)
+    torch.set_num_threads(1)
+    checkpoints = Checkpoints(Storage(str(scratch / family)) / "checkpoints")
+
+    def report(row, folder):
+        if folder is not None:
+            keep(checkpoints, row, folder)
+
+    start = time.perf_counter()
+    train(params, report, prepared=prepared, reference=reference)
+    trained = time.perf_counter() - start
     print(
-        f"{family} {kimg:g} {before:.1f} {trained:.1f} {after:.1f} {trained / before:.2f} {trained / mean:.2f} "
-        f"{stage:.1f} {os.getloadavg()[0]:.1f}",
+        f"{family} {kimg:.2f} {found.step_seconds:.1f} {found.report_seconds:.1f} {found.checkpoint_seconds:.1f} "
+        f"{found.train_seconds:.1f} {trained:.1f} {trained / found.train_seconds:.2f} {os.getloadavg()[0]:.0f}",
         flush=True,
     )
 
 
-def estimate(folder: Path) -> dict:
-    code = """
-import dataclasses, json
-from ganlib.config import load_params
-from pipelines._stage import PREPARED, REFERENCE
-from pipelines.budget import with_budget
-from pipelines.estimate import estimate
-params = load_params()
-found = estimate(params, PREPARED, REFERENCE)
-kimg = with_budget(params, PREPARED, quiet=True).train.kimg
-fits = {name: fit.kimg for name, fit in params.game.fits.items()}
-print(json.dumps({**dataclasses.asdict(found), "train_seconds": found.train_seconds, "kimg": kimg, "fits": fits}))
-"""
-    found = json.loads(run(folder, "-c", code).splitlines()[-1])
-    print("#", {k: v for k, v in found.items() if k != "parameters"}, file=sys.stderr, flush=True)
-    return found
-
-
-ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def run(folder: Path, *words: str) -> str:
-    done = subprocess.run([sys.executable, *words], cwd=folder, env=ENV, capture_output=True, text=True)
-    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
 def write_pairs(folder: Path) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir()
     for i, digit in enumerate(load_digits().images):
         image = Image.fromarray(np.uint8(digit * 15)).resize((32, 32))
         both = Image.new("L", (64, 32))
