@@ -63,7 +63,8 @@ def estimate(params: Params, prepared: Path) -> Estimate:
         update={
             "models": {**params.models, params.model: game},
             "preset": "none",
-            "train": params.train.model_copy(update=short),
+            # whose the first weights are costs nothing
+            "train": params.train.model_copy(update={**short, "init": None, "freeze": ()}),
         }
     )
     speeds = list[float]()

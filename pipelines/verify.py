@@ -19,8 +19,10 @@ from typing import Any
 from ganlib import shards
 from ganlib.config import ConfigError, load_params
 from ganlib.scratch import scratch_folder
+from ganlib.warm_start import PLAYERS
 from pipelines import lineage, model_registry
-from pipelines._stage import PREPARED, StageError, project_folder
+from pipelines._stage import INIT, PREPARED, StageError, project_folder
+from pipelines.init import SCHEMES, find_parent
 from pipelines.lineage import GIT_SHA, Check
 from pipelines.model_registry import Version
 from pipelines.tracking import Store, flatten
@@ -44,8 +46,15 @@ def verify(store: Store, version: Version) -> tuple[list[Check], list[str]]:
         weights = "damaged"
         notes.append(str(error))
     checks = [Check("generator's files", "whole", weights)]
+    if "parent.name" in recorded:
+        found, said = _parent_anew(store, recorded["parent.name"])
+        notes += said
+        checks += [
+            Check(f"parent's {player}", recorded.get(f"parent.{player}.sha256", ""), found.get(player, ""))
+            for player in PLAYERS
+        ]
     with _checked_out(_commit(recorded)):
-        notes += _check_out_data()
+        notes += [note for folder in (PREPARED, INIT)[: 1 + ("parent.name" in recorded)] for note in _check_out(folder)]
         try:
             params = load_params()
             found = lineage.facts(params)
@@ -102,13 +111,23 @@ def _checked_out(commit: str) -> Iterator[None]:
             os.environ.update({name: old for name, old in (("DVC_ROOT", root), (GIT_SHA, sha)) if old is not None})
 
 
-def _check_out_data() -> list[str]:
-    """Prepared data, here, out of DVC's cache; why not, if not."""
+def _parent_anew(store: Store, name: str) -> tuple[dict[str, str], list[str]]:
+    """The hashes of a parent's players as it lies there now, in the store or in a folder; why not, if not."""
+    with scratch_folder() as scratch:
+        try:
+            about = find_parent(name, Path(scratch), store if name.startswith(SCHEMES) else None)
+        except StageError as error:
+            return {}, [f"parent: {error}"]
+    return {player: digest or "none" for player, digest in about["sha256"].items()}, []
+
+
+def _check_out(folder: Path) -> list[str]:
+    """A folder that DVC keeps, here, out of its cache; why not, if not."""
     try:
-        _run(Path(), sys.executable, "-m", "dvc", "checkout", "--quiet", str(PREPARED))
+        _run(Path(), sys.executable, "-m", "dvc", "checkout", "--quiet", str(folder))
     except StageError:
-        shutil.rmtree(PREPARED, ignore_errors=True)
-        return [f"{PREPARED}: what the commit names is not in DVC's cache; `dvc pull` may bring it"]
+        shutil.rmtree(folder, ignore_errors=True)
+        return [f"{folder}: what the commit names is not in DVC's cache; `dvc pull` may bring it"]
     return []
 
 
