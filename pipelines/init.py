@@ -23,9 +23,10 @@ from pipelines.checkpoints import Checkpoints
 from pipelines.storage import Storage
 from pipelines.tracking import Store
 
-__all__ = ["SCHEMES", "find_parent", "stage"]
+__all__ = ["SCHEMES", "digests_of", "find_parent", "stage"]
 
 SCHEMES = ("models:/", "runs:/")
+NONE = "none"
 
 
 def stage(params: Params) -> None:
@@ -38,14 +39,14 @@ def stage(params: Params) -> None:
         about = find_parent(asked, out, tracking.open_store(params.tracking, create=False) if registered else None)
         (out / PARENT).write_text(json.dumps({"asked": asked, **about}, indent=2) + "\n")
     print(f"train.init: {asked} is {about['name']}; kept, and found anew only by `dvc repro --force init`")
-    if about["sha256"]["discriminator"] is None:
+    if about["sha256"]["discriminator"] == NONE:
         print("no discriminator is kept with it: that of the training starts from nothing")
 
 
 def find_parent(address: str, into: Path, store: Store | None) -> dict[str, Any]:
     """Copy the generator and, where it is kept, the discriminator at `address` into the folder `into`.
 
-    Returns the `name` of what was found, which stays where an alias moves, and the `sha256` of each player's files.
+    Returns the `name` of what was found, which stays where an alias moves, and `sha256`, its `digests_of`.
     Raises StageError where there is no generator, or not as it was written.
     """
     if store is not None:
@@ -56,12 +57,16 @@ def find_parent(address: str, into: Path, store: Store | None) -> dict[str, Any]
         )
     else:
         name = _copy_folder(address, into)
-    discriminator = into / DISCRIMINATOR
-    digests = {
-        "generator": model_registry.folder_sha256(into / "generator"),
-        "discriminator": hashlib.sha256(discriminator.read_bytes()).hexdigest() if discriminator.is_file() else None,
+    return {"name": name, "sha256": digests_of(into)}
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each player's files in a parent's folder, as tags of versions have it; NONE where there are none."""
+    file = folder / DISCRIMINATOR
+    return {
+        "generator": model_registry.folder_sha256(folder / "generator") if (folder / "generator").is_dir() else NONE,
+        "discriminator": hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else NONE,
     }
-    return {"name": name, "sha256": digests}
 
 
 def _copy_registered(address: str, into: Path, store: Store) -> str:

@@ -95,7 +95,7 @@ def _parent(params: Params) -> dict[str, str]:
         about = read_parent(INIT)
         return {
             "parent.name": about["name"],
-            **{f"parent.{player}.sha256": digest or "none" for player, digest in about["sha256"].items()},
+            **{f"parent.{player}.sha256": digest for player, digest in about["sha256"].items()},
         }
     except (ConfigError, KeyError):
         return {"parent.name": "none"}

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ganlib.scratch import scratch_folder
 from ganlib.warm_start import PLAYERS
 from pipelines import lineage, model_registry
 from pipelines._stage import INIT, PREPARED, StageError, project_folder
-from pipelines.init import SCHEMES, find_parent
+from pipelines.init import SCHEMES, digests_of, find_parent
 from pipelines.lineage import GIT_SHA, Check
 from pipelines.model_registry import Version
 from pipelines.tracking import Store, flatten
@@ -46,15 +46,14 @@ def verify(store: Store, version: Version) -> tuple[list[Check], list[str]]:
         weights = "damaged"
         notes.append(str(error))
     checks = [Check("generator's files", "whole", weights)]
-    if "parent.name" in recorded:
-        found, said = _parent_anew(store, recorded["parent.name"])
-        notes += said
-        checks += [
-            Check(f"parent's {player}", recorded.get(f"parent.{player}.sha256", ""), found.get(player, ""))
-            for player in PLAYERS
-        ]
+    of_parent, of_store = _parent_in_store(store, recorded)
+    checks += of_parent
+    notes += of_store
     with _checked_out(_commit(recorded)):
-        notes += [note for folder in (PREPARED, INIT)[: 1 + ("parent.name" in recorded)] for note in _check_out(folder)]
+        notes += _check_out(PREPARED)
+        if "parent.name" in recorded:
+            notes += _check_out(INIT)
+            checks += _parent_checks(recorded, digests_of(INIT), "kept")
         try:
             params = load_params()
             found = lineage.facts(params)
@@ -111,14 +110,24 @@ def _checked_out(commit: str) -> Iterator[None]:
             os.environ.update({name: old for name, old in (("DVC_ROOT", root), (GIT_SHA, sha)) if old is not None})
 
 
-def _parent_anew(store: Store, name: str) -> tuple[dict[str, str], list[str]]:
-    """The hashes of a parent's players as it lies there now, in the store or in a folder; why not, if not."""
+def _parent_in_store(store: Store, recorded: Mapping[str, str]) -> tuple[list[Check], list[str]]:
+    """A parent as the store has it now, and why it does not; of one that was a folder `outputs/init` has the copy."""
+    name, found, notes = recorded.get("parent.name", ""), dict[str, str](), list[str]()
+    if not name.startswith(SCHEMES):
+        return [], []
     with scratch_folder() as scratch:
         try:
-            about = find_parent(name, Path(scratch), store if name.startswith(SCHEMES) else None)
+            found = find_parent(name, Path(scratch), store)["sha256"]
         except StageError as error:
-            return {}, [f"parent: {error}"]
-    return {player: digest or "none" for player, digest in about["sha256"].items()}, []
+            notes.append(f"parent: {error}")
+    return _parent_checks(recorded, found, "in the store"), notes
+
+
+def _parent_checks(recorded: Mapping[str, str], found: Mapping[str, str], where: str) -> list[Check]:
+    return [
+        Check(f"parent's {player}, {where}", recorded.get(f"parent.{player}.sha256", ""), found.get(player, ""))
+        for player in PLAYERS
+    ]
 
 
 def _check_out(folder: Path) -> list[str]:

@@ -18,7 +18,7 @@ from pipelines._stage import INIT, StageError
 from pipelines.checkpoints import Checkpoints
 from pipelines.launch import fingerprint, parent_folder
 from pipelines.storage import Storage
-from pipelines.verify import _parent_anew
+from pipelines.verify import _parent_in_store
 
 
 def asking(params, address, **changes):
@@ -83,6 +83,13 @@ def test_an_alias_is_resolved_once(params, registered, store, prepared, capsys):
     assert about["sha256"]["discriminator"] == first.tags[model_registry.DISCRIMINATOR_DIGEST]
     assert (INIT / DISCRIMINATOR).read_bytes() == Path("outputs/train", DISCRIMINATOR).read_bytes()
 
+    # any other address of it
+    model_id = store.client.get_model_version("m", "1").model_id
+    for address in (f"models:/{model_id}", f"runs:/{first.run_id}/generator"):
+        init.stage(asking(params, address))
+        assert parent() == {"asked": address, "name": f"models:/{model_id}", "sha256": about["sha256"]}
+    init.stage(params)
+
     # the alias moves: the run, its name and its lineage stay; what it is called changes no name
     name, facts = fingerprint(params, prepared, "train"), lineage.facts(params)
     registered(1)
@@ -97,31 +104,19 @@ def test_an_alias_is_resolved_once(params, registered, store, prepared, capsys):
     assert fingerprint(asking(params, None), prepared, "train") != name
 
     # and what was recorded is found again, until it is lost
-    assert _parent_anew(store, "models:/m/1") == (
-        {player: facts[f"parent.{player}.sha256"] for player in ("generator", "discriminator")},
-        [],
-    )
+    checks, notes = _parent_in_store(store, facts)
+    assert ([check.verdict for check in checks], notes) == (["match", "match"], [])
     store.client.delete_model_version("m", "1")
-    found, notes = _parent_anew(store, "models:/m/1")
-    assert found == {}
+    checks, notes = _parent_in_store(store, facts)
+    assert [check.verdict for check in checks] == ["differs", "differs"]
     assert notes[0].startswith("parent: train.init: models:/m/1: not in sqlite:")
-
-
-def test_any_address_of_a_model_is_taken(params, registered, store):
-    version = registered(0)
-    model_id = store.client.get_model_version("m", "1").model_id
-    init.stage(asking(params, "models:/m/1"))
-    digests = parent()["sha256"]
-    for address in (f"models:/{model_id}", f"runs:/{version.run_id}/generator"):
-        init.stage(asking(params, address))
-        assert parent() == {"asked": address, "name": f"models:/{model_id}", "sha256": digests}
 
 
 def test_a_version_without_a_discriminator_says_so(params, registered, capsys):
     registered(0, discriminator=False)
     init.stage(asking(params, "models:/m@champion"))
     assert "no discriminator is kept with it: that of the training starts from nothing" in capsys.readouterr().out
-    assert parent()["sha256"]["discriminator"] is None
+    assert parent()["sha256"]["discriminator"] == "none"
     assert lineage.facts(asking(params, "models:/m@champion"))["parent.discriminator.sha256"] == "none"
 
 
@@ -130,9 +125,9 @@ def test_folders_are_taken(params, trained, project):
     init.stage(asking(params, "outputs/train"))
     whole = parent()
     assert whole["name"] == "outputs/train"
-    assert all(whole["sha256"].values())
+    assert "none" not in whole["sha256"].values()
     init.stage(asking(params, str(folder / "generator")))
-    assert parent()["sha256"] == {**whole["sha256"], "discriminator": None}
+    assert parent()["sha256"] == {**whole["sha256"], "discriminator": "none"}
 
     # a run: its newest checkpoint
     made = project / "made"
