@@ -61,7 +61,7 @@ def find_parent(address: str, into: Path, store: Store | None) -> dict[str, Any]
 
 
 def digests_of(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each player's files in a parent's folder, as tags of versions have it; NONE where there are none."""
+    """The SHA-256 of each player's files in a parent's folder, as tags of versions have it, or NONE."""
     file = folder / DISCRIMINATOR
     return {
         "generator": model_registry.folder_sha256(folder / "generator") if (folder / "generator").is_dir() else NONE,
