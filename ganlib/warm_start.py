@@ -85,25 +85,26 @@ def warm_start(game: Game, params: Params, folder: Path) -> WarmStart:
         }
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ConfigError(f"train.init: {name}: not a generator: {' '.join(str(error).split())}") from error
+    own = params.game.network.model_dump(mode="json")
+    if network["family"] != own["family"]:
+        raise ConfigError(f"train.init: {name}: expected a parent of model {own['family']}, found {network['family']}")
     for player in PLAYERS:
         module, theirs = game.modules[player], parent[player]
-        own = module.state_dict()
+        state = module.state_dict()
         if theirs is None:
-            not_taken |= dict.fromkeys((f"{player}.{key}" for key in own), f"no {player} is kept with the parent")
-            taken[player] = (0, len(own))
+            not_taken |= dict.fromkeys((f"{player}.{key}" for key in state), f"no {player} is kept with the parent")
+            taken[player] = (0, len(state))
             continue
         theirs = {key: x for key, x in theirs.items() if " " not in key}  # not what a generator is kept with
-        suits = {key: x for key, x in theirs.items() if key in own and x.shape == own[key].shape}
-        module.load_state_dict({**own, **suits})
-        taken[player] = (len(suits), len(own))
-        not_taken |= {f"{player}.{key}": why for key, why in _differences(own, theirs)}
+        suits = {key: x for key, x in theirs.items() if key in state and x.shape == state[key].shape}
+        module.load_state_dict({**state, **suits})
+        taken[player] = (len(suits), len(state))
+        not_taken |= {f"{player}.{key}": why for key, why in _differences(state, theirs)}
     if not any(count for count, _ in taken.values()):
         raise ConfigError(
-            f"train.init: {name}: none of its tensors has the name and shape of one here "
-            f"(it is of model {network.get('family')!r}, {params.model_file} of {params.model!r})"
+            f"train.init: {name}: none of its tensors has the name and shape of one of {params.model_file}"
         )
-    frozen = _freeze(game, params.train.freeze, not_taken)
-    return WarmStart(name, taken, not_taken, frozen, _settings(params.game.network.model_dump(mode="json"), network))
+    return WarmStart(name, taken, not_taken, _freeze(game, params.train.freeze, not_taken), _settings(own, network))
 
 
 def _differences(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
