@@ -86,8 +86,8 @@ def warm_start(game: Game, params: Params, folder: Path) -> WarmStart:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ConfigError(f"train.init: {name}: not a generator: {' '.join(str(error).split())}") from error
     own = params.game.network.model_dump(mode="json")
-    if network["family"] != own["family"]:
-        raise ConfigError(f"train.init: {name}: expected a parent of model {own['family']}, found {network['family']}")
+    if network.get("family") != own["family"]:
+        raise ConfigError(f"train.init: {name}: expected a parent of model {own['family']}, found {network.get('family')}")
     for player in PLAYERS:
         module, theirs = game.modules[player], parent[player]
         state = module.state_dict()
