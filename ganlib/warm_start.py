@@ -87,7 +87,9 @@ def warm_start(game: Game, params: Params, folder: Path) -> WarmStart:
         raise ConfigError(f"train.init: {name}: not a generator: {' '.join(str(error).split())}") from error
     own = params.game.network.model_dump(mode="json")
     if network.get("family") != own["family"]:
-        raise ConfigError(f"train.init: {name}: expected a parent of model {own['family']}, found {network.get('family')}")
+        raise ConfigError(
+            f"train.init: {name}: expected a parent of model {own['family']}, found {network.get('family')}"
+        )
     for player in PLAYERS:
         module, theirs = game.modules[player], parent[player]
         state = module.state_dict()

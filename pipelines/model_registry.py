@@ -337,8 +337,7 @@ def download_discriminator(store: Store, version: Version | LoggedModel, into: P
         return None
     name = f"{DISCRIMINATORS}/{digest}.safetensors"
     try:
-        with file_errors(store):
-            file = Path(store.client.download_artifacts(version.run_id, name, str(into)))
+        file = Path(store.client.download_artifacts(version.run_id, name, str(into)))
     except (MlflowException, OSError) as error:
         raise StageError(f"{version.uri}: its discriminator: {error_text(error, store.uri)}") from error
     if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
