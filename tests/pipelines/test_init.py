@@ -84,10 +84,10 @@ def test_an_alias_is_resolved_once(params, registered, store, prepared, capsys):
     assert (INIT / DISCRIMINATOR).read_bytes() == Path("outputs/train", DISCRIMINATOR).read_bytes()
 
     # any other address of it
-    model_id = store.client.get_model_version("m", "1").model_id
-    for address in (f"models:/{model_id}", f"runs:/{first.run_id}/generator"):
+    source = store.client.get_model_version("m", "1").source
+    for address in (source, f"runs:/{first.run_id}/generator"):
         init.stage(asking(params, address))
-        assert parent() == {"asked": address, "name": f"models:/{model_id}", "sha256": about["sha256"]}
+        assert parent() == {"asked": address, "name": source, "sha256": about["sha256"]}
     init.stage(params)
 
     # the alias moves: the run, its name and its lineage stay; what it is called changes no name
