@@ -3,7 +3,7 @@
 Each player takes the parent's tensors whose names and shapes are its own; the others, as where classes, sizes or widths
 differ, start as they would without a parent. The generator and its average both start from the parent's average, which
 is what is exported. Optimisers, schedules and kimg start anew. Frozen weights stay the parent's: FreezeD (Mo et al.
-2020, section 3) freezes the lower layers of the discriminator, those next to the image.
+2020) freezes the lower layers of the discriminator, those next to the image.
 
 A parent is a folder: `generator/` as `save_generator` writes it, `discriminator.safetensors` where one is known, and
 `parent.json`, whose `name` messages use.
