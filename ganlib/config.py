@@ -356,6 +356,8 @@ class TrainConfig(Config):
     report_kimg: PositiveFloat = 10.0
     checkpoint_kimg: PositiveFloat = 50.0
     keep: Literal["best", "last"] = "best"
+    init: Annotated[str, Field(min_length=1)] | None = None
+    freeze: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     quality_samples: Annotated[NonNegativeInt, AfterValidator(_none_or_enough)] = 1000
     health: HealthConfig = HealthConfig()
     memory_mb: PositiveFloat = 2048.0
@@ -365,6 +367,12 @@ class TrainConfig(Config):
     device_memory_mb: NonNegativeFloat = 2048.0
     channels_last: bool = True
     compile: bool = False
+
+    @model_validator(mode="after")
+    def _frozen_is_the_parents(self) -> TrainConfig:
+        if self.freeze and self.init is None:
+            raise ValueError("freeze: without init there are no weights of a parent to keep; set train.init")
+        return self
 
     @property
     def game_kimg(self) -> float:

@@ -51,6 +51,7 @@ from ganlib.penalties import DIFFERENTIATE, MOVE, PENALTIES, PER_EXAMPLE
 from ganlib.recording import RecordedSteps
 from ganlib.schedules import value
 from ganlib.scratch import scratch_folder
+from ganlib.warm_start import read_parent, warm_start
 from ganlib.watch import Watch
 
 __all__ = ["Plan", "Report", "build_game", "check_groups", "plan", "train", "update_ema"]
@@ -219,18 +220,22 @@ def train(
     prepared: str | Path,
     reference: str | Path | None = None,
     resume: str | Path | None = None,
+    parent: str | Path | None = None,
     device: torch.device | None = None,
 ) -> None:
     """Train on the shards in `prepared`, on every rank of the default process group, or alone without one.
 
-    With `reference`, rows carry the quality of `train.quality_samples` fakes. `resume` is a folder once reported.
+    With `reference`, rows carry the quality of `train.quality_samples` fakes. `resume` is a folder once reported,
+    `parent` the folder (`ganlib.warm_start`) of what `train.init` names, which is for the caller to find.
     `device` is this process's GPU, or the CPU where there is none, unless given.
     Raises ConfigError before any work if `params` do not fit the data or the ranks, `health.Diverged` when
     numbers stop being numbers or, by `train.health`, when training has gone wrong for good.
     """
+    if (parent is None) != (params.train.init is None):
+        raise ConfigError(f"train.init: {params.train.init}: the parent that it names was not given with it")
     device = devices.default_device() if device is None else device
     with devices.configured(device, deterministic=params.train.deterministic):
-        run = _Run(params, report, Path(prepared), reference, device)
+        run = _Run(params, report, Path(prepared), reference, None if parent is None else Path(parent), device)
         if resume is not None:
             run.training.restore(checkpoint.load(resume))
         with contextlib.closing(run.loader):
@@ -241,13 +246,20 @@ class _Run:
     """One call of `train`: the loop, and what is reported on the way."""
 
     def __init__(
-        self, params: Params, report: Report, prepared: Path, reference: str | Path | None, device: torch.device
+        self,
+        params: Params,
+        report: Report,
+        prepared: Path,
+        reference: str | Path | None,
+        parent: Path | None,
+        device: torch.device,
     ):
         self.params, self.report, self.device = params, report, device
+        self.parent = {} if parent is None else {"parent": read_parent(parent)["name"]}
         self.world = distributed.world_size()
         self.rank = dist.get_rank() if self.world > 1 else 0
         self.spec = shards.read_spec(prepared)
-        self.training = _Training(params, self.spec, plan(params, self.world), self.world, device)
+        self.training = _Training(params, self.spec, plan(params, self.world), self.world, parent, device)
         check_groups(params, self.training.game, self.world)
         self.healthy: dict[str, Any] | None = None
         """what a rollback goes back to; None where `train.health.policy` is another"""
@@ -370,7 +382,13 @@ class _Run:
                 spec=self.spec,
                 attributes=None if known is None else self.spec.in_own_units(known),
                 others=training.game.modules_besides_generator if training.game.answers else {},
-                about={"kimg": of_kimg, "seed": params.seed, "model": params.model, "data": params.data},
+                about={
+                    "kimg": of_kimg,
+                    "seed": params.seed,
+                    "model": params.model,
+                    "data": params.data,
+                    **self.parent,
+                },
             )
         watch.picture(folder / "samples.png")
 
@@ -378,13 +396,15 @@ class _Run:
 class _Training:
     """All that learns, and how far it has come: what an exact resume needs."""
 
-    def __init__(self, params: Params, spec: Spec, timing: Plan, world: int, device: torch.device):
+    def __init__(self, params: Params, spec: Spec, timing: Plan, world: int, parent: Path | None, device: torch.device):
         self.params, self.play, self.device = params, params.game, device
         cfg = params.train
         self.layout = torch.channels_last if cfg.channels_last else torch.preserve_format
         self.mixed = devices.mixed_precision(device, cfg.amp)
         torch.manual_seed(seed_of(params.seed, "weights"))  # the same first weights on every rank
         game = build_game(params, spec)
+        if parent is not None:
+            warm_start(game, params, parent)
         for module in game.modules.values():
             module.to(device, memory_format=self.layout)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(game.generator).requires_grad_(False)

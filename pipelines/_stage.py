@@ -19,6 +19,7 @@ from pipelines.storage import Storage, exclusive
 __all__ = [
     "CODE",
     "EVALUATED",
+    "INIT",
     "PREPARED",
     "REFERENCE",
     "REGISTERED",
@@ -34,6 +35,7 @@ __all__ = [
 CODE = Path("outputs/code")
 PREPARED = Path("data/prepared")
 REFERENCE = Path("data/reference")
+INIT = Path("outputs/init")
 TUNED = Path("outputs/tune")
 TRAINED = Path("outputs/train")
 EVALUATED = Path("outputs/evaluate")

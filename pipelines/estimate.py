@@ -214,7 +214,8 @@ class _Runs:
         changes = {
             "models": {**params.models, params.model: game},
             "preset": "none",
-            "train": params.train.model_copy(update=short),
+            # whose the first weights are costs nothing
+            "train": params.train.model_copy(update={**short, "init": None, "freeze": ()}),
         }
         params = params.model_copy(update=changes)
         reference = self.reference if quality else None

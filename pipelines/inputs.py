@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ COMPLETE = "complete"
 """a file that is written last"""
 
 
-def publish(prepared: Path, reference: Path, storage: Storage) -> Storage | None:
-    """Put both folders where all nodes of the cluster can read them; None where they can do so already.
+def publish(folders: Sequence[Path], storage: Storage) -> Storage | None:
+    """Put the folders where all nodes of the cluster can read them; None where they can do so already. The first has
+    the prepared data.
 
     Raises StageError if a node cannot read `storage`, as where it is a folder of this machine alone.
     """
@@ -45,13 +46,13 @@ def publish(prepared: Path, reference: Path, storage: Storage) -> Storage | None
             f"scale.storage: {storage} is not the same on {', '.join(blind)}; with more than one node it has to be a "
             "folder that all share, or an address such as s3://bucket/folder"
         )
-    key = _key(prepared, reference)
-    if all(seen == key for seen in _everywhere(_key, prepared, reference).values()):
+    key = _key(*folders)
+    if all(seen == key for seen in _everywhere(_key, *folders).values()):
         return None
     inputs = storage / "inputs" / key
     if COMPLETE not in inputs.files():
         print(f"scale: the nodes get the data through {inputs}", flush=True)
-        for folder in (prepared, reference):
+        for folder in folders:
             for file in sorted(path for path in folder.rglob("*") if path.is_file()):
                 inputs.write(f"{folder.name}/{file.relative_to(folder).as_posix()}", file.read_bytes())
         inputs.write(COMPLETE, b"")
@@ -73,15 +74,16 @@ def fetch(inputs: Storage) -> Path:
     return place
 
 
-def _key(prepared: Path, reference: Path) -> str:
-    """A hash of the data and of the reference; empty where there are none."""
+def _key(prepared: Path, *others: Path) -> str:
+    """A hash of the data and of the other folders; empty where there are no data."""
     try:
         digest = hashlib.sha256(read_spec(prepared).content_hash.encode())
     except (OSError, ValueError, ConfigError):
         return ""
-    for path in sorted(path for path in reference.rglob("*") if path.is_file()):
-        digest.update(path.relative_to(reference).as_posix().encode())
-        digest.update(path.read_bytes())
+    for folder in others:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            digest.update(path.relative_to(folder).as_posix().encode())
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:20]
 
 

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from ganlib.config import Params
+from ganlib.warm_start import DISCRIMINATOR
 from pipelines._stage import StageError, atomic_folder, main
 from pipelines.places import home_folder
 
@@ -144,7 +145,8 @@ def pack_results(project: Path) -> Iterator[str]:
 def _files(project: Path) -> Iterator[Path]:
     for name in RESULTS:
         place = project / name
-        yield from sorted(path for path in (place.rglob("*") if place.is_dir() else [place]) if path.is_file())
+        found = sorted(path for path in (place.rglob("*") if place.is_dir() else [place]) if path.is_file())
+        yield from sorted(found, key=lambda path: path.name == DISCRIMINATOR)  # only a further training needs it
 
 
 def unpack_results(lines: Iterable[str], project: Path) -> list[str]:

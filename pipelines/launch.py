@@ -35,7 +35,8 @@ from ganlib.reference import Reference
 from ganlib.scratch import scratch_folder
 from ganlib.shards import DamagedShard, read_spec
 from ganlib.trainer import Report, build_game, check_groups, plan, train
-from pipelines._stage import REFERENCE, StageError, project_folder
+from ganlib.warm_start import WarmStart, read_parent, save_discriminator, warm_start
+from pipelines._stage import INIT, REFERENCE, StageError, project_folder
 from pipelines.background import background_thread
 from pipelines.checkpoints import Checkpoints, Saved
 from pipelines.cluster import cluster, cluster_address
@@ -51,6 +52,7 @@ __all__ = [
     "fingerprint",
     "keep",
     "keep_freed_memory",
+    "parent_folder",
     "possible_workers",
     "run_workers",
     "storage",
@@ -83,7 +85,10 @@ class Job:
     possible_workers: tuple[int, ...] = ()
     """the numbers of workers among which the batch can be divided"""
     inputs: Storage | None = None
-    """where the folders lie for nodes that do not see `prepared` and `reference`"""
+    """where the folders lie for nodes that do not see them"""
+    parent: str | None = None
+    """the folder of what the training starts from, if from anything"""
+    warm_start: WarmStart | None = None
 
     @classmethod
     def of(cls, params: Params, prepared: Path, reference: Path, world: int) -> Job:
@@ -100,6 +105,8 @@ class Job:
             )
         game = build_game(params, spec)
         check_groups(params, game, world)
+        parent = parent_folder(params)
+        warm = None if parent is None else warm_start(game, params, parent)
         possible = tuple(possible_workers(params, game))
         if isinstance(asked := params.scale.num_workers, tuple) and not any(
             asked[0] <= n <= asked[1] for n in possible
@@ -114,23 +121,48 @@ class Job:
             answers = Generator(game, spec, {}, torch.device("cpu")).answer_shapes()
             known = available_metrics(Reference.load(reference, "cpu"), labelled=game.classes > 0, answers=answers)
             _check_gate(params.gate, known)
-        return cls(params.model_dump(mode="json"), str(prepared.resolve()), str(reference.resolve()), possible)
+        return cls(
+            params.model_dump(mode="json"),
+            str(prepared.resolve()),
+            str(reference.resolve()),
+            possible,
+            parent=None if parent is None else str(parent.resolve()),
+            warm_start=warm,
+        )
 
     def everywhere(self, storage: Storage) -> Job:
         """The job with its data where all nodes of the cluster can read them. Raises StageError."""
-        return dataclasses.replace(self, inputs=publish(Path(self.prepared), Path(self.reference), storage))
+        folders = [Path(folder) for folder in (self.prepared, self.reference, self.parent) if folder is not None]
+        return dataclasses.replace(self, inputs=publish(folders, storage))
 
     def is_done(self, saved: Saved | None) -> TypeGuard[Saved]:
         """Whether a checkpoint is that of the whole budget."""
         return saved is not None and saved.kimg >= parse_params(self.params).budget_kimg - 1e-6
 
-    def folders(self) -> tuple[Path, Path]:
-        """The prepared data and the reference, as this machine sees them."""
+    def folders(self) -> tuple[Path, Path, Path | None]:
+        """The prepared data, the reference and the parent, as this machine sees them."""
         prepared, reference = Path(self.prepared), Path(self.reference)
+        parent = None if self.parent is None else Path(self.parent)
         if self.inputs is None:
-            return prepared, reference
+            return prepared, reference, parent
         here = fetch(self.inputs)
-        return here / prepared.name, here / reference.name
+        return here / prepared.name, here / reference.name, None if parent is None else here / parent.name
+
+
+def parent_folder(params: Params, folder: Path = INIT) -> Path | None:
+    """The folder in which the stage `init` keeps what `train.init` names, or None where that is nothing.
+
+    Raises StageError where it keeps something else.
+    """
+    if params.train.init is None:
+        return None
+    try:
+        asked = read_parent(folder)["asked"]
+    except (ConfigError, KeyError):
+        asked = None
+    if asked != params.train.init:
+        raise StageError(f"{folder}: not what train.init names, {params.train.init}; run the stage init")
+    return folder
 
 
 def possible_workers(params: Params, game: Game | None = None) -> list[int]:
@@ -159,8 +191,8 @@ def train_worker(job: Job, report: Report, resume: str | Path | None = None) -> 
     keep_freed_memory()
     torch.set_num_threads(params.scale.cpus_per_worker)
     device = default_device(params.scale.gpus_per_worker)
-    prepared, reference = job.folders()
-    train(params, report, prepared=prepared, reference=reference, resume=resume, device=device)
+    prepared, reference, parent = job.folders()
+    train(params, report, prepared=prepared, reference=reference, resume=resume, parent=parent, device=device)
 
 
 def keep_freed_memory() -> None:
@@ -185,7 +217,8 @@ def training_code(family: str) -> list[Path]:
 def fingerprint(params: Params, prepared: Path, stage: str, reference: Path = REFERENCE) -> str:
     """A name for what determines the result of `stage` (tune or train).
 
-    That is: code, data, the reference that quality is measured against (if there is one), seed, model and budget.
+    That is: code, data, the reference that quality is measured against (if there is one), seed, model, budget, and the
+    weights to start from, whatever they are called.
     A run of the same name is resumed: the same inputs continue where they stopped, and changed ones start anew.
     """
     digest = hashlib.sha256()
@@ -193,11 +226,15 @@ def fingerprint(params: Params, prepared: Path, stage: str, reference: Path = RE
         digest.update(code.read_bytes())
     spec = read_spec(prepared)
     digest.update(spec.to_json().encode())
-    for path in sorted(path for path in reference.rglob("*") if path.is_file()):
+    inputs = [path for path in reference.rglob("*") if path.is_file()]
+    if (parent := parent_folder(params)) is not None:
+        inputs += parent.rglob("*.safetensors")
+    for path in sorted(inputs):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     determining = params.model_dump(mode="json", include={"seed", "model", "train", *({stage} - {"train"})})
     determining["train"].pop("keep")  # chosen after the training
+    determining["train"].pop("init")  # an alias may move
     determining["game"] = params.game.model_dump(mode="json")
     digest.update(json.dumps(determining, sort_keys=True).encode())
     return f"{stage}-{params.data}-{params.model}-{digest.hexdigest()[:12]}"
@@ -313,11 +350,13 @@ def train_distributed(
     """Train with Ray Train, going on from where a run of the same fingerprint stopped.
 
     `on_row(row)` is called here, in the driver, as reports come. Writes into the folder `into` the `generator/` of the
-    checkpoint that `train.keep` asks for, which one that is and why as `kept.json`, where fits came before the game
-    `before/`, and the pictures of all checkpoints as `samples/`. Returns all rows. Raises StageError if the run cannot
-    succeed.
+    checkpoint that `train.keep` asks for and its discriminator, which one that is and why as `kept.json`, what the
+    training started from as `warm_start.json`, where fits came before the game `before/`, and the pictures of all
+    checkpoints as `samples/`. Returns all rows. Raises StageError if the run cannot succeed.
     """
     job = Job.of(params, prepared, reference, params.scale.min_workers)
+    if job.warm_start is not None:
+        print("\n".join(job.warm_start.lines()), flush=True)
     run = storage(params) / fingerprint(params, prepared, "train", reference)
     checkpoints = Checkpoints(run / "checkpoints")
     with exclusive(run, run.name):
@@ -337,10 +376,14 @@ def train_distributed(
         kept, why = choose(params.train.keep, checkpoints, done)
         about = {"kimg": kept.kimg, "score": kept.score, "last_kimg": done.kimg, "last_score": done.score, "why": why}
         (into / "kept.json").write_text(json.dumps(about, indent=2) + "\n")
+        if job.parent is not None and job.warm_start is not None:
+            started = read_parent(Path(job.parent)) | dataclasses.asdict(job.warm_start)
+            (into / "warm_start.json").write_text(json.dumps(started, indent=2) + "\n")
         with checkpoints.as_folder(kept) as folder:
             for name in ("generator", "before"):
                 if (folder / name).is_dir():
                     shutil.copytree(folder / name, into / name)
+            save_discriminator(into, load(folder)["discriminator"])
         with checkpoints.as_folder(done) as folder:
             rows: list[dict[str, float]] = load(folder)["rows"]
         (into / "samples").mkdir()

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from ganlib.config import Params
+from ganlib.config import ConfigError, Params
 from ganlib.shards import read_spec
-from pipelines._stage import PREPARED, StageError
+from ganlib.warm_start import read_parent
+from pipelines._stage import INIT, PREPARED, StageError
 
 __all__ = ["GIT_SHA", "Check", "experiment_commit", "facts", "git_fault", "git_sha", "verify"]
 
@@ -28,7 +29,7 @@ GIT_SHA = "GANLIB_GIT_SHA"
 
 PACKAGES = ("ganlib", "torch", "ray", "mlflow", "dvc", "numpy", "pyarrow")
 # what a working tree can be compared on; the rest says where it happened
-CHECKED = ("git.", "data.", "dvc.", "params.")
+CHECKED = ("git.", "data.", "dvc.", "params.", "parent.")
 READ = ("ganlib", "pipelines", "params", "params.yaml", "dvc.yaml", "pyproject.toml")
 """what stages read of what Git holds"""
 UNKNOWN = ("", "none")
@@ -55,7 +56,8 @@ def facts(params: Params) -> dict[str, str]:
     """Everything that determined a model, and the machine that made it, as it lies in the working folder.
 
     `data.*` and `dvc.*` are hashes: of the examples, of raw inputs and outputs as DVC knows them, and of each
-    stage's entry in `dvc.lock` (command, parameters, code and data).
+    stage's entry in `dvc.lock` (command, parameters, code and data). `parent.*` are there where the training started
+    from the weights of another: which that was, and hashes of its players.
     """
     of_run = {key: value for key, value in params.chosen().items() if key not in ("scale", "tracking")}
     return {
@@ -67,6 +69,7 @@ def facts(params: Params) -> dict[str, str]:
         "data": params.data,
         "model": params.model,
         "preset": params.preset,
+        **_parent(params),
         **_software(),
         **_hardware(),
     }
@@ -83,6 +86,19 @@ def _content_hash() -> str:
         return read_spec(PREPARED).content_hash
     except (OSError, ValueError):
         return "none"
+
+
+def _parent(params: Params) -> dict[str, str]:
+    if params.train.init is None:
+        return {}
+    try:
+        about = read_parent(INIT)
+        return {
+            "parent.name": about["name"],
+            **{f"parent.{player}.sha256": digest for player, digest in about["sha256"].items()},
+        }
+    except (ConfigError, KeyError):
+        return {"parent.name": "none"}
 
 
 def git_sha(project: Path = Path()) -> str:

@@ -25,6 +25,7 @@ def model_card(generator: Generator, metrics: Metrics, data: Mapping[str, Any]) 
     shape, given = " x ".join(map(str, spec.shape)), ", ".join(spec.given)
     told = f" Told one of {len(spec.classes)} classes." if generator.conditional else ""
     told += f" Told {', '.join(spec.attributes)}." if generator.game.attributes else ""
+    told += f" Its training started from the weights of {about['parent']}." if "parent" in about else ""
     what = (
         f"A generative adversarial network, {about.get('model', 'of an unknown family')}, trained on "
         f"{about.get('data', 'unknown data')} for {about.get('kimg', 0):g} thousand examples, seed "

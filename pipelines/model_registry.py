@@ -25,18 +25,22 @@ from pipelines.tracking import (
     environment,
     error_text,
     file_errors,
+    log_folder,
     retry_on_conflict,
     shown,
     store_errors,
 )
 
 __all__ = [
+    "LoggedModel",
     "Version",
     "aliases",
     "check_whole",
     "download",
+    "download_discriminator",
     "find_version",
     "folder_sha256",
+    "model_by_uri",
     "recorded_version",
     "register_generator",
     "run_json",
@@ -48,7 +52,9 @@ __all__ = [
 ]
 
 VERSION_KEY = "ganlib.key"
+DISCRIMINATORS = "discriminators"  # folder of a run's artifacts
 DIGEST = "ganlib.sha256"  # of the generator's files
+DISCRIMINATOR_DIGEST = "ganlib.discriminator_sha256"  # of the discriminator's file, which the run keeps
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,15 @@ class Version:
     @property
     def uri(self) -> str:
         return f"models:/{self.model}/{self.number}"
+
+
+@dataclass(frozen=True)
+class LoggedModel:
+    """A model that a run logged, registered or not."""
+
+    uri: str
+    run_id: str
+    tags: Mapping[str, str]
 
 
 def find_version(store: Store, model: str, key: str) -> Version | None:
@@ -134,6 +149,28 @@ def version_by_uri(store: Store, uri: str) -> Version:
     return found
 
 
+def model_by_uri(store: Store, uri: str) -> Version | LoggedModel:
+    """What is at `models:/NAME@ALIAS`, `models:/NAME/NUMBER`, `models:/MODEL_ID` or `runs:/RUN_ID/NAME`.
+
+    Raises StageError if there is nothing.
+    """
+    if re.fullmatch(r"models:/[^/@]+[/@].*", uri):
+        return version_by_uri(store, uri)
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import get_model_info
+
+    try:
+        if uri.startswith("models:/"):
+            model_id = uri.removeprefix("models:/")
+        else:
+            with environment({"MLFLOW_TRACKING_URI": store.uri}):
+                model_id = get_model_info(uri).model_id
+        found = store.client.get_logged_model(model_id)
+    except (MlflowException, OSError) as error:
+        raise StageError(f"{uri}: not in {shown(store.uri)}: {error_text(error, store.uri)}") from error
+    return LoggedModel(f"models:/{found.model_id}", found.source_run_id or "", dict(found.tags))
+
+
 def _why_no_alias(store: Store, model: str, alias: str) -> str:
     """Why `alias` points to no version of `model`, with what can be named in its place."""
     there = versions(store, model)
@@ -168,18 +205,28 @@ def _version(found: Any) -> Version:
 
 
 def register_generator(
-    run: Run, folder: Path, model: str, key: str, tags: Mapping[str, str], description: str = ""
+    run: Run,
+    folder: Path,
+    model: str,
+    key: str,
+    tags: Mapping[str, str],
+    description: str = "",
+    discriminator: Path | None = None,
 ) -> Version:
     """Log the generator in `folder` as a pyfunc model of `run`; register it as `model`.
 
-    It carries safetensors, JSON and the code it was made with (`ganlib`); no pickle. A model that a killed process
-    logged and did not register is registered now, if its files are whole. Of two processes that register one key at
+    The model carries safetensors, JSON and the code it was made with (`ganlib`); no pickle. The file `discriminator`,
+    which only a further training needs, is an artifact of the run. A model that a killed process logged and did not
+    register is registered now, if its files are whole. Of two processes that register one key at
     once, both get the version with the lower number, and the other version is deleted: MLflow counts versions one by
     one, so whoever has the higher number sees the lower. Raises StoreError if the store does not keep the files.
     """
     store, digest = run.store, folder_sha256(folder)
+    digests = {DIGEST: digest}
     with store_errors(store):
-        model_id = _find_model(store, key, digest) or _log_model(run, folder, key, digest)
+        if discriminator is not None:
+            digests[DISCRIMINATOR_DIGEST] = _log_discriminator(run, discriminator)
+        model_id = _find_model(store, key, digest) or _log_model(run, folder, key, digests)
         _create_registered_model(store, model)
         with environment({"MLFLOW_TRACKING_URI": store.uri}):  # for clients that MLflow makes on the way
             made = _version(
@@ -188,7 +235,7 @@ def register_generator(
                     f"models:/{model_id}",
                     run.id,
                     model_id=model_id,
-                    tags={**tags, VERSION_KEY: key, DIGEST: digest},
+                    tags={**tags, VERSION_KEY: key, **digests},
                     description=description,
                 )
             )
@@ -216,7 +263,16 @@ def _find_model(store: Store, key: str, digest: str) -> str | None:
     return None
 
 
-def _log_model(run: Run, folder: Path, key: str, digest: str) -> str:
+def _log_discriminator(run: Run, file: Path) -> str:
+    """The digest of the file, under whose name the run keeps it: several checkpoints of a run may be registered."""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    with scratch_folder() as scratch:
+        shutil.copyfile(file, Path(scratch) / f"{digest}.safetensors")
+        log_folder(run, Path(scratch), DISCRIMINATORS)
+    return digest
+
+
+def _log_model(run: Run, folder: Path, key: str, digests: Mapping[str, str]) -> str:
     """The ID of the new model. One whose upload fails is marked as failed by MLflow, and deleted when all is well."""
     import mlflow
 
@@ -227,12 +283,13 @@ def _log_model(run: Run, folder: Path, key: str, digest: str) -> str:
         # DVC's cache may have put links in the folder, or files that cannot be written; MLflow takes no links
         files = shutil.copytree(folder, Path(scratch) / "generator", copy_function=shutil.copyfile)
         with environment(uri), mlflow.start_run(run_id=run.id):
-            made = mlflow.pyfunc.log_model(name="generator", tags={VERSION_KEY: key}, **pyfunc.logged(files))
+            tags = {VERSION_KEY: key, **digests}
+            made = mlflow.pyfunc.log_model(name="generator", tags=tags, **pyfunc.logged(files))
     found = _stored_sha256(run.store, run.store.client.get_logged_model(made.model_id))
-    if found != digest:
+    if found != digests[DIGEST]:
         raise StoreError(
             f"tracking store {shown(run.store.uri)}: the files of {made.model_id} are not those that were sent "
-            f"(sha256 {found or 'none'}, expected {digest}); {AGAIN}"
+            f"(sha256 {found or 'none'}, expected {digests[DIGEST]}); {AGAIN}"
         )
     return str(made.model_id)
 
@@ -261,17 +318,35 @@ def set_alias(store: Store, version: Version, alias: str) -> None:
         retry_on_conflict(store.client.set_registered_model_alias, version.model, alias, str(version.number))
 
 
-def download(store: Store, version: Version | str, into: Path) -> Path:
+def download(store: Store, version: Version | LoggedModel | str, into: Path) -> Path:
     """The generator's folder of a version or of a `models:/NAME@ALIAS` address, copied below `into`.
 
     Raises StageError if there is none, or if its files are not those that were registered.
     """
-    found = version if isinstance(version, Version) else version_by_uri(store, version)
+    found = version_by_uri(store, version) if isinstance(version, str) else version
     folder = _download(store, found.uri, into)
     expected = found.tags.get(DIGEST)
     if expected is not None and folder_sha256(folder) != expected:
         raise StageError(f"{found.uri}: its files are damaged: they are not those that were registered")
     return folder
+
+
+def download_discriminator(store: Store, version: Version | LoggedModel, into: Path) -> Path | None:
+    """The file of the discriminator that a version's generator played with, copied below `into`; None of a version that
+    was registered without one. Raises StageError if it is lost or damaged."""
+    from mlflow.exceptions import MlflowException
+
+    digest = version.tags.get(DISCRIMINATOR_DIGEST)
+    if digest is None:
+        return None
+    name = f"{DISCRIMINATORS}/{digest}.safetensors"
+    try:
+        file = Path(store.client.download_artifacts(version.run_id, name, str(into)))
+    except (MlflowException, OSError) as error:
+        raise StageError(f"{version.uri}: its discriminator: {error_text(error, store.uri)}") from error
+    if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+        raise StageError(f"{version.uri}: its discriminator is damaged: it is not the file that was registered")
+    return file
 
 
 def check_whole(store: Store, version: Version) -> None:

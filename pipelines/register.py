@@ -25,6 +25,7 @@ from ganlib.device import default_device
 from ganlib.export import Generator, load_generator
 from ganlib.graph import TOLERANCE, GraphError, export_graph
 from ganlib.scratch import scratch_folder
+from ganlib.warm_start import DISCRIMINATOR
 from pipelines import lineage, model_registry, tracking
 from pipelines._stage import (
     EVALUATED,
@@ -74,7 +75,8 @@ def stage(params: Params) -> None:
             "version": version.number,
             "key": key,
             "export": exported,
-            "kept": _kept(TRAINED / "kept.json"),
+            "kept": _written(TRAINED / "kept.json"),
+            "warm_start": _written(TRAINED / "warm_start.json"),
             **dataclasses.asdict(decision),
         }
         (out / "decision.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
@@ -140,7 +142,10 @@ def _log(
         data = json.loads(file.read_text(encoding="utf-8")) if (file := PREPARED / "card.json").is_file() else {}
         card = markdown(model_card(generator, metrics, data))
         tags |= {f"export.{format}": json.dumps(about) for format, about in exported.items()}
-        return model_registry.register_generator(run, TRAINED / "generator", params.registered_model, key, tags, card)
+        discriminator = file if (file := TRAINED / DISCRIMINATOR).is_file() else None
+        return model_registry.register_generator(
+            run, TRAINED / "generator", params.registered_model, key, tags, card, discriminator
+        )
 
 
 def _copy_viewable(folder: Path, into: Path) -> None:
@@ -179,8 +184,8 @@ def _challenger(folder: Path) -> Generator:
         raise StageError(str(error)) from error
 
 
-def _kept(file: Path) -> dict[str, Any] | None:
-    """Which checkpoint's generator it is, and why; None of what was trained before this was written."""
+def _written(file: Path) -> dict[str, Any] | None:
+    """What `train` wrote of the checkpoint that was kept, or of the warm start; None where it did not."""
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 

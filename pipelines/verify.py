@@ -12,15 +12,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ganlib import shards
 from ganlib.config import ConfigError, load_params
 from ganlib.scratch import scratch_folder
+from ganlib.warm_start import PLAYERS
 from pipelines import lineage, model_registry
-from pipelines._stage import PREPARED, StageError, project_folder
+from pipelines._stage import INIT, PREPARED, StageError, project_folder
+from pipelines.init import SCHEMES, digests_of, find_parent
 from pipelines.lineage import GIT_SHA, Check
 from pipelines.model_registry import Version
 from pipelines.tracking import Store, flatten
@@ -44,8 +46,14 @@ def verify(store: Store, version: Version) -> tuple[list[Check], list[str]]:
         weights = "damaged"
         notes.append(str(error))
     checks = [Check("generator's files", "whole", weights)]
+    of_parent, of_store = _parent_in_store(store, recorded)
+    checks += of_parent
+    notes += of_store
     with _checked_out(_commit(recorded)):
-        notes += _check_out_data()
+        notes += _check_out(PREPARED)
+        if "parent.name" in recorded:
+            notes += _check_out(INIT)
+            checks += _parent_checks(recorded, digests_of(INIT), "kept")
         try:
             params = load_params()
             found = lineage.facts(params)
@@ -102,13 +110,33 @@ def _checked_out(commit: str) -> Iterator[None]:
             os.environ.update({name: old for name, old in (("DVC_ROOT", root), (GIT_SHA, sha)) if old is not None})
 
 
-def _check_out_data() -> list[str]:
-    """Prepared data, here, out of DVC's cache; why not, if not."""
+def _parent_in_store(store: Store, recorded: Mapping[str, str]) -> tuple[list[Check], list[str]]:
+    """A parent as the store has it now, and why it does not; of one that was a folder `outputs/init` has the copy."""
+    name, found, notes = recorded.get("parent.name", ""), dict[str, str](), list[str]()
+    if not name.startswith(SCHEMES):
+        return [], []
+    with scratch_folder() as scratch:
+        try:
+            found = find_parent(name, Path(scratch), store)["sha256"]
+        except StageError as error:
+            notes.append(f"parent: {error}")
+    return _parent_checks(recorded, found, "in the store"), notes
+
+
+def _parent_checks(recorded: Mapping[str, str], found: Mapping[str, str], where: str) -> list[Check]:
+    return [
+        Check(f"parent's {player}, {where}", recorded.get(f"parent.{player}.sha256", ""), found.get(player, ""))
+        for player in PLAYERS
+    ]
+
+
+def _check_out(folder: Path) -> list[str]:
+    """A folder that DVC keeps, here, out of its cache; why not, if not."""
     try:
-        _run(Path(), sys.executable, "-m", "dvc", "checkout", "--quiet", str(PREPARED))
+        _run(Path(), sys.executable, "-m", "dvc", "checkout", "--quiet", str(folder))
     except StageError:
-        shutil.rmtree(PREPARED, ignore_errors=True)
-        return [f"{PREPARED}: what the commit names is not in DVC's cache; `dvc pull` may bring it"]
+        shutil.rmtree(folder, ignore_errors=True)
+        return [f"{folder}: what the commit names is not in DVC's cache; `dvc pull` may bring it"]
     return []
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.pipeline
 
 STAGES = ["prepare", "reference", "tune", "train", "evaluate", "register"]
 PLUGINS = Path(__file__).parent / "ganlib/plugins"
-ALL = ["code", *STAGES]
+ALL = ["code", "init", *STAGES]
 
 
 def ran(output: str) -> list[str]:
@@ -71,7 +71,8 @@ def outputs(first) -> Path:
 
 
 def test_every_stage_runs(first):
-    assert ran(first[1]) == ALL
+    assert sorted(ran(first[1])) == sorted(ALL)
+    assert [stage for stage in ran(first[1]) if stage in STAGES] == STAGES
 
 
 def test_the_search_stops_bad_trials_early(outputs):
@@ -162,6 +163,7 @@ def test_nothing_runs_when_nothing_changed(first):
     [
         ("evaluate.num_samples", 90, STAGES[4:]),
         ("train.kimg", 5, STAGES[3:]),
+        ("train.init", "outputs/train", ["init", *STAGES[2:]]),
         ("params/models/dcgan.yaml:loss", "hinge", STAGES[2:]),
         ("model", "mlp", STAGES[2:]),
         ("tune.kimg", 3, STAGES[2:]),

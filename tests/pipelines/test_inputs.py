@@ -55,33 +55,33 @@ def same(a, b):
 
 def test_one_node_reads_where_the_data_lie(prepared, reference, storage, monkeypatch):
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True}, {"Alive": False}])
-    assert publish(prepared, reference, storage) is None
+    assert publish([prepared, reference], storage) is None
     assert storage.folders() == []
 
 
 def test_nodes_that_share_the_project_do_too(prepared, reference, storage, nodes):
     nodes()
-    assert publish(prepared, reference, storage) is None
+    assert publish([prepared, reference], storage) is None
     assert (storage.folders(), storage.files()) == ([], [])
 
 
 def test_others_get_the_data_through_the_storage(prepared, reference, storage, nodes, capsys):
     nodes(key="")
-    published = publish(prepared, reference, storage)
+    published = publish([prepared, reference], storage)
     assert f"the nodes get the data through {published}" in capsys.readouterr().out
     for _ in range(2):  # the second time they are there
         here = fetch(published)
         assert same(prepared, here / prepared.name)
         assert same(reference, here / reference.name)
-    assert publish(prepared, reference, storage) == published
+    assert publish([prepared, reference], storage) == published
     assert capsys.readouterr().out == ""
     (reference / "reference.json").write_text("other")
-    assert publish(prepared, reference, storage) != published
+    assert publish([prepared, reference], storage) != published
 
 
 def test_a_folder_of_one_machine_is_refused_at_once(prepared, reference, storage, nodes):
     nodes(reads=False)
     message = rf"^scale\.storage: {storage} is not the same on b \(2\); with more than one node .* s3://bucket/folder$"
     with pytest.raises(StageError, match=message):
-        publish(prepared, reference, storage)
+        publish([prepared, reference], storage)
     assert storage.files() == []

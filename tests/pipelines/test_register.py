@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -138,12 +139,17 @@ def test_outputs_out_of_any_cache_of_dvcs_are_registered(train, params, project,
 
     for coverage, version in ((0.8, 1), (0.9, 2)):  # evaluated anew: a version of the same run
         train(0, metrics(coverage=coverage))
+        (project / "outputs/train/discriminator.safetensors").write_bytes(b"weights")
+        (project / "outputs/train/warm_start.json").write_text('{"name": "models:/parent/1"}')
         relink()
         register.stage(params)
-        assert json.loads(Path("outputs/register/decision.json").read_text())["version"] == version
+        decision = json.loads(Path("outputs/register/decision.json").read_text())
+        assert (decision["version"], decision["warm_start"]) == (version, {"name": "models:/parent/1"})
         shutil.rmtree(project / "outputs")
     kept = [path for path in (project / "mlartifacts").rglob("*") if path.is_file()]
-    assert {"generator.safetensors", "curves.csv"} <= {path.name for path in kept}
+    discriminator = f"{hashlib.sha256(b'weights').hexdigest()}.safetensors"
+    assert {"generator.safetensors", "curves.csv", discriminator} <= {path.name for path in kept}
+    assert versions()[2][model_registry.DISCRIMINATOR_DIGEST] + ".safetensors" == discriminator
     assert not any(path.is_symlink() for path in kept)
     # or an ordinary user could not log them again
     assert all(path.stat().st_mode & 0o200 for path in kept)

@@ -60,6 +60,7 @@ KINDS = {  # whose hash, `Spec.code`, is in the prepared data
     f"ganlib/data/_kind.py -> ganlib/data/{name}.py" for name in registry.names("data")
 }
 OF_STAGE = {
+    "init": {"ganlib/warm_start.py -> ganlib/game.py"},  # a type; files are copied as they are
     "reference": TRAINING | QUALITY | KINDS,
     "tune": SPACES | KINDS,
     "train": SPACES | KINDS,

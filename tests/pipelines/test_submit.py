@@ -479,8 +479,8 @@ def stage(_):
     with cluster(params) as available:
         print("CPUs", available["CPU"])
         folders = Path("data/prepared").absolute(), Path("data/reference").absolute()
-        print("data are read", publish(*folders, Storage(str(Path.cwd()))) or "in place")
-        publish(*folders, Storage(sys.argv[2]))
+        print("data are read", publish(folders, Storage(str(Path.cwd()))) or "in place")
+        publish(folders, Storage(sys.argv[2]))
 main(stage)
 """
 
