@@ -12,13 +12,12 @@ from __future__ import annotations
 import csv
 import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-from PIL.Image import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -29,6 +28,7 @@ from ganlib.data._spec import Spec
 from ganlib.device import default_device
 from ganlib.evaluate import (
     SAMPLES,
+    Features,
     Metrics,
     Samples,
     available_metrics,
@@ -38,18 +38,25 @@ from ganlib.evaluate import (
     sample_for_evaluation,
 )
 from ganlib.export import Generator, load_generator
-from ganlib.metrics._neighbours import nearest
 from ganlib.metrics._types import Examples
 from ganlib.reference import Reference
 from pipelines._stage import EVALUATED, PREPARED, REFERENCE, TRAINED, StageError, atomic_folder, main
 from pipelines.model_card import model_card
-from pipelines.report import TRUNCATION, Pictures, interpolations, least_realistic, truncated, write_report
+from pipelines.neighbours import nearest_examples, space_of_features
+from pipelines.pictures import (
+    COLUMNS,
+    ROWS,
+    TRUNCATIONS,
+    interpolations,
+    least_realistic,
+    picture_of_samples,
+    presented,
+    truncated,
+)
+from pipelines.report import Exhibits, write_report
 
-__all__ = ["stage"]
+__all__ = ["show_samples", "stage"]
 
-COLUMNS = 10  # of pictures
-ROWS = 20  # classes shown, at most
-DRAWN = 10_000  # examples behind a picture of distributions, at most
 ANSWERED_COLUMNS = 2  # examples in a row of `answers.png`: a normal one and an anomaly
 COPY = "what is given, or made of it without learning,"
 BEFORE = "what the fitted generator made before the game"
@@ -81,52 +88,41 @@ def stage(params: Params) -> None:
     except ValueError as error:
         raise StageError(f"{TRAINED / 'generator'}: {error}") from error
     metrics = evaluate(samples, reference, cfg, params.seed, seen, before)
-    pictures = Pictures()
+    exhibits = Exhibits()
     with atomic_folder(EVALUATED) as folder:
         _write(folder / "metrics.json", metrics)
         about = _about(reference, generator, n, cfg, params.seed, fitted=before is not None)
         about |= {"not_measured": _not_measured(metrics, spec)}
         _write(folder / "about.json", about)
         preview = functools.partial(spec.kind.preview, spec.sample)
-        if generator.translates:
-            sources = {
-                **{name: samples[name] for name in spec.given},
-                **({} if before is None else {"before": before["sample"]}),
-                **{name: samples[name] for name in ("sample", "target") if name in samples},
-            }
-            examples = {name: column[: COLUMNS * COLUMNS] for name, column in sources.items()}
-            preview(examples, COLUMNS // 2).save(folder / "samples.png")
-        elif spec.kind.compare is not None:
-            _compared(samples, spec).save(folder / "samples.png")
-        else:
-            preview({"sample": _by_class(samples, spec)}, COLUMNS).save(folder / "samples.png")
-        pictures.add("Samples", _what_samples_show(generator, spec), folder / "samples.png")
-        for heading, what, more in _more_pictures(generator, samples, seen, reference, params.seed):
-            pictures.add(heading, what, preview({"sample": more}, COLUMNS))
+        picture_of_samples(samples, spec, PREPARED, before).save(folder / "samples.png")
+        show_samples(exhibits, folder / "samples.png", generator, samples, seen, reference, params.seed)
         beside = _with_nearest_training_examples(samples["sample"][:COLUMNS], reference, spec)
-        shown = spec.kind.present(spec.sample, "sample", spec.kind.quantise(spec.sample, beside).numpy())
+        shown = presented(spec, beside)
         if isinstance(shown, np.ndarray):
             preview({"sample": beside}, COLUMNS).save(folder / "neighbours.png")
             near = "Each row: a generated sample, then the training examples nearest to it in features."
-            pictures.add("Nearest training examples", near, folder / "neighbours.png")
+            exhibits.add_picture("Nearest training examples", near, folder / "neighbours.png")
         else:
-            _write_neighbours(folder / "neighbours.csv", shown)
+            rows = _numbered(shown)
+            rows.to_csv(folder / "neighbours.csv", index=False)
+            near = 'Rows with 0 under "nearest" are generated; below are the training examples nearest to them.'
+            exhibits.add_table("Nearest training examples", near, rows[: 3 * COLUMNS])
         if reference.classifier is not None:
             _write_classes(folder / "classes.csv", seen[SAMPLES], reference)
-        if shown := _answered(generator, spec):
-            preview(shown, ANSWERED_COLUMNS).save(folder / "answers.png")
-            pictures.add("Answers", f"In each group: {', '.join(shown)}.", folder / "answers.png")
+        if answered := _answered(generator, spec):
+            preview(answered, ANSWERED_COLUMNS).save(folder / "answers.png")
+            exhibits.add_picture("Answers", f"In each group: {', '.join(answered)}.", folder / "answers.png")
         for name, curve in curves(samples, reference).items():
             _write_curve(folder / name, curve)
-        neighbours = folder / "neighbours.csv"
         write_report(
             folder / "report.html",
             generator=generator,
             card=model_card(generator, metrics, _data_card()),
             metrics=metrics,
             about=about,
-            pictures=pictures,
-            neighbours=neighbours if neighbours.is_file() else None,
+            exhibits=exhibits,
+            health=params.train.health,
             trained=TRAINED,
             prepared=PREPARED,
         )
@@ -140,29 +136,58 @@ def _data_card() -> dict[str, Any]:
     return card
 
 
+def show_samples(
+    exhibits: Exhibits,
+    picture: Path,
+    generator: Generator,
+    samples: Samples,
+    seen: Features,
+    reference: Reference,
+    seed: int,
+) -> None:
+    """What the report shows of samples: some, at several truncations, between two, and those that look least real."""
+    spec, kind = generator.spec, generator.spec.kind
+    preview = functools.partial(kind.preview, spec.sample)
+    first = presented(spec, samples["sample"][:COLUMNS])
+    if isinstance(first, np.ndarray):
+        exhibits.add_picture("Samples", _what_samples_show(generator, spec), picture)
+    else:
+        exhibits.add_table("Samples", "The first, not chosen.", _as_rows(first))
+    if kind.compare is not None:
+        exhibits.add_picture("Distributions", "Of generated samples, next to those of test examples.", picture)
+    if (typical := truncated(generator, COLUMNS, seed)) is not None:
+        levels = ["none" if at is None else f"{at:g}" for at in TRUNCATIONS]
+        what = "The same seeds at each truncation: less is more typical and less varied, as the family truncates."
+        if isinstance(shown := presented(spec, typical), np.ndarray):
+            about = f"{what} From above: {', '.join(levels)}."
+            exhibits.add_picture("By truncation", about, preview({"sample": typical}, COLUMNS))
+        else:
+            table = _as_rows(shown)
+            table.insert(0, "truncation", np.repeat(levels, COLUMNS), allow_duplicates=True)
+            exhibits.add_table("By truncation", what, table)
+    if (between := interpolations(generator, 3, seed)) is not None:
+        ways = "From left to right, from one latent to another, on the great circle."
+        exhibits.add_picture("Interpolations", ways, preview({"sample": between}, COLUMNS))
+    space = space_of_features(reference.spaces.values()).name
+    rows = torch.tensor(least_realistic(seen[space]["features"], reference, COLUMNS))
+    what = f"Of all samples measured, those farthest from any training example in {space}, the farthest first."
+    worst = {name: column[rows] for name, column in samples.items() if name in spec.parts or name == "target"}
+    if isinstance(shown := presented(spec, worst["sample"]), np.ndarray):
+        order = {name: worst[name] for name in (*spec.given, "sample", "target") if name in worst}
+        exhibits.add_picture("Least realistic", what, preview(order, COLUMNS // len(order) or 1))
+    else:
+        exhibits.add_table("Least realistic", what, _as_rows(shown))
+
+
 def _what_samples_show(generator: Generator, spec: Spec) -> str:
     if generator.translates:
-        return "Test examples, each with what is made of it."
-    if spec.kind.compare is not None:
-        return "How generated samples are distributed, next to test examples."
+        return (
+            "Test examples. In each group, from the left: what is given, a baseline without learning where the kind of "
+            "data shows one, what a fitted generator made of it before the game where there was one, what the "
+            "generator makes of it, and the target."
+        )
     by_class = generator.conditional and spec.kind.LOOKS == "picture"
     return "Not chosen. " + (f"A row for each class: {', '.join(spec.classes[:ROWS])}." if by_class else "")
-
-
-def _more_pictures(
-    generator: Generator, samples: Samples, seen: Any, reference: Reference, seed: int
-) -> Iterator[tuple[str, str, Tensor]]:
-    """Heading, sentence and samples of what the report shows besides; of pictures made of noise."""
-    if generator.translates or generator.spec.kind.LOOKS != "picture":
-        return
-    if (typical := truncated(generator, 2 * COLUMNS, seed)) is not None:
-        what = f"Latents within ±{TRUNCATION:g}, where the family truncates them so: more typical, less varied."
-        yield "Truncated", what, typical
-    if (between := interpolations(generator, 3, seed)) is not None:
-        yield "Interpolations", "From left to right, from one latent to another, on the great circle.", between
-    space = next(name for name, space in reference.spaces.items() if space.column == "features")
-    worst = least_realistic(samples["sample"], seen[space]["features"], reference, 2 * COLUMNS)
-    yield "Least realistic", f"Of all samples measured, those farthest from any training example in {space}.", worst
 
 
 def _about(
@@ -200,43 +225,25 @@ def _not_measured(metrics: Metrics, spec: Spec) -> dict[str, list[str]]:
     }
 
 
-def _by_class(samples: Samples, spec: Spec) -> Tensor:
-    """A row of pictures for each of the first classes, or the first samples."""
-    if "label" not in samples or spec.kind.LOOKS != "picture":
-        first: Tensor = samples["sample"][: COLUMNS * COLUMNS]
-        return first
-    of = [(samples["label"] == label).nonzero()[:COLUMNS, 0] for label in range(min(ROWS, len(spec.classes)))]
-    rows = samples["sample"][torch.cat(of)].split([len(row) for row in of])
-    return torch.cat([torch.cat([row, row.new_full((COLUMNS - len(row), *row.shape[1:]), -1.0)]) for row in rows])
-
-
-def _compared(samples: Samples, spec: Spec) -> Image:
-    """How the samples are distributed, beside as many test examples, or all if there are fewer."""
-    n = min(len(samples["sample"]), DRAWN)
-    chunks = samples["sample"][:n].split(shards.rows_per_chunk(spec.size))
-    made = torch.cat([spec.kind.quantise(spec.sample, chunk) for chunk in chunks])
-    real = shards.stored(PREPARED, "test", limit=n)["sample"][:n]
-    assert spec.kind.compare is not None
-    return spec.kind.compare(spec.sample, made.numpy(), real.numpy())
-
-
 def _with_nearest_training_examples(fakes: Tensor, reference: Reference, spec: Spec) -> Tensor:
     """Rows of one fake and the training examples nearest to it, nearest first."""
-    space = next(space for space in reference.spaces.values() if space.column == "features")
+    space = space_of_features(reference.spaces.values())
     stored = shards.stored(PREPARED, "train", limit=len(space.train))["sample"]
-    _, rows = nearest(space.extract(fakes), space.train, COLUMNS - 1)
-    near = spec.kind.decode(spec.sample, "sample", stored[rows.flatten()]).unflatten(0, rows.shape)
+    _, found = nearest_examples(fakes, space, stored, COLUMNS - 1)
+    near = spec.kind.decode(spec.sample, "sample", found.flatten(0, 1)).unflatten(0, found.shape[:2])
     return torch.cat([fakes[:, None], near], dim=1).flatten(0, 1)
 
 
-def _write_neighbours(path: Path, shown: Any) -> None:
-    """A row for each fake (`nearest` 0) and each of the training examples nearest to it, nearest first."""
-    import pandas as pd  # not of pictures, which need not wait for it
+def _as_rows(shown: Any) -> pd.DataFrame:
+    return shown if isinstance(shown, pd.DataFrame) else pd.DataFrame({"sample": shown})
 
-    rows = shown if isinstance(shown, pd.DataFrame) else pd.DataFrame({"sample": shown})
+
+def _numbered(shown: Any) -> pd.DataFrame:
+    """A row for each fake (`nearest` 0) and each of the training examples nearest to it, nearest first."""
+    rows = _as_rows(shown)
     rows.insert(0, "nearest", np.arange(len(rows)) % COLUMNS, allow_duplicates=True)
     rows.insert(0, "fake", np.arange(len(rows)) // COLUMNS, allow_duplicates=True)
-    rows.to_csv(path, index=False)
+    return rows
 
 
 def _answered(generator: Generator, spec: Spec) -> dict[str, Tensor]:

@@ -36,6 +36,7 @@ __all__ = [
     "decide_between",
     "deciding_figures",
     "failed_thresholds",
+    "load_or_reason",
     "metric_of",
 ]
 
@@ -176,7 +177,7 @@ def decide_between(store: Store, params: Params, champion: Version, challenger: 
     decided = Decision.from_tags(challenger.tags)
     own, metric = decided.challenger, params.gate.metric or decided.metric
     with scratch_folder() as scratch:
-        generator = _load(store, challenger, Path(scratch))
+        generator = load_or_reason(store, challenger, Path(scratch))
     if isinstance(generator, str):
         return Decision("refused", f"it cannot be loaded: {generator}", metric, own, champion.number)
     return _against(store, params, metric, champion, generator, own)
@@ -188,7 +189,7 @@ def _against(
     """The decision on a generator that meets the thresholds; `own` is its figure in the stage `evaluate`."""
     gate, number = params.gate, champion.number
     with scratch_folder() as scratch:
-        rival = _load(store, champion, Path(scratch))
+        rival = load_or_reason(store, champion, Path(scratch))
     if isinstance(rival, str):
         reason = f"the champion, version {number}, cannot be loaded, so the alias is yours to move: {rival}"
         return Decision("refused", reason, metric, own, number)
@@ -274,7 +275,7 @@ def _drawn(one: Generator, other: Generator, params: Params, reference: Referenc
     return tuple(sample_for_evaluation(each, PREPARED, n, seed=params.seed, batch=cfg.batch) for each in (one, other))  # type: ignore[return-value]
 
 
-def _load(store: Store, version: Version, scratch: Path) -> Generator | str:
+def load_or_reason(store: Store, version: Version, scratch: Path) -> Generator | str:
     """The version's generator, or why there is none."""
     try:
         return load_generator(model_registry.download(store, version, scratch), default_device())

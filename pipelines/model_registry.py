@@ -35,6 +35,7 @@ __all__ = [
     "LoggedModel",
     "Version",
     "aliases",
+    "attach",
     "check_whole",
     "download",
     "download_discriminator",
@@ -311,6 +312,12 @@ def tag_version(store: Store, version: Version, tags: Mapping[str, str]) -> None
     with store_errors(store):
         for key, value in tags.items():
             retry_on_conflict(store.client.set_model_version_tag, version.model, str(version.number), key, value)
+
+
+def attach(store: Store, version: Version, file: Path) -> None:
+    """Keep a file, under its name, with the run that logged the version. One of that name is replaced."""
+    with file_errors(store):
+        store.client.log_artifact(version.run_id, str(file))
 
 
 def set_alias(store: Store, version: Version, alias: str) -> None:

@@ -39,6 +39,7 @@ from pipelines._stage import (
     main,
 )
 from pipelines.budget import with_budget
+from pipelines.comparison import read_report, report_with_champion
 from pipelines.gate import Metrics, deciding_figures, metric_of
 from pipelines.launch import fingerprint
 from pipelines.model_card import markdown, model_card
@@ -50,7 +51,8 @@ from pipelines.train import BEST
 
 __all__ = ["stage"]
 
-VIEWABLE = (".csv", ".html", ".json", ".md", ".png", ".yaml")
+REPORT = "report.html"
+VIEWABLE = (".csv", ".json", ".md", ".png", ".yaml")
 
 
 def stage(params: Params) -> None:
@@ -60,6 +62,7 @@ def stage(params: Params) -> None:
     folder = TRAINED / "generator"
     generator = _challenger(folder)
     metrics = _metrics(EVALUATED / "metrics.json", params.gate)
+    page = read_report()
     key = _key(folder, metrics, generator.spec.content_hash)
     known = model_registry.find_version(store, params.registered_model, key)
     if known:
@@ -82,6 +85,9 @@ def stage(params: Params) -> None:
         (out / "decision.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
         summary = deciding_figures(metrics, params.gate)  # for `dvc metrics`
         (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        report = report_with_champion(page, store, params, version, generator, metrics, decision)
+        (out / REPORT).write_text(report, encoding="utf-8")
+        model_registry.attach(store, version, out / REPORT)
     before = ", registered before" if known else ""
     print(f"{version.model} version {version.number}{before}: {decision.decision}: {decision.reason}")
 

@@ -6,7 +6,6 @@ It holds nothing that another run of the same inputs would not: what times or na
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import io
 import json
@@ -15,68 +14,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from torch import Tensor
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ganlib.data._spec import Spec
 from ganlib.export import Generator
-from ganlib.health import quality_name
-from ganlib.metrics._neighbours import nearest
-from ganlib.reference import Reference
+from ganlib.health import Alarm, HealthConfig, Monitor, quality_name
 from pipelines.model_card import Card, Metrics
 
-__all__ = ["Pictures", "interpolations", "least_realistic", "truncated", "write_report"]
+__all__ = ["Exhibits", "figure_rows", "formatted", "template", "write_report"]
 
-TRUNCATION = 0.5
-STEPS = 10  # of an interpolation
-ROWS = 30  # of a table of neighbours
 SHOWN = ("loss/discriminator", "loss/generator", "sign/real", "sign/fake", "diversity")
 
 
 @dataclass
-class Pictures:
-    """What is shown, in its order, each with a heading and a sentence."""
+class Exhibits:
+    """Pictures and tables, in their order, each with a heading and a sentence."""
 
-    shown: list[dict[str, str]] = field(default_factory=list)
+    shown: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, heading: str, about: str, picture: Any) -> None:
+    def add_picture(self, heading: str, about: str, picture: Any) -> None:
         """A picture of Pillow's, or the path of one."""
         content = picture.read_bytes() if isinstance(picture, Path) else _png(picture)
         self.shown.append({"heading": heading, "about": about, "source": _embedded(content)})
 
-
-def truncated(generator: Generator, n: int, seed: int) -> Tensor | None:
-    """`n` samples at a truncation of `TRUNCATION`; None of generators that know none."""
-    if generator.translates:
-        return None
-    try:
-        return generator.sample(n, seed=seed, truncation=TRUNCATION)["sample"]
-    except ValueError:
-        return None
-
-
-def interpolations(generator: Generator, rows: int, seed: int) -> Tensor | None:
-    """`rows` times `STEPS` pictures on the great circle between two latents of one class; None where samples are no
-    pictures, or are made of something."""
-    if generator.translates or generator.spec.kind.LOOKS != "picture":
-        return None
-    made = []
-    for row in range(rows):
-        condition: dict[str, Any] = {name: x[row] for name, x in generator.conditions(rows).items()}
-        if "label" in condition:
-            condition["label"] = int(condition["label"])
-        made.append(generator.interpolate([2 * row, 2 * row + 1], STEPS - 1, seed=seed, **condition))
-    return torch.cat(made)
-
-
-def least_realistic(samples: Any, features: Tensor, reference: Reference, n: int) -> Tensor:
-    """The `n` of samples, which may be made when they are asked for, whose `features` are the farthest from those of
-    any training example, farthest first."""
-    space = next(space for space in reference.spaces.values() if space.column == "features")
-    distances, _ = nearest(features, space.train, 1)
-    farthest = distances[:, 0].argsort(descending=True, stable=True)[:n].tolist()
-    return torch.cat([samples[row : row + 1] for row in farthest])
+    def add_table(self, heading: str, about: str, table: pd.DataFrame) -> None:
+        rows = [[_cell(value) for value in row] for row in table.itertuples(index=False, name=None)]
+        self.shown.append({"heading": heading, "about": about, "columns": [*table.columns], "rows": rows})
 
 
 def write_report(
@@ -86,29 +50,26 @@ def write_report(
     card: Card,
     metrics: Metrics,
     about: Mapping[str, Any],
-    pictures: Pictures,
-    neighbours: Path | None,
+    exhibits: Exhibits,
+    health: HealthConfig,
     trained: Path,
     prepared: Path,
 ) -> None:
-    """Write the report. `neighbours` is a CSV file of data that are read, `trained` and `prepared` are folders of
-    stages, of which what is missing is left out."""
+    """Write the report. `health` is by what the training was watched; `trained` and `prepared` are folders of stages,
+    of which what is missing is left out."""
     rows = _statistics(trained / "stats.jsonl")
     kept = json.loads(text) if (text := _text(trained / "kept.json")) else {}
     data = json.loads(_text(prepared / "card.json") or "{}")
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    html = environment.get_template("report.html").render(
+    html = template("report.html").render(
         title=f"{generator.about.get('model', 'generator')} on {generator.about.get('data', 'data')}",
         card=card,
         kept=kept,
         about=about,
-        sections=[(name, _figures(named, about["metrics"])) for name, named in metrics.items()],
-        pictures=pictures.shown,
-        neighbours=_table(neighbours),
+        sections=[(name, figure_rows(named, about["metrics"])) for name, named in metrics.items()],
+        exhibits=exhibits.shown,
         curves=_curves(rows),
-        alarms=[(row["kimg"], int(row["health/alarms"])) for row in rows if row.get("health/alarms")],
+        alarms=_alarms(rows, health),
+        rollbacks=int(rows[-1].get("health/rollbacks", 0)) if rows else 0,
         reports=len(rows),
         data=_facts(data),
         data_picture=_embedded((prepared / "card.png").read_bytes()) if (prepared / "card.png").is_file() else None,
@@ -118,20 +79,29 @@ def write_report(
     path.write_text(html, encoding="utf-8")
 
 
-def _figures(named: Mapping[str, Mapping[str, float | None]], meanings: Mapping[str, Any]) -> list[dict[str, str]]:
+def template(name: str) -> Template:
+    """One of this folder's, which escapes what it is told."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(name)
+
+
+def figure_rows(named: Mapping[str, Mapping[str, float | None]], meanings: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A section of the metrics, as rows of text."""
     found = []
     for name, figures in named.items():
         of_metric = meanings.get(name, {})
-        row = {key: _number(figures.get(key)) for key in ("value", "floor", "copy", "before")}
+        row = {key: formatted(figures.get(key)) for key in ("value", "floor", "copy", "before")}
         low, high = figures.get("low"), figures.get("high")
-        row["interval"] = "" if low is None or high is None else f"{_number(low)} to {_number(high)}"
+        row["interval"] = "" if low is None or high is None else f"{formatted(low)} to {formatted(high)}"
         found.append(
             {**row, "name": name, "better": of_metric.get("better", ""), "meaning": of_metric.get("meaning", "")}
         )
     return found
 
 
-def _number(value: float | None) -> str:
+def formatted(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
@@ -143,46 +113,56 @@ def _text(file: Path) -> str | None:
     return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
-def _table(file: Path | None) -> list[list[str]]:
-    """The head of a CSV file, its names first."""
-    if file is None:
-        return []
-    with file.open(encoding="utf-8", newline="") as lines:
-        return [row for row, _ in zip(csv.reader(lines), range(ROWS + 1), strict=False)]
+def _alarms(rows: Sequence[Mapping[str, float]], health: HealthConfig) -> list[Alarm]:
+    """Each time that something went wrong, as it was last told of: the log of the training has the same lines."""
+    monitor, found = Monitor(health), dict[tuple[str, float], Alarm]()
+    for row in rows:
+        found |= {(alarm.kind, alarm.since_kimg): alarm for alarm in monitor.update(row)}
+    return [*found.values()]
 
 
-def _curves(rows: Sequence[Mapping[str, float]]) -> str | None:
-    """Curves of the training, as a picture."""
+def _curves(rows: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Pictures of what belongs together in the training, with its names."""
     from matplotlib.figure import Figure
 
     quality = next((name for row in rows if (name := quality_name(row))), None)
     groups = [SHOWN[:2], SHOWN[2:4], [quality] if quality else [], SHOWN[4:]]
-    groups = [[name for name in group if any(name in row for row in rows)] for group in groups]
-    groups = [group for group in groups if group]
-    if not groups:
-        return None
-    figure = Figure(figsize=(10, 2.6 * ((len(groups) + 1) // 2)), layout="constrained")
-    for place, group in enumerate(groups, 1):
-        axes = figure.add_subplot((len(groups) + 1) // 2, 2, place)
-        for name in group:
+    found = []
+    for group in groups:
+        names = [name for name in group if any(name in row for row in rows)]
+        if not names:
+            continue
+        figure = Figure(figsize=(5, 2.6), layout="constrained")
+        axes = figure.add_subplot()
+        for name in names:
             points = [(row["kimg"], row[name]) for row in rows if name in row]
             axes.plot(*zip(*points, strict=True), label=name)
         axes.set_xlabel("kimg")
         axes.legend()
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100, metadata={"Software": None})
-    return _embedded(content.getvalue())
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=100, metadata={"Software": None})
+        found.append({"names": names, "source": _embedded(content.getvalue())})
+    return found
 
 
 def _facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The data card's figures, those of a mapping under names with dots."""
+    """The data card's figures, those of a mapping under names with dots; one of plain figures alone in a line."""
     found: list[tuple[str, str]] = []
     for name, value in data.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and any(isinstance(one, Mapping | list) for one in value.values()):
             found += [(f"{name}.{key}", text) for key, text in _facts(value)]
+        elif isinstance(value, Mapping):
+            found.append((name, ", ".join(f"{key}: {_cell(one)}" for key, one in value.items())))
         elif name != "notes":
-            found.append((name, "" if value is None else json.dumps(value) if isinstance(value, list) else str(value)))
+            found.append((name, json.dumps(value) if isinstance(value, list) else _cell(value)))
     return found
+
+
+def _cell(value: Any) -> str:
+    """A value as a table shows it; nothing for one that is missing."""
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _lineage(spec: Spec, folder: Path, about: Mapping[str, Any]) -> list[tuple[str, str]]:

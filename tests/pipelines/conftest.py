@@ -34,6 +34,28 @@ def migrated(tmp_path_factory) -> Path:
     return file
 
 
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory, params, prepared) -> Path:
+    """Features of the digits, of 150 of each split."""
+    from ganlib import shards
+    from ganlib.reference import build
+
+    cfg = type(params.reference).model_validate({"max_samples": 150, "classifier": {"width": 4, "epochs": 2}})
+    train, test = (shards.read(prepared, split, limit=150) for split in ("train", "test"))
+    out = tmp_path_factory.mktemp("reference") / "reference"
+    build(out, shards.read_spec(prepared), train, test, cfg, 0)
+    return out
+
+
+@pytest.fixture(scope="session")
+def training_data(tmp_path_factory, prepared, reference) -> Path:
+    """A project's folder `data`."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, of in (("prepared", prepared), ("reference", reference)):
+        (folder / name).symlink_to(of)
+    return folder
+
+
 @pytest.fixture
 def project(tmp_path, migrated, monkeypatch) -> Path:
     for variable in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
@@ -75,6 +97,7 @@ def train(project):
         (trained / "stats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (trained / "curves.csv").write_text("kimg,loss/d\n1,2\n2,1\n")
         (evaluated / "metrics.json").write_text(json.dumps(metrics))
+        (evaluated / "report.html").write_text("<h1>Report</h1>\n<!-- champion -->\nlater\n<!-- /champion -->\n")
         (tuned / "best_params.yaml").write_text("{}\n")
         (project / "data/prepared").mkdir(parents=True, exist_ok=True)
         budget = {"kimg": 180.0, "augment": None, "because": "as the data set's file says"}

@@ -10,18 +10,8 @@ from PIL import Image
 
 from ganlib import shards
 from ganlib.config import EvaluateConfig, GateConfig
-from ganlib.reference import build
 from pipelines import drift
 from pipelines._stage import StageError
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory, params, prepared):
-    cfg = type(params.reference).model_validate({"max_samples": 150, "classifier": {"width": 4, "epochs": 2}})
-    train, test = (shards.read(prepared, split, limit=150) for split in ("train", "test"))
-    out = tmp_path_factory.mktemp("reference") / "reference"
-    build(out, shards.read_spec(prepared), train, test, cfg, 0)
-    return out
 
 
 @pytest.fixture

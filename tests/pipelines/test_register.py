@@ -88,6 +88,25 @@ def test_first_healthy_version_is_champion(stage):
     assert tags["lineage.software.torch"]
 
 
+def test_the_report_says_who_the_champion_was_and_shows_both(stage, project):
+    stage(weights=0)
+    first = Path("outputs/register/report.html").read_text()
+    assert "<strong>promoted</strong>: the first to meet the thresholds." in first
+    assert "<img" not in first
+    assert "<td>classifier.coverage</td>" in first
+    decision = stage(weights=1)
+    report = Path("outputs/register/report.html").read_text()
+    assert report.startswith("<h1>Report</h1>")
+    assert "later" not in report
+    assert f"{decision['low']:.3g} to {decision['high']:.3g}" in report
+    pictures = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)">', report)
+    assert [name for _, name in pictures] == ["This version", "Version 1, the champion"]
+    assert pictures[0][0] != pictures[1][0]
+    store = tracking.open_store(TrackingConfig())
+    run = store.client.get_model_version(MODEL, "2").run_id
+    assert Path(store.client.download_artifacts(run, "report.html")).read_text() == report
+
+
 def test_graphs_are_kept_with_the_version(stage):
     decision = stage(export=("onnx",))
     assert decision["decision"] == "promoted"
@@ -599,13 +618,18 @@ def test_the_stores_address_is_not_in_the_parameters_logged(stage, params, proje
 
 @pytest.mark.parametrize(
     ("missing", "named"),
-    [("outputs/train/generator", "generator.json"), ("outputs/evaluate", "metrics.json")],
+    [
+        ("outputs/train/generator/generator.json", "generator.json"),
+        ("outputs/evaluate/metrics.json", "metrics.json"),
+        ("outputs/evaluate/report.html", "outputs/evaluate/report.html: no report of the stage evaluate"),
+    ],
 )
 def test_missing_outputs_are_named(project, params, train, missing, named):
     train(0, metrics())
-    shutil.rmtree(missing)
+    Path(missing).unlink()
     with pytest.raises(StageError, match=named):
         register.stage(params)
+    assert aliases() == (None, None), "and nothing is registered"
 
 
 def test_metric_of_the_gate_must_be_there(stage):

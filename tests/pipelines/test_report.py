@@ -5,15 +5,33 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from zoo import config, game_of, spec_of
+from specs import tiny_folder, tiny_spec
+from zoo import FAMILIES, config, game_of, spec_of
 
+from ganlib import shards
+from ganlib.data import _kind
+from ganlib.evaluate import sample_for_evaluation
 from ganlib.export import Generator, save_generator
+from ganlib.health import HealthConfig
+from ganlib.reference import Space
+from pipelines.evaluate import show_samples
 from pipelines.model_card import markdown, model_card
-from pipelines.report import STEPS, Pictures, interpolations, truncated, write_report
+from pipelines.pictures import (
+    STEPS,
+    TRUNCATIONS,
+    interpolations,
+    least_realistic,
+    picture_of_samples,
+    presented,
+    truncated,
+)
+from pipelines.report import Exhibits, write_report
 
 METRICS = {
     "classifier": {
@@ -59,18 +77,23 @@ def written(tmp_path, **changes):
     save_generator(trained / "generator", generator.game.generator, network=config("mlp"), spec=generator.spec)
     prepared.mkdir()
     (prepared / "card.json").write_text(json.dumps(DATA))
-    rows = [{"kimg": 1.0, "loss/generator": 2.0, "health/alarms": 0}, {"kimg": 2.0, "loss/generator": 1.0}]
-    rows[1]["health/alarms"] = 2
+    rows = [{"kimg": kimg, "loss/generator": 2.0, "logit/gap": -1.0 if 2 <= kimg <= 4 else 1.0} for kimg in range(1, 7)]
+    rows[-1]["health/rollbacks"] = 1
     (trained / "stats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pictures = Pictures()
-    pictures.add("Samples", "Some.", Image.new("RGB", (4, 4)))
+    exhibits = Exhibits()
+    exhibits.add_picture("Samples", "Some.", Image.new("RGB", (4, 4)))
+    exhibits.add_table(
+        "Rows",
+        "Some.",
+        pd.DataFrame({"<name>": ["<anna>", None], "age": [1 / 3, float("nan")], "n": pd.array([1, None], "Int64")}),
+    )
     facts = {
         "generator": generator,
         "card": model_card(generator, METRICS, DATA),
         "metrics": METRICS,
         "about": ABOUT,
-        "pictures": pictures,
-        "neighbours": None,
+        "exhibits": exhibits,
+        "health": HealthConfig(patience=2, warmup_kimg=0),
         "trained": trained,
         "prepared": prepared,
     }
@@ -90,7 +113,8 @@ def test_it_is_one_file_and_escapes_what_it_shows(tmp_path):
         "a <b>toy</b>",
         "Share of <reals> covered.",
         "0.75 to 0.85",
-        "at 2 kimg: 2",
+        "at 3 kimg: discriminator lost: logit/gap -1, since 2.0 kimg (3 reports)",
+        "an earlier checkpoint after an alarm: 1 times",
         "a note",
         "mlp on toy",
     ):
@@ -116,9 +140,17 @@ def test_baselines_have_columns_where_they_are(tmp_path):
 
 
 def test_rows_that_are_read_are_a_table(tmp_path):
-    (tmp_path / "near.csv").write_text("fake,nearest,sample\n0,0,<anna>\n0,1,anne\n")
-    html = written(tmp_path, neighbours=tmp_path / "near.csv")
-    assert re.search(r"<td>&lt;anna&gt;</td>", html)
+    html = written(tmp_path)
+    assert re.search(
+        r"<th>&lt;name&gt;</th><th>age</th><th>n</th>.*<td>&lt;anna&gt;</td><td>0.333333</td><td>1</td>",
+        html,
+        re.DOTALL,
+    )
+    assert "<td></td><td></td><td></td>" in html, "what is missing is empty"
+
+
+def test_a_training_that_went_well_has_no_alarm(tmp_path):
+    assert "No alarm in 6 reports." in written(tmp_path, health=HealthConfig(warmup_kimg=100))
 
 
 def test_the_card_says_what_is_not_known():
@@ -151,4 +183,40 @@ def test_what_cannot_be_shown_is_left_out():
     table = generator_of("ctgan")
     assert interpolations(table, 1, 0) is None
     assert truncated(table, 2, 0) is None  # which its family refuses
-    assert truncated(generator_of("mlp"), 2, 0).shape == (2, 1, 8, 8)
+
+
+def test_rows_of_truncation_have_the_same_seeds():
+    generator = generator_of("mlp")
+    found = truncated(generator, 3, 5).split(3)
+    assert len(found) == len(TRUNCATIONS)
+    for truncation, row in zip(TRUNCATIONS, found, strict=True):
+        assert torch.equal(row, generator.sample(3, seed=5, truncation=truncation)["sample"])
+
+
+def test_the_least_realistic_are_the_farthest_from_training_examples():
+    space = SimpleNamespace(column="features", train=torch.tensor([[0.0, 0.0], [10.0, 0.0]]))
+    features = torch.tensor([[0.0, 1.0], [10.0, 7.0], [9.0, 0.0], [5.0, 0.0]])
+    assert least_realistic(features, SimpleNamespace(spaces={"of": space}), 2) == [1, 3]
+
+
+@pytest.mark.parametrize(("family", "data"), [*((family, None) for family in FAMILIES), ("f_anogan", "table")])
+def test_samples_of_every_kind_are_shown(family, data, tmp_path):
+    """What is looked at as pictures, what is read as tables; the same file for all."""
+    spec = spec_of(family) if data is None else tiny_spec(_kind.load(data))[0]
+    if spec.given or spec.kind.compare is not None:
+        spec = shards.read_spec(tiny_folder(spec.kind, tmp_path / "prepared"))
+    game = game_of(family, spec)
+    game.generator.eval()
+    generator = Generator(game, spec, {}, torch.device("cpu"))
+    samples = sample_for_evaluation(generator, tmp_path / "prepared", 12, seed=0, batch=6)
+    features = samples["sample"][:].flatten(1)
+    reference = SimpleNamespace(spaces={"flat": Space("flat", torch.nn.Flatten(), features + 1, features)})
+    exhibits = Exhibits()
+    picture_of_samples(samples, spec, tmp_path / "prepared").save(tmp_path / "samples.png")
+    show_samples(exhibits, tmp_path / "samples.png", generator, samples, {"flat": {"features": features}}, reference, 0)
+    headings = [one["heading"] for one in exhibits.shown]
+    assert (headings[0], headings[-1]) == ("Samples", "Least realistic")
+    read = isinstance(presented(spec, samples["sample"][:2]), pd.DataFrame | list)
+    assert [("rows" in one) for one in exhibits.shown] == [read and heading != "Distributions" for heading in headings]
+    assert all(one["rows"] for one in exhibits.shown if "rows" in one)
+    assert ("Interpolations" in headings) == (spec.kind.LOOKS == "picture" and not spec.given)
