@@ -82,6 +82,8 @@ class LoggedModel:
     uri: str
     run_id: str
     tags: Mapping[str, str]
+    location: str
+    """of its files; MLflow takes a path behind `models:/MODEL_ID` for a version"""
 
 
 def find_version(store: Store, model: str, key: str) -> Version | None:
@@ -169,7 +171,9 @@ def model_by_uri(store: Store, uri: str) -> Version | LoggedModel:
         found = store.client.get_logged_model(model_id)
     except (MlflowException, OSError) as error:
         raise StageError(f"{uri}: not in {shown(store.uri)}: {error_text(error, store.uri)}") from error
-    return LoggedModel(f"models:/{found.model_id}", found.source_run_id or "", dict(found.tags))
+    return LoggedModel(
+        f"models:/{found.model_id}", found.source_run_id or "", dict(found.tags), found.artifact_location
+    )
 
 
 def _why_no_alias(store: Store, model: str, alias: str) -> str:
@@ -331,7 +335,7 @@ def download(store: Store, version: Version | LoggedModel | str, into: Path) -> 
     Raises StageError if there is none, or if its files are not those that were registered.
     """
     found = version_by_uri(store, version) if isinstance(version, str) else version
-    folder = _download(store, found.uri, into)
+    folder = _download(store, found.location if isinstance(found, LoggedModel) else found.uri, into)
     expected = found.tags.get(DIGEST)
     if expected is not None and folder_sha256(folder) != expected:
         raise StageError(f"{found.uri}: its files are damaged: they are not those that were registered")
