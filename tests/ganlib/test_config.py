@@ -230,7 +230,7 @@ def test_names_of_sections_are_names_of_folders_and_models(section, name):
 def test_names_of_registered_models(name):
     with pytest.raises(ConfigError) as caught:
         parse_params(changed("tracking.registered_model", name))
-    allowed = "letters, digits, _, - and, but for the first, dots"
+    allowed = "letters, digits, _, - and, after the first, dots"
     assert str(caught.value) == f"params.yaml: tracking.registered_model: a name is made of {allowed} (found {name!r})"
     assert parse_params(changed("tracking.registered_model", "gan-v1.0_é")).registered_model == "gan-v1.0_é"
 
