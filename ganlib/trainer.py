@@ -235,7 +235,7 @@ def train(
         raise ConfigError(f"train.init: {params.train.init}: the parent that it names was not given with it")
     device = devices.default_device() if device is None else device
     with devices.configured(device, deterministic=params.train.deterministic):
-        run = _Run(params, report, Path(prepared), reference, None if parent is None else Path(parent), device)
+        run = _Run(params, report, Path(prepared), reference, device, None if parent is None else Path(parent))
         if resume is not None:
             run.training.restore(checkpoint.load(resume))
         with contextlib.closing(run.loader):
@@ -251,15 +251,15 @@ class _Run:
         report: Report,
         prepared: Path,
         reference: str | Path | None,
-        parent: Path | None,
         device: torch.device,
+        parent: Path | None = None,
     ):
         self.params, self.report, self.device = params, report, device
         self.parent = {} if parent is None else {"parent": read_parent(parent)["name"]}
         self.world = distributed.world_size()
         self.rank = dist.get_rank() if self.world > 1 else 0
         self.spec = shards.read_spec(prepared)
-        self.training = _Training(params, self.spec, plan(params, self.world), self.world, parent, device)
+        self.training = _Training(params, self.spec, plan(params, self.world), self.world, device, parent)
         check_groups(params, self.training.game, self.world)
         self.healthy: dict[str, Any] | None = None
         """what a rollback goes back to; None where `train.health.policy` is another"""
@@ -396,7 +396,15 @@ class _Run:
 class _Training:
     """All that learns, and how far it has come: what an exact resume needs."""
 
-    def __init__(self, params: Params, spec: Spec, timing: Plan, world: int, parent: Path | None, device: torch.device):
+    def __init__(
+        self,
+        params: Params,
+        spec: Spec,
+        timing: Plan,
+        world: int,
+        device: torch.device,
+        parent: Path | None = None,
+    ):
         self.params, self.play, self.device = params, params.game, device
         cfg = params.train
         self.layout = torch.channels_last if cfg.channels_last else torch.preserve_format

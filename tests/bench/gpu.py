@@ -135,7 +135,7 @@ def steps(params, prepared, args, device):
     """Images a second of each kind of step, and how much of the time the GPU works in ours."""
 
     def run():
-        return _Run(params, lambda *_: None, prepared, None, None, device)
+        return _Run(params, lambda *_: None, prepared, None, device)
 
     shipped, launched, without_terms, by_hand = run(), run().training, run().training, run().training
     launched.recorded = None
@@ -178,7 +178,7 @@ def memory(params, prepared, device):
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_reserved(device)
-    run = _Run(params, lambda *_: None, prepared, None, None, device)
+    run = _Run(params, lambda *_: None, prepared, None, device)
     for step in range(WARMUP):
         run.training.step(dealt_by(run)(step))
     return round((torch.cuda.max_memory_reserved(device) - before) / 2**30, 2)
