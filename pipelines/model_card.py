@@ -23,14 +23,14 @@ def model_card(generator: Generator, metrics: Metrics, data: Mapping[str, Any]) 
     """Of a generator, its metrics, and the data card (`card.json` of the stage `prepare`)."""
     spec, about = generator.spec, generator.about
     shape, given = " x ".join(map(str, spec.shape)), ", ".join(spec.given)
-    told = f" Told one of {len(spec.classes)} classes." if generator.conditional else ""
-    told += f" Told {', '.join(spec.attributes)}." if generator.game.attributes else ""
-    told += f" Its training started from the weights of {about['parent']}." if "parent" in about else ""
+    more = f" It is class-conditional: {len(spec.classes)} classes." if generator.conditional else ""
+    more += f" It is conditional on {', '.join(spec.attributes)}." if generator.game.attributes else ""
+    more += f" Its training started from the weights of {about['parent']}." if "parent" in about else ""
     what = (
         f"A generative adversarial network, {about.get('model', 'of an unknown family')}, trained on "
         f"{about.get('data', 'unknown data')} for {about.get('kimg', 0):g} thousand examples, seed "
         f"{about.get('seed', 0)}. It makes {spec.modality} data, [{shape}] as the network sees it"
-        f"{f', of {given}' if given else ', of noise'}.{told}"
+        f"{f', of {given}' if given else ', of noise'}.{more}"
     )
     use = (
         f"To make {spec.modality} data of the given {given} in the manner of the training data: for previews, "

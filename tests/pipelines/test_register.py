@@ -110,7 +110,7 @@ def test_the_report_says_who_the_champion_was_and_shows_both(stage, project):
 def test_graphs_are_kept_with_the_version(stage):
     decision = stage(export=("onnx",))
     assert decision["decision"] == "promoted"
-    assert decision["export"]["onnx"]["difference"] <= 1e-5
+    assert decision["export"]["onnx"] == {"within": 1e-5}
     assert json.loads(versions()[1]["export.onnx"]) == decision["export"]["onnx"]
     store = tracking.open_store(TrackingConfig())
     run = store.client.get_model_version(MODEL, "1").run_id

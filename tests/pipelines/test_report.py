@@ -159,7 +159,7 @@ def test_the_card_says_what_is_not_known():
     assert "The licence of the data is not stated" in text
     assert "1.1 (1 to 1.2; real data 1) times as far" in text
     assert "0.8 (0.75 to 0.85; real data 0.9) of test examples have a sample nearby (classifier)." in text
-    assert "Told one of 3 classes." in text
+    assert "It is class-conditional: 3 classes." in text
     licensed = markdown(model_card(generator, {}, DATA | {"licence": "MIT"}))
     assert "Licence of the data: MIT." in licensed
     assert "## Memorisation audit\n\nNot measured for data of this kind." in licensed
