@@ -48,6 +48,13 @@ def strays(generator: Path, out: Path) -> dict[str, int]:
                 if column.decimals is not None:
                     wrong |= numbers != np.round(numbers, column.decimals)
                 found[column.name] += lost + int(wrong.sum())
+            else:
+                dates = pd.to_datetime(values, format=column.formats[0] if column.formats else "ISO8601", utc=True)
+                seconds = (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds()  # refuses what is no such date
+                wrong = (seconds < column.low) | (seconds > column.high)
+                if column.step:
+                    wrong |= np.remainder(seconds, column.step) != 0
+                found[column.name] += lost + int(wrong.sum())
     return found
 
 
