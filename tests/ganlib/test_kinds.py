@@ -168,7 +168,12 @@ def test_what_is_encoded_has_to_be_what_the_parts_say():
 
 @pytest.mark.parametrize(
     ("file", "kinds"),
-    [("image.py", {"image", "pair", "restoration"}), ("_charts.py", {"table"}), ("words.py", {"sequence"})],
+    [
+        ("image.py", {"image", "pair", "restoration", "video"}),
+        ("_charts.py", {"table"}),
+        ("_film.py", {"video"}),
+        ("words.py", {"sequence"}),
+    ],
 )
 def test_the_code_of_a_kind_is_that_of_what_it_imports(monkeypatch, file, kinds):
     codes = {name: _kind.load(name).code for name in KINDS}

@@ -112,7 +112,7 @@ def test_a_champion_of_format_1_is_compared_with_a_challenger_of_now(params, pre
     network = registry.load("models", "mlp").Config(**described["network"])
     save_generator(tmp_path, old.game.generator, network=network, spec=old.spec)
     assert json.loads((tmp_path / "generator.json").read_text())["format"] > described["format"] == 1
-    monkeypatch.setattr(gate, "_load", lambda *_: old)
+    monkeypatch.setattr(gate, "load_or_reason", lambda *_: old)
     monkeypatch.setattr(gate, "REFERENCE", labelled)
     monkeypatch.setattr(gate, "PREPARED", prepared)
     small = params.model_copy(update={"evaluate": EvaluateConfig(num_samples=20, resamples=2)})

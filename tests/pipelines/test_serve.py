@@ -17,6 +17,7 @@ import urllib.request
 from contextlib import suppress
 from urllib.parse import unquote
 
+import av
 import httpx2
 import numpy as np
 import pandas as pd
@@ -110,12 +111,28 @@ def test_every_family_is_served(family, tmp_path):
         return None
 
 
+def picture(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
+    return file
+
+
+def film(frames):
+    """Grey frames, without loss."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream("ffv1", rate=25, width=frames.shape[2], height=frames.shape[1], pix_fmt="gray")
+        for frame in frames[..., 0]:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="gray")))
+        container.mux(stream.encode(None))
+    return file
+
+
 def check_translation(client, generator, tmp_path):
     (part,) = generator.spec.given
-    channels, *size = generator.spec.parts[part].shape
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, channels), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(file, "PNG")
+    *frames, channels, height, width = generator.spec.parts[part].shape
+    pixels = np.random.default_rng(0).integers(0, 256, (*frames, height, width, channels), dtype=np.uint8)
+    file = (film if frames else picture)(pixels)
     given = {part: generator.take(part, pixels[None])}
     expected = presented(generator, generator.sample(1, given=given, seed=3)["sample"])
     answer = client.post("/v1/translations?seed=3&format=npy", content=file.getvalue())
