@@ -10,7 +10,7 @@ import pytest
 from budgets import SHORT
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from test_pipeline import ALL, ran, read
+from test_pipeline import STAGES, ran, read
 from test_readme import BLOCKS
 
 pytestmark = pytest.mark.pipeline
@@ -66,7 +66,7 @@ def test_photos(project, tmp_path):
     (tmp_path / "china/copy.png").write_bytes((tmp_path / "china/0.png").read_bytes())
     (tmp_path / "flower/broken.jpg").write_bytes((tmp_path / "flower/1.jpg").read_bytes()[:400])
     output = follow(project, "data=photos", **{"~/pictures": str(tmp_path)})
-    assert ran(output) == ALL
+    assert [stage for stage in ran(output) if stage in STAGES] == STAGES
     assert outcome(project) == ("ganlib-photos", 1, "promoted")
     card = read(project.folder / "data/prepared/card.json")
     assert [card[name] for name in ("items", "rejected", "duplicates", "examples")] == [152, 1, 1, 150]
@@ -91,7 +91,7 @@ def test_pairs(project):
         given.save(project.folder / f"data/raw/pairs/A/{i}.jpg")
         given.convert("L").save(project.folder / f"data/raw/pairs/B/{i}.png")
     photo.save(project.folder / "photo.png")
-    assert ran(follow(project, "data=pairs")) == ALL
+    assert [stage for stage in ran(follow(project, "data=pairs")) if stage in STAGES] == STAGES
     assert outcome(project) == ("ganlib-pairs", 1, "promoted")
     fidelity = read(project.folder / "outputs/evaluate/metrics.json")["samples"]
     assert set(fidelity) == {"psnr", "ssim", "l1"}
