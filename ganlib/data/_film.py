@@ -25,6 +25,12 @@ __all__ = ["SUFFIXES", "Times", "by_number", "decoded", "frames_of_folder", "is_
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".gif", ".webm", ".mkv", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv")
 _IMAGES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
 
+_OPTIONS = {  # a playlist that is called a video would have FFmpeg read other files, or addresses
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi,gif,matroska,webm,mpeg,mpegts,mpegvideo,ogg,asf,flv",
+    "protocol_whitelist": "file",
+}
+_MAX_PIXELS = 200_000_000  # of a frame, which is decoded before `sample.max_megapixels` is asked
+
 Frame = NDArray[np.uint8]
 """`[H, W, 3]`"""
 
@@ -116,11 +122,12 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     except ImportError:
         raise ValueError("PyAV is not installed: pip install -e '.[video]'") from None
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with av.open(str(path), metadata_errors="replace", options=_OPTIONS) as container:
             if not container.streams.video:
                 raise ValueError("a file without a video stream")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
+            stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}
             yield container, stream
     except av.FFmpegError as error:
         raise ValueError(f"no video that FFmpeg reads: {error.strerror}") from error

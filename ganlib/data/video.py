@@ -66,7 +66,7 @@ class Config(_Base):
     background: tuple[Level, Level, Level] = (255, 255, 255)
     """RGB under transparent pixels and around padded frames"""
     max_megapixels: Megapixels = image.MAX_MEGAPIXELS
-    """larger frames are rejected before they are decoded"""
+    """larger frames are rejected, of folders before they are decoded; of files none above 200 is decoded"""
 
 
 def parts(cfg: Config) -> dict[str, Part]:

@@ -6,6 +6,7 @@ Clips never go across files. All clips of a file are in one split, by the hash o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections import deque
@@ -136,14 +137,15 @@ def _items(film: _Film, clips: list[_Clip], group: str) -> Iterator[Item]:
             yield Item(_name(film, clip), [film.images[number] for number in clip], group=group)
         return
     waiting, held = deque(clips), dict[int, Any]()
-    for number, frame in _film.decoded(film.path, film.times, clips[0][0]):
-        held[number] = frame
-        while waiting and number >= waiting[0][-1]:
-            yield _item(film, waiting.popleft(), held, group)
-        if not waiting:
-            return
-        for past in [n for n in held if n < waiting[0][0]]:
-            del held[past]
+    with contextlib.suppress(ValueError):  # the clips that are left say what they lack
+        for number, frame in _film.decoded(film.path, film.times, clips[0][0]):
+            held[number] = frame
+            while waiting and number >= waiting[0][-1]:
+                yield _item(film, waiting.popleft(), held, group)
+            if not waiting:
+                return
+            for past in [n for n in held if n < waiting[0][0]]:
+                del held[past]
     yield from (_item(film, clip, held, group) for clip in waiting)
 
 

@@ -138,6 +138,27 @@ def test_what_cannot_be_cut_is_said(tmp_path):
     assert 10 - len(lost) == len(good) > 0
 
 
+def test_a_playlist_that_is_called_a_video_reads_no_other_file(tmp_path):
+    film(tmp_path / "secret.mp4", 30)
+    names = {
+        "hls": "#EXTM3U\n#EXTINF:10,\nsecret.mp4\n#EXT-X-ENDLIST\n",
+        "concat": "ffconcat version 1.0\nfile secret.mp4\n",
+    }
+    for name, text in names.items():
+        (tmp_path / f"{name}.mp4").write_text(text)
+        with pytest.raises(ValueError, match="no video that FFmpeg reads"):
+            _film.times(tmp_path / f"{name}.mp4")
+
+
+def test_a_frame_of_too_many_pixels_is_not_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(_film, "_MAX_PIXELS", 32 * 24 - 1)
+    path = film(tmp_path / "a.mp4", 3, "libx264")
+    with pytest.raises(ValueError, match="no video that FFmpeg reads"):
+        [*_film.decoded(path, _film.times(path))]
+    items = items_of(video_files.load(video_files.Config(frames=3), tmp_path))
+    assert [item.payload for item in items] == [None]  # rejects, and not the end of the stage
+
+
 def test_a_folder_without_films_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(video_files.SourceError, match=r"no videos .* it holds 1 other files, as notes.txt"):
