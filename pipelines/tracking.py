@@ -493,7 +493,7 @@ def error_text(error: BaseException, uri: str) -> str:
     text = " ".join(str(origin or error).split()) or type(error).__name__
     for secret in sorted(_secrets_of(uri), key=len, reverse=True):
         text = text.replace(secret, "***")
-    return re.sub(r"[A-Za-z][\w+.-]*://[^\s'\"<>()]+", lambda found: shown(found.group()), text)[:250]
+    return re.sub(r"[A-Za-z][\w+.-]*://[^\s'\"<>()]+(?<![.,:;])", lambda found: shown(found.group()), text)[:250]
 
 
 def _secrets_of(uri: str) -> set[str]:

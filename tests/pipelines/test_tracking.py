@@ -176,6 +176,11 @@ def test_the_secrets_of_addresses_and_of_the_environment_are_cut_from_errors(mon
     )
 
 
+def test_the_punctuation_after_an_address_hides_nothing_of_it():
+    said = "tracking store http://127.0.0.1:5000: no answer of http://x.org/e, or sqlite:////a/b.db."
+    assert tracking.error_text(OSError(said), "http://127.0.0.1:5000") == said
+
+
 @pytest.mark.parametrize("uri", ["http://user:secret@h", "postgresql://h/db?user=me&password=secret"])
 def test_a_password_in_the_parameters_is_refused(project, monkeypatch, uri):
     for variable in ("", f"sqlite:///{project}/mlflow.db"):  # also where it is not used: git and DVC keep it
