@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from budgets import SHORT
+from budgets import NO_EXPORT, SHORT
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -203,7 +203,8 @@ def test_what_nothing_uses_makes_no_stage_run(first):
 def second(first):
     """Another model by one flag, without a search, and by one worker."""
     project, _ = first
-    return project.run("dvc", "exp", "run", *flags({"model": "mlp", "tune.num_samples": 0, "scale.num_workers": 1}))
+    changes = {"model": "mlp", "tune.num_samples": 0, "scale.num_workers": 1, **NO_EXPORT}
+    return project.run("dvc", "exp", "run", *flags(changes))
 
 
 def test_another_model_is_one_flag(second, outputs):
@@ -264,20 +265,23 @@ def test_another_store_gets_the_version_by_one_command(first, second, outputs):
     assert f"version {before['version']}" in project.run("ganlib", "register")
 
 
-@pytest.mark.parametrize(("cache", "kimg"), [("symlink", 1), ("hardlink", 2)])
-def test_every_stage_but_the_long_ones_works_on_links_into_the_cache(first, second, cache, kimg):
+@pytest.mark.parametrize("cache", ["symlink", "hardlink"])
+def test_every_stage_works_on_links_into_the_cache(first, second, cache):
     project, _ = first
     project.run("dvc", "config", "cache.type", cache)
     project.run("dvc", "checkout", "--relink", "--force")
     weights = project.folder / "outputs/train/generator/generator.safetensors"
     assert weights.is_symlink() if cache == "symlink" else weights.stat().st_nlink > 1
+    project.env["MLFLOW_TRACKING_URI"] = f"sqlite:///{project.folder.parent}/{cache}.db"  # one that lacks the version
     try:
         project.run("dvc", "repro", "--force", "--single-item", "reference", "evaluate", "register")
         project.run("ganlib", "sample", "outputs/train/generator", "-o", "linked.png")
-        # a new version
-        shorter = flags({"train.kimg": kimg, "train.report_kimg": 0.5})
-        assert ran(project.run("dvc", "exp", "run", *shorter)) == STAGES[3:]
+        assert read(project.folder / "outputs/register/decision.json")["version"] == 1
+        if cache == "symlink":  # hard links are files like any other to what trains
+            shorter = flags({"train.kimg": 1, "train.report_kimg": 0.5})
+            assert ran(project.run("dvc", "exp", "run", *shorter)) == STAGES[3:]
     finally:
+        del project.env["MLFLOW_TRACKING_URI"]
         project.run("dvc", "config", "--unset", "cache.type")
         project.run("dvc", "checkout", "--relink", "--force")
 
