@@ -60,8 +60,8 @@ def save_generator(
 ) -> None:
     """Write `module`, the generator of the family that `network` configures. `about` is kept as it is.
 
-    `attributes`, `[M, A]` in their own units, are some that test examples have, for samples of which none are asked.
-    `others` are the modules, by name, that the game needs for its answers besides.
+    `attributes`, `[M, A]` in their own units, are those of some test examples: samples have them where a caller asks
+    for none. `others` are the further modules, by name, that the game's answers need.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -317,8 +317,8 @@ class Generator:
     @torch.inference_mode()
     def answer(self, parts: Mapping[str, Tensor], *, batch: int = 100) -> dict[str, Tensor]:
         """What the game says of examples, whose parts are `[N, *shape]` each as networks see them: `[N]`, `[N, K]`, or
-        `[N, *shape]` as a sample. Where the game is conditional, `label` `[N]` or `attributes` `[N, A]` may stand
-        beside the parts.
+        `[N, *shape]` as a sample. `parts` may also hold the condition of a conditional game: `label` `[N]` or
+        `attributes` `[N, A]`.
 
         Raises ValueError where it has no answers.
         """
@@ -378,7 +378,7 @@ class Generator:
         size = self.game.attributes
         if not size:
             if asked is not None:
-                raise ValueError("attributes: this generator is not told any")
+                raise ValueError("attributes: this generator is not conditioned on attributes")
             return None
         if asked is None:
             assert self.attributes is not None

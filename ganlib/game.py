@@ -147,9 +147,9 @@ class Game:
     after: tuple[Fit, ...] = ()
     answers: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
     """`(parts) -> {name: [N], [N, K] or [N, *shape]}`: what the trained game says of examples, as a score, a class or a
-    likelihood; of a sample's shape, something to be looked at next to the example, such as a reconstruction. Where
-    players are told labels or attributes these may stand beside the parts. Discriminator and `others` are then exported
-    too"""
+    likelihood; of a sample's shape, something to be looked at next to the example, such as a reconstruction. In
+    a conditional game `parts` may also hold `label` or `attributes`. Discriminator and `others` are exported too, where
+    a game has answers"""
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -168,7 +168,7 @@ class Round:
     game: Game
     deal: Deal
     batch: Batch
-    """whose data have what no player is told, too; its noise is that of the turn"""
+    """its data include labels and attributes even if the game is unconditional; its noise is that of the turn"""
     real: Sample
     fake: Sample
     real_logits: Tensor | None

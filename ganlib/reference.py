@@ -63,7 +63,7 @@ class Reference:
 
     @classmethod
     def load(cls, directory: str | Path, device: torch.device | str | None = None) -> Reference:
-        """Read what `build` wrote. Networks run on `device`: a GPU if there is one, unless told.
+        """Read what `build` wrote. Networks run on `device`, by default a GPU if there is one.
 
         Raises FileNotFoundError if there is no reference, ConfigError if a file that a space needs is gone.
         """

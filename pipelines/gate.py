@@ -134,8 +134,8 @@ def failed_thresholds(metrics: Metrics, gate: GateConfig, *, labelled: bool) -> 
 
     Each figure is that of the metric's section by which the gate decides, or, where this has none, of the first that
     has. A share that real data do not reach is one of what these score: of few examples, few have another nearby.
-    Thresholds on what needs labels hold where a generator is `labelled`: told a class. Raises StageError for another
-    that is not measured.
+    Thresholds on metrics that need labels apply only to a class-conditional (`labelled`) generator. Raises StageError
+    for any other metric that was not measured.
     """
     own = metric_of(gate, metrics).partition(".")[0]
     failed, absent = [], []
@@ -165,7 +165,7 @@ def failed_thresholds(metrics: Metrics, gate: GateConfig, *, labelled: bool) -> 
 
 
 def _needs_labels(metric: str) -> bool:
-    """Whether a metric reads classes that a generator was told."""
+    """Whether a metric reads the classes that a generator was conditioned on."""
     for folder in (None, *registry.folders("metrics")):
         if metric in registry.names("metrics", folder):
             return "label" in registry.load("metrics", metric, folder).NEEDS
@@ -222,7 +222,7 @@ def _against(
 
 
 def _differences(one: Spec, other: Spec) -> list[str]:
-    """For want of which two generators are not comparable: they make other things, or make them in other units."""
+    """Names of the facts in which two generators differ, so that their samples are not comparable; empty if none."""
 
     def facts(spec: Spec) -> dict[str, object]:
         given = {name: spec.parts[name] for name in spec.given}

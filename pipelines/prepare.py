@@ -353,7 +353,7 @@ def _card(
             "in a split of their own: never trained on, and no part of what samples are compared with."
         )
     if spec.unlabelled:
-        notes.append(f"{spec.unlabelled} examples have no label ({NO_LABEL}): no family can be told their class.")
+        notes.append(f"{spec.unlabelled} examples have no label ({NO_LABEL}): no model can be conditioned on classes.")
     for name, std, mean in zip(spec.attributes, found.attributes.std, spec.attribute_means, strict=True):
         if not std:
             notes.append(f"Attribute {name!r} is {mean:g} in all training examples: it tells nothing.")

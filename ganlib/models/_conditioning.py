@@ -2,12 +2,13 @@
 
 | `conditioning` | the generator is conditioned by | the discriminator by |
 |---|---|---|
-| `concat` | what the family does | the condition beside its input (Mirza & Osindero 2014) |
+| `concat` | what the family does | the condition concatenated to its input (Mirza & Osindero 2014) |
 | `projection` | the same | the inner product of features and embedding (Miyato & Koyama 2018) |
 | `auxiliary` | the same | having to name the condition itself: AC-GAN (Odena et al. 2017) |
 | `reacgan` | the same | a contrast between examples and classes: ReACGAN (Kang et al. 2021) |
 
-`auto` is the family's choice where the data have labels or attributes; `none` keeps both players ignorant.
+`auto` is the family's choice where the data have labels or attributes; with `none` both
+players are unconditional.
 """
 
 from __future__ import annotations
@@ -60,7 +61,10 @@ class Condition:
 
 
 def condition_of(mode: Conditioning, spec: Spec, *, auto: Conditioning) -> Condition:
-    """Raises ValueError for a condition that the data do not have, or one that cannot be told in this way."""
+    """The condition of a game on these data; `auto` is the mode that the family takes for `mode: auto`.
+
+    Raises ValueError for a condition that the data do not have, or that the mode cannot express.
+    """
     if mode == "none" or (mode == "auto" and not spec.classes and not spec.attributes):
         return Condition("none", 0, 0)
     mode = auto if mode == "auto" else mode
@@ -68,8 +72,8 @@ def condition_of(mode: Conditioning, spec: Spec, *, auto: Conditioning) -> Condi
         raise ValueError(f"network.conditioning is {mode}, but the data have no labels; use auto or none")
     if spec.classes and spec.unlabelled:
         raise ValueError(
-            f"network.conditioning: {spec.unlabelled} examples have no label, so players cannot be told classes; "
-            "set it to none, or the data set's unlabelled to reject"
+            f"network.conditioning: {spec.unlabelled} examples have no label, so players cannot be conditioned on "
+            "classes; set it to none, or the data set's unlabelled to reject"
         )
     if mode == "reacgan" and not spec.classes:
         raise ValueError("network.conditioning: reacgan needs class labels, these data have attributes; use projection")
@@ -96,7 +100,7 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
 
 
 def concat_condition(x: Tensor, cond: Tensor | None, condition: Condition) -> Tensor:
-    """The condition, one-hot where it is a class, beside `[N, D]` or as constant planes beside `[N, C, H, W]`.
+    """`x` with the condition concatenated: numbers to `[N, D]`, constant planes to `[N, C, H, W]`; classes are one-hot.
 
     `x` itself unless the mode is `concat`.
     """

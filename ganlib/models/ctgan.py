@@ -50,7 +50,7 @@ class Config(_Config):
 def build(cfg: Config, spec: Spec) -> Game:
     """Raises ValueError for rows that have labels."""
     if spec.classes:
-        raise ValueError("the family is told columns and no labels: set `label` of the source to null")
+        raise ValueError("the family is conditioned on columns, not on labels: set `label` of the source to null")
     assert spec.kind.layout is not None, "the kind of data says how its samples lie"
     blocks = spec.kind.layout(spec.sample)
     conditions = _Conditions(cfg, blocks, spec.counts["train"])

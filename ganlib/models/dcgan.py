@@ -1,7 +1,7 @@
 """DCGAN: a deconvolutional generator against a convolutional discriminator. Radford et al. 2016.
 
-Conditional where the data are labelled: the generator is given a class embedding beside z (Mirza & Osindero
-2014), the discriminator judges by projection unless told otherwise. The paper's discriminator has BatchNorm; the
+Conditional where the data are labelled: the generator's input is z with a class embedding (Mirza & Osindero 2014), the
+discriminator has a projection by default (`conditioning`). The paper's discriminator has BatchNorm; the
 default here has none, so that gradient penalties apply.
 """
 

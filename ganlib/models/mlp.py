@@ -1,8 +1,8 @@
 """The game of 2014: two perceptrons. Goodfellow et al. 2014.
 
 With `loss: minimax` the paper's equation 1, with `loss: non_saturating` the form it trains with. Conditional
-where the data are labelled: by a one-hot label next to each player's input (Mirza & Osindero 2014), unless told
-otherwise.
+where the data are labelled: each player's input has the one-hot label concatenated (Mirza & Osindero 2014)
+by default (`conditioning`).
 """
 
 from __future__ import annotations

@@ -120,8 +120,8 @@ def _likelihood_of_round(round: Round) -> Tensor:
 def _answers(generator: _Generator, condition: Condition, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`nll`, −log p(line) in nats, `[N]`, and `nll_per_token`, the same over the line's tokens, its end included.
 
-    Without `parts["label"]`, p is the mean over the classes of a model that is told any; without `parts["attributes"]`,
-    all are 0.
+    Without `parts["label"]`, a class-conditional model's p is the mean over the classes; without `parts["attributes"]`,
+    all attributes are 0.
     """
     lines = parts["sample"]
     if condition.classes and "label" not in parts:

@@ -103,7 +103,7 @@ def test_a_row_is_judged_next_to_those_of_its_group():
 def test_labels_are_refused_in_one_line():
     spec = spec_of("ctgan")
     labelled = Spec(spec.sample, spec.modality, ("a", "b"), spec.counts, "")
-    with pytest.raises(ValueError, match="told columns and no labels"):
+    with pytest.raises(ValueError, match="conditioned on columns, not on labels"):
         game_of("ctgan", labelled)
 
 
