@@ -166,8 +166,11 @@ def _write_shard(generator: Generator, request: Request, shard: int, folder: Pat
 
 
 def table_of(generator: Generator, made: dict[str, Any], *, first: int | None = None) -> pa.Table:
-    """Samples as columns: those of a DataFrame, else one, `sample`; with `index`, from `first` on, and with the name of
-    their class, or their attributes, where a generator is told these."""
+    """Samples as columns: those of a DataFrame, else one, `sample`; and `index`, if there is a `first` one.
+
+    A class-conditional generator adds the column `label`, the name of the class; one that is conditioned on attributes
+    adds a column for each attribute.
+    """
     import numpy as np
     import pandas as pd
     import pyarrow as pa
@@ -182,13 +185,13 @@ def table_of(generator: Generator, made: dict[str, Any], *, first: int | None = 
         columns = {"sample": pa.ExtensionArray.from_storage(kind, flat)}
     else:
         columns = {"sample": pa.array(shown)}
-    told: dict[str, Any] = {} if first is None else {"index": pa.array(np.arange(first, first + n))}
+    extra_columns: dict[str, Any] = {} if first is None else {"index": pa.array(np.arange(first, first + n))}
     if "label" in made:
-        told["label"] = pa.array([generator.spec.classes[i] for i in made["label"].tolist()])
+        extra_columns["label"] = pa.array([generator.spec.classes[i] for i in made["label"].tolist()])
     if "attributes" in made:
         of_each = made["attributes"].numpy()
-        told |= {name: pa.array(of_each[:, i]) for i, name in enumerate(generator.spec.attributes)}
-    return pa.table({**{name: column for name, column in told.items() if name not in columns}, **columns})
+        extra_columns |= {name: pa.array(of_each[:, i]) for i, name in enumerate(generator.spec.attributes)}
+    return pa.table({**{name: column for name, column in extra_columns.items() if name not in columns}, **columns})
 
 
 def _write_whole(file: Path, write: Any) -> None:

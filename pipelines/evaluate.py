@@ -97,10 +97,10 @@ def stage(params: Params) -> None:
         preview = functools.partial(spec.kind.preview, spec.sample)
         picture_of_samples(samples, spec, PREPARED, before).save(folder / "samples.png")
         show_samples(exhibits, folder / "samples.png", generator, samples, seen, reference, params.seed)
-        beside = _with_nearest_training_examples(samples["sample"][:COLUMNS], reference, spec)
-        shown = presented(spec, beside)
+        neighbours = _with_nearest_training_examples(samples["sample"][:COLUMNS], reference, spec)
+        shown = presented(spec, neighbours)
         if isinstance(shown, np.ndarray):
-            preview({"sample": beside}, COLUMNS).save(folder / "neighbours.png")
+            preview({"sample": neighbours}, COLUMNS).save(folder / "neighbours.png")
             near = "Each row: a generated sample, then the training examples nearest to it in features."
             exhibits.add_picture("Nearest training examples", near, folder / "neighbours.png")
         else:
@@ -215,7 +215,7 @@ def _about(
 
 
 def _not_measured(metrics: Metrics, spec: Spec) -> dict[str, list[str]]:
-    """Metrics that no section has, and the columns that they need, of which none has all."""
+    """Metrics that no section has, each with the columns that it needs; no section has all of these."""
     looks, found = spec.kind.LOOKS, {name for section in metrics.values() for name in section}
     modules = {name: registry.load("metrics", name, looks) for name in registry.names("metrics", looks)}
     return {
@@ -257,8 +257,8 @@ def _answered(generator: Generator, spec: Spec) -> dict[str, Tensor]:
     columns = [shards.read(PREPARED, split, n) for split in splits]
     stored = {name: torch.stack([of[name] for of in columns], 1).flatten(0, 1) for name in columns[0]}
     parts = {name: spec.kind.decode(spec.sample, name, stored[name]) for name in spec.parts}
-    told = generator.conditioned_on if len(splits) == 1 else ()  # anomalies are of no class that the model knows
-    answers = generator.answer({**parts, **{name: stored[name] for name in told}})
+    conditions = generator.conditioned_on if len(splits) == 1 else ()  # anomalies are of no class that the model knows
+    answers = generator.answer({**parts, **{name: stored[name] for name in conditions}})
     return {**parts, **{name: answers[name] for name in pictures}}
 
 

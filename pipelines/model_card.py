@@ -79,15 +79,15 @@ def _of_licence(licence: str | None) -> str:
 
 
 def _limits(generator: Generator, metrics: Metrics) -> list[str]:
-    """What its figures say that it does not do, each next to what real data score."""
+    """What the model does not do, by its figures, each next to what real data score."""
     found = ["It knows nothing but its training data: what is rare or missing there is rare or missing in samples."]
-    told = {
+    meanings = {
         "coverage": "of test examples have a sample nearby",
         "label_accuracy": "of samples are taken for the class that was asked for",
         "c2st": "of real and generated examples are told apart by a classifier, 0.5 being chance",
         "psnr": "dB is the likeness to the target",
     }
-    for name, meaning in told.items():
+    for name, meaning in meanings.items():
         section, figures = _first(metrics, name)
         if figures is not None:
             found.append(f"{_figure(figures)} {meaning} ({section}).")

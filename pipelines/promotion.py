@@ -158,8 +158,8 @@ def promote(store: Store, version: Version, reason: str, action: str = "promote"
         raise StageError(f"{version.uri} is the champion already")
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     move = Move(now, version.number, champion.number if champion else None, action, _user(), reason.strip())
-    told = {name: value for name, value in move._asdict().items() if name not in ("time", "version")}
-    model_registry.tag_version(store, version, {MOVED + now: json.dumps(told, ensure_ascii=False)})
+    record = {name: value for name, value in move._asdict().items() if name not in ("time", "version")}
+    model_registry.tag_version(store, version, {MOVED + now: json.dumps(record, ensure_ascii=False)})
     if champion is not None:
         model_registry.set_alias(store, champion, PREVIOUS)
     model_registry.set_alias(store, version, CHAMPION)
@@ -198,13 +198,14 @@ def approve(store: Store, version: Version, reason: str) -> Move:
             "makes it the champion"
         )
     move = promote(store, version, reason, "approve")
-    told = f"{decision.reason.partition('; it waits for')[0]}; approved by {move.by}: {move.reason}"
-    model_registry.tag_version(store, version, dataclasses.replace(decision, decision="promoted", reason=told).tags())
+    both_reasons = f"{decision.reason.partition('; it waits for')[0]}; approved by {move.by}: {move.reason}"
+    decision = dataclasses.replace(decision, decision="promoted", reason=both_reasons)
+    model_registry.tag_version(store, version, decision.tags())
     return move
 
 
 def moves(store: Store, model: str) -> list[Move]:
-    """Whom people made the champion, the latest last."""
+    """The versions that people made the champion, the latest last."""
     found = []
     for version in model_registry.versions(store, model):
         for tag, value in version.tags.items():

@@ -1,4 +1,4 @@
-"""The registered model: MLflow runs this file ("models from code") beside the generator's two files.
+"""The registered model: MLflow runs this file ("models from code") with the generator's two files.
 
 A generator needs no input: the parameters say everything. Where there is a table, each row is a request, and
 its columns come before the parameters of the same name. Equal requests give equal samples, independent of
@@ -123,12 +123,13 @@ class GeneratorModel(PythonModel):
                 raise ValueError(f"where: {spec.modality} data have no columns to set conditions on")
             where = spec.kind.where(spec.sample, [conditions] if isinstance(conditions, str) else list(conditions))
             return torch.cat(list(self.generator.stream(asked["n"], where=where, seed=asked["seed"])))
+        attributes = list(asked["attributes"])
         return self.generator.sample(
             asked["n"],
             given=given,
             seed=asked["seed"],
             label=self._label(asked["label"]),
-            attributes=torch.tensor(told, dtype=torch.float64) if (told := list(asked["attributes"])) else None,
+            attributes=torch.tensor(attributes, dtype=torch.float64) if attributes else None,
             truncation=asked["truncation"] or None,
         )["sample"]
 
@@ -208,12 +209,12 @@ def logged(folder: Path) -> dict[str, Any]:
     names += ["attributes"] if generator.game.attributes else []
     names += ["where"] if spec.kind.where is not None else []
     answers = sorted(generator.answer_shapes())
-    if answers:  # about examples that MLflow would not let in: whose sample stands beside what is given
+    if answers:  # an answer takes examples with all parts, which a signature of the given parts would refuse
         names, taken = [*names, "answer"], None
     return {
         "python_model": __file__,
         "artifacts": {"generator": folder.resolve().as_uri()},  # MLflow takes a path for an address, too
-        # The model runs with the code it was made with, wherever it is loaded.
+        # The model runs with the code it was made with, also in other environments.
         "code_paths": [str(Path(ganlib.__file__).parent)],
         # PyPI has no local versions, such as 2.13.0+cpu
         "pip_requirements": [f"{name}=={Version(importlib.metadata.version(name)).public}" for name in REQUIREMENTS],
@@ -233,7 +234,7 @@ def logged(folder: Path) -> dict[str, Any]:
 
 
 def _schema(example: Any) -> Schema:
-    """What MLflow takes the example for, of any number of rows."""
+    """The schema of data like the example, for any number of rows."""
     if isinstance(example, np.ndarray):
         return Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))])
     with warnings.catch_warnings():

@@ -87,7 +87,7 @@ def sample(
             else:
                 _save(spec.kind.preview(spec.sample, made, math.ceil(math.sqrt(n))), output)
         else:
-            told = {
+            options = {
                 "label": _class(label, spec.classes),
                 "attributes": _attributes(attribute, spec.attributes),
                 "truncation": truncation,
@@ -95,11 +95,11 @@ def sample(
             if not output.suffix or output.is_dir():
                 if where:
                     raise ValueError("--where: expected a file such as rows.parquet; shards take no conditions")
-                _fill(model_uri, generator, n, seed, told, output, rows_per_shard, ray_address)
+                _fill(model_uri, generator, n, seed, options, output, rows_per_shard, ray_address)
             else:
                 conditions = _where(where, spec)
                 write = _writer(output)
-                chunks = _chunks(generator, n, seed, conditions, told)
+                chunks = _chunks(generator, n, seed, conditions, options)
                 write(generator, progress(chunks, n, output.name, lambda chunk: len(chunk["sample"])), n, output)
     except ValueError as error:
         raise StageError(str(error)) from error
@@ -178,17 +178,17 @@ def answer(
 # -- writing -------------------------------------------------------------------------------------------------
 
 
-def _chunks(generator: Generator, n: int, seed: int, where: Any, told: dict[str, Any]) -> Iterator[Made]:
-    """Samples with the conditions they are told, a chunk at a time."""
+def _chunks(generator: Generator, n: int, seed: int, where: Any, options: dict[str, Any]) -> Iterator[Made]:
+    """Samples and their conditions, a chunk at a time."""
     start = 0
-    for chunk in generator.stream(n, where=where, seed=seed, **told):
+    for chunk in generator.stream(n, where=where, seed=seed, **options):
         rows = slice(start, start + len(chunk))
-        yield {"sample": chunk, **generator.conditions(n, told["label"], told["attributes"], rows)}
+        yield {"sample": chunk, **generator.conditions(n, options["label"], options["attributes"], rows)}
         start = rows.stop
 
 
 def _writer(output: Path) -> Callable[[Generator, Iterable[Made], int, Path], None]:
-    """What writes such a file, which is there when it is whole, or not at all."""
+    """The function that writes such a file, whole or not at all."""
     if "{index}" in output.name:
         return _write_each
     if output.suffix in (".csv", ".parquet"):
@@ -257,7 +257,7 @@ def _write_arrays(generator: Generator, chunks: Iterable[Made], n: int, output: 
 
 
 def _write_rows(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
-    """A CSV or Parquet file, of which a chunk is held at a time."""
+    """Write a CSV or Parquet file; one chunk is in memory at a time."""
     import pyarrow as pa
     import pyarrow.csv as pa_csv
     import pyarrow.parquet as pq
@@ -294,22 +294,22 @@ def _fill(
     generator: Generator,
     n: int,
     seed: int,
-    told: dict[str, Any],
+    options: dict[str, Any],
     folder: Path,
     rows_per_shard: int | None,
     ray_address: str | None,
 ) -> None:
-    """Shards of samples, those that are missing in the folder."""
+    """Write the shards of samples that are missing in the folder."""
     from ganlib.export import whole_number
     from ganlib.scratch import scratch_folder
     from pipelines import batch
     from pipelines.loading import generator_files
     from pipelines.model_registry import folder_sha256
 
-    attributes = told["attributes"]
+    attributes = options["attributes"]
     rows = whole_number("n", n, least=1), whole_number("seed", seed)
     generator.sample(
-        rows[0], seed=seed, rows=slice(0, 1), **told
+        rows[0], seed=seed, rows=slice(0, 1), **options
     )  # what cannot be made is said before a file is written
     with scratch_folder() as scratch:
         files = generator_files(model_uri, Path(scratch))
@@ -318,9 +318,9 @@ def _fill(
             n,
             seed,
             batch.shard_size(generator, rows_per_shard),
-            told["label"],
+            options["label"],
             None if attributes is None else tuple(attributes.tolist()),
-            told["truncation"],
+            options["truncation"],
         )
         missing = batch.missing_shards(folder, request)
         if here := len(request.names) - len(missing):

@@ -2,14 +2,14 @@
 
 | file | what |
 |---|---|
-| `settings.py` | what a service is told, and the limits on what it may be asked |
+| `settings.py` | the settings of a service, and the limits on requests |
 | `models.py` | which version is served: it follows its alias, between requests |
 | `asked.py` | the bodies of requests |
-| `sampling.py`, `batching.py` | what is asked of a generator, many requests in one run of its network |
-| `directions.py` | along which inputs samples differ the most |
+| `sampling.py`, `batching.py` | samples for requests, of many requests in one run of the network |
+| `directions.py` | the changes of the inputs that change samples the most |
 | `formats.py` | samples as PNG, NumPy, JSON or CSV |
 | `api.py` | the routes |
-| `guards.py` | what a request meets before a route: size, token, host; metrics |
+| `guards.py` | checks before a route: size, token, host; metrics |
 | `run.py` | Ray Serve: replicas, start, drain |
 | `page/` | the page |
 """

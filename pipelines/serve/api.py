@@ -87,8 +87,8 @@ class Service:
         spec = served.generator.spec
         of_format = wanted or formats.formats(spec)[0]
         loop = asyncio.get_running_loop()
-        told = {"model": served.uri, **about}
-        content = await loop.run_in_executor(self.encoding, formats.encode, spec, made, of_format, told, columns)
+        metadata = {"model": served.uri, **about}
+        content = await loop.run_in_executor(self.encoding, formats.encode, spec, made, of_format, metadata, columns)
         return Response(
             content, media_type=formats.MEDIA_TYPES[of_format], headers={VERSION_HEADER: quote(served.uri, safe="/:@")}
         )

@@ -1,4 +1,4 @@
-"""Principal directions: along which inputs have to change for samples to change the most.
+"""Principal directions: the changes of the inputs that change samples the most.
 
 As GANSpace finds them for generators without a latent space of their own (Härkönen et al. 2020, section 2.2): the
 principal components of what is made, here of the samples themselves, and the inputs regressed on them. Samples of a
@@ -31,9 +31,9 @@ def principal_directions(generator: Generator) -> list[Sample]:
         raise ValueError("directions: this generator is given what it makes samples of")
     inputs = generator.game.ask({}, Noise(0, "sample", size=SAMPLES), None)
     points = _flat(inputs)
-    told = generator.conditions(SAMPLES)
+    labels = generator.conditions(SAMPLES).get("label")
     features = generator.spec.kind.glance(generator.sample(SAMPLES, seed=0)["sample"]).flatten(1).double()
-    features = _relative(features, told.get("label"))
+    features = _relative(features, labels)
     _, strengths, components = torch.linalg.svd(features, full_matrices=False)
     count = min(COUNT, int((strengths > 1e-6 * strengths[0]).sum()), points.shape[1])
     scores = features @ components[:count].T

@@ -1,4 +1,4 @@
-"""What a request meets before a route does: token, size, room, counters. What an answer tells browsers."""
+"""Checks before a route (token, size, room), counters, and the security headers of answers."""
 
 from __future__ import annotations
 

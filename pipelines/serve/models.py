@@ -1,4 +1,4 @@
-"""Which version is served. An alias is followed: whoever asks gets the version that it points to now."""
+"""Which version is served. An alias is followed: a request gets the version that the alias points to now."""
 
 from __future__ import annotations
 

@@ -76,8 +76,8 @@ def serve_until_stopped(
 ) -> None:
     """Serve on this machine until SIGTERM or Ctrl-C; then answer what was accepted, and end.
 
-    `ready` is told the address. Raises StageError for a model that is not there, a port that is taken, and an address
-    that others reach where no token is set.
+    `ready` is called with the address. Raises StageError for a model that is not there, a port that is taken,
+    and an address that others reach where no token is set.
     """
     settings = _local(settings, host, port)
     os.environ.update({key: value for key, value in RAY_SETTINGS.items() if key not in os.environ})

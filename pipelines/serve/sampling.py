@@ -1,7 +1,6 @@
-"""What is asked of a generator, many requests in one run of its network.
+"""Samples for requests, of many requests in one run of the network.
 
-A sample is a function of what is asked for alone, not of the requests that happen to stand next to it: see
-`Generator.sample_rows`.
+A sample depends on its own request alone, not on the other requests of the run: see `Generator.sample_rows`.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ class Expired(Exception):
 
 @dataclass(frozen=True)
 class Rows:
-    """Samples `indices` of a seed, with what each is told and is made of, as `Generator.sample_rows` takes them."""
+    """Samples `indices` of a seed, with their conditions and given parts, as `Generator.sample_rows` takes them."""
 
     seed: int
     indices: range
-    told: Mapping[str, Tensor]
+    conditions: Mapping[str, Tensor]
     truncation: float | None = None
     given: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -100,7 +99,7 @@ def _sampled(generator: Generator, rows: Sequence[Rows]) -> Tensor:
         [one.seed for one in rows for _ in one.indices],
         [index for one in rows for index in one.indices],
         given=concatenated([one.given for one in rows]),
-        **concatenated([one.told for one in rows]),
+        **concatenated([one.conditions for one in rows]),
         truncation=rows[0].truncation,
     )
 
@@ -118,8 +117,8 @@ def samples(asked: Samples) -> Work:
         if asked.where:
             return _rows_where(generator, asked)
         indices = range(asked.first, asked.first + asked.n)
-        told = _told(generator, indices, asked.label, asked.attributes)
-        return Rows(asked.seed, indices, told, asked.truncation)
+        conditions = _conditions_of(generator, indices, asked.label, asked.attributes)
+        return Rows(asked.seed, indices, conditions, asked.truncation)
 
     return work
 
@@ -137,22 +136,22 @@ def _rows_where(generator: Generator, asked: Samples) -> Tensor:
 def interpolation(asked: Interpolation) -> Work:
     """Inputs on the great circle between those of both ends (slerp, White 2016), attributes on the line.
 
-    Raises ValueError, when it is run, for ends of two classes, between which there is nothing.
+    Raises ValueError, when it is run, for ends of two classes: classes are not interpolated.
     """
 
     @torch.inference_mode()
     def work(generator: Generator) -> Tensor:
         first, last = (_inputs(generator, point, asked.truncation) for point in (asked.start, asked.end))
-        told, others = (_told_at(generator, point) for point in (asked.start, asked.end))
-        if "label" in told and not torch.equal(told["label"], others["label"]):
+        at_start, at_end = (_conditions_at(generator, point) for point in (asked.start, asked.end))
+        if "label" in at_start and not torch.equal(at_start["label"], at_end["label"]):
             raise ValueError("start, end: they are of two classes; expected one label")
         made = []
         for share in torch.linspace(0.0, 1.0, asked.steps):
-            between = dict(told)
-            if "attributes" in told:
-                between["attributes"] = torch.lerp(told["attributes"], others["attributes"], share.double())
+            conditions = dict(at_start)
+            if "attributes" in at_start:
+                conditions["attributes"] = torch.lerp(at_start["attributes"], at_end["attributes"], share.double())
             inputs = _joined(first, last, functools.partial(slerp, share=share))
-            made.append(_made_of(generator, inputs, between))
+            made.append(_made_of(generator, inputs, conditions))
         return torch.cat(made)
 
     return work
@@ -163,24 +162,24 @@ def walk(asked: Walk, served: Served) -> Work:
 
     @torch.inference_mode()
     def work(generator: Generator) -> Tensor:
-        directions, told = served.directions, _told_at(generator, asked.point)
+        directions, conditions = served.directions, _conditions_at(generator, asked.point)
         if asked.direction >= len(directions):
             raise ValueError(f"direction: expected 0 to {len(directions) - 1}, found {asked.direction}")
         point, direction = _inputs(generator, asked.point, None), directions[asked.direction]
         made = []
         for far in torch.linspace(-asked.reach, asked.reach, asked.steps).tolist():
             inputs = _joined(point, direction, functools.partial(torch.add, alpha=far))
-            made.append(_made_of(generator, inputs, told))
+            made.append(_made_of(generator, inputs, conditions))
         return torch.cat(made)
 
     return work
 
 
-def _made_of(generator: Generator, inputs: Sample, told: Mapping[str, Tensor]) -> Tensor:
-    """What the network makes of the inputs of one sample."""
-    cond = next(iter(told.values()), None)
-    if "attributes" in told:
-        cond = generator.spec.standardise(told["attributes"])
+def _made_of(generator: Generator, inputs: Sample, conditions: Mapping[str, Tensor]) -> Tensor:
+    """The generator's output for the inputs and conditions of one sample, `[1, *shape]`."""
+    cond = next(iter(conditions.values()), None)
+    if "attributes" in conditions:
+        cond = generator.spec.standardise(conditions["attributes"])
     cond = None if cond is None else cond.to(generator.device)
     made = generator.game.generator(map_tensors(lambda x: x.to(generator.device), inputs), cond)
     return sample_of(made).float().cpu()
@@ -192,12 +191,12 @@ def _joined(first: Sample, second: Sample, fn: Callable[[Tensor, Tensor], Tensor
     return map_tensors(lambda x: fn(x, next(others)), first)
 
 
-def _told_at(generator: Generator, point: Point) -> dict[str, Tensor]:
-    return _told(generator, range(point.index, point.index + 1), point.label, point.attributes)
+def _conditions_at(generator: Generator, point: Point) -> dict[str, Tensor]:
+    return _conditions_of(generator, range(point.index, point.index + 1), point.label, point.attributes)
 
 
 def _inputs(generator: Generator, point: Point, truncation: float | None) -> Sample:
-    """Of one sample, `[1, ...]` each."""
+    """The generator's inputs of one sample, `[1, ...]` each."""
     index = slice(point.index, point.index + 1)
     return generator.game.ask({}, Noise(point.seed, "sample", size=index.stop, rows=index), truncation)
 
@@ -213,7 +212,7 @@ def restored(file: bytes, seed: int) -> Work:
         given = {generator.spec.given[0]: _decode_upload(generator, file)}
         if generator.takes_any_size:
             return generator.sample_any_size(given, seed=seed)
-        return Rows(seed, range(1), _told(generator, range(1), None, None), given=given)
+        return Rows(seed, range(1), _conditions_of(generator, range(1), None, None), given=given)
 
     return work
 
@@ -233,10 +232,10 @@ def _decode_upload(generator: Generator, file: bytes) -> Tensor:
     return spec.kind.decode(spec.sample, part, torch.from_numpy(np.stack([stored])))
 
 
-def _told(
+def _conditions_of(
     generator: Generator, indices: range, label: str | int | None, attributes: dict[str, float] | None
 ) -> dict[str, Tensor]:
-    """What these samples are told. Raises ValueError for what the data do not have."""
+    """The conditions of samples `indices`. Raises ValueError for what the data do not have."""
     names = generator.spec.attributes
     if attributes is not None and sorted(attributes) != sorted(names):
         known = ", ".join(names) or "none, the data have no attributes"
@@ -250,7 +249,7 @@ def _label(generator: Generator, asked: str | int | None) -> int | None:
     if class_name(asked) is None:
         return None
     if not generator.conditional:
-        raise ValueError("label: this model is not told a class")
+        raise ValueError("label: this model is not class-conditional")
     try:
         return label_of(generator.spec.classes, asked)
     except ValueError as error:
@@ -258,7 +257,7 @@ def _label(generator: Generator, asked: str | int | None) -> int | None:
 
 
 def labels_of(generator: Generator, asked: Samples) -> list[str] | None:
-    """The class of each sample, or None where the model is told none."""
+    """The class of each sample, or None if the model is not class-conditional."""
     if not generator.conditional:
         return None
     classes, label = generator.spec.classes, _label(generator, asked.label)

@@ -1,4 +1,4 @@
-"""What a service is told, and the limits on what it may be asked."""
+"""The settings of a service, and the limits on requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ganlib.config import TrackingConfig
 __all__ = ["TOKEN", "Settings"]
 
 TOKEN = "GANLIB_API_TOKEN"
-"""the environment variable with the token that clients have to send; never a setting, which Ray would show"""
+"""the environment variable with the token that clients have to send; not a setting, because Ray shows settings"""
 
 
 class Settings(Config):

@@ -22,8 +22,8 @@ async function ask(path, options = {}) {
   const answer = await fetch(path, { ...options, headers });
   if (answer.ok) return answer;
   if (answer.status === 401) $("token-form").hidden = false;
-  const told = await answer.json().catch(() => ({}));
-  throw new Error(told.error ?? `${answer.status} ${answer.statusText}`);
+  const problem = await answer.json().catch(() => ({}));
+  throw new Error(problem.error ?? `${answer.status} ${answer.statusText}`);
 }
 
 const post = (path, body) =>
@@ -232,13 +232,13 @@ function curl(path, body) {
 const python = (value) => JSON.stringify(value, null, 1).replace(/\n\s*/g, " ").replace(/([[{]) | ([\]}])/g, "$1$2");
 
 function showCode(body, uri) {
-  const told = { ...body };
-  if (told.label !== undefined && model.classes.every((name) => /^(0|[1-9]\d*)$/.test(name))) told.label = Number(told.label);
-  if (told.attributes) told.attributes = model.attributes.map((name) => told.attributes[name]);
+  const params = { ...body };
+  if (params.label !== undefined && model.classes.every((name) => /^(0|[1-9]\d*)$/.test(name))) params.label = Number(params.label);
+  if (params.attributes) params.attributes = model.attributes.map((name) => params.attributes[name]);
   const code = `import mlflow  # MLFLOW_TRACKING_URI in the environment names the store
 
 model = mlflow.pyfunc.load_model("${uri}")
-samples = model.predict(None, params=${python(told)})`;
+samples = model.predict(None, params=${python(params)})`;
   showSnippets({ ...(uri.startsWith("models:/") && { Python: code }), curl: curl("v1/samples", body) });
 }
 
