@@ -1,1 +1,1 @@
-"""The DVC stages, one module each, and the door to Ray and MLflow."""
+"""The DVC stages, one module each, and all that uses Ray and MLflow."""

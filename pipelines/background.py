@@ -1,4 +1,4 @@
-"""Work that goes on in a thread beside a block of code."""
+"""Work in a thread while a block of code runs."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def check_params(
         bool, typer.Option("--estimate", help="say what training takes here, by a few real steps on the prepared data")
     ] = False,
 ) -> None:
-    """Print what a run would use, as YAML, or what is wrong with the file and the folder `params` beside it."""
+    """Print what a run would use, as YAML, or what is wrong with the file and the folder `params` next to it."""
     import sys
 
     from ruamel.yaml import YAML

@@ -1,9 +1,9 @@
 """Stage `code`: which registered files of `ganlib` the other stages use. `python -m pipelines.code`.
 
 DVC knows folders of code, not which of their files the chosen data and model use. So this stage depends on the folders
-of sources, kinds of data, feature spaces, metrics and families, and writes the SHA-256 of each file that another stage
-uses to `outputs/code/`, on files of which that one depends: a new file makes no stage stale that does not use it. What
-stages import in any case, `dvc.yaml` lists.
+of sources, kinds of data, feature spaces, metrics and families, and writes to `outputs/code/` the SHA-256 of each file
+that another stage uses. The other stages depend on those hashes, so that a new file makes no stage stale that does not
+use it. `dvc.yaml` lists what stages import in any case.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def _nodes(here: Mapping[str, str], marker: Path) -> Iterator[Finding]:
 
 
 def _describe_node(marker: str, modules: list[str]) -> dict[str, Any]:
-    """What a node has to say; runs there."""
+    """Versions, devices and faults of a node; runs there."""
     import importlib
     import os
     import platform

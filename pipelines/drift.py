@@ -30,14 +30,14 @@ from pipelines.gate import metric_of
 __all__ = ["Drift", "measure_drift"]
 
 LEAST = 50
-"""examples, of fewer than which nothing is said"""
+"""new examples; fewer are an error"""
 
 
 @dataclass(frozen=True)
 class Drift:
     drifted: bool
     metric: str
-    """`section.metric`, by which that is said"""
+    """`section.metric` that decides"""
     examples: int
     """that were compared"""
     items: int

@@ -133,7 +133,7 @@ def failed_thresholds(metrics: Metrics, gate: GateConfig, *, labelled: bool) -> 
     """The thresholds `gate.at_least` and `gate.at_most` that are not met, each as a reason.
 
     Each figure is that of the metric's section by which the gate decides, or, where this has none, of the first that
-    has. A share that real data do not reach is one of what these score: of few examples, few have another nearby.
+    has. A share that real data do not reach is relative to their score: with few examples, few have another nearby.
     Thresholds on metrics that need labels apply only to a class-conditional (`labelled`) generator. Raises StageError
     for any other metric that was not measured.
     """

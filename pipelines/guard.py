@@ -1,4 +1,4 @@
-"""Start a stage again when the servers of its Ray are gone, for Ray itself waits and then ends without a word.
+"""Start a stage again when the servers of its Ray are gone: Ray itself waits and then ends without a message.
 
 It also ends processes of this machine's Ray that are stopped for a minute: Ray Train notices hung workers, Tune none.
 """

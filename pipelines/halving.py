@@ -1,4 +1,4 @@
-"""A search by synchronous successive halving, whose result no timing can change.
+"""A search by synchronous successive halving, whose result does not depend on timing.
 
 Trials are proposed a bracket at a time, from the results of the brackets before (Optuna's TPE). A bracket's trials all
 train to the first rung, the best of them go on to the next, and so on (Jamieson and Talwalkar 2016; the brackets are

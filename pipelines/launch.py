@@ -1,4 +1,4 @@
-"""The one door to training: Ray Train workers, a Tune trial, or this process. All run `train_worker`."""
+"""All training starts here: by Ray Train workers, in a Tune trial, or in this process. All run `train_worker`."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "60")
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
 # a process less for each fit: checkpoints are written by the budget, not when a cloud is about to take a machine
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-# Ray hides the GPUs from a worker that asked for none only if told so: gpus_per_worker 0 means the CPU
+# Ray hides the GPUs from a worker that asked for none only with this variable: gpus_per_worker 0 means the CPU
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 
 
@@ -218,7 +218,7 @@ def fingerprint(params: Params, prepared: Path, stage: str, reference: Path = RE
     """A name for what determines the result of `stage` (tune or train).
 
     That is: code, data, the reference that quality is measured against (if there is one), seed, model, budget, and the
-    weights to start from, whatever they are called.
+    content of the weights to start from, not their name.
     A run of the same name is resumed: the same inputs continue where they stopped, and changed ones start anew.
     """
     digest = hashlib.sha256()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 __all__ = ["RayFolder", "home_folder", "ray_folder"]
 
 SOCKET_BYTES = 107
-"""what Linux takes for the path of a socket, at most"""
+"""the longest path of a socket on Linux"""
 SESSION = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 
 

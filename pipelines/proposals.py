@@ -11,7 +11,7 @@ __all__ = ["OptunaProposals", "starting_points"]
 
 
 class OptunaProposals:
-    """Proposals by Optuna's TPE, after the points of `start`: a function of the seed and of what it was told."""
+    """Proposals by Optuna's TPE, after the points of `start`: a function of the seed and of the results so far."""
 
     def __init__(self, space: dict[str, Search], start: list[dict[str, Any]], seed: int):
         import optuna
@@ -47,7 +47,7 @@ class OptunaProposals:
 
 
 def _distribution(dimension: Search) -> Any:
-    """Of a choice, that of its index: choices may be of any type."""
+    """The distribution of a choice's index: choices may be of any type."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if dimension.uniform:

@@ -55,8 +55,8 @@ def write_report(
     trained: Path,
     prepared: Path,
 ) -> None:
-    """Write the report. `health` is by what the training was watched; `trained` and `prepared` are folders of stages,
-    of which what is missing is left out."""
+    """Write the report. `health` has the settings of the training's alarms; `trained` and `prepared` are folders of
+    stages. What is missing there is left out."""
     rows = _statistics(trained / "stats.jsonl")
     kept = json.loads(text) if (text := _text(trained / "kept.json")) else {}
     data = json.loads(_text(prepared / "card.json") or "{}")
@@ -80,7 +80,7 @@ def write_report(
 
 
 def template(name: str) -> Template:
-    """One of this folder's, which escapes what it is told."""
+    """A template of this folder, which escapes HTML in its variables."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -114,7 +114,7 @@ def _text(file: Path) -> str | None:
 
 
 def _alarms(rows: Sequence[Mapping[str, float]], health: HealthConfig) -> list[Alarm]:
-    """Each time that something went wrong, as it was last told of: the log of the training has the same lines."""
+    """The alarms of the training, each in its last state; the log of the training has the same lines."""
     monitor, found = Monitor(health), dict[tuple[str, float], Alarm]()
     for row in rows:
         found |= {(alarm.kind, alarm.since_kimg): alarm for alarm in monitor.update(row)}

@@ -127,7 +127,7 @@ def _submit_or_find(
 
 
 def _check_project(project: Path) -> None:
-    """Raise StageError or ConfigError for what no job could be made of, or what would send a secret along."""
+    """Raise StageError or ConfigError for a project that cannot be a job, or that would send a secret along."""
     for name in ("dvc.yaml", "params.yaml", ".dvc/config"):
         if not (project / name).is_file():
             raise StageError(f"{project}: holds no {name}; change to the project folder")
@@ -162,7 +162,7 @@ def _check_project(project: Path) -> None:
 
 
 def _files(project: Path) -> Iterator[Path]:
-    """The files that a job is sent, in order: all that no ignore file of their folder, or of one above, names."""
+    """The files that a job is sent, in order: all but those that an ignore file of their folder, or above, names."""
     specs: dict[Path, list[GitIgnoreSpec]] = {}
 
     def ignored(path: Path, is_folder: bool) -> bool:
@@ -211,7 +211,7 @@ def pack(project: Path, file: Path) -> Package:
 
 
 def _variables(project: Path) -> dict[str, str]:
-    """What a job cannot know without Git: the commit, and the experiment that it belongs to."""
+    """Variables for what a job cannot know without Git: the commit, and the experiment that it belongs to."""
     sha = lineage.git_sha(project)
     context = {name: os.environ[name] for name in CONTEXT if os.environ.get(name)}
     return {**({lineage.GIT_SHA: sha} if sha else {}), **context}
