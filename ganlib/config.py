@@ -1,6 +1,6 @@
 """`params.yaml` and the files of `params/` as frozen, closed models: all errors are reported before any work starts.
 
-Those files are where each key's meaning and unit stand; this one gives types and bounds.
+Those files state the meaning and unit of each key; this one has types and bounds.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class DatasetConfig(Config):
     @field_validator("sample", mode="before")
     @classmethod
     def _fed_by_the_source(cls, sample: Any, info: ValidationInfo) -> Any:
-        """Said before the sample is read, for a kind that does not suit has keys that do not suit either."""
+        """Check the kind before its section is read: a wrong kind would otherwise be reported as wrong keys."""
         kind = sample.get("kind") if isinstance(sample, Mapping) else getattr(sample, "kind", None)
         if "source" in info.data and kind in registry.names("data"):  # else that is the fault to tell
             source = info.data["source"].name
@@ -470,7 +470,7 @@ CHOICES = {"data": "datasets", "model": "models", "preset": "presets"}
 
 
 class Params(Config):
-    """`params.yaml`, and every file of the folder `params` beside it by its name."""
+    """`params.yaml`, and every file of the folder `params` next to it by its name."""
 
     seed: NonNegativeInt = 0
     data: str
@@ -580,13 +580,13 @@ class Params(Config):
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
-    """Read and validate a params file and the folder `params` beside it. Raises ConfigError, with one line for each
+    """Read and validate a params file and the folder `params` next to it. Raises ConfigError, with one line for each
     fault, which names the file."""
     return parse_params(read_params(path), where=str(path), folder=Path(path).with_name("params"))
 
 
 def read_params(path: str | Path = "params.yaml") -> dict[str, Any]:
-    """A params file and the folder `params` beside it as one mapping, not yet validated. Raises ConfigError."""
+    """A params file and the folder `params` next to it as one mapping, not yet validated. Raises ConfigError."""
     raw = _read_mapping(Path(path))
     folder = Path(path).with_name("params")
     if moved := [name for name in CHOICES.values() if name in raw]:

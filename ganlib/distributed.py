@@ -246,13 +246,13 @@ class _Memory:
     """What the ranks of one machine share: each lays down its part, says so, waits for the others, and sums all parts.
 
     A collective by Gloo puts threads to sleep and wakes them, which can take longer than a small step's work
-    (`tests/bench/all_reduce.py`). Here a rank asks again and again, giving way to whoever else wants its core.
+    (`tests/bench/all_reduce.py`). Here a rank asks again and again, yielding its core to other processes.
     There are two sets of places, used in turn: a rank that has reached collective k + 1 has read all of collective k,
     so its places are free for k + 2. As for torch's collectives, all ranks must bring the same sizes in the same order.
     """
 
     file: BinaryIO
-    """of which each rank holds a byte locked for as long as it lives"""
+    """each rank keeps one byte of it locked while it lives"""
     heads: memoryview
     """the number of each rank's last collective, a line apart"""
     places: Tensor
@@ -318,7 +318,7 @@ def _open(rank: int, world: int) -> _Memory | None:
         dist.broadcast_object_list(name)
         memory = None
         with contextlib.suppress(OSError):
-            # rank 0 must not open it again: a process that closes a file loses its locks on it, whoever holds it open
+            # rank 0 must not open it again: a process that closes a file loses all its locks on it
             file = made or os.fdopen(os.open(name[0], os.O_RDWR), "r+b")
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
             shared = mmap.mmap(file.fileno(), 0)

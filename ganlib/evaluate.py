@@ -1,7 +1,7 @@
 """Every metric on every feature space, each with an interval and with what real data would score.
 
-A metric is measured wherever the columns it needs are known: in each feature space; under `"samples"`, if it reads
-classes or what images scored beside their targets; under `"answers"`, if it reads what the model says of real examples.
+A metric is measured in each section that has the columns it needs: in each feature space; in `"samples"`, if it reads
+classes or scores of samples against their targets; in `"answers"`, if it reads the model's answers about real examples.
 No metric's name appears here.
 """
 
@@ -77,8 +77,11 @@ class Comparison:
 
 
 def sample_for_evaluation(generator: Generator, prepared: str | Path, n: int, *, seed: int, batch: int) -> Samples:
-    """`n` samples to be judged: made of noise, or of the first test examples in `prepared`, of which there may be
-    fewer; these also have `given` and `target`. Images are made when they are looked at, at most `batch` at a time."""
+    """`n` samples to be measured, made of noise; or made of the given parts of the first `n` test examples in
+    `prepared`, or of all if there are fewer: then with `given` and `target`.
+
+    Images are made when they are accessed, at most `batch` at a time.
+    """
     spec, size = generator.spec, _at_a_time(generator.spec, batch)
     answers = {ANSWERS: functools.cache(functools.partial(_answers, generator, prepared, n, size))}
     answers = answers if generator.game.answers is not None else {}
@@ -111,8 +114,11 @@ def sample_for_evaluation(generator: Generator, prepared: str | Path, n: int, *,
 
 
 def _answers(generator: Generator, prepared: str | Path, n: int, size: int, split: str) -> Examples:
-    """What a model says of the first `n` examples of a split, of which there may be fewer: the answers that some metric
-    needs; `label` where there is one, and `anomalous` where some examples are. `size` examples are held at a time."""
+    """The answers of a model about the first `n` examples of a split, or about all if there are fewer.
+
+    Only answers that a metric needs; with `label` if there are labels, and `anomalous` if there are anomalies. `size`
+    examples are in memory at a time.
+    """
     spec, kind = generator.spec, generator.spec.kind
     stored = shards.stored(prepared, split, limit=n)
     n, is_anomalous = len(stored["sample"]), split == shards.ANOMALIES
@@ -190,9 +196,7 @@ def evaluate(
     """
     spec, n = reference.spec, len(samples["sample"])
     if n > reference.size:
-        raise ValueError(
-            f"{n} samples, but the floor needs as many training examples, of which there are {reference.size}"
-        )
+        raise ValueError(f"{n} samples, but the floor needs as many training examples, and there are {reference.size}")
     fakes = features or extract_features(samples, reference, cfg.batch)
     reals, floors = (_of_split(reference, split, n, reference.spaces) for split in ("test", "train"))
     copies: Features = {}
@@ -262,8 +266,8 @@ def _compute(metric: Any, spec: Spec) -> Callable[[Examples, Examples], float]:
 def extract_features(
     samples: Samples, reference: Reference, batch: int, spaces: Iterable[str] | None = None
 ) -> Features:
-    """What metrics need to know of samples, of which few are held at a time: their features in all `spaces`, their
-    classes as the classifier sees them, or how near they are to their targets. Raises ValueError for samples without
+    """The columns of samples that metrics need: features in all `spaces`, the classifier's classes, or scores against
+    targets. Few samples are in memory at a time. Raises ValueError for samples without
     finite features."""
     spec = reference.spec
     size, scoring = _at_a_time(spec, batch), _scoring(spec.kind.LOOKS)
@@ -421,8 +425,8 @@ def _features_of(reference: Reference, features: dict[str, Tensor], label: Tenso
 
 
 def _closer(space: Space, of: Tensor, split: str) -> Tensor:
-    """Whether each is closer to training examples than to test examples, of which there are as many: 1, 0, or a half
-    where both are as close."""
+    """Whether each is closer to training examples than to the same number of test examples: 1, 0, or a half where both
+    are as close."""
     size = min(len(space.train), len(space.test))
     found = []
     for name, pool in (("train", space.train[:size]), ("test", space.test[:size])):

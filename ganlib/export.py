@@ -274,8 +274,8 @@ class Generator:
         """`n` samples, as `sample` makes them, in chunks: about `batch` at a time, by default 100, or 4,096 where they
         are small; their `conditions` are those of `sample`.
 
-        With `where`, those of an endless row of samples of which it holds, in their order: each is drawn from the law
-        of the samples, given that. Raises ValueError where that is fewer than one in a thousand.
+        With `where`, samples are drawn one after the other and those that meet it are kept, in their order: each is
+        drawn from the conditional distribution. Raises ValueError if fewer than one in a thousand meet it.
         """
         n, seed, size = whole_number("n", n, least=1), whole_number("seed", seed), self.batch_size
         batch = -(-(batch or (4096 if self.spec.size <= _SMALL else 100)) // size) * size

@@ -54,7 +54,7 @@ Augmentation = Callable[[Sample, Noise], Sample]
 
 
 class DiscriminatorOutput(NamedTuple):
-    """What a discriminator makes of a sample; one that has no more to say than logits may return these alone."""
+    """The output of a discriminator; one without features may return the logits alone."""
 
     logits: Tensor
     """`[N]`, or `[N, ...]` for patches"""
@@ -84,17 +84,17 @@ class Batch:
     data: dict[str, Tensor]
     noise: Noise
     training: bool = True
-    """False where a deal is made to be looked at: without jitter, flips and the like"""
+    """False for a deal that is shown or measured: without jitter and flips"""
 
 
 @dataclass(frozen=True)
 class Deal:
-    """What one batch becomes for the players."""
+    """The inputs of both players, made of one batch."""
 
     inputs: Sample
-    """what the generator gets: noise, a source image, a prefix of frames, …"""
+    """the generator's inputs: noise, a source image, a prefix of frames, …"""
     real: Sample
-    """what the discriminator compares with"""
+    """real samples, for the discriminator"""
     cond: Tensor | None = None
     """what both are conditioned on: class labels `[N]`, attributes `[N, A]`, a source image; or None"""
 
@@ -122,8 +122,8 @@ class Game:
     ask: Callable[[Mapping[str, Tensor], Noise, float | None], Sample]
     """`(given parts, noise, truncation) -> inputs`, for sampling when there is no batch"""
     ask_known: Callable[[Tensor, Noise], Sample] | None = None
-    """`(known, noise) -> inputs`, as `ask`, for samples of which something is known, `[*shape]`, NaN where nothing is:
-    inputs whose samples are likely to be so. None: samples are as likely to be so as the data"""
+    """`(known, noise) -> inputs`, as `ask`, for samples with known numbers, `[*shape]`, NaN where unknown: inputs whose
+    samples are likely to have these. None: `ask` is used"""
     classes: int = 0
     """how many class labels `cond` chooses from; 0 where the game is not conditional on it"""
     attributes: int = 0

@@ -1,8 +1,8 @@
 """Divergence and collapse, seen while training.
 
 `Monitor` looks at the statistics of each report, as `ganlib.trainer` makes them, and raises an `Alarm` once something
-has looked wrong for `patience` reports in a row. Symptoms are told from the run's own course wherever it has one, so
-that no threshold depends on data, loss or network; `tests/bench/health.py` measures what they catch and miss.
+has looked wrong for `patience` reports in a row. Where it can, a threshold is relative to the run's own earlier
+reports, so that it does not depend on data, loss or network; `tests/bench/health.py` measures what they catch and miss.
 """
 
 from __future__ import annotations
@@ -150,15 +150,15 @@ HELP = {
 """Kinds of alarm, and what usually helps."""
 
 _SIZES = ("loss/", "gradient/", "logit/")  # statistics that explode
-_WINDOW = 20  # reports, of which the run's own median is taken
+_WINDOW = 20  # reports, for the run's own median
 _EXPLOSION = 100.0  # times that median
 _VANISHED = 0.01  # of the median of the first reports
-_CERTAIN = 0.98  # mean sign of logits, from which nearly all are judged right
+_CERTAIN = 0.98  # mean sign of logits, above which nearly all are judged right
 _BY_HEART = 0.5  # of the way from training reals to fakes
 _FALLEN = 0.4  # of the run's own best variety
 _RISING = 1.25  # times what it was `patience` reports ago
 _WORSE = 3.0  # times the run's own best distance
-_LOW = {  # variety, below which a run past its warm-up should not be; shares of what reals have
+_LOW = {  # the least variety of a run past its warm-up; shares of what reals have
     "diversity": 0.25,
     "diversity/features": 0.25,
     "rank/features": 0.25,
@@ -175,8 +175,8 @@ _NEXT_TO_NONE = {name: low / 2 for name, low in _LOW.items() if name != "quality
 
 
 def quality_name(row: Mapping[str, float]) -> str | None:
-    """The statistic of a row that a search, and the choice of the best checkpoint, goes by: `quality/SPACE.fd`, a
-    Fréchet distance on few samples in that feature space, of which less is better. None where none was measured."""
+    """The statistic of a row that a search and the choice of the best checkpoint minimise: `quality/SPACE.fd`, a
+    Fréchet distance on few samples in that feature space. None where none was measured."""
     return next((name for name in row if name.startswith("quality/") and name.endswith(".fd")), None)
 
 

@@ -2,7 +2,7 @@
 
 A small GAN's step is hundreds of kernels of a few microseconds each, and the host needs longer to launch one. Recorded
 as a CUDA graph, a player's turn is one launch. What changes from step to step is copied into the tensors that were
-recorded with: the batch, the key of its noise, and the time, of which scheduled weights are functions on the device.
+recorded with: the batch, the key of its noise, and the time, from which the device computes scheduled weights.
 Optimisers, the moving average and sums over ranks stay outside: schedules, clipping and `lr_scale` need no care.
 
 There is one recording for each set of terms that is due. The first steps of each set are played as they are, which has
@@ -28,7 +28,7 @@ __all__ = ["RecordedSteps"]
 WARMUP = 2
 """times that a step is played before it is recorded"""
 MOST = 16
-"""recordings, each of which holds gradients of its own; further sets of due terms are played as they are"""
+"""recordings at most, since each holds gradients of its own; further sets of due terms are not recorded"""
 
 Batches = Sequence[Sequence[Batch]]
 

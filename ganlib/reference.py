@@ -33,7 +33,7 @@ from ganlib.spaces._extractor import Extractor
 __all__ = ["Reference", "Space", "build", "spaces_of"]
 
 LEAST = 10
-"""examples in each split, below which a distribution has no neighbours and no covariance to speak of"""
+"""examples in each split, at least, for neighbours and a covariance to mean something"""
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ class Reference:
         return next(space for space in self.spaces.values() if space.column == "features")
 
     def quality(self, features: Tensor, label: Tensor | None = None) -> dict[str, float]:
-        """How good and how varied samples are, of which the features `[N, D]` in `space` are given, and the classes
-        `[N]` that were asked for, if any.
+        """How good and how varied samples are, by their features `[N, D]` in `space` and, if class-conditional, by the
+        classes `[N]` that were asked for.
 
         For use while training: against the training set. `quality/SPACE.fd` is infinite if a sample is not a number.
         """

@@ -1,4 +1,4 @@
-"""Temporary folders that tell whose they are, so that what a killed process left can be told from what is in use."""
+"""Temporary folders with their process's ID in the name, so that those of killed processes can be found."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def write(
     shard_mb: float,
     duplicates: bool = False,
 ) -> Summary:
-    """Sort, de-duplicate (unless `duplicates` are kept), split and write rows, of which the first of equal ones stays.
+    """Sort, de-duplicate (unless `duplicates` are kept), split and write rows; the first of equal rows stays.
 
     `describe` makes the spec, which every shard carries, once all is counted, or raises to stop before anything is
     written. Its second argument is the training examples in chunks, which can be read more than once. Memory: a few
@@ -534,7 +534,7 @@ def content_hashes(directory: str | Path) -> set[str]:
 
 
 class LazyRows:
-    """A column `[N, ...]` in parts, each of which is made when one of its rows is accessed; the last `keep` are kept.
+    """A column `[N, ...]` in parts that are made when one of their rows is accessed; the last `keep` are kept.
 
     Slices and rows `[K]` of it, in any order, are tensors, as of a tensor.
     """

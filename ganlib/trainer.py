@@ -58,8 +58,8 @@ __all__ = ["Plan", "Report", "build_game", "check_groups", "plan", "train", "upd
 
 Report = Callable[[dict[str, float], Path | None], None]
 """`(row, folder)`, called on every rank. `folder`, now and then and on rank 0 alone, holds `checkpoint.pt`,
-`generator/` (the average, exported), `samples.png` and, where fits made the generator ready for the game, `before/`
-(what they made of it, exported); it is gone after the call."""
+`generator/` (the moving average, exported), `samples.png` and, if the generator was fitted before the game, `before/`
+(the generator after those fits, exported); it is gone after the call."""
 
 
 @dataclass(frozen=True)
@@ -528,7 +528,7 @@ class _Training:
         return found
 
     def step(self, batches: Sequence[Sequence[Batch]]) -> Stats:
-        """Play one step, and have the moving average follow; or one step of a fit."""
+        """Play one step of the game and update the moving average; or play one step of a fit."""
         if self.phase.fit is not None:
             return self._fit(self.phase.fit, batches[0])
         step, kimg, cfg = self.state["step"], self.phase_kimg, self.play
@@ -553,7 +553,8 @@ class _Training:
         return stats
 
     def _fit(self, fit: Fit, microbatches: Sequence[Batch]) -> Stats:
-        """One step of a fit. Before the game the moving average is the generator; after it, the generator is that."""
+        """One step of a fit. Before the game the moving average is kept equal to the generator; after it, the game's
+        generator is the moving average."""
         step, game = self.state["step"], self.game
         rank = dist.get_rank() if dist.is_initialized() else 0
         torch.manual_seed(seed_of(self.params.seed, f"fit {fit.name}", step, rank))
@@ -568,7 +569,7 @@ class _Training:
         return stats
 
     def _turns(self, batches: Sequence[Sequence[Batch]], step: int, kimg: float) -> list[Turn]:
-        """The turns of a step, recorded where that is done."""
+        """The turns of a step, recorded where steps are recorded."""
         plays = self._warm(kimg)
 
         def make(batches: Sequence[Sequence[Batch]]) -> list[Turn]:
@@ -606,8 +607,7 @@ class _Training:
         return warmup is None or self.state["accuracy"] >= warmup.accuracy or kimg >= warmup.max_kimg
 
     def _note_accuracy(self, stats: Mapping[str, Tensor]) -> None:
-        """A running mean of how often the discriminator is right; it counts, and the device is waited for, until the
-        warm-up is over."""
+        """Update the running mean of the discriminator's accuracy, until the warm-up is over; waits for the device."""
         if self._warm(self.phase_kimg):
             self.state["accuracy"] = 1.0
             return

@@ -1,9 +1,9 @@
 """Start a training from the weights of another, its parent, and freeze some of them.
 
 Each player takes the parent's tensors whose names and shapes are its own; the others, as where classes, sizes or widths
-differ, start as they would without a parent. The generator and its average both start from the parent's average, which
-is what is exported. Optimisers, schedules and kimg start anew. Frozen weights stay the parent's: FreezeD (Mo et al.
-2020) freezes the lower layers of the discriminator, those next to the image.
+differ, start as they would without a parent. The generator and its moving average both start from the parent's moving
+average, which is what is exported. Optimisers, schedules and kimg start anew. Frozen weights stay the parent's:
+FreezeD (Mo et al. 2020) freezes the lower layers of the discriminator, those next to the image.
 
 A parent is a folder: `generator/` as `save_generator` writes it, `discriminator.safetensors` where one is known, and
 `parent.json`, whose `name` messages use.

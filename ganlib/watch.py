@@ -1,4 +1,4 @@
-"""What rank 0 sees of a training now and then: pictures, how varied and how good samples are, what has gone wrong."""
+"""What rank 0 measures at each report of a training: pictures, variety and quality of samples, alarms."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Watch:
         return "; ".join(a.message for a in alarms) if cfg.policy != "warn" else "", monitor.suspects or bool(alarms)
 
     def _measure(self, step: int) -> dict[str, float]:
-        """How varied fakes are beside the reals of their deal, how the discriminator takes reals that it was not
+        """Variety of fakes relative to the reals of their deal, the discriminator's output for reals that it was not
         trained on, and quality where a reference is at hand."""
         small, features, labels = [], [], []
         for deal in self.judged():

@@ -1,4 +1,4 @@
-"""A page that shows two tables beside each other: their columns' distributions, what depends on what, and pairs."""
+"""A page that compares two tables: distributions of columns, associations between columns, and pairs of columns."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def _short(text: str, length: int = 12) -> str:
 
 
 def _most_associated(variables: Sequence[Variable], associations: Values) -> list[tuple[int, int]]:
-    """Pairs to draw: those of numbers first, for want of which others, and no column more than twice."""
+    """Pairs to draw: first pairs of numbers, then others, and no column more than twice."""
     numbers = [variable.words is None for variable in variables]
     ranked = sorted(
         itertools.combinations(range(len(variables)), 2),

@@ -1,4 +1,4 @@
-"""What classes are called, in which order they stand, and which one is meant: one rule, wherever somebody asks.
+"""Names and order of classes, and the class that a caller asks for, by one rule for all callers.
 
 A class is asked for by its name. Only `"#3"` asks for an index, that of the fourth class, and only where no class is
 called so. Whole floats are integers, so 1, 1.0, "1" and "1.0" all mean the class called "1".

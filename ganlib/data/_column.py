@@ -19,7 +19,7 @@ ColumnType = Literal["number", "integer", "category", "boolean", "date"]
 
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 LEARNT = ("low", "high", "decimals", "step", "values", "modes", "shares")
-"""the fields of `Column` that training rows tell"""
+"""the fields of `Column` that are learnt from training rows"""
 _TYPE_SHARE = 0.99  # of the values has to fit a type for the others to be rejects
 _EXACT = 2**53  # integers up to this are float64 numbers
 
@@ -35,7 +35,7 @@ class Mode(_Base):
 
 
 class Column(_Base):
-    """What is known of a column. What the user leaves out is guessed, or learnt; what he writes is kept."""
+    """What is known of a column. What the user leaves out is guessed or learnt; what the user writes is kept."""
 
     name: str
     type: ColumnType | None = None
@@ -163,7 +163,7 @@ def _formats_by_marks() -> dict[str, list[str]]:
 
 @lru_cache(100_000)
 def _date(text: str, form: str) -> float | None:
-    """Seconds since 1970, or None where the text is not so written. What names no zone is taken for UTC."""
+    """Seconds since 1970, or None where the text does not have this format. Without a time zone it is UTC."""
     try:
         found = datetime.datetime.strptime(text, form)
     except ValueError:
@@ -190,7 +190,7 @@ class Guess:
         self.count = self.missing = 0
         self.types: set[str] = set()
         self.distinct: Counter[str] | None = Counter()
-        """None once there are too many"""
+        """None after more than `max_categories`"""
         self.fits: Counter[str] = Counter()
         """how many values each of the forms below has"""
         self.formats: Counter[str] = Counter()

@@ -112,7 +112,7 @@ class Kind:
     present: Callable[[Any, str, NDArray[Any]], Any]
     """`(cfg, part, stored)`: stored `[N, *stored]` as a consumer gets it: an array, a DataFrame, a list of strings"""
     preview: Callable[[Any, Mapping[str, Tensor], int], Image]
-    """`(cfg, {name: samples}, columns)`: a picture of examples next to each other, of which each name shows a part"""
+    """`(cfg, {name: samples}, columns)`: a picture of examples next to each other; each name has a part of them"""
     describe: Callable[[Any, Stored], dict[str, Any]]
     """`(cfg, stored)`: figures of training examples for the data card, plain values"""
     tiny: Callable[[], tuple[Any, list[Any]]]

@@ -64,7 +64,7 @@ class Numbers:
 def _mixture(values: NDArray[np.float64], max_modes: int) -> tuple[Mode, ...]:
     """The modes of a variational Gaussian mixture with a Dirichlet process prior (Blei & Jordan 2006), by their means.
 
-    Xu et al. 2019 take the same: at most 10 modes, of which those of little weight fall away.
+    Xu et al. 2019 do the same: they fit 10 modes and drop those of little weight.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import BayesianGaussianMixture

@@ -365,7 +365,7 @@ def _sixteen_bits(image: Image.Image) -> NDArray[Any]:
 
 
 def _as_levels(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """`[H, W]` or `[H, W, C]` uint8 as Pillow wants it. Raises ValueError."""
+    """`[H, W]` or `[H, W, C]` uint8 as Pillow takes it. Raises ValueError."""
     if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:

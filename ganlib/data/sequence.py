@@ -238,7 +238,7 @@ def _numbers(vocabulary: tuple[str, ...]) -> dict[str, int]:
 
 @functools.lru_cache
 def _projection(size: int) -> Tensor:
-    """`[size, 32]`, of which the expected squared length of a row is 1."""
+    """`[size, 32]`; the expected squared length of a row is 1."""
     rng = torch.Generator().manual_seed(size)
     return torch.randn(size, _GLANCE, generator=rng) / math.sqrt(_GLANCE)
 

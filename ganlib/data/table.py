@@ -1,4 +1,4 @@
-"""Tables: rows of numbers, integers, categories, booleans and dates, of any of which a value may be missing.
+"""Tables: rows of numbers, integers, categories, booleans and dates; any value may be missing.
 
 A row is stored as float64 `[columns]`: numbers as they are, categories by their place in `categories`, booleans as 0
 and 1, dates as seconds since 1970, what is missing as NaN. What a column holds is guessed by `scan` from all rows,
@@ -67,7 +67,7 @@ _MIXTURE_ROWS = 5_000  # training rows behind the modes
 class Config(_Base):
     kind: Literal["table"] = "table"
     columns: tuple[Column, ...] = ()
-    """in the order of all arrays; the user names those whose type he knows better than it is guessed"""
+    """in the order of all arrays; the user names those whose type is guessed wrongly"""
     exclude: tuple[str, ...] = ()
     """columns to be left out"""
     target: str | None = None
@@ -367,7 +367,7 @@ def _rounded(column: Column, values: Tensor) -> Tensor:
 
 def present(cfg: Config, part: str, stored: NDArray[np.float64]) -> pd.DataFrame:
     """Codes `[N, columns]` as a DataFrame with the columns and dtypes of the file as pandas reads it; integers and
-    booleans of which some are missing are nullable."""
+    booleans are nullable where some values are missing."""
     return pd.DataFrame({column.name: _series(column, stored[:, i]) for i, column in enumerate(cfg.columns)})
 
 
@@ -428,7 +428,7 @@ def preview(cfg: Config, samples: Mapping[str, Tensor], columns: int) -> Image.I
 
 
 def compare(cfg: Config, made: NDArray[np.float64], real: NDArray[np.float64]) -> Image.Image:
-    """Codes `[N, columns]` and `[M, columns]` beside each other, column by column and in pairs."""
+    """A picture of codes `[N, columns]` and `[M, columns]`: their distributions by column and by pair of columns."""
 
     def write(column: Column) -> Callable[[float], str]:
         if column.type == "date":
@@ -447,7 +447,7 @@ _CONDITION = re.compile(r"\s*(.+?)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*")
 
 
 def where(cfg: Config, conditions: Sequence[str]) -> Where:
-    """Conditions such as `churn=yes`, `tenure<12`, `since>=2020-01-31`, all of which have to hold; `churn=` asks for a
+    """Conditions such as `churn=yes`, `tenure<12`, `since>=2020-01-31`; all have to hold. `churn=` asks for a
     missing value. Raises ValueError for an unknown column or value, or a comparison of categories."""
     tables = _tables(cfg)
     known = torch.full((tables.width,), torch.nan)

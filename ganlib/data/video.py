@@ -1,6 +1,6 @@
 """Video: the part `given` holds past frames, the part `sample` the frames that follow them.
 
-A payload is a clip, its frames in order, each of which is read as `ganlib.data.image` reads an image. Networks see
+A payload is a clip: its frames in order. Each frame is read as `ganlib.data.image` reads an image. Networks see
 frames `[T, C, H, W]` in [-1, 1].
 """
 
@@ -142,7 +142,7 @@ def preview(cfg: Config, samples: Mapping[str, Tensor], columns: int) -> Image.I
     """The first examples one below the other: a row of frames for each name, after what was given to all of them."""
     futures, given = _shown(samples)
     rows = torch.stack([*futures.values()], 1)
-    if given is not None:  # once, beside the first name's
+    if given is not None:  # once, in the row of the first name
         once = torch.zeros_like(given)[:, None].repeat(1, len(futures), 1, 1, 1, 1)
         once[:, 0] = given
         rows = torch.cat([once, rows], 2)

@@ -1,4 +1,4 @@
-"""What a metric is given: a set of examples, seen through one feature space, by the classifier or beside targets."""
+"""The input of a metric: a set of examples, as columns by feature space, classifier, answers or target."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 __all__ = ["Examples"]
 
 Examples = Mapping[str, Tensor]
-"""Columns that hold a row for each example, of which a metric names those it reads in `NEEDS`:
+"""Columns with a row for each example; `NEEDS` of a metric names those that it reads:
 
 - `features` `[N, D]`, and `nearest` `[N]`: the distance to the nearest training example (other than itself);
-- `closer` float64 `[N]`, beside them: 1 where an example is closer to training examples than to as many test examples,
-  0 where it is further away, a half where it is as close to both;
+- `closer` float64 `[N]`, where there is `nearest`: 1 if an example is closer to training examples than to as many test
+  examples, 0 if it is further away, a half if it is as close to both;
 - `tokens`, `rows`, …: what a feature space of another `column` fills;
 - `label` int64 `[N]`: the class asked of the generator, or the true class;
 - `predicted` int64 `[N]`: the class the in-domain classifier sees;
@@ -25,6 +25,6 @@ Such a metric compares samples with what they should have been, both `[N, *shape
 of its scores; `cfg` is that of the kind of data. So no samples need to be kept.
 
 A metric that has to know what a column of `rows` is says `TAKES_CONFIG = True` and is `compute(cfg, real, fake)`. One
-that takes long says of how many half-samples its interval is made at most: `RESAMPLES`. `BOUNDS`, the least and the
-largest value that it can have, are where its interval ends at most; without them it may go on for ever.
+that takes long limits the number of half-samples for its interval by `RESAMPLES`. `BOUNDS`, its least and largest
+possible value, clip its interval; without them the interval is not clipped.
 """

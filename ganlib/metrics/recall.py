@@ -1,6 +1,6 @@
 """Share of reals that lie on the manifold of the fakes (k = 3). Kynkäänniemi et al. 2019, eq. 2.
 
-Variety alone. Repeated fakes have empty balls, and a few far-flung ones huge balls: read it beside coverage.
+Variety alone. Repeated fakes have empty balls, and a few far-flung ones huge balls: read it together with coverage.
 """
 
 from __future__ import annotations

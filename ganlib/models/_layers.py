@@ -263,7 +263,7 @@ class MinibatchDeviation(nn.Module):
     """Append one channel: how much examples of a group differ, on average. Karras et al. 2018, section 3.
 
     Groups are of neighbouring rows: as many as `group`, or the next smaller number that divides the rows. So
-    ranks and microbatches agree with one batch wherever `group` divides each. 0: nothing is appended.
+    ranks and microbatches agree with one batch if `group` divides each. 0: nothing is appended.
     """
 
     def __init__(self, group: int):

@@ -90,7 +90,7 @@ class _Conditions(nn.Module):
     places: Tensor
     """of the K choices in a sample, int64 `[K]`"""
     of_column: Tensor
-    """which choices are of which column, 0 or 1, `[C, K]`"""
+    """1 where a choice belongs to a column, else 0, `[C, K]`"""
     shares: Tensor
     """how frequent each choice is, float64 `[K]`"""
     ends: Tensor
@@ -158,7 +158,7 @@ class _Conditions(nn.Module):
 
 
 def _drawn(ends: Tensor, uniform: Tensor) -> Tensor:
-    """One-hot `[N, M]` of an entry each, in proportion to chances of which `ends` `[N, M]` are the sums up to each."""
+    """One-hot `[N, M]`, drawn in proportion to chances; `ends` `[N, M]` are their cumulative sums."""
     below = (ends <= uniform[:, None] * ends[:, -1:]).sum(1, keepdim=True)
     last = (ends < ends[:, -1:]).sum(1, keepdim=True)  # the last that has a chance
     return (torch.arange(ends.shape[1], device=ends.device) == below.minimum(last)).to(ends.dtype)

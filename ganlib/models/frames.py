@@ -1,7 +1,7 @@
 """The next frames of a video: a U-Net is rolled out on its own frames, judged one by one and as a clip.
 
-Mathieu, Couprie & LeCun 2016: absolute and gradient differences beside an adversary, after a fit by these alone; the
-discriminator's two networks look at single frames and at whole clips, as those of Clark, Donahue & Simonyan 2019 do.
+Mathieu, Couprie & LeCun 2016: absolute and gradient differences and an adversarial loss, after a fit without that
+loss. The discriminator's two networks look at single frames and at whole clips (Clark, Donahue & Simonyan 2019).
 """
 
 from __future__ import annotations

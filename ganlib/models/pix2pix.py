@@ -1,4 +1,4 @@
-"""Pix2pix: one image is made of another by a U-Net, judged patch by patch beside its source. Isola et al. 2017.
+"""Pix2pix: a U-Net makes one image of another, a conditional discriminator judges patches. Isola et al. 2017.
 
 The generator's only noise is dropout, which stays on after training (section 2.1). Its masks are dealt like any
 other input; a generator that is given none drops nothing and is deterministic.

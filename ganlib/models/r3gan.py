@@ -6,7 +6,7 @@ backwards. No tanh: the paper's generator ends linearly.
 
 Published sizes, of 2 `blocks` a stage: CIFAR-10 `width: 768, max_width: 768`, FFHQ-64 `width: 384, max_width: 768`,
 FFHQ-256 `width: 96, max_width: 768`, ImageNet `width: 1536, max_width: 1536, group_size: 32`. The default is small, for
-a CPU: full-resolution stages and second derivatives of grouped convolutions are dear (`tests/bench/lazy_r3gan.py`).
+a CPU: full-resolution stages and second derivatives of grouped convolutions are slow (`tests/bench/lazy_r3gan.py`).
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def build(cfg: Config, spec: Spec) -> Game:
     if cfg.hierarchical and cfg.latent_dim % (doublings + 1):
         raise ValueError(
             f"network.latent_dim: {cfg.latent_dim} does not divide into {doublings + 1} chunks, one for the base and "
-            "each block; hierarchical latents want a multiple"
+            "each block; hierarchical latents need a multiple"
         )
     condition = condition_of(cfg.conditioning, spec, auto="projection")
     generator = _Generator(cfg, spec.shape, doublings, condition)
@@ -242,7 +242,7 @@ class _ConditionalBatchNorm(nn.Module):
 class _SpectralNorm(nn.Module):
     """W / σ(W), σ = ‖Wv‖, v by one step of power iteration at each use in training. Miyato et al. 2018, algorithm 1.
 
-    torch's own has σ = uᵀWv of two kept vectors. A generator's moving average averages these too, whereupon that σ is
+    torch's own has σ = uᵀWv of two kept vectors. A generator's moving average averages these too, and then that σ is
     several times too small; with v alone, brought back to length 1, it stays within some hundredths.
     """
 

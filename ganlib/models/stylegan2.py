@@ -340,7 +340,7 @@ class _Discriminator(_Growing):
 
 
 class _Block(nn.Module):
-    """To half the size: two convolutions, beside one of 1x1."""
+    """A residual block to half the size: two convolutions, and one of 1x1 in the shortcut."""
 
     def __init__(self, inner: int, outer: int):
         super().__init__()

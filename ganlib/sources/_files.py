@@ -1,7 +1,7 @@
 """The files below a folder, each once: links are followed, and zip and tar archives are read where they lie.
 
 Nothing is unpacked to disk. A member of an archive is at most `MEMBER_BYTES` unpacked, an archive at most `RATIO` times
-as large as it is; members are told by where their bytes lie, so that any process can read any of them.
+as large as it is; members are known by the position of their bytes, so that any process can read any of them.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class File(NamedTuple):
     name: str
     """below the folder; of a member, its archive's name comes first"""
     place: str
-    """where it lies for whoever unpacks archives: folders and name, with slashes"""
+    """its path if archives were unpacked: folders and name, with slashes"""
     path: str
     """of the file, or of the archive"""
     kind: Literal["file", "zip", "tar", "stream"] = "file"
-    """a stream is a compressed tar, of which members are read in order"""
+    """a stream is a compressed tar, whose members are read in order"""
     start: int = 0
     """bytes before the member's header (zip) or data (tar); the member's number in a stream"""
     packed: int = 0

@@ -1,4 +1,4 @@
-"""What every source gives: items in parts, each of which can be read by itself, in any process.
+"""What every source gives: items in parts; any process can read any part by itself.
 
 A source's file may say in `KINDS` whose payloads it delivers, by kinds of data (`sample.kind`); these also suit kinds
 that name one of them in `PAYLOADS`. Where it does not say, any kind will do.
@@ -66,7 +66,7 @@ class Source:
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """how many files are no items, by what they are: a suffix, "hidden"; for the card"""
     notes: tuple[str, ...] = ()
-    """sentences for the card: what was taken for what"""
+    """sentences for the card: how files were interpreted"""
 
 
 def ranges(count: int, size: int) -> list[tuple[int, int]]:

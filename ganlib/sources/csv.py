@@ -84,7 +84,7 @@ def load(cfg: Config, raw: Path) -> Source:
 def _items(
     raw: Path, file: _File, columns: tuple[str, ...], offset: int, row: int, label: str | None, known: dict[str, int]
 ) -> Iterator[Item]:
-    """Up to `_PART` rows from an offset on, the first of which has the number `row`."""
+    """Up to `_PART` rows from an offset on; the first has the number `row`."""
     names, width = file.header, len(file.header)
     kept = [(name, names.index(name)) for name in columns]
     at = names.index(label) if label else -1

@@ -90,7 +90,7 @@ def _opens_files(feature: Any) -> bool:
 
 
 def _folders(raw: Path) -> list[Path]:
-    """Where files that rows name may lie: the raw folder, first, and wherever `datasets` and its hub download to."""
+    """Folders of files that rows name: first the raw folder, then the download folders of `datasets` and of the hub."""
     from datasets import config
     from huggingface_hub import constants  # type: ignore[import-not-found, unused-ignore]
 

@@ -4,10 +4,11 @@ Archives (zip, tar; WebDataset's shards are tars) are read where they lie, as if
 images by their suffix or else by their content; the card counts what was passed over. What is found decides:
 
 - Folders `train` and `test` (or `val`, `valid`, `validation`), around or below the classes, also called as in
-  `training_set`, `Testing` or `val2017`, are the split. `val` trains where there is a `test`, else it is that.
+  `training_set`, `Testing` or `val2017`, are the split. `val` is for training if there is a `test`, else it is the
+  test split.
 - A table `metadata.csv` or `metadata.jsonl` (Hugging Face's imagefolder), or `labels.csv`, in any folder, says the
   class of each image in that folder.
-- Else files `KEY.cls` beside images `KEY.png` (WebDataset) hold the classes.
+- Else files `KEY.cls` next to images `KEY.png` (WebDataset) hold the classes.
 - Else folders are the classes; a folder around all of them is none.
 """
 
@@ -46,7 +47,7 @@ class Config(_Base):
     """"auto": a table's, those of files `.cls`, or folders; "folders": the top folders, if there are any, are the
     classes; "none": unlabelled"""
     splits: Literal["auto", "folders", "none"] = "auto"
-    """"folders": images lie in `train` and in `test` or `val`, and those in other folders beside these are left out
+    """"folders": images lie in `train` and in `test` or `val`, and those in other folders are left out
     (masks of anomalies); "auto": the same where there are such folders; "none": the split is made by content"""
     table: str | None = None
     """a CSV file with a header, or JSON Lines, in the folder, that names the class of each image; null: as above"""
@@ -64,7 +65,7 @@ class Config(_Base):
 
 
 def load(cfg: Config, raw: Path) -> Source:
-    """Raises SourceError if there are no images, some in class folders and some beside these, or a table is wrong."""
+    """Raises SourceError if there are no images, some in class folders and some next to these, or a table is wrong."""
     found, others = images(raw)
     usable = [file for file in found if not file.fault]
     folders = without_wrapper({file.name: PurePosixPath(file.place).parts[:-1] for file in usable})
@@ -147,7 +148,7 @@ def _of_folders(raw: Path, folders: _Folders) -> dict[str, str]:
     loose = [name for name, parts in folders.items() if not parts]
     if 0 < len(loose) < len(folders):
         raise SourceError(
-            f"{raw}: {len(loose)} images lie beside class folders (as {loose[0]}), "
+            f"{raw}: {len(loose)} images lie next to class folders (as {loose[0]}), "
             f"{len(folders) - len(loose)} in them; move them, or set source.labels to none"
         )
     return {name: parts[0] for name, parts in folders.items() if parts}

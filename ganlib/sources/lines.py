@@ -74,7 +74,7 @@ def load(cfg: Config, raw: Path) -> Source:
     known = labels_of(labels) if cfg.labels == "column" else labels_of(p.stem for p in paths if cfg.labels == "files")
     parts = [partial(_items, cfg, folder, path, start, number, known) for path, start, number in starts]
     what = about or f"{len(paths)} text files"
-    left = left_over(raw, paths) if cfg.package is None else {}  # a package has its code beside the text
+    left = left_over(raw, paths) if cfg.package is None else {}  # a package has code next to its text
     return Source(f"{what}: {count} lines", count, parts, class_names(known), passed_over=left)
 
 

@@ -131,7 +131,7 @@ def _digest(film: _Film) -> str:
 
 
 def _items(film: _Film, clips: list[_Clip], group: str) -> Iterator[Item]:
-    """Clips in order, of which as many frames are held as the next one needs."""
+    """Clips in order; only the frames that the next clip needs are in memory."""
     if film.times is None:
         for clip in clips:
             yield Item(_name(film, clip), [film.images[number] for number in clip], group=group)

@@ -145,7 +145,7 @@ def test_classes_stand_in_natural_order(tmp_path):
 
 def test_a_test_folder_without_classes_is_said(tmp_path):
     folder(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/1.png")
-    with pytest.raises(SourceError, match=r"1 images lie beside class folders \(as test/1.png\)"):
+    with pytest.raises(SourceError, match=r"1 images lie next to class folders \(as test/1.png\)"):
         load(tmp_path)
 
 

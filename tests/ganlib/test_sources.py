@@ -174,7 +174,7 @@ class TestImageFolder:
     def test_images_beside_class_folders(self, tmp_path):
         self.save(tmp_path / "cat" / "1.png", PIXELS[0])
         self.save(tmp_path / "stray.png", PIXELS[1])
-        with pytest.raises(SourceError, match=r"1 images lie beside class folders \(as stray.png\), 1 in them"):
+        with pytest.raises(SourceError, match=r"1 images lie next to class folders \(as stray.png\), 1 in them"):
             load("image_folder", tmp_path)
         assert len(items(load("image_folder", tmp_path, labels="none"))) == 2
 

@@ -1,7 +1,8 @@
 """Structural similarity of generated images to the true ones, the mean over images. Wang et al. 2004, eq. 13.
 
 Means, variances and the covariance are taken in each channel in a sliding Gaussian window of 11 x 11 pixels,
-σ = 1.5, wherever it lies wholly in the image (smaller images get a window of their size). 1 is a copy.
+σ = 1.5, at each place where the window lies wholly in the image (smaller images get a window of their size). 1 is a
+copy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images as networks of three channels and a fixed size want them."""
+"""Images for networks of three channels and a fixed size."""
 
 from __future__ import annotations
 
