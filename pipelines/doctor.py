@@ -1,7 +1,7 @@
 """What `ganlib doctor` checks: all that would otherwise stop a pipeline half-way. It changes nothing.
 
-A cluster (`--address`) is looked at by a job of its own, `python -m pipelines.doctor`, in the way that the pipeline's
-job would be run there; it leaves no more than its log.
+A job `python -m pipelines.doctor` checks a cluster (`--address`); it runs there as the pipeline's job would, and leaves
+only its log.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ SERVERS = ("gcs_server", "raylet")
 RESTARTS = "GANLIB_RESTARTS"
 LOOK_SECONDS = 2.0
 PATIENCE = 5
-"""looks in a row at which a cluster's server refuses to answer"""
+"""checks in a row at which a cluster's server does not answer"""
 STOPPED = 30
-"""looks in a row at which a process of this machine's Ray is stopped (SIGSTOP)"""
+"""checks in a row at which a process of this machine's Ray is stopped (SIGSTOP)"""
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def _watch(over: threading.Event, address: str, local: bool, at_most: int) -> No
         ours |= set(me.children(recursive=True))
         stopped = Counter({process: stopped[process] + 1 for process in ours if _status(process) == "stopped"})
         for process, looks in stopped.items():
-            if looks == STOPPED:  # whoever waits for it would do so for ever: it fails instead, and is replaced
+            if looks == STOPPED:  # others would wait for it without end: killed, it fails and is replaced
                 process.kill()
         gone = next((name for server, name in servers if not _is_alive(server)), "")
         silent = 0 if local or _answers(address) else silent + 1

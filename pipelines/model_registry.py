@@ -224,7 +224,7 @@ def register_generator(
     which only a further training needs, is an artifact of the run. A model that a killed process logged and did not
     register is registered now, if its files are whole. Of two processes that register one key at
     once, both get the version with the lower number, and the other version is deleted: MLflow counts versions one by
-    one, so whoever has the higher number sees the lower. Raises StoreError if the store does not keep the files.
+    one, so the process with the higher number sees the lower. Raises StoreError if the store does not keep the files.
     """
     store, digest = run.store, folder_sha256(folder)
     digests = {DIGEST: digest}

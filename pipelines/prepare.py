@@ -246,7 +246,7 @@ def _encode_parallel(parts: Sequence[Part], encode: Encode) -> Iterator[pa.Table
                 waiting.extend(itertools.islice(futures, 1))
                 yield from tables
         except BrokenProcessPool as error:
-            raise StageError("a process that encoded samples was killed, perhaps for want of memory") from error
+            raise StageError("a process that encoded samples was killed, perhaps because memory ran out") from error
         finally:
             pool.shutdown(cancel_futures=True)
 

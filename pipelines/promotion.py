@@ -3,11 +3,10 @@
 MLflow cannot move an alias on the condition that it still points where it did, so `_promote_or_refuse` reads it again
 right before it moves it, and `_settle_race` looks afterwards for who did the same:
 
-- An alias that somebody moves while models are compared is respected: the comparison is made again, with the champion
-  of now.
+- If an alias moves while models are compared, the comparison is made again, with the new champion.
 - However many versions are promoted at once, the aliases and the decisions end as if they had been registered one
-  after the other, in the order of their numbers: whoever moves the alias last sees the claims of all others. Each
-  process applies its own gate; if the gates differ, so may the decisions.
+  after the other, in the order of their numbers: the process that moves the alias last sees the claims of all others.
+  Each process applies its own gate; if the gates differ, so may the decisions.
 - A process that is killed right after it moved the alias leaves the version that came later as the champion, until
   its stage is run again.
 - Not guaranteed: a person's move in the milliseconds between the last reading and the move is overwritten.
@@ -86,7 +85,7 @@ def _promote_or_refuse(
             waits = f"{decision.reason}; it waits for `ganlib approve {version.uri}`"
             decision = dataclasses.replace(decision, decision="held", reason=waits)
         before = [one.number for one in _promoted(store, version.model) if TERMS in one.tags]
-        # the claim: whoever moves the alias after us finds it
+        # the claim: a process that moves the alias after this one finds it
         model_registry.tag_version(store, version, {BEFORE: json.dumps(before), **decision.tags()})
         if not _same(model_registry.version_by_alias(store, version.model, CHAMPION), champion):
             continue

@@ -47,7 +47,7 @@ class OptunaProposals:
 
 
 def _distribution(dimension: Search) -> Any:
-    """The distribution of a choice's index: choices may be of any type."""
+    """Optuna's distribution of a dimension; a choice is drawn by its index, since its values may be of any type."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if dimension.uniform:

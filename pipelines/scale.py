@@ -56,7 +56,7 @@ def why_fewer(scale: ScaleConfig, available: Mapping[str, float], possible: Coll
 
 
 def check_resources(scale: ResolvedScale, key: str, available: Mapping[str, float]) -> None:
-    """Raise StageError if the cluster can never hold as many workers as `scale.KEY` says: Ray would wait for ever."""
+    """Raise StageError if the cluster can never hold as many workers as `scale.KEY` says: Ray would never end."""
     workers, share = getattr(scale, key), scale.gpus_per_worker
     fits = {
         "CPU": workers * scale.cpus_per_worker <= available.get("CPU", 0),

@@ -137,7 +137,7 @@ def exclusive(folder: Storage, what: str) -> Iterator[None]:
     """Hold the only right to work in `folder`; wait for it, with one line that says who has it.
 
     In a shared folder by a lock of the file system, which ends with its process however that ends. In an object
-    store, which has no locks, by a lease that the owner renews: whoever sees it renewed waits. Waiting looks at
+    store, which has no locks, by a lease that the owner renews: others wait while it is renewed. Waiting looks at
     whether the lease changes, never at a time written in it, so clocks may disagree.
     """
     me = {"host": socket.gethostname(), "pid": os.getpid(), "folder": os.getcwd()}

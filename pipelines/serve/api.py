@@ -133,7 +133,7 @@ class Service:
         }
 
     async def follow(self) -> None:
-        """Look whether an alias has moved, for ever."""
+        """Follow aliases: check at intervals whether one has moved, without end."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self.settings.poll_s)

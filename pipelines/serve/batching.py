@@ -1,6 +1,6 @@
 """Requests that come while a forward pass runs share the next one.
 
-`ray.serve.batch` does the like, but only within a replica of Ray: the routes are an application of their own.
+`ray.serve.batch` does the same, but only within a replica of Ray: the routes are an application of their own.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Batcher:
                 jobs = [job for job, _ in batch]
                 made = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, jobs)
                 for (_, done), result in zip(batch, made, strict=True):
-                    if not done.done():  # whoever asked may be gone
+                    if not done.done():  # the client may be gone
                         done.set_result(result)
             except Exception as error:
                 for _, done in batch:
@@ -55,7 +55,7 @@ class Batcher:
             if batch and total + job.n > self._most:
                 break
             self._waiting.popleft()
-            if not done.done():  # whoever asked may be gone
+            if not done.done():  # the client may be gone
                 batch.append((job, done))
                 total += job.n
         return batch
