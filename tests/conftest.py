@@ -51,7 +51,7 @@ def prepared(tmp_path_factory, params) -> Path:
 
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory, params) -> tuple[Any, Path]:
-    """The digits beside their outlines, at 32x32: `(parameters that name them, prepared folder)`."""
+    """The digits paired with their outlines, at 32x32: `(parameters that name them, prepared folder)`."""
     import numpy as np
     from PIL import Image, ImageFilter
     from sklearn.datasets import load_digits

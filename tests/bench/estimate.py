@@ -3,7 +3,7 @@
     python tests/bench/estimate.py [--families dcgan relgan] [--seconds 20] [--clock wall]
 
 Each family at its shipped settings, in one process and thread, on data that come with packages (pix2pix: the digits
-beside their outlines). The budget of game and fits is shortened to about `--seconds`, with ten reports and five
+with their outlines). The budget of game and fits is shortened to about `--seconds`, with ten reports and five
 checkpoints. What is timed is the call of `train` that a worker makes, with checkpoints stored; not the start of Ray.
 
 On a machine that others use, time on the wall tells how busy they were: `--clock cpu` (the default) counts the seconds

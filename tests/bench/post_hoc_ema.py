@@ -43,7 +43,7 @@ def exponent(length: float) -> float:
 
 
 def inner_product(t_a: float, gamma_a: float, t_b: float, gamma_b: float) -> float:
-    """∫ of the product of two averages' weights, of which one ends at t_a and one at t_b."""
+    """∫ of the product of two averages' weights; one ends at t_a and one at t_b."""
     last = max(t_a, t_b)
     power = gamma_b if t_a < t_b else -gamma_a
     return (gamma_a + 1) * (gamma_b + 1) * (t_a / t_b) ** power / ((gamma_a + gamma_b + 1) * last)

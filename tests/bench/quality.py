@@ -1,4 +1,4 @@
-"""Time to quality: FD(efficientnet-lite0@64) against CPU minutes, every family beside a plain PyTorch DCGAN loop.
+"""Time to quality: FD(efficientnet-lite0@64) against CPU minutes, every family and a plain PyTorch DCGAN loop.
 
     python tests/bench/quality.py --minutes 10 --seeds 0 1 --families plain dcgan resnet ... [--out quality.json]
     python tests/bench/quality.py --table quality.json [--plot quality.png]
@@ -7,7 +7,7 @@ Fashion-MNIST at 32x32 (Debian: apt install dataset-fashion-mnist; `--data` name
 `--data mnist`. One thread each. Minutes are the process's own CPU time, so that other work on the machine counts as
 little as it can, and hold everything that training does but measuring. FD is of 5,000 samples of the moving average
 against 10,000 reals; the floor is 5,000 other reals. The in-domain distance is the same in the features of a classifier
-that is trained here on 20,000 labelled examples. Nobody is told labels, unless the name ends in `+labels`;
+that is trained here on 20,000 labelled examples. Models are unconditional unless the name ends in `+labels`;
 `NAME@PRESET` lays a preset of params/presets over the family, `NAME:key=value,...` sets keys of the model.
 """
 

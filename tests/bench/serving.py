@@ -89,7 +89,7 @@ async def closed(url: str, body, seconds: float, keep: bool = False, meanwhile=N
 
 
 async def opened(url: str, body, rate: float, seconds: float) -> Load:
-    """Requests come at a rate, whatever becomes of them."""
+    """Requests come at a rate, answered or not."""
     load, tasks, start = Load(), [], time.perf_counter()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         for number in range(int(rate * seconds)):

@@ -4,11 +4,11 @@
     python tests/bench/step.py --families stylegan2 --profile
     python tests/bench/step.py --families stylegan2 --preset stylegan2_ffhq --size 1024 --channels 3 --batch 1 --first 3
 
-Each family has the networks, loss and terms of `params/models`, told ten labels. The plain loop is that of PyTorch's
+Each family has the networks, loss and terms of `params/models`, with ten labels. The plain loop is that of PyTorch's
 tutorials (the discriminator on reals and on fakes, then the generator through the discriminator, Adam as it comes) and
 plays the same loss; ours is timed without terms, as the plain loop is, and as it is shipped: with its penalties, its
 own terms and the moving average. Each loop has a process of its own, ours set up as by `launch.train_worker`, and
-they take short turns, so that whatever else the machine does falls on all. Memory is the process's peak, beyond what it
+they take short turns, so that other load on the machine falls on all. Memory is the process's peak, beyond what it
 held before its first step. `--profile` says where the time of the shipped step goes. `--first` takes so many steps of
 it, unconditional, and says what each took; all lazy terms are due at the first. `--against CHECKOUT` compares the CPU
 time of the shipped step with that of another checkout of this project, in turns; `--every 1` applies all terms at every

@@ -1,4 +1,4 @@
-"""Tables beside CTGAN: quality as SDMetrics reports it, and gradient boosting trained on samples, tested on real rows.
+"""Tables and CTGAN: quality as SDMetrics reports it, and gradient boosting trained on samples, tested on real rows.
 
     python -m venv PEER && PEER/bin/pip install ctgan sdmetrics
     python tests/bench/tables.py --peer PEER/bin/python [--sets wa_churn diamonds CPSSW8] [--seeds 0 1 2]

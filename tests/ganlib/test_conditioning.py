@@ -1,4 +1,4 @@
-"""How players are told: against the papers' formulas, written plainly in float64."""
+"""How players are conditioned: against the papers' formulas, written plainly in float64."""
 
 import math
 
@@ -126,7 +126,7 @@ def test_concatenation():
     assert concat_condition(wide, batch.data["label"], same) is wide
 
 
-def test_what_is_told():
+def test_condition_of_a_spec():
     labelled, described = spec_of("mlp"), spec_of("mlp", classes=(), attributes=("age",))
     bare = spec_of("mlp", classes=())
     assert condition_of("auto", labelled, auto="concat").mode == "concat"

@@ -71,7 +71,7 @@ def test_conditions_are_drawn_as_their_law_says(two_columns):
     torch.testing.assert_close(asked.mean(0), conditions.shares.float() / 2, atol=0.004, rtol=0)
 
 
-def test_what_is_asked_for_is_made_and_told_to_the_discriminator():
+def test_both_players_are_conditioned_on_the_chosen_column():
     spec = spec_of("ctgan")
     game = game_of("ctgan", spec)
     (batch,) = batches(spec, n=16)

@@ -79,7 +79,7 @@ TOLD = [(f, c) for f in FAMILIES for c in (CONDITIONINGS if f in CONDITIONED els
 #   penalties are no part of that turn.
 # - What penalties change is how the discriminator's turn is differentiated (`needs_input_grad`). That depends on its
 #   layers, so on the game, which meets every penalty; to it, a loss is a number for each logit.
-# How players are told labels does interact with the family, both with losses (auxiliary terms in both turns) and with
+# Conditioning on labels does interact with the family, both with losses (auxiliary terms in both turns) and with
 # penalties (slopes by the sample, not by the condition): so the two are one axis, with all their combinations.
 GAMES, LOSS_NAMES, PENALTY_NAMES = TOLD, list(LOSSES), ["none", *PENALTIES]
 PAIRWISE = [

@@ -112,7 +112,7 @@ def test_boundaries_lie_where_the_best_discriminators_logit_changes_sides(name):
 
 
 def test_each_example_has_a_value_of_its_own(name):
-    """Of any shape of logits, and whatever the others are; a loss that is not paired is given no reals."""
+    """For any shape of logits, and any other logits; a loss that is not paired is given no reals."""
     loss, rng = LOSSES[name], torch.Generator().manual_seed(0)
     real, fake = (torch.randn(3, 2, 2, generator=rng, dtype=torch.float64) for _ in range(2))
     whole = loss.discriminator(real, fake), loss.generator(fake, real if loss.paired else None)

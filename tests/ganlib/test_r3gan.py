@@ -169,7 +169,7 @@ def test_penalties_have_the_right_gradients(penalty):
 
 
 @pytest.mark.parametrize("conditioning", ["concat", "projection", "auxiliary", "reacgan"])
-def test_players_are_told_the_label(conditioning):
+def test_players_are_conditioned_on_the_label(conditioning):
     game = build(conditioning=conditioning)
     z = game.ask({}, Noise(0, size=1), None)
     images = [game.generator(z, torch.tensor([label])) for label in (0, 1)]
@@ -177,11 +177,11 @@ def test_players_are_told_the_label(conditioning):
     logits = [game.discriminator(images[0], torch.tensor([label])).logits for label in (0, 1)]
     if conditioning in ("concat", "projection"):
         assert not torch.equal(*logits)
-    else:  # told by extra losses instead
+    else:  # conditioned by extra losses instead
         assert {term.name for term in game.terms} == {conditioning}
 
 
-def test_attributes_are_told_too():
+def test_players_are_conditioned_on_attributes():
     game = build(classes=(), attributes=("age", "size"))
     cond = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
     z = game.ask({}, Noise(0, size=1), None).expand(2, -1)

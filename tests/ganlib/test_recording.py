@@ -1,4 +1,4 @@
-"""Recorded steps compute what played ones do, whatever changes from step to step; and no step reads the device."""
+"""Recorded steps compute what played ones do, with all that changes from step to step; and no step reads the device."""
 
 import contextlib
 import copy

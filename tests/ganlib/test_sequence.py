@@ -338,7 +338,7 @@ def test_answers_of_a_conditional_model():
 
 
 @pytest.mark.parametrize("conditioning", ["none", "concat", "projection", "auxiliary", "reacgan"])
-def test_both_players_are_told_the_class(conditioning):
+def test_both_players_are_class_conditional(conditioning):
     made, _ = game(classes=("a", "b"), conditioning=conditioning)
     batch = Batch({"sample": EXAMPLES["sample"][:8], "label": torch.arange(8) % 2}, Noise(0, size=8))
     learners = [Learner(m, torch.optim.SGD(m.parameters()), 0.1) for m in (made.generator, made.discriminator)]

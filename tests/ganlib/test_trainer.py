@@ -188,7 +188,7 @@ def test_options_train(family, option, small, prepared, tmp_path):
 
 
 def test_attributes_condition_a_training(small, tmp_path):
-    """From a folder of images with numbers beside them to a generator that is asked for numbers."""
+    """From a folder of images with attributes to a generator that is conditioned on attributes."""
     import numpy as np
     from PIL import Image
 
@@ -487,7 +487,7 @@ def test_groups_are_not_torn_apart(small, prepared, tmp_path):
 def test_those_who_judge_see_examples_as_mixed_as_in_training(small, prepared):
     params = small("stylegan2")
     spec = read_spec(prepared)
-    wide = image_spec((1, 2**10, 2**10))  # of which few are held at a time
+    wide = image_spec((1, 2**10, 2**10))  # few of them are in memory at a time
     watch = Watch(params, build_game(params, spec), torch.nn.Identity(), spec, prepared, None, lambda x: x, CPU)
     labels = watch.known.cond
     assert not torch.equal(labels, labels.sort().values)
