@@ -423,7 +423,7 @@ def _check_truncation(truncation: float | None) -> None:
 
 
 def _is_latent(x: Tensor) -> bool:
-    """Whether these rows of inputs are numbers to go between, and not keys, choices or what is the same for all."""
+    """Whether these rows of inputs can be interpolated: different floats, neither keys nor choices."""
     return x.is_floating_point() and x.dim() > 1 and bool((x != x[:1]).any())
 
 
@@ -469,8 +469,8 @@ def load_generator(directory: str | Path, device: str | torch.device = "cpu") ->
 
 @contextlib.contextmanager
 def _at_most(numbers: int) -> Iterator[None]:
-    """Inside, this thread builds no modules of more weights than that: a few bytes may describe networks that take the
-    machine. Raises ValueError at the first weight too many, before it is filled."""
+    """Inside, this thread builds no modules of more weights than `numbers`: a few bytes may describe networks
+    that exhaust the memory. Raises ValueError at the first weight too many, before it is filled."""
     thread, left = threading.get_ident(), numbers
 
     def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:

@@ -40,7 +40,7 @@ _COMPARED = 500
 
 
 class Diverged(RuntimeError):
-    """Training produced numbers that are not numbers; going on is pointless. The message says where."""
+    """A statistic of the training is NaN or infinite, so it cannot go on. The message names the statistic."""
 
 
 def check(stats: Mapping[str, float], kimg: float) -> None:
@@ -113,7 +113,7 @@ class HealthConfig(Config):
     patience: PositiveInt = 3
     warmup_kimg: NonNegativeFloat = 25.0
     strict_only: bool = False
-    """only what a slow start cannot look like, for runs that have too few reports to be patient"""
+    """only alarms that a slow start cannot cause, for runs with too few reports for `patience`"""
     lr_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     max_rollbacks: NonNegativeInt = 3
 

@@ -145,7 +145,7 @@ class Moments:
 
 @dataclass
 class Summary:
-    """What was found on the way to disk."""
+    """Counts and moments of the rows that were written."""
 
     duplicates: int = 0
     """rows that repeat an earlier one: dropped, unless repetitions are kept"""

@@ -64,8 +64,8 @@ Report = Callable[[dict[str, float], Path | None], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """When things happen in a phase of training. Due steps are counted from its kimg, so that they are the same for
-    any budget."""
+    """The steps at which a phase of training reports and writes checkpoints. They follow from its kimg, so that
+    they are the same for any budget."""
 
     steps: int
     examples_per_step: int
@@ -511,13 +511,13 @@ class _Training:
         return float(self.state["step"] * self.phase.plan.examples_per_step / 1000)
 
     def progress(self) -> dict[str, float]:
-        """How far the phase has come, where that is not how far the training has."""
+        """Progress of the phase, if it differs from that of the training."""
         if self.phase.fit is not None:
             return {"fit_kimg": self.phase_kimg}
         return {"game_kimg": self.phase_kimg} if self.phase.start_kimg else {}
 
     def settings(self) -> dict[str, float]:
-        """What has changed by itself as training went on."""
+        """Settings that the training itself changes, for the report."""
         found: dict[str, float] = {}
         if self.augment is not None:
             found["augment/probability"] = float(self.augment.probability)
@@ -643,7 +643,7 @@ class _Statistics:
 
 
 def _from_rank_0(found: tuple[str, bool], world: int) -> tuple[str, bool]:
-    """What rank 0 found, on all ranks."""
+    """Broadcast the findings of rank 0 to all ranks."""
     if world == 1:
         return found
     shared: list[Any] = [*found]

@@ -62,7 +62,7 @@ def save_discriminator(folder: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def read_parent(folder: Path) -> dict[str, Any]:
-    """What a parent is. Raises ConfigError where the folder holds none."""
+    """The content of `parent.json`. Raises ConfigError if the folder holds no parent."""
     try:
         about: dict[str, Any] = json.loads((folder / PARENT).read_text(encoding="utf-8"))
         return about

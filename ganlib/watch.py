@@ -71,11 +71,10 @@ class Watch:
     def _deals(
         self, prepared: Path, split: str, size: int, purpose: str, *, small: bool = False, by_class: bool = True
     ) -> Iterator[Deal]:
-        """A deal of stored examples, few at a time; as many as `size` if there are, in turns; they are stored in
-        random order.
+        """Deals of `size` stored examples in all, repeated if there are fewer; they are stored in random order.
 
-        `small` keeps of the reals what little tells one from another. A picture is easier to read `by_class`; to be
-        judged, examples stay as mixed as in training.
+        `small` reduces the reals to what statistics of variety need (`glance`). Pictures are ordered `by_class`; for
+        measurements, examples stay as mixed as in training.
         """
         kind = self.spec.kind
         data = shards.stored(prepared, split, limit=size, keep=_KEPT)
@@ -103,7 +102,7 @@ class Watch:
 
     @torch.inference_mode()
     def _play(self, deal: Deal) -> Sample:
-        """What the moving average makes of a deal, on the CPU."""
+        """Samples of the moving average for a deal, on the CPU."""
         ema = self.ema.eval()
         made = []
         for rows in self._chunks(len(tensors_of(deal.inputs)[0])):
@@ -114,7 +113,7 @@ class Watch:
 
     @torch.inference_mode()
     def _logits(self, deal: Deal, sample: Sample, step: int) -> Tensor:
-        """The discriminator's of a sample under the deal's condition."""
+        """The discriminator's logits of a sample under the deal's condition, on the CPU."""
         discriminator, size, logits = self.game.discriminator.eval(), len(tensors_of(sample)[0]), []
         for rows in self._chunks(size):
             part = map_tensors(lambda x, rows=rows: self.place(x[rows]), sample)  # type: ignore[misc]
@@ -197,6 +196,6 @@ def _concatenated(samples: list[Any]) -> Sample:
 
 
 def _rows(data: dict[str, Any], size: int, *, by_class: bool) -> Tensor:
-    """`size` rows of the data, in turns; their stored order is random."""
+    """`size` rows of the data, repeated if there are fewer; their stored order is random."""
     rows = torch.arange(size) % len(data["sample"])
     return rows[data["label"][rows].argsort(stable=True)] if by_class and "label" in data else rows
