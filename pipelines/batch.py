@@ -34,7 +34,7 @@ __all__ = ["Request", "missing_shards", "shard_size", "table_of", "write_shards"
 
 REQUEST = "_request.json"  # readers of Parquet pass over such names
 SHARD_BYTES = 2**25
-"""of stored samples in one shard, about: no more work is lost by a kill"""
+"""bytes of stored samples in one shard, about: a kill loses no more than one shard"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Request:
 
     @property
     def names(self) -> list[str]:
-        """Of the shards, in the order of their samples."""
+        """The files of the shards, in the order of their samples."""
         count = -(-self.n // self.rows_per_shard)
         return [f"samples-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
 

@@ -66,7 +66,7 @@ def _figures(metrics: Metrics, gate: GateConfig) -> list[dict[str, str]]:
 
 
 def _exhibits(store: Store, params: Params, model: str, generator: Generator, decision: Decision) -> Exhibits:
-    """Samples of both, of the same seeds or the same test examples; of two that were compared, so that they can be."""
+    """Samples of this version and the champion, by the same seeds or test examples; empty if they were not compared."""
     shown, number = Exhibits(), decision.champion_version
     if number is None or decision.difference is None:
         return shown

@@ -97,8 +97,8 @@ def _source_of(params: Params, data: str) -> tuple[DatasetConfig, Path]:
 def _encoded(cfg: DatasetConfig, raw: Path, spec: Spec, most: int) -> tuple[torch.Tensor, int, int]:
     """Samples of the source's items, as networks see them, how many items there are, and how many were rejected.
 
-    Of more than `most` those with the largest hashes: as good as at random, and, of the data that the model was trained
-    on, none that test examples are among.
+    If there are more than `most`, those with the largest hashes are taken. That is as good as a random choice, and for
+    data that the model was trained on it contains no test example.
     """
     kind, offered = spec.kind, _kind.load(cfg.sample.kind)  # type: ignore[attr-defined]
     if kind.PAYLOADS != offered.PAYLOADS:

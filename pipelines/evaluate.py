@@ -145,7 +145,7 @@ def show_samples(
     reference: Reference,
     seed: int,
 ) -> None:
-    """What the report shows of samples: some, at several truncations, between two, and those that look least real."""
+    """Add pictures of samples to the report: by seed, at several truncations, interpolated, and the least realistic."""
     spec, kind = generator.spec, generator.spec.kind
     preview = functools.partial(kind.preview, spec.sample)
     first = presented(spec, samples["sample"][:COLUMNS])

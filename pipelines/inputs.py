@@ -1,4 +1,4 @@
-"""What workers read, on nodes that do not see the project's folders: carried there through the runs' storage."""
+"""The data for workers on nodes that do not see the project's folders, sent through the runs' storage."""
 
 from __future__ import annotations
 

@@ -328,7 +328,7 @@ def _card(
     found: shards.Summary,
     rejects: _Rejects,
 ) -> dict[str, Any]:
-    """What a person wants to know of the data, as plain values; writes `card.png`."""
+    """The data card, as plain values; writes `card.png`."""
     spec = shards.read_spec(folder)
     in_train, in_test = found.classes["train"], found.classes["test"]
     looked_at = min(_LOOKED_AT, max(10, _LOOKED_AT_BYTES // spec.stored_bytes))

@@ -121,7 +121,7 @@ def _log(
     exported: dict[str, dict[str, Any]],
     graphs: Path,
 ) -> Version:
-    """Log everything that a person asks of a model to the run that trained it, then register the model."""
+    """Log cards, figures, pictures and lineage to the run that trained the model, then register the model."""
     tuned = with_budget(override(params, YAML(typ="safe").load((TUNED / BEST).read_text()) or {}), PREPARED, quiet=True)
     facts = lineage.facts(params)
     if fault := lineage.git_fault():
@@ -154,7 +154,7 @@ def _log(
 
 
 def _copy_viewable(folder: Path, into: Path) -> None:
-    """What a person looks at: cards, grids, curves, tables; not the data and not the weights.
+    """Copy what people look at (cards, grids, curves, tables), not the data and not the weights.
 
     Content only: in DVC's cache, files cannot be written, and a store on a disk would keep that and refuse the next.
     """

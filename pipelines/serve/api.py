@@ -59,7 +59,7 @@ class Service:
         return self.models[role].current
 
     async def make(self, served: Served, n: int, work: Work) -> NDArray[Any]:
-        """What is made, as it is stored, `[n, *stored]`. Raises HTTPException for what cannot be."""
+        """Samples of a request, as stored, `[n, *stored]`. Raises HTTPException for what cannot be made."""
         made = await self.batcher.submit(Job(served, n, work, time.monotonic() + self.settings.timeout_s))
         match made:
             case Expired():
