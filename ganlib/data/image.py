@@ -110,11 +110,19 @@ def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
     """
     if isinstance(raw, Path):
         return read(cfg, raw)
-    raw = np.asarray(raw)
+    raw = as_levels(raw)
     expected = (*cfg.resolution, cfg.channels)
     if raw.shape != expected:
         raise ValueError(f"expected images of shape {list(expected)}, found {list(raw.shape)}")
-    return np.ascontiguousarray(np.moveaxis(raw.astype(np.uint8), -1, 0))
+    return np.ascontiguousarray(np.moveaxis(raw, -1, 0))
+
+
+def as_levels(raw: Any) -> NDArray[np.uint8]:
+    """An array of a user as uint8, of the same shape. Raises ValueError for what is not of numbers from 0 to 255."""
+    array = np.asarray(raw)
+    if array.dtype.kind not in "uif" or not ((array >= 0) & (array <= 255)).all():
+        raise ValueError("expected an array of numbers from 0 to 255")
+    return array.astype(np.uint8)
 
 
 def decode(cfg: object, part: str, stored: Tensor) -> Tensor:

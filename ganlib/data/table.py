@@ -136,7 +136,9 @@ def encode(cfg: Config, row: Mapping[str, Any]) -> Stored:
 
 
 def take(cfg: Config, part: str, raw: Mapping[str, Any]) -> NDArray[Any]:
-    """A row of what `present` shows."""
+    """A row of what `present` shows. Raises ValueError as `encode` does."""
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"expected a row: names of columns with values, found {type(raw).__name__}")
     return encode(cfg, raw)[part]
 
 

@@ -16,6 +16,12 @@ __all__ = ["serve"]
 def serve(
     model_uri: ModelURI,
     challenger: Annotated[str | None, typer.Option(help="another model, to be compared with it on the page")] = None,
+    training_data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="the project's `data`: show whoever asks the training examples near a sample"
+        ),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="the address to listen at; other than loopback with a token only")
     ] = "127.0.0.1",
@@ -44,6 +50,7 @@ def serve(
     settings = Settings(
         model=model_uri,
         challenger=challenger,
+        training_data=training_data,
         tracking=load_params().tracking if Path("params.yaml").is_file() else TrackingConfig(),
         replicas=replicas,
         cpus=max(1, local_cpus() // replicas),

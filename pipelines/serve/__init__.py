@@ -6,6 +6,7 @@
 | `models.py` | which version is served: it follows its alias, between requests |
 | `asked.py` | the bodies of requests |
 | `sampling.py`, `batching.py` | samples for requests, of many requests in one run of the network |
+| `training_data.py` | the training examples, for requests of nearest ones |
 | `directions.py` | the changes of the inputs that change samples the most |
 | `formats.py` | samples as PNG, NumPy, JSON or CSV |
 | `api.py` | the routes |

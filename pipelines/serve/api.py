@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ import numpy as np
 import prometheus_client
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -27,13 +27,16 @@ from pipelines.serve import asked, formats, sampling
 from pipelines.serve.batching import Batcher
 from pipelines.serve.guards import Guard, Metrics, describe_problem, refused
 from pipelines.serve.models import Model, Served, TooSlow
-from pipelines.serve.sampling import Expired, Job, Work
+from pipelines.serve.sampling import Expired, Found, Job, Work
 from pipelines.serve.settings import TOKEN, Settings
+from pipelines.serve.training_data import TrainingData
 
 __all__ = ["VERSION_HEADER", "api"]
 
 VERSION_HEADER = "Ganlib-Model"
 """in every answer that a model made: which version it was; a folder's path as in an address"""
+DISTANCES_HEADER = "Ganlib-Distances"
+"""of training examples from a sample, in the order of these"""
 PAGE = Path(__file__).parent / "page"
 
 log = logging.getLogger("ray.serve")
@@ -49,6 +52,7 @@ class Service:
         kinds = {model.current.generator.spec.sample.kind for model in self.models.values()}  # type: ignore[attr-defined]
         if len(kinds) > 1:
             raise StageError(f"challenger: it is of another kind of data: {', '.join(sorted(kinds))}")
+        self.training_data = None if settings.training_data is None else TrainingData(settings.training_data)
         self._tell_versions()
         self.encoding = ThreadPoolExecutor(2, "encoder")
         self.batcher = Batcher(self._run, self.most_samples(self.models["served"].current), settings.batch_wait_s)
@@ -60,7 +64,16 @@ class Service:
 
     async def make(self, served: Served, n: int, work: Work) -> NDArray[Any]:
         """Samples of a request, as stored, `[n, *stored]`. Raises HTTPException for what cannot be made."""
-        made = await self.batcher.submit(Job(served, n, work, time.monotonic() + self.settings.timeout_s))
+        made = await self.do(served, n, work)
+        self.metrics.samples.labels(served.uri).inc(n)
+        assert isinstance(made, np.ndarray)
+        return made
+
+    async def do(self, served: Served, n: int, work: Work) -> NDArray[Any] | Found:
+        """The result of the work, in its turn. Raises HTTPException if it fails or is not done in time."""
+        made: NDArray[Any] | Found | Exception = await self.batcher.submit(
+            Job(served, n, work, time.monotonic() + self.settings.timeout_s)
+        )
         match made:
             case Expired():
                 raise HTTPException(429, f"it waited for {self.settings.timeout_s:g} s", {"Retry-After": "1"})
@@ -68,8 +81,6 @@ class Service:
                 raise HTTPException(413, f"it takes longer than {self.settings.timeout_s:g} s: ask for less")
             case Exception():
                 raise HTTPException(422, str(made))
-        self.metrics.samples.labels(served.uri).inc(n)
-        assert isinstance(made, np.ndarray)
         return made
 
     def _run(self, jobs: Sequence[Job]) -> list[Any]:
@@ -83,6 +94,7 @@ class Service:
         wanted: asked.Format | None,
         about: dict[str, Any],
         columns: int | None,
+        headers: Mapping[str, str] | None = None,
     ) -> Response:
         spec = served.generator.spec
         of_format = wanted or formats.formats(spec)[0]
@@ -90,8 +102,26 @@ class Service:
         metadata = {"model": served.uri, **about}
         content = await loop.run_in_executor(self.encoding, formats.encode, spec, made, of_format, metadata, columns)
         return Response(
-            content, media_type=formats.MEDIA_TYPES[of_format], headers={VERSION_HEADER: quote(served.uri, safe="/:@")}
+            content, media_type=formats.MEDIA_TYPES[of_format], headers={**version_header(served), **(headers or {})}
         )
+
+    async def say(self, served: Served, about: asked.Answers, work: Work) -> Response:
+        """What a model answers: numbers as JSON, what looks like a sample in a format of samples."""
+        shapes, spec = served.answers, served.generator.spec
+        if not shapes:
+            raise HTTPException(422, "this model has no answers: it only makes samples")
+        if about.answer is not None and about.answer not in shapes:
+            raise HTTPException(422, f"answer: {about.answer!r} is none of this model's; known: {', '.join(shapes)}")
+        self.check(served, about.format)
+        found = await self.do(served, max(1, len(about.examples)), work)
+        assert isinstance(found, dict)
+        if about.answer is not None and shapes[about.answer] == spec.shape:
+            return await self.answer(served, found[about.answer], about.format, {"answer": about.answer}, None)
+        if about.format not in (None, "json"):
+            raise HTTPException(422, f"format: {about.format!r} is for answers that look like samples; others are JSON")
+        names = [about.answer] if about.answer else [name for name in shapes if shapes[name] != spec.shape]
+        told = {"model": served.uri, "answers": {name: formats.numbers(found[name]) for name in names}}
+        return JSONResponse(told, headers=version_header(served))
 
     def check(self, served: Served, wanted: asked.Format | None, **counts: int) -> None:
         """Raises HTTPException for a format that the data do not have, or more samples than a request gets."""
@@ -122,6 +152,12 @@ class Service:
             "classes": spec.classes if generator.conditional else (),
             "attributes": spec.attributes if "attributes" in generator.conditioned_on else (),
             "given": spec.given,
+            "answers": {
+                name: "sample" if shape == spec.shape else "number" if shape == () else "numbers"
+                for name, shape in served.answers.items()
+            },
+            "asked_by": formats.asked_by(spec),
+            "neighbours": self.shows_neighbours(served),
             "where": spec.kind.where is not None and not generator.conditioned_on,
             "limits": {
                 "samples": self.most_samples(served),
@@ -131,6 +167,10 @@ class Service:
                 "pending": self.settings.max_pending,
             },
         }
+
+    def shows_neighbours(self, served: Served) -> bool:
+        data, generator = self.training_data, served.generator
+        return data is not None and not generator.translates and data.are_of(generator.spec)
 
     async def follow(self) -> None:
         """Follow aliases: check at intervals whether one has moved, without end."""
@@ -151,6 +191,10 @@ class Service:
         self.metrics.version.clear()
         for model in self.models.values():
             self.metrics.version.labels(model.current.uri).set(1)
+
+
+def version_header(served: Served) -> dict[str, str]:
+    return {VERSION_HEADER: quote(served.uri, safe="/:@")}
 
 
 def api(settings: Settings) -> FastAPI:
@@ -177,6 +221,8 @@ def api(settings: Settings) -> FastAPI:
         "description": f"Samples. The header {VERSION_HEADER} names the version that made them.",
         "content": {media.partition(";")[0]: {} for media in formats.MEDIA_TYPES.values()},
     }
+    binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    of_file = {"requestBody": {"required": True, "content": binary}}
     app = FastAPI(
         title="ganlib",
         description="Samples of a registered generator.",
@@ -240,17 +286,7 @@ def api(settings: Settings) -> FastAPI:
         made = await service.make(served, body.steps, sampling.walk(body, served))
         return await service.answer(served, made, body.format, {}, body.steps)
 
-    @app.post(
-        "/v1/translations",
-        responses={200: samples_of},
-        response_class=Response,
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-            }
-        },
-    )
+    @app.post("/v1/translations", responses={200: samples_of}, response_class=Response, openapi_extra=of_file)
     async def translations(
         request: Request,
         seed: Annotated[int, Query(ge=0, lt=2**63)] = 0,
@@ -260,11 +296,44 @@ def api(settings: Settings) -> FastAPI:
         """Make a sample of a file, such as an image: its translation, or its restoration. The body is the file."""
         served = service.served(model)
         service.check(served, format)
-        file = await request.body()
-        if not file:
-            raise HTTPException(422, "the body: expected a file, found nothing")
+        file = await file_of(request)
         made = await service.make(served, 1, sampling.restored(file, seed))
         return await service.answer(served, made, format, {"seed": seed}, 1)
+
+    @app.post("/v1/neighbours", responses={200: samples_of}, response_class=Response)
+    async def neighbours(body: asked.Neighbours) -> Response:
+        """The training examples that a sample is nearest to, nearest first; `Ganlib-Distances` says how near."""
+        served = service.served(body.model)
+        service.check(served, body.format, n=body.n)
+        if (data := service.training_data) is None:
+            raise HTTPException(422, "neighbours: this service was started without training data")
+        found = await service.do(served, 1, sampling.neighbours(body, data))
+        assert isinstance(found, dict)
+        distances = [float(f"{x:.4g}") for x in found["distances"]]
+        about = {"space": data.space.name, "distances": distances}
+        headers = {DISTANCES_HEADER: ", ".join(map(str, distances))}
+        return await service.answer(served, found["examples"], body.format, about, body.n, headers)
+
+    @app.post("/v1/answers", responses={200: samples_of}, response_class=Response)
+    async def answers(body: asked.Answers) -> Response:
+        """Ask a model about examples that there are: how strange, how likely they are."""
+        served = service.served(body.model)
+        if len(body.examples) > (most := service.most_samples(served)):
+            raise HTTPException(422, f"examples: expected at most {most}, found {len(body.examples)}")
+        return await service.say(served, body, sampling.answers(body))
+
+    @app.post("/v1/answers/file", responses={200: samples_of}, response_class=Response, openapi_extra=of_file)
+    async def answers_of_file(
+        request: Request,
+        answer: Annotated[str | None, Query(max_length=200)] = None,
+        label: Annotated[str | None, Query(max_length=200)] = None,
+        format: asked.Format | None = None,
+        model: asked.Role = "served",
+    ) -> Response:
+        """The same of one example, such as an image. The body is the file."""
+        file = await file_of(request)
+        body = asked.Answers(examples=("the file",), answer=answer, label=label, format=format, model=model)
+        return await service.say(service.served(model), body, sampling.answers_of_file(file, label))
 
     @app.get("/healthz")
     async def health() -> dict[str, str]:
@@ -290,6 +359,13 @@ def api(settings: Settings) -> FastAPI:
     }.items():
         app.add_api_route(path, _file(PAGE / file), response_class=FileResponse, include_in_schema=False)
     return app
+
+
+async def file_of(request: Request) -> bytes:
+    """The body. Raises HTTPException where there is none."""
+    if not (file := await request.body()):
+        raise HTTPException(422, "the body: expected a file, found nothing")
+    return file
 
 
 def _file(path: Path) -> Callable[[], Awaitable[FileResponse]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from ganlib._config import Config
 
-__all__ = ["Format", "Interpolation", "Point", "Role", "Samples", "Walk"]
+__all__ = ["Answers", "Format", "Interpolation", "Neighbours", "Point", "Role", "Samples", "Walk"]
 
 Format = Literal["png", "npy", "json", "csv"]
 Role = Literal["served", "challenger"]
@@ -73,5 +73,34 @@ class Walk(Config):
     direction: Annotated[int, Field(ge=0, le=100, description="0: that along which samples differ the most")] = 0
     reach: Annotated[float, Field(gt=0, le=10, description="to both sides, in standard deviations of the inputs")] = 3.0
     steps: Annotated[int, Field(ge=2, le=64)] = 9
+    format: OutputFormat = None
+    model: Role = "served"
+
+
+class Neighbours(Config):
+    """The training examples that a sample is nearest to."""
+
+    point: Point
+    truncation: Truncation = None
+    n: Annotated[int, Field(ge=1, le=50)] = 9
+    format: OutputFormat = None
+    model: Role = "served"
+
+
+class Answers(Config):
+    """What a model says of examples that there are."""
+
+    examples: Annotated[
+        tuple[Any, ...],
+        Field(
+            min_length=1,
+            description="as samples come in JSON: arrays [H, W, C], rows, or lines of text; of several parts, each an "
+            "object with all of them",
+        ),
+    ]
+    answer: Annotated[
+        str | None, Field(max_length=200, description="one of the model's `answers`; without, all that are numbers")
+    ] = None
+    label: Label = None
     format: OutputFormat = None
     model: Role = "served"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ganlib.data._spec import Spec
 from pipelines.serve.asked import Format
 
-__all__ = ["MEDIA_TYPES", "encode", "formats", "shown_as"]
+__all__ = ["MEDIA_TYPES", "asked_by", "encode", "formats", "numbers", "shown_as"]
 
 MEDIA_TYPES: dict[Format, str] = {
     "png": "image/png",
@@ -35,6 +35,12 @@ def shown_as(spec: Spec) -> str:
             return "texts"
         case _:
             return "pictures" if spec.kind.LOOKS == "picture" else "array"
+
+
+def asked_by(spec: Spec) -> str:
+    """How a person best gives an example that the model is asked about: a `file`, `lines` of text, or `json`."""
+    shown = shown_as(spec)
+    return "lines" if shown == "texts" else "file" if shown == "pictures" and len(spec.parts) == 1 else "json"
 
 
 def formats(spec: Spec) -> tuple[Format, ...]:
@@ -67,6 +73,11 @@ def encode(
     elif isinstance(shown, np.ndarray):
         shown = shown.tolist()
     return json.dumps({**about, "samples": shown}, ensure_ascii=False).encode()
+
+
+def numbers(found: NDArray[Any]) -> list[Any]:
+    """For JSON, which has no NaN and nothing infinite: None."""
+    return np.where(np.isfinite(found), found, None).tolist()  # type: ignore[no-any-return]
 
 
 def _picture(spec: Spec, stored: NDArray[Any], columns: int | None) -> bytes:

@@ -48,6 +48,8 @@ class Served:
     uri: str
     """models:/NAME/NUMBER, or the folder"""
     generator: Generator
+    answers: dict[str, tuple[int, ...]]
+    """the names of the model's answers, each with its shape for one example"""
     limit: WorkLimit = field(default_factory=WorkLimit)
 
     @cached_property
@@ -93,7 +95,7 @@ class Model:
                 generator = load_generator(uri, default_device())
         except ValueError as error:
             raise StageError(str(error)) from error
-        served = Served(uri, _bounded(generator, self.settings))
+        served = Served(uri, _bounded(generator, self.settings), generator.answer_shapes())
         if not generator.translates:
             generator.sample(1)  # the first pass takes longer: libraries choose their algorithms
         return served

@@ -19,6 +19,7 @@ from pipelines import model_registry, tracking
 from pipelines._stage import StageError
 from pipelines.cluster import one_line, start_local
 from pipelines.serve.settings import TOKEN, Settings
+from pipelines.serve.training_data import TrainingData
 
 __all__ = ["application", "replica_api", "serve_until_stopped"]
 
@@ -121,6 +122,9 @@ def _local(settings: Settings, host: str, port: int) -> Settings:
         for uri in registered:
             model_registry.version_by_uri(store, uri)
         os.environ["MLFLOW_TRACKING_URI"] = store.uri  # inherited, not a setting: it may hold a password
+    if settings.training_data is not None:
+        changed["training_data"] = os.path.abspath(settings.training_data)
+        TrainingData(settings.training_data)  # or it is said here
     for key in ("model", "challenger"):
         uri = getattr(settings, key)
         if uri is not None and uri not in registered:

@@ -22,10 +22,28 @@ from ganlib.game import Sample, map_tensors, sample_of, tensors_of
 from ganlib.interpolation import slerp
 from ganlib.noise import Noise
 from ganlib.scratch import scratch_folder
-from pipelines.serve.asked import Interpolation, Point, Samples, Walk
+from pipelines.serve.asked import Answers, Interpolation, Neighbours, Point, Samples, Walk
 from pipelines.serve.models import Served, TooSlow
+from pipelines.serve.training_data import TrainingData
 
-__all__ = ["Expired", "Job", "Rows", "interpolation", "labels_of", "restored", "run", "samples", "walk"]
+__all__ = [
+    "Expired",
+    "Found",
+    "Job",
+    "Rows",
+    "answers",
+    "answers_of_file",
+    "interpolation",
+    "labels_of",
+    "neighbours",
+    "restored",
+    "run",
+    "samples",
+    "walk",
+]
+
+Found = dict[str, NDArray[np.generic]]
+"""arrays by name, of what is no sample that was asked for"""
 
 
 class Expired(Exception):
@@ -43,8 +61,8 @@ class Rows:
     given: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-Work = Callable[[Generator], Rows | Tensor]
-"""what a job asks for, or, where others cannot join the run, the samples themselves"""
+Work = Callable[[Generator], Rows | Tensor | Found]
+"""what a job asks for, or, where others cannot join the run, the samples themselves, or what was found"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +74,13 @@ class Job:
     """`time.monotonic()` until when it has to begin"""
 
 
-def run(jobs: Sequence[Job], seconds: float) -> list[NDArray[np.generic] | Exception]:
-    """What each job asked for, as it is stored, `[n, *stored]`, or why not: ValueError, TooSlow or Expired.
+def run(jobs: Sequence[Job], seconds: float) -> list[NDArray[np.generic] | Found | Exception]:
+    """What each job asked for: samples as they are stored, `[n, *stored]`, what was found, or why there is nothing:
+    ValueError, TooSlow or Expired.
 
     Jobs for one version with one truncation share runs of the network, which take `seconds` at most.
     """
-    found = dict[int, NDArray[np.generic] | Exception]()
+    found = dict[int, NDArray[np.generic] | Found | Exception]()
     together = dict[tuple[int, float | None], list[tuple[int, Rows]]]()
     now = time.monotonic()
     for number, job in enumerate(jobs):
@@ -74,7 +93,7 @@ def run(jobs: Sequence[Job], seconds: float) -> list[NDArray[np.generic] | Excep
             if isinstance(asked, Rows):
                 together.setdefault((id(job.served), asked.truncation), []).append((number, asked))
             else:
-                found[number] = _stored(generator, asked)
+                found[number] = asked if isinstance(asked, dict) else _stored(generator, asked)
         except (ValueError, TooSlow, Expired) as error:
             found[number] = error
     for group in together.values():
@@ -175,6 +194,62 @@ def walk(asked: Walk, served: Served) -> Work:
     return work
 
 
+def neighbours(asked: Neighbours, data: TrainingData) -> Work:
+    """`examples`, as they are stored, and their `distances`. Raises ValueError, when it is run, for a model of other
+    data."""
+
+    @torch.inference_mode()
+    def work(generator: Generator) -> Found:
+        if not data.are_of(generator.spec):
+            raise ValueError("neighbours: the training data that are here are not those of this version")
+        point = asked.point
+        conditions = _conditions_at(generator, point)
+        made = generator.sample_rows([point.seed], [point.index], given={}, **conditions, truncation=asked.truncation)
+        distances, stored = data.nearest(made, asked.n)
+        return {"examples": stored[0].numpy(), "distances": distances[0].numpy()}
+
+    return work
+
+
+def answers(asked: Answers) -> Work:
+    """What the model answers about examples, `[n]` or `[n, ...]` each; one that looks like a sample as it is stored.
+
+    Raises ValueError, when it is run, for what is no such example."""
+
+    def work(generator: Generator) -> Found:
+        names = [*generator.spec.parts]
+        if len(names) > 1 and not all(isinstance(one, dict) and one.keys() >= {*names} for one in asked.examples):
+            raise ValueError(f"examples: expected objects with {', '.join(names)}")
+        raw = asked.examples if len(names) > 1 else [{"sample": one} for one in asked.examples]
+        try:
+            parts = {name: generator.take(name, [one[name] for one in raw]) for name in names}
+        except ValueError as error:
+            raise ValueError(f"examples: {error}") from error
+        return _answered(generator, parts, asked.label)
+
+    return work
+
+
+def answers_of_file(file: bytes, label: str | int | None) -> Work:
+    """As `answers`, about one example that is read from a file."""
+
+    def work(generator: Generator) -> Found:
+        if len(generator.spec.parts) > 1:
+            raise ValueError(f"examples consist of {', '.join(generator.spec.parts)}; expected JSON with all of them")
+        return _answered(generator, {"sample": _decode_upload(generator, "sample", file)}, label)
+
+    return work
+
+
+def _answered(generator: Generator, parts: dict[str, Tensor], label: str | int | None) -> Found:
+    index = _label(generator, label)
+    if index is not None:
+        parts["label"] = torch.full((len(parts["sample"]),), index)
+    spec, found = generator.spec, generator.answer(parts)
+    like_sample = {name for name, answer in found.items() if tuple(answer.shape[1:]) == spec.shape}
+    return {name: _stored(generator, x) if name in like_sample else x.numpy() for name, x in found.items()}
+
+
 def _made_of(generator: Generator, inputs: Sample, conditions: Mapping[str, Tensor]) -> Tensor:
     """The generator's output for the inputs and conditions of one sample, `[1, *shape]`."""
     cond = next(iter(conditions.values()), None)
@@ -209,7 +284,7 @@ def restored(file: bytes, seed: int) -> Work:
         if len(generator.spec.given) != 1:
             made_of = ", ".join(generator.spec.given) or "noise"
             raise ValueError(f"this model makes samples of {made_of}; expected one that makes them of one file")
-        given = {generator.spec.given[0]: _decode_upload(generator, file)}
+        given = {generator.spec.given[0]: _decode_upload(generator, generator.spec.given[0], file)}
         if generator.takes_any_size:
             return generator.sample_any_size(given, seed=seed)
         return Rows(seed, range(1), _conditions_of(generator, range(1), None, None), given=given)
@@ -217,9 +292,8 @@ def restored(file: bytes, seed: int) -> Work:
     return work
 
 
-def _decode_upload(generator: Generator, file: bytes) -> Tensor:
+def _decode_upload(generator: Generator, part: str, file: bytes) -> Tensor:
     spec = generator.spec
-    (part,) = spec.given
     if spec.kind.take is None:
         raise ValueError(f"{spec.modality} data cannot be read from files")
     with scratch_folder() as scratch:

@@ -22,6 +22,9 @@ class Settings(Config):
     """models:/NAME@ALIAS, which is followed, models:/NAME/VERSION, or a generator's folder"""
     challenger: str | None = None
     """another model of the same kind, to be compared with it"""
+    training_data: str | None = None
+    """the folder `data` of the project that trained the model: whoever may ask sees the examples that a sample is
+    nearest to"""
     tracking: TrackingConfig = TrackingConfig()
     """the store; `MLFLOW_TRACKING_URI` in the environment comes first"""
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost")

@@ -27,6 +27,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 from zoo import FAMILIES, config, game_of, spec_of
 
+from ganlib import registry, shards
 from ganlib.export import load_generator, save_generator
 from ganlib.noise import Noise
 from pipelines._stage import StageError
@@ -37,6 +38,7 @@ from pipelines.serve.formats import formats
 from pipelines.serve.run import _local, replica_api
 from pipelines.serve.sampling import Job
 from pipelines.serve.settings import TOKEN, Settings
+from pipelines.serve.training_data import TrainingData
 
 HERE = "http://127.0.0.1"
 
@@ -483,3 +485,89 @@ def test_the_command_serves_and_drains(folder):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_model_answers_about_examples(family, tmp_path):
+    folder = save(family, tmp_path)
+    generator = load_generator(folder)
+    spec, shapes = generator.spec, generator.answer_shapes()
+    with TestClient(api(Settings(model=folder)), base_url=HERE) as client:
+        told = client.get("/v1/model").json()
+        assert set(told["answers"]) == set(shapes)
+        if not shapes:
+            refused = client.post("/v1/answers", json={"examples": ["x"]})
+            assert (refused.status_code, "it only makes samples" in refused.json()["error"]) == (422, True)
+            return
+        drawn = client.post("/v1/samples", json={"n": 20, "seed": 2, "format": "json"}).json()["samples"]
+        examples = [one for one in drawn if one != ""]  # there is nothing to be said of an empty line
+        expected = generator.answer(
+            {"sample": generator.take("sample", pd.DataFrame(examples) if told["shown_as"] == "rows" else examples)}
+        )
+        found = client.post("/v1/answers", json={"examples": examples})
+        assert found.headers[VERSION_HEADER] == folder
+        numbers = found.json()["answers"]
+        assert set(numbers) == {name for name, shape in shapes.items() if shape != spec.shape}
+        for name, values in numbers.items():
+            np.testing.assert_allclose(values, expected[name].numpy(), rtol=1e-5)
+        for name in shapes.keys() - numbers.keys():
+            shown = client.post("/v1/answers", json={"examples": examples, "answer": name, "format": "json"}).json()
+            assert same(shown["samples"], presented(generator, expected[name]))
+        one = next(iter(numbers))
+        assert [*client.post("/v1/answers", json={"examples": examples, "answer": one}).json()["answers"]] == [one]
+        for body, why in (
+            ({"examples": [None]}, "examples: expected "),
+            ({"examples": []}, "examples: "),
+            ({"examples": examples, "answer": "no such"}, "answer: 'no such' is none of this model's; known: "),
+            (
+                {"examples": examples, "answer": one, "format": "png"},
+                "format: 'png' is for answers that look like samples",
+            ),
+            ({"examples": [None] * 1025}, "examples: expected at most 1024, found 1025"),
+        ):
+            refused = client.post("/v1/answers", json=body)
+            assert (refused.status_code, why in refused.json()["error"]) == (422, True), refused.text
+        if told["asked_by"] == "json":
+            return
+        content = examples[0].encode() if told["asked_by"] == "lines" else picture_file(examples[0])
+        found = client.post("/v1/answers/file", content=content).json()["answers"]
+        np.testing.assert_allclose(found[one][0], numbers[one][0], rtol=1e-5)
+        assert client.post("/v1/answers/file", content=b"").status_code == 422
+
+
+def picture_file(pixels):
+    file = io.BytesIO()
+    Image.fromarray(np.array(pixels, np.uint8)[..., 0]).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_training_examples_are_shown_nearest_first(training_data, folder, tmp_path):
+    data = TrainingData(str(training_data))
+    known = data.spec.kind.decode(
+        data.spec.sample, "sample", shards.read(training_data / "prepared", "train")["sample"]
+    )
+    distances, rows = data.nearest(known[:3], 4)
+    assert (distances[:, 0] == 0).all(), "the nearest of a training example is itself"
+    assert torch.equal(data.spec.kind.decode(data.spec.sample, "sample", rows[:, 0]), known[:3])
+    game = registry.load("models", "mlp").build(config("mlp"), data.spec)
+    save_generator(tmp_path, game.generator, network=config("mlp"), spec=data.spec)
+    generator = load_generator(tmp_path)
+    point = {"seed": 3, "index": 4, "label": "7"}
+    with TestClient(api(Settings(model=str(tmp_path), training_data=str(training_data))), base_url=HERE) as client:
+        assert client.get("/v1/model").json()["neighbours"]
+        found = client.post("/v1/neighbours", json={"point": point, "n": 5, "format": "json"})
+        distances = found.json()["distances"]
+        assert found.headers["Ganlib-Distances"] == ", ".join(map(str, distances))
+        assert distances == sorted(distances)
+        made = generator.sample_rows([3], [4], label=torch.tensor([7]))
+        expected, stored = data.nearest(made, 5)
+        np.testing.assert_allclose(distances, expected[0].numpy(), rtol=1e-3)
+        assert same(found.json()["samples"], data.spec.kind.present(data.spec.sample, "sample", stored[0].numpy()))
+    with TestClient(api(Settings(model=folder, training_data=str(training_data))), base_url=HERE) as client:
+        assert not client.get("/v1/model").json()["neighbours"], "it was trained on others"
+        refused = client.post("/v1/neighbours", json={"point": {}})
+        assert (refused.status_code, "are not those of this version" in refused.json()["error"]) == (422, True)
+    with TestClient(api(Settings(model=folder)), base_url=HERE) as client:
+        assert "without training data" in client.post("/v1/neighbours", json={"point": {}}).json()["error"]
+    with pytest.raises(StageError, match="not the training data of a project"):
+        _local(Settings(model=folder, training_data=str(tmp_path)), "127.0.0.1", 0)

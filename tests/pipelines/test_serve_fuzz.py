@@ -23,7 +23,9 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 
 
 @pytest.mark.parametrize("mode", GenerationMode)
-@pytest.mark.parametrize("family", ["mlp", "ctgan", "restore"])  # pictures, rows, files
+@pytest.mark.parametrize(
+    "family", ["mlp", "ctgan", "restore", "f_anogan", "relgan"]
+)  # pictures, rows, files, answers, lines
 def test_hostile_requests_are_refused_not_crashed_on(family, mode, tmp_path):
     spec = spec_of(family)
     save_generator(tmp_path, game_of(family, spec).generator, network=config(family), spec=spec)

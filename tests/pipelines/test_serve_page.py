@@ -17,6 +17,7 @@ import uvicorn
 from PIL import Image
 from zoo import config, game_of, spec_of
 
+from ganlib import shards
 from ganlib.export import save_generator
 from pipelines.serve.api import api
 from pipelines.serve.settings import TOKEN, Settings
@@ -75,8 +76,8 @@ def open_page(browser):
     assert wrong == []
 
 
-def save(family, folder, **data):
-    spec = spec_of(family, **data)
+def save(family, folder, spec=None):
+    spec = spec or spec_of(family)
     save_generator(folder, game_of(family, spec).generator, network=config(family), spec=spec)
     return str(folder)
 
@@ -209,6 +210,45 @@ def test_lines_are_a_list(open_page, tmp_path):
         page = open_page(address)
         status(page, "20 samples, seed 0")
         playwright.expect(page.locator("ol.lines li")).to_have_count(20)
+
+
+def test_training_examples_are_shown(open_page, tmp_path, training_data):
+    model = save("mlp", tmp_path, shards.read_spec(training_data / "prepared"))
+    with served(Settings(model=model, training_data=str(training_data))) as address:
+        page = open_page(address, 390)
+        status(page, "20 samples, seed 0")
+        page.get_by_role("button", name="Pin sample 1, class 1").click()
+        page.get_by_role("button", name="Nearest training examples").click()
+        status(page, "nearest training examples of sample 1")
+        assert len(drawn(page, "#neighbours")) == 9
+        distances = [float(text) for text in page.locator("#neighbours li").all_inner_texts()]
+        assert distances == sorted(distances)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_model_is_asked_about_a_file(open_page, tmp_path):
+    with served(Settings(model=save("f_anogan", tmp_path))) as address:
+        page = open_page(address)
+        status(page, "20 samples, seed 0")
+        Image.linear_gradient("L").resize((24, 16)).save(tmp_path / "photo.png")
+        page.get_by_label("An example to ask the model about").set_input_files(tmp_path / "photo.png")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        status(page, "asked about photo.png")
+        assert page.locator("thead th").all_inner_texts() == ["example", "score", "residual"]
+        assert [page.locator("#results h2").nth(i).inner_text() for i in (2, 3)] == ["reconstruction", "map"]
+        assert page.get_by_alt_text("What the model made").count() == 2
+
+
+def test_a_model_is_asked_about_lines(open_page, tmp_path):
+    with served(Settings(model=save("relgan", tmp_path))) as address:
+        page = open_page(address)
+        status(page, "20 samples, seed 0")
+        lines = [line for line in page.locator("ol.lines li").all_inner_texts() if line][:2]
+        page.get_by_label("Lines to ask the model about").fill("\n".join(lines))
+        page.get_by_role("button", name="Ask", exact=True).click()
+        status(page, "asked about 2 examples")
+        assert page.locator("tbody tr").count() == 2
+        assert page.locator("tbody td.number").count() == 4
 
 
 @pytest.mark.parametrize("family", ["pix2pix", "restore"])

@@ -1,7 +1,7 @@
 // The page: it knows what the model is from /v1/model, and shows what that says. Nothing is loaded from elsewhere.
 
 const $ = (id) => document.getElementById(id);
-const draw = $("draw"), upload = $("upload");
+const draw = $("draw"), upload = $("upload"), question = $("question");
 let model, token = "";
 const pins = []; // { point, truncation, role, uri, pixels, chosen }
 
@@ -33,7 +33,7 @@ const post = (path, body) =>
 async function doing(what, work) {
   say(`${what} …`);
   document.body.ariaBusy = "true";
-  const buttons = [...document.querySelectorAll("form button, #interpolate, #walk")].filter((button) => !button.disabled);
+  const buttons = [...document.querySelectorAll("form button, #interpolate, #walk, #nearest, .near")].filter((button) => !button.disabled);
   buttons.forEach((button) => (button.disabled = true));
   try {
     say((await work()) ?? "");
@@ -110,16 +110,21 @@ async function samplesOf(role, body) {
     section.append(list);
   } else if (format === "json") {
     const { samples } = await answer.json();
-    section.append(element("div", { className: "scroll", tabIndex: 0 }, model.shown_as === "rows" ? table(samples) : lines(samples)));
+    const near = model.neighbours && ((index) => nearButton(pointOf(body, index), body.truncation, role));
+    section.append(scrolling(model.shown_as === "rows" ? table(samples, near) : lines(samples, near)));
   } else {
     section.append(await picture(answer));
   }
   return [uri, section];
 }
 
-function tile(role, uri, body, index, pixels) {
+function pointOf(body, index) {
   const label = body.label ?? model.classes[index % model.classes.length];
-  const point = { seed: body.seed, index, ...(label !== undefined && { label }), ...(body.attributes && { attributes: body.attributes }) };
+  return { seed: body.seed, index, ...(label !== undefined && { label }), ...(body.attributes && { attributes: body.attributes }) };
+}
+
+function tile(role, uri, body, index, pixels) {
+  const point = pointOf(body, index), label = point.label;
   const key = JSON.stringify([uri, point, body.truncation]);
   const name = label ?? `#${index}`;
   const button = element("button", { type: "button", className: "tile", title: "Pin" }, canvas(pixels), name);
@@ -136,17 +141,23 @@ function tile(role, uri, body, index, pixels) {
   return element("li", {}, button);
 }
 
-function table(rows) {
+const scrolling = (content) => element("div", { className: "scroll", tabIndex: 0 }, content);
+
+/** `near(index)`, if any, makes what stands at the end of a row. */
+function table(rows, near) {
   const names = Object.keys(rows[0] ?? {});
   const numbers = new Set(names.filter((name) => rows.every((row) => row[name] === null || typeof row[name] === "number")));
   const side = (name) => (numbers.has(name) ? "number" : "");
   const head = element("tr", {}, ...names.map((name) => element("th", { scope: "col", className: side(name), textContent: name })));
-  const body = rows.map((row) =>
-    element("tr", {}, ...names.map((name) => element("td", { className: side(name), textContent: row[name] ?? "" }))));
+  if (near) head.append(element("td"));
+  const body = rows.map((row, index) => element("tr", {},
+    ...names.map((name) => element("td", { className: side(name), textContent: row[name] ?? "" })),
+    ...(near ? [element("td", {}, near(index))] : [])));
   return element("table", {}, element("thead", {}, head), element("tbody", {}, ...body));
 }
 
-const lines = (texts) => element("ol", { className: "lines" }, ...texts.map((text) => element("li", { textContent: text })));
+const lines = (texts, near) =>
+  element("ol", { className: "lines" }, ...texts.map((text, index) => element("li", {}, text, ...(near ? [" ", near(index)] : []))));
 
 async function picture(answer) {
   const image = element("img", { alt: "What the model made", src: URL.createObjectURL(await answer.blob()) });
@@ -178,7 +189,7 @@ const chosen = () => pins.filter((pin) => pin.chosen);
 function offer() {
   const busy = document.body.ariaBusy === "true";
   $("interpolate").disabled = busy || chosen().length !== 2;
-  $("walk").disabled = busy || chosen().length !== 1;
+  $("walk").disabled = $("nearest").disabled = busy || chosen().length !== 1;
 }
 
 async function interpolate() {
@@ -200,6 +211,71 @@ async function showPath(path, body) {
   $("path").replaceChildren(frames);
   showSnippets({ curl: curl(path, body) });
   return `${body.steps} steps`;
+}
+
+// -- training examples ---------------------------------------------------------------------------------------------
+
+function nearButton(point, truncation, role) {
+  const button = element("button", { type: "button", className: "near", textContent: "Nearest" });
+  button.setAttribute("aria-label", `Nearest training examples of sample ${point.index}`);
+  button.addEventListener("click", () => doing("Looking", () => showNeighbours({ point, truncation, role })));
+  return button;
+}
+
+async function showNeighbours({ point, truncation, role }) {
+  const body = { point, model: role, ...(truncation && { truncation }) };
+  const format = model.shown_as === "pictures" ? "npy" : "json";
+  const answer = await post("v1/neighbours", { ...body, format });
+  const distances = answer.headers.get("Ganlib-Distances").split(", ");
+  const section = $("neighbours");
+  let shown;
+  if (format === "npy") {
+    const tiles = pictures(await answer.arrayBuffer()).map((pixels, i) => element("li", {}, element("div", { className: "tile" }, canvas(pixels), distances[i])));
+    shown = element("ul", { className: "grid" }, ...tiles);
+  } else {
+    const { samples } = await answer.json();
+    const rows = samples.map((sample, i) => ({ distance: Number(distances[i]), ...(typeof sample === "object" ? sample : { sample }) }));
+    shown = scrolling(table(rows));
+  }
+  section.querySelector("p").textContent = `Of sample ${point.index}, seed ${point.seed}; distances in features, 0: a copy.`;
+  section.querySelector("div").replaceChildren(shown);
+  section.hidden = false;
+  section.scrollIntoView({ block: "nearest" });
+  showSnippets({ curl: curl("v1/neighbours", body) });
+  return `nearest training examples of sample ${point.index}`;
+}
+
+// -- answers -------------------------------------------------------------------------------------------------------
+
+async function askModel() {
+  const by = model.asked_by, field = question.elements[by];
+  const likeSamples = Object.keys(model.answers).filter((name) => model.answers[name] === "sample");
+  const format = model.shown_as === "pictures" ? "png" : "json";
+  let about, send;
+  if (by === "file") {
+    const file = field.files[0];
+    about = [file.name];
+    send = (query) => ask(`v1/answers/file?${new URLSearchParams(query)}`, { method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file });
+  } else {
+    const examples = by === "lines" ? field.value.split("\n").filter((line) => line.trim()) : JSON.parse(field.value);
+    about = by === "lines" ? examples : examples.map((_, i) => `#${i}`);
+    send = (query) => post("v1/answers", { examples, ...query });
+  }
+  const answer = await send({});
+  const uri = decodeURIComponent(answer.headers.get("Ganlib-Model"));
+  const { answers } = await answer.json();
+  const rows = about.map((example, i) => ({ example, ...Object.fromEntries(Object.entries(answers).map(([name, values]) => [name, values[i]])) }));
+  const sections = [element("section", {}, element("h2", { textContent: uri }), scrolling(table(rows)))];
+  for (const name of likeSamples) {
+    const made = await send({ answer: name, format });
+    sections.push(element("section", {}, element("h2", { textContent: name }), format === "png" ? await picture(made) : scrolling(table((await made.json()).samples))));
+  }
+  if (by === "file") {
+    const source = element("img", { alt: "The file", src: URL.createObjectURL(field.files[0]) });
+    sections.splice(1, 0, element("section", {}, element("h2", { textContent: about[0] }), element("div", { className: "single" }, source)));
+  }
+  $("results").replaceChildren(...sections);
+  return `asked about ${about.length === 1 ? about[0] : `${about.length} examples`}`;
 }
 
 // -- files ---------------------------------------------------------------------------------------------------------
@@ -275,6 +351,12 @@ async function start() {
     const has = model[part.dataset.if];
     part.hidden = Array.isArray(has) ? !has.length : !has;
   }
+  $("nearest").hidden = !model.neighbours;
+  question.hidden = !Object.keys(model.answers).length;
+  for (const part of question.querySelectorAll("[data-by]")) {
+    part.hidden = part.dataset.by !== model.asked_by;
+    part.querySelector("input, textarea").required = !part.hidden;
+  }
   const fields = draw.elements;
   fields.n.max = model.limits.samples;
   fields.n.value = Math.min(model.limits.samples, model.classes.length > 1 && model.classes.length <= 16 ? 2 * model.classes.length : 20);
@@ -287,6 +369,7 @@ async function start() {
 
 draw.addEventListener("submit", (event) => (event.preventDefault(), doing("Drawing", drawSamples)));
 upload.addEventListener("submit", (event) => (event.preventDefault(), doing("Working", make)));
+question.addEventListener("submit", (event) => (event.preventDefault(), doing("Asking", askModel)));
 draw.elements.truncate.addEventListener("change", () => (draw.elements.truncation.disabled = !draw.elements.truncate.checked));
 draw.elements.truncation.addEventListener("input", () => (draw.querySelector("output").value = draw.elements.truncation.value));
 $("next").addEventListener("click", () => {
@@ -295,6 +378,7 @@ $("next").addEventListener("click", () => {
 });
 $("interpolate").addEventListener("click", () => doing("Interpolating", interpolate));
 $("walk").addEventListener("click", () => doing("Walking", walk));
+$("nearest").addEventListener("click", () => doing("Looking", () => showNeighbours(chosen()[0])));
 $("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   token = $("token").value.trim();
