@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from ganlib.sources._source import SourceError
 from pipelines._stage import REFERENCE, StageError
 from pipelines.gate import metric_of
 
-__all__ = ["Drift", "measure_drift"]
+__all__ = ["Drift", "is_drift", "measure_drift"]
 
 LEAST = 50
 """new examples; fewer are an error"""
@@ -69,10 +70,15 @@ def measure_drift(params: Params, data: str, spec: Spec) -> Drift:
     section, _, name = metric.partition(".")
     found = metrics[section][name]
     folder = next(f for f in (None, *registry.folders("metrics")) if name in registry.names("metrics", f))
-    sign = 1 if registry.load("metrics", name, folder).DIRECTION == "lower" else -1
-    worse = sign * (found["value"] - found["floor"])
-    halfwidth = max(found["high"] - found["value"], found["value"] - found["low"])
-    return Drift(worse > math.sqrt(2) * halfwidth, metric, len(samples), items, rejected, metrics)
+    drifted = is_drift(found, registry.load("metrics", name, folder).DIRECTION)
+    return Drift(drifted, metric, len(samples), items, rejected, metrics)
+
+
+def is_drift(figures: Mapping[str, float], direction: str) -> bool:
+    """Whether a metric's `value` is worse than its `floor` by more than sqrt(2) of the half width of its interval."""
+    worse = (figures["value"] - figures["floor"]) * (1 if direction == "lower" else -1)
+    halfwidth = max(figures["high"] - figures["value"], figures["value"] - figures["low"])
+    return worse > math.sqrt(2) * halfwidth
 
 
 def _source_of(params: Params, data: str) -> tuple[DatasetConfig, Path]:
