@@ -113,12 +113,14 @@ class Service:
         if about.answer is not None and about.answer not in shapes:
             raise HTTPException(422, f"answer: {about.answer!r} is none of this model's; known: {', '.join(shapes)}")
         self.check(served, about.format)
-        found = await self.do(served, max(1, len(about.examples)), work)
-        assert isinstance(found, dict)
-        if about.answer is not None and shapes[about.answer] == spec.shape:
-            return await self.answer(served, found[about.answer], about.format, {"answer": about.answer}, None)
-        if about.format not in (None, "json"):
+        like_sample = about.answer is not None and shapes[about.answer] == spec.shape
+        if not like_sample and about.format not in (None, "json"):
             raise HTTPException(422, f"format: {about.format!r} is for answers that look like samples; others are JSON")
+        found = await self.do(served, len(about.examples), work)
+        assert isinstance(found, dict)
+        if like_sample:
+            assert about.answer is not None
+            return await self.answer(served, found[about.answer], about.format, {"answer": about.answer}, None)
         names = [about.answer] if about.answer else [name for name in shapes if shapes[name] != spec.shape]
         told = {"model": served.uri, "answers": {name: formats.numbers(found[name]) for name in names}}
         return JSONResponse(told, headers=version_header(served))

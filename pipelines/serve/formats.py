@@ -77,7 +77,10 @@ def encode(
 
 def numbers(found: NDArray[Any]) -> list[Any]:
     """For JSON, which has no NaN and nothing infinite: None."""
-    return np.where(np.isfinite(found), found, None).tolist()  # type: ignore[no-any-return]
+    listed = found.astype(object)
+    listed[~np.isfinite(found)] = None
+    numbers: list[Any] = listed.tolist()
+    return numbers
 
 
 def _picture(spec: Spec, stored: NDArray[Any], columns: int | None) -> bytes:

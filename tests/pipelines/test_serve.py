@@ -547,7 +547,7 @@ def test_training_examples_are_shown_nearest_first(training_data, folder, tmp_pa
         data.spec.sample, "sample", shards.read(training_data / "prepared", "train")["sample"]
     )
     distances, rows = data.nearest(known[:3], 4)
-    assert (distances[:, 0] == 0).all(), "the nearest of a training example is itself"
+    assert (distances[:, 0] < 1e-3 * distances[:, 1]).all(), "the nearest of a training example is itself"
     assert torch.equal(data.spec.kind.decode(data.spec.sample, "sample", rows[:, 0]), known[:3])
     game = registry.load("models", "mlp").build(config("mlp"), data.spec)
     save_generator(tmp_path, game.generator, network=config("mlp"), spec=data.spec)
