@@ -106,7 +106,7 @@ class Service:
         )
 
     async def say(self, served: Served, about: asked.Answers, work: Work) -> Response:
-        """What a model answers: numbers as JSON, what looks like a sample in a format of samples."""
+        """The model's answers about examples: numbers as JSON, a picture or the like in a format of samples."""
         shapes, spec = served.answers, served.generator.spec
         if not shapes:
             raise HTTPException(422, "this model has no answers: it only makes samples")
@@ -122,8 +122,8 @@ class Service:
             assert about.answer is not None
             return await self.answer(served, found[about.answer], about.format, {"answer": about.answer}, None)
         names = [about.answer] if about.answer else [name for name in shapes if shapes[name] != spec.shape]
-        told = {"model": served.uri, "answers": {name: formats.numbers(found[name]) for name in names}}
-        return JSONResponse(told, headers=version_header(served))
+        content = {"model": served.uri, "answers": {name: formats.numbers(found[name]) for name in names}}
+        return JSONResponse(content, headers=version_header(served))
 
     def check(self, served: Served, wanted: asked.Format | None, **counts: int) -> None:
         """Raises HTTPException for a format that the data do not have, or more samples than a request gets."""

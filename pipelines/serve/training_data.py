@@ -1,6 +1,6 @@
-"""The examples that a model was trained on, where a service is told their folder.
+"""The examples that a model was trained on, from a project's folder `data` (`--training-data`).
 
-A version of a model holds none of them: whoever starts a service says whether they may be seen.
+A version of a model holds none of them, so serving them is a choice of the person who starts the service.
 """
 
 from __future__ import annotations
