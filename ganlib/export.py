@@ -15,7 +15,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -440,7 +440,10 @@ def _rows_of(tensors: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
 
 
 def load_generator(directory: str | Path, device: str | torch.device = "cpu") -> Generator:
-    """Load what `save_generator` wrote. Raises ValueError, naming the file, for what is not that."""
+    """Load what `save_generator` wrote; without the `others` of a game it has no answers.
+
+    Raises ValueError, naming the file, for anything else.
+    """
     directory = Path(directory)
     try:
         described = json.loads((directory / "generator.json").read_text())
@@ -457,6 +460,8 @@ def load_generator(directory: str | Path, device: str | torch.device = "cpu") ->
             if state:
                 module.load_state_dict(state)
                 module.to(device).eval()
+            elif name != "generator" and module.state_dict():  # as built, it would answer at random
+                game = replace(game, answers=None)
         game.generator.load_state_dict(tensors)
     except FileNotFoundError as error:
         raise ValueError(f"{directory}: not a generator: {error.filename or error} is missing") from error

@@ -39,6 +39,18 @@ def test_what_was_saved_is_loaded(saved):
         assert torch.equal(mine, theirs), name
 
 
+def test_without_the_modules_of_its_answers_it_has_none(tmp_path):
+    """They would be answers of networks that have learned nothing."""
+    folder, game, spec = save("f_anogan", tmp_path)
+    generator = load_generator(folder)
+    assert generator.answer_shapes() == {}
+    with pytest.raises(ValueError, match="this model has no answers"):
+        generator.answer({"sample": generator.sample(1)["sample"]})
+    others = game.modules_besides_generator
+    save_generator(folder, game.generator, network=config("f_anogan"), spec=spec, others=others)
+    assert "score" in load_generator(folder).answer_shapes()
+
+
 def test_samples_are_a_function_of_the_seed(saved):
     generator = load_generator(saved[0])
     one, two = generator.sample(7, seed=1), generator.sample(7, seed=1)

@@ -106,8 +106,8 @@ def test_what_is_given_is_taken_as_it_is_presented(kind, folders):
         shown = shown.to_dict("records") if isinstance(shown, pd.DataFrame) else shown
         taken = np.stack([kind.take(spec.sample, name, row) for row in shown])
         np.testing.assert_array_equal(taken, stored[name].numpy())
-        for strange in (None, 3, [[None]], {"no such": 1}):
-            if kind.name in registry.names("data"):
+        if kind.name not in FAMILIES:  # the toys check nothing
+            for strange in (None, 3, [[None]], {"no such": 1}):
                 with pytest.raises(ValueError, match=r"expected|has no column"):
                     kind.take(spec.sample, name, strange)
     if kind.naive is not None:

@@ -47,7 +47,8 @@ def save(family, folder, **data):
     spec = spec_of(family, **data)
     game = game_of(family, spec)
     attributes = torch.tensor([[0.0, 1.0], [0.5, 0.5]]) if spec.attributes else None
-    save_generator(folder, game.generator, network=config(family), spec=spec, attributes=attributes)
+    others = game.modules_besides_generator if game.answers else {}
+    save_generator(folder, game.generator, network=config(family), spec=spec, attributes=attributes, others=others)
     return str(folder)
 
 
