@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 SAMPLES = "samples"
+_COMPARED = "compared by label"  # a column of examples that are
 _LARGEST = 1e18  # of features, whose squares are float32
 ANSWERS = "answers"
 
@@ -154,6 +155,8 @@ def available_metrics(reference: Reference, *, labelled: bool, answers: Iterable
     metric that needs a column by a name that is nearly one that there is."""
     looks = reference.spec.kind.LOOKS
     sections = {name: list(_columns(space.column)) for name, space in reference.spaces.items()}
+    if labelled and reference.spec.kind.BY_LABEL:
+        sections |= {f"{name}/{one}": known for name, known in sections.items() for one in reference.spec.classes}
     if reference.spec.given and reference.spec.kind.ALIGNED:
         nothing = torch.zeros(0, *reference.spec.shape)
         views = reference.spec.kind.views(reference.spec.sample, nothing)
@@ -197,13 +200,15 @@ def evaluate(
     spec, n = reference.spec, len(samples["sample"])
     if n > reference.size:
         raise ValueError(f"{n} samples, but the floor needs as many training examples, and there are {reference.size}")
-    fakes = features or extract_features(samples, reference, cfg.batch)
-    reals, floors = (_of_split(reference, split, n, reference.spaces) for split in ("test", "train"))
+    fakes = _with_labels(features or extract_features(samples, reference, cfg.batch), spec)
+    reals, floors = (
+        _with_labels(_of_split(reference, split, n, reference.spaces), spec) for split in ("test", "train")
+    )
     copies: Features = {}
     if "naive" in samples:
-        copied = {"sample": samples["naive"], **{name: samples[name] for name in ("target",) if name in samples}}
-        copies = extract_features(copied, reference, cfg.batch)
-    earlier = {} if before is None else extract_features(before, reference, cfg.batch)
+        known = {name: samples[name] for name in ({"target"} | _told(spec)) & samples.keys()}
+        copies = _with_labels(extract_features({"sample": samples["naive"], **known}, reference, cfg.batch), spec)
+    earlier = {} if before is None else _with_labels(extract_features(before, reference, cfg.batch), spec)
     found: Metrics = {}
     baselines: dict[str, tuple[Examples, Examples]]
     for section, fake in fakes.items():
@@ -213,11 +218,11 @@ def evaluate(
             baselines = {baseline: (real, sets.get(section, {})) for baseline, sets in others.items()}
             found.setdefault(section, {})[name] = _figures(metric, spec, (real, fake), baselines, cfg, seed)
     if ANSWERS in samples:
-        known = _answer_sides(samples, reference)
-        floor = (samples[ANSWERS]("train"), known[1])
+        sides = _answer_sides(samples, reference)
+        floor = (samples[ANSWERS]("train"), sides[1])
         baselines = {"floor": floor} if before is None else {"floor": floor, "before": _answer_sides(before, reference)}
-        for name, metric in _available(ANSWERS, spec.kind.LOOKS, *known).items():
-            found.setdefault(ANSWERS, {})[name] = _figures(metric, spec, known, baselines, cfg, seed)
+        for name, metric in _available(ANSWERS, spec.kind.LOOKS, *sides).items():
+            found.setdefault(ANSWERS, {})[name] = _figures(metric, spec, sides, baselines, cfg, seed)
     return found
 
 
@@ -258,9 +263,40 @@ def _figures(
 
 
 def _compute(metric: Any, spec: Spec) -> Callable[[Examples, Examples], float]:
-    """A metric's function of reals and fakes, given the kind's `Config` where it asks for that."""
+    """A metric's function of reals and fakes, given the kind's `Config` where it asks for that; of examples that are
+    compared by label, the mean over labels."""
     compute: Callable[[Examples, Examples], float] = metric.compute
-    return functools.partial(metric.compute, spec.sample) if getattr(metric, "TAKES_CONFIG", False) else compute
+    if getattr(metric, "TAKES_CONFIG", False):
+        compute = functools.partial(metric.compute, spec.sample)
+    return functools.partial(_mean_over_labels, compute) if spec.kind.BY_LABEL else compute
+
+
+def _mean_over_labels(compute: Callable[[Examples, Examples], float], real: Examples, fake: Examples) -> float:
+    if _COMPARED not in real or _COMPARED not in fake:
+        return compute(real, fake)
+    labels = real[_COMPARED].unique().tolist()
+    return math.fsum(compute(_of_label(real, one), _of_label(fake, one)) for one in labels) / len(labels)
+
+
+def _of_label(examples: Examples, label: int) -> dict[str, Tensor]:
+    chosen = examples[_COMPARED] == label
+    return {name: column[chosen] for name, column in examples.items() if name != _COMPARED}
+
+
+def _told(spec: Spec) -> set[str]:
+    """What has to be known of samples to be compared in a feature space."""
+    return {"label"} if spec.kind.BY_LABEL else set()
+
+
+def _with_labels(features: Features, spec: Spec) -> Features:
+    """Also a section `SPACE/CLASS` for each class, where examples are compared by label."""
+    parts = {
+        f"{section}/{name}": _of_label(examples, label)
+        for section, examples in features.items()
+        if _COMPARED in examples
+        for label, name in enumerate(spec.classes)
+    }
+    return {**features, **parts}
 
 
 def extract_features(
@@ -320,8 +356,10 @@ def compare(
     section, _, name = metric.partition(".")
     nothing = torch.zeros(0, *reference.spec.shape)
     answers = [ANSWERS] if ANSWERS in challenger and ANSWERS in champion else []
+    by_label = reference.spec.classes if reference.spec.kind.BY_LABEL and "label" in challenger else ()
     sections = [
         *reference.spaces,
+        *(f"{space}/{name}" for space in reference.spaces for name in by_label),
         *{SAMPLES: None, **reference.spec.kind.views(reference.spec.sample, nothing)},
         *answers,
     ]
@@ -330,13 +368,19 @@ def compare(
     if section == ANSWERS:
         sides = [_answer_sides(made, reference) for made in (challenger, champion)]
     else:
-        spaces = [space for space in reference.spaces if space == ("classifier" if section == SAMPLES else section)]
-        if section in reference.spaces:  # the other metrics of it are not needed
-            challenger, champion = ({"sample": made["sample"]} for made in (challenger, champion))
+        wanted = "classifier" if section == SAMPLES else section.partition("/")[0]
+        spaces = [space for space in reference.spaces if space == wanted]
+        if section != SAMPLES and spaces:  # the other metrics of it are not needed
+            needed = {"sample"} | _told(reference.spec)
+            challenger, champion = (
+                {name: made[name] for name in needed & made.keys()} for made in (challenger, champion)
+            )
         one, other = (
-            extract_features(made, reference, cfg.batch, spaces).get(section, {}) for made in (challenger, champion)
+            _with_labels(extract_features(made, reference, cfg.batch, spaces), reference.spec).get(section, {})
+            for made in (challenger, champion)
         )
-        real = {**one, **_of_split(reference, "test", n, spaces).get(section, {})}
+        reals = _with_labels(_of_split(reference, "test", n, spaces), reference.spec)
+        real = {**one, **reals.get(section, {})}
         sides = [(real, one), (real, other)]
     known = _available(section, reference.spec.kind.LOOKS, *sides[0], *sides[1])
     if name not in known:
@@ -353,12 +397,24 @@ def compare(
 def _halves(
     metric: Any, cfg: EvaluateConfig, seed: int, *sides: tuple[Examples, Examples]
 ) -> Iterator[list[tuple[Examples, Examples]]]:
-    """Random halves of each `(real, fake)`, which are all cut alike; fewer for a slow metric."""
+    """Random halves of each `(real, fake)`, which are all cut alike, of each label that is compared by itself; fewer
+    for a slow metric."""
     rng = torch.Generator().manual_seed(seed)
-    sizes = [len(next(iter(whole.values()))) for whole in sides[0]]
+    of_labels = [_rows_of_labels(whole) for whole in sides[0]]
     for _ in range(min(cfg.resamples, getattr(metric, "RESAMPLES", cfg.resamples))):
-        chosen = [torch.randperm(n, generator=rng)[: n // 2] for n in sizes]
+        chosen = [
+            torch.cat([rows[torch.randperm(len(rows), generator=rng)[: len(rows) // 2]] for rows in of])
+            for of in of_labels
+        ]
         yield [(_rows_of(real, chosen[0]), _rows_of(fake, chosen[1])) for real, fake in sides]
+
+
+def _rows_of_labels(examples: Examples) -> list[Tensor]:
+    """The rows of each label that is compared by itself, else all."""
+    if _COMPARED in examples:
+        column = examples[_COMPARED]
+        return [(column == one).nonzero()[:, 0] for one in column.unique()]
+    return [torch.arange(len(next(iter(examples.values()))))]
 
 
 def _rows_of(examples: Examples, rows: Tensor) -> Examples:
@@ -379,7 +435,7 @@ def _ci_halfwidth(values: list[float], cfg: EvaluateConfig) -> float:
 def _available(section: str, looks: str, *sides: Collection[str]) -> dict[str, Any]:
     """Metrics whose needs are columns of all sides, by the name they go by in this section."""
     return {
-        getattr(metric, "ALIASES", {}).get(section, name): metric
+        getattr(metric, "ALIASES", {}).get(section.partition("/")[0], name): metric
         for name, metric in _metrics(looks).items()
         if all(need in side for need in metric.NEEDS for side in sides)
     }
@@ -413,6 +469,8 @@ def _features_of(reference: Reference, features: dict[str, Tensor], label: Tenso
     for name, of in features.items():
         space = reference.spaces[name]
         seen[name] = {space.column: of}
+        if label is not None and reference.spec.kind.BY_LABEL:
+            seen[name][_COMPARED] = label
         if space.column == "features":
             # A training example's nearest is itself.
             seen[name]["nearest"] = nearest(of, space.train, 2 if split == "train" else 1)[0][:, -1]

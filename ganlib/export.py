@@ -251,19 +251,23 @@ class Generator:
         return self.spec.kind.tiled is not None and self.game.margin is not None
 
     @torch.inference_mode()
-    def sample_any_size(self, given: Mapping[str, Tensor], *, seed: int = 0) -> Tensor:
+    def sample_any_size(self, given: Mapping[str, Tensor], *, seed: int = 0, label: int | str | None = None) -> Tensor:
         """One sample, float, of given parts `[1, ...]` of any size, as networks see them, tile by tile.
 
-        Raises ValueError where the family or the kind of data asks for the sizes of the spec.
+        A conditional generator needs the `label` to be made. Raises ValueError where the family or the kind of data
+        asks for the sizes of the spec, or for a label that the data do not have.
         """
         tiled, margin = self.spec.kind.tiled, self.game.margin
         if tiled is None or margin is None:
             raise ValueError("this generator takes given parts of one size only")
+        if self.conditional and label is None:
+            raise ValueError(f"label: expected the one that is to be made: {', '.join(self.spec.classes)}")
+        cond = self._labels(1, torch.arange(1), label)
 
         def make(tile: Mapping[str, Tensor]) -> Tensor:
             inputs = self.game.ask(tile, Noise(seed, "sample", size=1), None)
             inputs = map_tensors(lambda x: x.to(self.device), inputs)
-            return sample_of(self.game.generator(inputs, None)).float().cpu()
+            return sample_of(self.game.generator(inputs, None if cond is None else cond.to(self.device))).float().cpu()
 
         return tiled(self.spec.sample, given, margin, make)
 

@@ -19,6 +19,7 @@ from ganlib import distributed
 from ganlib.convolution import differentiated_twice
 from ganlib.losses import Loss
 from ganlib.noise import Noise
+from ganlib.pool import Pool
 from ganlib.schedules import Schedule, value
 
 __all__ = [
@@ -143,6 +144,8 @@ class Game:
     each once an epoch. It may depend on nothing but the example"""
     others: Mapping[str, nn.Module] = field(default_factory=dict)
     """further modules, which learn in a fit"""
+    pool: Pool | None = None
+    """of past fakes, some of which the discriminator is shown in place of new ones; None: it is shown the new ones"""
     before: tuple[Fit, ...] = ()
     after: tuple[Fit, ...] = ()
     answers: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
@@ -400,8 +403,9 @@ class _Step:
             with self.autocast():
                 with torch.set_grad_enabled(keep_graph):
                     fake = self._fake(deal)
+                past = fake if self.game.pool is None else self.game.pool(map_tensors(Tensor.detach, fake), noise)
                 with differentiated_twice(needs_input_grad):
-                    real, shown = (_detached(sample, needs_input_grad) for sample in (deal.real, fake))
+                    real, shown = (_detached(sample, needs_input_grad) for sample in (deal.real, past))
                     of_real, of_fake = (discriminate(self.game, x, deal.cond, noise, network) for x in (real, shown))
                     round = _round(self.game, deal, batch, real, shown, of_real, of_fake)
                     main = self.loss.discriminator(of_real.logits, of_fake.logits).mean()

@@ -55,12 +55,16 @@ class Noise:
         self.key.fill_(other._seed)
 
     @property
+    def rows(self) -> Tensor:
+        """int64 `[rows]`: their numbers in the global batch."""
+        if isinstance(self._rows, slice):
+            return torch.arange(self._rows.start, self._rows.stop, device=self.key.device)
+        return self._rows
+
+    @property
     def row_keys(self) -> Tensor:
         """int64 `[rows]`: what `normal` and `uniform` take. The numbers drawn by this noise start at place 0."""
-        rows = self._rows
-        if isinstance(rows, slice):
-            rows = torch.arange(rows.start, rows.stop, device=self.key.device)
-        return _mix(self.key + _GOLDEN * (rows + 1))
+        return _mix(self.key + _GOLDEN * (self.rows + 1))
 
     def fork(self, purpose: str) -> Noise:
         """Noise for the same rows whose draws are independent of this one's, and of how many these were."""

@@ -129,7 +129,7 @@ class Reference:
         reals = space.train[: len(features)]
         some = health.evenly_spaced(len(reals))
         found = {
-            f"quality/{space.name}.fd": fd.distance(self._train, fd.gaussian(features)),
+            f"quality/{space.name}.fd": self._distance(features, label),
             "diversity/features": health.diversity(features[some], reals[some]),
             "nearest_neighbour_ratio/features": health.nearest_neighbour_ratio(features[some], reals[some]),
             "rank/features": health.effective_rank(features) / max(health.effective_rank(reals), 1e-12),
@@ -142,9 +142,22 @@ class Reference:
                 found["quality/label_accuracy"] = label_accuracy.compute(real, {**fake, "label": label})
         return found
 
+    def _distance(self, features: Tensor, label: Tensor | None) -> float:
+        """The Fréchet distance to the training examples; where samples are compared by label, the mean of those."""
+        if label is None or not self.spec.kind.BY_LABEL:
+            return fd.distance(self._train, fd.gaussian(features))
+        by_label = self._train_by_label
+        found = [fd.distance(by_label[one], fd.gaussian(features[label == one])) for one in label.unique().tolist()]
+        return math.fsum(found) / len(found)
+
     @functools.cached_property
     def _train(self) -> fd.Gaussian:
         return fd.gaussian(self.space.train)
+
+    @functools.cached_property
+    def _train_by_label(self) -> dict[int, fd.Gaussian]:
+        train, label = self.space.train, self.labels["train"][: len(self.space.train)]
+        return {one: fd.gaussian(train[label == one]) for one in label.unique().tolist()}
 
 
 def build(

@@ -178,6 +178,11 @@ def build_game(params: Params, spec: Spec) -> Game:
             Augment(cfg.augment)(torch.zeros(1, *spec.shape), Noise(0, size=1), 0.0)
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from error
+    if game.pool is not None and cfg.batch > game.pool.size:
+        raise ConfigError(
+            f"{where}: batch: {cfg.batch} examples of a step do not fit into a pool of {game.pool.size} past fakes; "
+            "choose a larger pool or a smaller batch"
+        )
     if cfg.top_k != 1.0 and params.train.accumulate > 1:
         raise ConfigError(f"{where}: top_k compares the fakes of a whole step; set train.accumulate to 1")
     penalties, group = [], game.group
@@ -415,6 +420,8 @@ class _Training:
             warm_start(game, params, parent)
         for module in game.modules.values():
             module.to(device, memory_format=self.layout)  # type: ignore[call-overload]
+        if game.pool is not None:
+            game.pool.start(device)
         self.ema = copy.deepcopy(game.generator).requires_grad_(False)
         self.generator = _learner(game.generator, self.play.generator, cfg.compile)
         self.discriminator = _learner(game.discriminator, self.play.discriminator, cfg.compile)
@@ -442,6 +449,7 @@ class _Training:
             **{f"fits/{name}_optimizer": learner.optimizer for name, learner in self.fits.items()},
             **({} if self.before is None else {"before": self.before}),
             **({} if self.augment is None else {"augment": self.augment}),
+            **({} if game.pool is None else {"pool": game.pool}),
             **{f"{t.player}/{t.name}": t.fn.to(device) for t in game.terms if isinstance(t.fn, nn.Module)},
         }
         self.state: dict[str, Any] = {

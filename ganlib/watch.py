@@ -173,7 +173,7 @@ class Watch:
     def picture(self, path: Path) -> None:
         """Draw the fixed deal's fakes; between what was given and what is real, where something was given."""
         shown = {**self.given, "sample": sample_of(self._play(self.fixed))}
-        if self.given:
+        if self.given and self.spec.kind.ALIGNED:
             shown["target"] = sample_of(self.fixed.real)
         self.spec.kind.preview(self.spec.sample, shown, 4 if self.given else 8).save(path)
 

@@ -259,7 +259,8 @@ def _answered(generator: Generator, spec: Spec) -> dict[str, Tensor]:
     parts = {name: spec.kind.decode(spec.sample, name, stored[name]) for name in spec.parts}
     conditions = generator.conditioned_on if len(splits) == 1 else ()  # anomalies are of no class that the model knows
     answers = generator.answer({**parts, **{name: stored[name] for name in conditions}})
-    return {**parts, **{name: answers[name] for name in pictures}}
+    shown = parts if spec.kind.ALIGNED else {name: parts[name] for name in spec.given}
+    return {**shown, **{name: answers[name] for name in pictures}}
 
 
 def _write_curve(path: Path, curve: dict[str, list[float]]) -> None:

@@ -38,6 +38,11 @@ ALLOWED = {
     "ganlib/spaces/video/_frames.py": {"efficientnet_lite0": "which sees each frame as an image"},
     "ganlib/sources/moving_images.py": {"idx": "whose files it reads"},
     "ganlib/data/video.py": {"image": "a frame is an image"},
+    "ganlib/data/unpaired.py": {"image": "an example is two images"},
+    "ganlib/models/_translation.py": {
+        "cycle_psnr": "what families of translation answer, by the name that a metric needs",
+        "edge_correlation": "the same",
+    },
     "ganlib/models/restore.py": {"efficientnet_lite0": "whose feature maps it compares"},
     "ganlib/data/sequence.py": {"characters": "the default tokeniser"},
     "ganlib/models/relgan.py": {"nll": "what it answers, by the name that a metric needs"},

@@ -164,6 +164,9 @@ class Kind:
     """whether equal examples are kept, each as an example of its own"""
     ALIGNED: bool = True
     """whether a row's given parts and its sample belong together"""
+    BY_LABEL: bool = False
+    """whether samples of a label are compared with real samples of that label alone: of what is translated into one
+    domain or another, all together would be distributed like what was given"""
 
     @property
     def learns(self) -> bool:

@@ -73,15 +73,18 @@ def sample(
     try:
         spec = generator.spec
         if given:
-            if label is not None or attribute or truncation is not None:
-                raise ValueError("--given: such a generator takes nothing else but a --seed")
+            if attribute or truncation is not None:
+                raise ValueError(
+                    "--given: such a generator takes nothing else but a --seed, and a --label if it has any"
+                )
             if not generator.translates:
                 raise ValueError("--given: this generator makes samples of noise: it is given nothing")
+            made_of = _class(label, spec.classes)
             if generator.takes_any_size:
-                _restore(generator, given, seed, output)
+                _translate(generator, given, seed, made_of, output)
                 return
             n, parts = len(given), _given(given, spec)
-            made = {**parts, "sample": generator.sample(n, given=parts, seed=seed)["sample"]}
+            made = {**parts, "sample": generator.sample(n, given=parts, seed=seed, label=made_of)["sample"]}
             if spec.kind.film is not None and output.suffix in _MOVING:
                 _write_film(spec.kind.film(spec.sample, made), fps, output)
             else:
@@ -388,7 +391,7 @@ def _save(picture: Any, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _restore(generator: Generator, paths: list[Path], seed: int, output: Path) -> None:
+def _translate(generator: Generator, paths: list[Path], seed: int, label: int | None, output: Path) -> None:
     """What is made of each file, in its size, as a picture of its own: `output`, or in the folder of that name where
     there are several files, or where it is one."""
     names = [f"{path.stem}.png" for path in paths]
@@ -400,7 +403,7 @@ def _restore(generator: Generator, paths: list[Path], seed: int, output: Path) -
     if into_folder:
         output.mkdir(parents=True, exist_ok=True)
     for name, path in zip(names, paths, strict=True):
-        made = generator.sample_any_size(_given([path], generator.spec), seed=seed)
+        made = generator.sample_any_size(_given([path], generator.spec), seed=seed, label=label)
         target = output / name if into_folder else output
         _save(picture(generator.spec.sample, made), target)
         typer.echo(f"{target}: made of {path}, {' x '.join(map(str, made.shape[:1:-1]))}")

@@ -293,13 +293,15 @@ def api(settings: Settings) -> FastAPI:
         request: Request,
         seed: Annotated[int, Query(ge=0, lt=2**63)] = 0,
         format: asked.Format | None = None,
+        label: str | None = None,
         model: asked.Role = "served",
     ) -> Response:
-        """Make a sample of a file, such as an image: its translation, or its restoration. The body is the file."""
+        """Make a sample of a file, such as an image: its translation, into the domain of the label where there are
+        several, or its restoration. The body is the file."""
         served = service.served(model)
         service.check(served, format)
         file = await file_of(request)
-        made = await service.make(served, 1, sampling.restored(file, seed))
+        made = await service.make(served, 1, sampling.translated(file, seed, label))
         return await service.answer(served, made, format, {"seed": seed}, 1)
 
     @app.post("/v1/neighbours", responses={200: samples_of}, response_class=Response)

@@ -36,9 +36,9 @@ __all__ = [
     "interpolation",
     "labels_of",
     "neighbours",
-    "restored",
     "run",
     "samples",
+    "translated",
     "walk",
 ]
 
@@ -276,9 +276,9 @@ def _inputs(generator: Generator, point: Point, truncation: float | None) -> Sam
     return generator.game.ask({}, Noise(point.seed, "sample", size=index.stop, rows=index), truncation)
 
 
-def restored(file: bytes, seed: int) -> Work:
+def translated(file: bytes, seed: int, label: str | None = None) -> Work:
     """A sample made of an uploaded file, the given part of an example. Raises ValueError, when it is run, for a file
-    that cannot be read, or a model that makes samples of noise or of several parts."""
+    that cannot be read, a label that is not known, or a model that makes samples of noise or of several parts."""
 
     def work(generator: Generator) -> Rows | Tensor:
         if len(generator.spec.given) != 1:
@@ -286,8 +286,8 @@ def restored(file: bytes, seed: int) -> Work:
             raise ValueError(f"this model makes samples of {made_of}; expected one that makes them of one file")
         given = {generator.spec.given[0]: _decode_upload(generator, generator.spec.given[0], file)}
         if generator.takes_any_size:
-            return generator.sample_any_size(given, seed=seed)
-        return Rows(seed, range(1), _conditions_of(generator, range(1), None, None), given=given)
+            return generator.sample_any_size(given, seed=seed, label=_label(generator, label))
+        return Rows(seed, range(1), _conditions_of(generator, range(1), label, None), given=given)
 
     return work
 

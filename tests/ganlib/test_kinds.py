@@ -173,7 +173,7 @@ def test_what_is_encoded_has_to_be_what_the_parts_say():
 @pytest.mark.parametrize(
     ("file", "kinds"),
     [
-        ("image.py", {"image", "pair", "restoration", "video"}),
+        ("image.py", {"image", "pair", "restoration", "unpaired", "video"}),
         ("_charts.py", {"table"}),
         ("_film.py", {"video"}),
         ("words.py", {"sequence"}),

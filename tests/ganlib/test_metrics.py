@@ -252,6 +252,9 @@ REAL = {
     "score": normal(200, 1, 5)[:, 0],
     "anomalous": torch.zeros(200, dtype=torch.bool),
     "nll": normal(200, 1, 6)[:, 0],
+    # what a model answers of translations, there and back
+    "edge_correlation": normal(200, 1, 6)[:, 0].sigmoid(),
+    "cycle_psnr": normal(200, 1, 6, mean=20.0)[:, 0],
     "features": normal(200, 8, 1),
     "nearest": torch.ones(200),
     "label": CLASSES,
@@ -261,7 +264,7 @@ REAL = {
 CLEAN = {
     "score": normal(200, 1, 7, mean=3.0)[:, 0],
     "anomalous": torch.ones(200, dtype=torch.bool),
-    "nll": REAL["nll"],
+    **{name: REAL[name] for name in ("nll", "edge_correlation", "cycle_psnr")},
     "features": normal(200, 8, 2),
     "nearest": torch.ones(200),
     "label": CLASSES,
@@ -272,14 +275,19 @@ CLEAN = {
 WORSE = {
     "score": normal(200, 1, 7, mean=0.5)[:, 0],
     "anomalous": torch.ones(200, dtype=torch.bool),
-    "nll": REAL["nll"],
+    **{name: REAL[name] for name in ("nll", "edge_correlation", "cycle_psnr")},
     "features": (normal(4, 8, 3, mean=4.0)).repeat(50, 1) + normal(200, 8, 4, scale=0.1),
     "nearest": torch.cat([torch.zeros(20), torch.full((180,), 0.1)]),
     "label": CLASSES,
     "predicted": torch.zeros(200, dtype=torch.int64),
     **{name: metric.score(None, TRUE.flip(0), TRUE) for name, metric in SCORED.items()},
 }
-REAL_OF_WORSE = {**REAL, "nll": REAL["nll"] + 1.0}  # the model itself knows the test examples less well
+REAL_OF_WORSE = {  # the model itself knows the test examples less well
+    **REAL,
+    "nll": REAL["nll"] + 1.0,
+    "edge_correlation": REAL["edge_correlation"] - 0.5,
+    "cycle_psnr": REAL["cycle_psnr"] - 5.0,
+}
 
 
 @pytest.mark.parametrize("name", NAMES)

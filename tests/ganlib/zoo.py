@@ -19,7 +19,7 @@ CONDITIONED = [f for f in FROM_NOISE if "conditioning" in registry.load("models"
 def config(family, **network):
     """The family's configuration at a size that tests can afford."""
     cls = registry.load("models", family).Config
-    small = {"latent_dim": 4, "width": 4, "discriminator_width": 4, "patch_levels": 1, "group": 2} | network
+    small = {"latent_dim": 4, "width": 4, "discriminator_width": 4, "patch_levels": 1, "group": 2, "units": 8} | network
     return cls(**{name: value for name, value in small.items() if name in network or name in cls.model_fields})
 
 

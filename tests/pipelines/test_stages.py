@@ -47,6 +47,7 @@ WITHOUT_EFFECT = {
 TRAINING = {  # of no use but to learners
     "ganlib/losses.py",
     "ganlib/distributed.py",
+    "ganlib/pool.py",
     "ganlib/schedules.py",
     "ganlib/reference.py -> ganlib/health.py",
 }

@@ -282,7 +282,8 @@ async function askModel() {
 
 async function make() {
   const file = upload.elements.file.files[0];
-  const path = `v1/translations?seed=${upload.elements.seed.valueAsNumber}`;
+  const into = model.classes.length ? `&label=${encodeURIComponent(upload.elements.label.value)}` : "";
+  const path = `v1/translations?seed=${upload.elements.seed.valueAsNumber}${into}`;
   if (file.size > model.limits.body_bytes) throw new Error(`${file.name}: at most ${model.limits.body_bytes} bytes`);
   const answer = await ask(`${path}&format=png`, { method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file });
   const uri = decodeURIComponent(answer.headers.get("Ganlib-Model"));
@@ -347,7 +348,7 @@ async function start() {
   const translates = model.given.length > 0;
   upload.hidden = !translates;
   draw.hidden = translates;
-  for (const part of draw.querySelectorAll("[data-if]")) {
+  for (const part of document.querySelectorAll("form [data-if]")) {
     const has = model[part.dataset.if];
     part.hidden = Array.isArray(has) ? !has.length : !has;
   }
@@ -360,7 +361,9 @@ async function start() {
   const fields = draw.elements;
   fields.n.max = model.limits.samples;
   fields.n.value = Math.min(model.limits.samples, model.classes.length > 1 && model.classes.length <= 16 ? 2 * model.classes.length : 20);
-  fields.label.append(...model.classes.map((name) => element("option", { value: name, textContent: name })));
+  for (const { elements } of [draw, upload]) {
+    elements.label.append(...model.classes.map((name) => element("option", { value: name, textContent: name })));
+  }
   $("attributes").append(...model.attributes.map((name) =>
     element("label", { textContent: name }, element("input", { name, type: "number", step: "any" }))));
   say("");
