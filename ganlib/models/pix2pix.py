@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
 from ganlib.game import Batch, Deal, Game, Round, Term
 from ganlib.models._layers import BatchNorm
+from ganlib.models._translation import jitter
 from ganlib.noise import Noise
 
 __all__ = ["MODALITY", "Config", "build"]
@@ -71,7 +71,7 @@ def build(cfg: Config, spec: Spec) -> Game:
     def deal(batch: Batch) -> Deal:
         source, target = batch.data["source"], batch.data["sample"]
         if batch.training and cfg.jitter:
-            source, target = _jitter(torch.cat([source, target], 1), batch.noise).tensor_split([given], 1)
+            source, target = jitter(torch.cat([source, target], 1), batch.noise).tensor_split([given], 1)
         return Deal(inputs(source, batch.noise), real=target, cond=source)
 
     return Game(
@@ -93,22 +93,6 @@ def _l1(round: Round) -> Tensor:
 def _mask(noise: Noise, shape: tuple[int, ...], rate: float) -> Tensor:
     """Zero with probability `rate`, else 1 / (1 − rate); `[N, *shape]`."""
     return (noise.uniform(*shape) >= rate).float() / (1 - rate)
-
-
-def _jitter(images: Tensor, noise: Noise) -> Tensor:
-    """Enlarge by 286/256 and cut the old size out at random: appendix 6.2, aligned over channels."""
-    _, _, height, width = images.shape
-    uniform = noise.uniform(2)
-    larger = (round(height * 286 / 256), round(width * 286 / 256))
-    images = F.interpolate(images, larger, mode="bilinear", align_corners=False)
-    top, left = (
-        (uniform[:, axis, None] * (images.shape[2 + axis] - side + 1)).long()
-        for axis, side in ((0, height), (1, width))
-    )
-    rows, columns = (torch.arange(side, device=images.device).expand(len(images), -1) for side in (height, width))
-    every = torch.arange(len(images), device=images.device)[:, None, None]
-    # indexed examples, rows and columns come first, then the channels
-    return images[every, :, (top + rows)[:, :, None], (left + columns)[:, None, :]].permute(0, 3, 1, 2)
 
 
 class _Generator(nn.Module):

@@ -10,7 +10,17 @@ from torch import nn
 from zoo import CONDITIONED, FAMILIES, FROM_NOISE, batches, game_of, spec_of
 
 from ganlib.augment import OPERATIONS, Augment, AugmentConfig
-from ganlib.game import Batch, DiscriminatorOutput, Learner, Round, Term, adversarial_step, discriminate, map_tensors
+from ganlib.game import (
+    Batch,
+    DiscriminatorOutput,
+    Learner,
+    Round,
+    Term,
+    adversarial_step,
+    discriminate,
+    map_tensors,
+    tensors_of,
+)
 from ganlib.losses import LOSSES
 from ganlib.noise import Noise
 from ganlib.penalties import MOVE, PENALTIES
@@ -131,7 +141,8 @@ def through(view, game):
 
 
 def on_trial(family, view):
-    """A discriminator's turn on two examples in float64, `turn(real, *weights)`, with reals and weights to begin with.
+    """A discriminator's turn on two examples in float64, `turn(reals, weights)`, with the tensors of reals and the
+    weights to begin with.
 
     Its draws are the same each time. Outside training, layers with running statistics have none to move.
     """
@@ -140,10 +151,13 @@ def on_trial(family, view):
     discriminator = game.discriminator.double().eval()
     weights = dict(discriminator.named_parameters())
     deal = game.deal(batches(spec, n=2)[0])
-    fake = game.generator.eval()(deal.inputs, deal.cond).detach().double().requires_grad_()
+    made = game.generator.eval()(deal.inputs, deal.cond)
+    fake = map_tensors(lambda x: x.detach().double().requires_grad_(), made)
     cond = deal.cond.double() if deal.cond is not None and deal.cond.is_floating_point() else deal.cond
 
-    def turn(real, *now):
+    def turn(reals, now):
+        parts = iter(reals)
+        real = map_tensors(lambda _: next(parts), deal.real)
         weighed = dict(zip(weights, now, strict=True))
         played = dataclasses.replace(
             game, discriminator=lambda sample, cond: torch.func.functional_call(discriminator, weighed, (sample, cond))
@@ -153,10 +167,11 @@ def on_trial(family, view):
         shown = dataclasses.replace(deal, real=real, cond=cond)
         return Round(played, shown, Batch({}, noise), real, fake, of_real.logits, of_fake.logits)
 
-    real = deal.real.double()
+    reals = [x.double() for x in tensors_of(deal.real)]
     if spec.kind.LOOKS != "picture":  # away from ties, as of two tokens that are the same, where a maximum has a kink
-        real = real + 0.01 * torch.rand(real.shape, generator=torch.Generator().manual_seed(0), dtype=real.dtype)
-    return turn, real.requires_grad_(), weights.values()
+        generator = torch.Generator().manual_seed(0)
+        reals = [x + 0.01 * torch.rand(x.shape, generator=generator, dtype=x.dtype) for x in reals]
+    return turn, [x.requires_grad_() for x in reals], list(weights.values())
 
 
 VIEWS = ("plain", *OPERATIONS)
@@ -175,10 +190,10 @@ PENALISED = [
 @pytest.mark.parametrize(("family", "view"), JUDGED)
 def test_every_discriminator_can_be_differentiated_twice(family, view):
     """∂D/∂(sample, weights) has the right derivative by the sample and by each weight, also through augmentation."""
-    turn, real, weights = on_trial(family, view)
+    turn, reals, weights = on_trial(family, view)
     torch.autograd.gradgradcheck(
-        lambda real, *now: turn(real, *now).real_logits,
-        (real, *weights),
+        lambda *inputs: turn(inputs[: len(reals)], inputs[len(reals) :]).real_logits,
+        (*reals, *weights),
         fast_mode=True,
         check_undefined_grad=False,
         rtol=1e-5,
@@ -192,15 +207,15 @@ def test_every_penaltys_gradient_by_finite_differences(family, view, penalty):
 
     In one direction that all of them move in; each weight for itself is moved above.
     """
-    turn, real, weights = on_trial(family, view)
+    turn, reals, weights = on_trial(family, view)
     fn = game_of(family, None, [penalty]).terms[-1].fn
     if isinstance(fn, nn.Module):
         fn.double()
-        fn(turn(real, *weights))  # a running mean now has a past, which no gradient flows through
+        fn(turn(reals, weights))  # a running mean now has a past, which no gradient flows through
 
     def cost(flat):
         parts = flat.split([w.numel() for w in weights])
-        return copy.deepcopy(fn)(turn(real, *(p.view_as(w) for p, w in zip(parts, weights, strict=True)))).mean()
+        return copy.deepcopy(fn)(turn(reals, [p.view_as(w) for p, w in zip(parts, weights, strict=True)])).mean()
 
     flat = nn.utils.parameters_to_vector(weights).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(cost(flat), flat)
