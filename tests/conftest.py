@@ -87,7 +87,16 @@ def small(params, pairs):
         of_train = params.train.model_copy(update={"quality_samples": 0, **budget})
         chosen = of_family.model_copy(update={"model": family, "train": of_train})
         known = chosen.game.network.model_dump()
-        tiny = {"width": 8, "discriminator_width": 8, "max_width": 32, "latent_dim": 20, "patch_levels": 2, "group": 2}
+        tiny = {
+            "width": 8,
+            "discriminator_width": 8,
+            "max_width": 32,
+            "latent_dim": 20,
+            "patch_levels": 2,
+            "group": 2,
+            "blocks": 1,
+            "layers": [0, 2, 4],
+        }
         overrides = {f"network.{k}": v for k, v in tiny.items() if k in known} | {"batch": 32}
         return override(chosen, overrides | {f"fits.{name}.kimg": 0 for name in chosen.game.fits} | dict(changes))
 

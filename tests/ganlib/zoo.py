@@ -12,6 +12,8 @@ from ganlib.penalties import DIFFERENTIATE, PENALTIES
 
 FAMILIES = registry.names("models")
 CLASSES = ("a", "b", "c")
+DEEP = {"blocks": 1, "layers": (0, 2, 4), "units": 8}
+"""of families with residual blocks, and of heads on the features of some layers"""
 FROM_NOISE = [f for f in FAMILIES if registry.modalities(registry.load("models", f))[0] == "image"]
 CONDITIONED = [f for f in FROM_NOISE if "conditioning" in registry.load("models", f).Config.model_fields]
 
@@ -19,7 +21,7 @@ CONDITIONED = [f for f in FROM_NOISE if "conditioning" in registry.load("models"
 def config(family, **network):
     """The family's configuration at a size that tests can afford."""
     cls = registry.load("models", family).Config
-    small = {"latent_dim": 4, "width": 4, "discriminator_width": 4, "patch_levels": 1, "group": 2, "units": 8} | network
+    small = {"latent_dim": 4, "width": 4, "discriminator_width": 4, "patch_levels": 1, "group": 2} | DEEP | network
     return cls(**{name: value for name, value in small.items() if name in network or name in cls.model_fields})
 
 
