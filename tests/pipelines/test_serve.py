@@ -148,7 +148,7 @@ def check_translation(client, generator, tmp_path):
         file = io.BytesIO()
         Image.new("L" if channels == 1 else "RGB", (21, 13)).save(file, "PNG")
         made = Image.open(io.BytesIO(client.post("/v1/translations", content=file.getvalue()).content))
-        factor = generator.spec.shape[1] // size[0]
+        factor = generator.spec.shape[1] // height
         assert made.size == (21 * factor, 13 * factor)
         Image.new("L", (1100, 1000)).save(file := io.BytesIO(), "PNG")
         assert "megapixels" in client.post("/v1/translations", content=file.getvalue()).json()["error"]
