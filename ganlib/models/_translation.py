@@ -40,18 +40,17 @@ class ResNet(nn.Module):
         super().__init__()
         self.multiple = 4
         """sides other than multiples of it are continued by their last pixels, and cut again"""
-        bias = norm == "instance"  # as the authors have it: so counted, parameters are theirs
         widths = [width, 2 * width, 4 * width]
 
         def layer(convolution: nn.Module, outer: int) -> nn.Sequential:
             return nn.Sequential(convolution, _norm(norm, outer), nn.ReLU(inplace=True))
 
-        self.encoder = nn.ModuleList([layer(_reflecting(channels, width, 7, bias), width)])
+        self.encoder = nn.ModuleList([layer(_reflecting(channels, width, 7, bias=False), width)])
         for inner, outer in pairwise(widths):
-            self.encoder.append(layer(nn.Conv2d(inner, outer, 3, 2, 1, bias=bias), outer))
+            self.encoder.append(layer(nn.Conv2d(inner, outer, 3, 2, 1, bias=False), outer))
         self.encoder.extend(_Block(widths[-1], norm) for _ in range(blocks))
         up = [
-            layer(nn.ConvTranspose2d(inner, outer, 3, 2, 1, output_padding=1, bias=bias), outer)
+            layer(nn.ConvTranspose2d(inner, outer, 3, 2, 1, output_padding=1, bias=False), outer)
             for inner, outer in pairwise(widths[::-1])
         ]
         self.decoder = nn.Sequential(*up, _reflecting(width, channels, 7), nn.Tanh())
@@ -78,7 +77,7 @@ class ResNet(nn.Module):
 class _Block(nn.Module):
     def __init__(self, width: int, norm: Norm):
         super().__init__()
-        first, second = (_reflecting(width, width, 3, norm == "instance") for _ in range(2))
+        first, second = (_reflecting(width, width, 3, bias=False) for _ in range(2))
         self.layers = nn.Sequential(first, _norm(norm, width), nn.ReLU(inplace=True), second, _norm(norm, width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,11 +93,11 @@ class UNet(nn.Module):
         levels = max(n for n in range(1, _UNET_LEVELS + 1) if all(side % 2**n == 0 for side in size) or n == 1)
         self.multiple = 2**levels
         widths = [min(width << level, 8 * width) for level in range(levels)]  # outermost first
-        innermost, bias = levels - 1, norm == "instance"
+        innermost = levels - 1
         self.down = nn.ModuleList(
             nn.Sequential(
                 *([nn.LeakyReLU(0.2)] if level else []),  # not in place: the skip takes what comes before
-                nn.Conv2d(inner, outer, 4, 2, 1, bias=bias),
+                nn.Conv2d(inner, outer, 4, 2, 1, bias=not 0 < level < innermost),
                 # at 256 pixels a norm of the innermost would leave nothing of its one
                 *([_norm(norm, outer)] if 0 < level < innermost else []),
             )
@@ -109,7 +108,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(
             nn.Sequential(
                 nn.ReLU(),
-                nn.ConvTranspose2d(inner[level], widths[level - 1], 4, 2, 1, bias=bias),
+                nn.ConvTranspose2d(inner[level], widths[level - 1], 4, 2, 1, bias=False),
                 _norm(norm, widths[level - 1]),
             )
             for level in range(innermost, 0, -1)
@@ -141,9 +140,7 @@ class PatchDiscriminator(nn.Module):
         widths = [min(width << level, 8 * width) for level in range(levels + 1)]
         layers: list[nn.Module] = []
         for level, (inner, outer) in enumerate(pairwise([channels, *widths])):
-            layers.append(
-                nn.Conv2d(inner, outer, 4, 2 if level < levels else 1, 1, bias=level == 0 or norm == "instance")
-            )
+            layers.append(nn.Conv2d(inner, outer, 4, 2 if level < levels else 1, 1, bias=level == 0))
             layers += [_norm(norm, outer)] if level else []
             layers.append(nn.LeakyReLU(0.2, inplace=True))
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 1))
@@ -216,7 +213,7 @@ def _edge_correlation(given: Tensor, made: Tensor) -> Tensor:
 
 
 def _reflecting(inner: int, outer: int, size: int, bias: bool = True) -> nn.Conv2d:
-    """A convolution that continues images by their mirror images."""
+    """A convolution with reflection padding. No bias before a norm, which would subtract it again."""
     return nn.Conv2d(inner, outer, size, padding=size // 2, padding_mode="reflect", bias=bias)
 
 

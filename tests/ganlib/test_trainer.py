@@ -86,10 +86,13 @@ def _rank(rank, world, params, prepared, out, resume=None):
     dist.destroy_process_group()
 
 
+OWN = {"cut": {"temperature": 0.5}}  # which divides similarities: at 0.07 their rounding counts 14 times
+
+
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
-        *[(family, {}) for family in FAMILIES],
+        *[(family, OWN.get(family, {})) for family in FAMILIES],
         ("dcgan", {"discriminator_norm": "batch", "penalties": {}}),
         ("dcgan", {"conditioning": "reacgan", "minibatch_group": 4}),
         ("resnet", {"minibatch_group": 4}),
