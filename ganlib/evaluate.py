@@ -206,7 +206,7 @@ def evaluate(
     )
     copies: Features = {}
     if "naive" in samples:
-        known = {name: samples[name] for name in ({"target"} | _told(spec)) & samples.keys()}
+        known = {name: samples[name] for name in ({"target"} | _labels_needed(spec)) & samples.keys()}
         copies = _with_labels(extract_features({"sample": samples["naive"], **known}, reference, cfg.batch), spec)
     earlier = {} if before is None else _with_labels(extract_features(before, reference, cfg.batch), spec)
     found: Metrics = {}
@@ -283,8 +283,8 @@ def _of_label(examples: Examples, label: int) -> dict[str, Tensor]:
     return {name: column[chosen] for name, column in examples.items() if name != _COMPARED}
 
 
-def _told(spec: Spec) -> set[str]:
-    """What has to be known of samples to be compared in a feature space."""
+def _labels_needed(spec: Spec) -> set[str]:
+    """The columns besides features that a comparison in a feature space needs."""
     return {"label"} if spec.kind.BY_LABEL else set()
 
 
@@ -371,7 +371,7 @@ def compare(
         wanted = "classifier" if section == SAMPLES else section.partition("/")[0]
         spaces = [space for space in reference.spaces if space == wanted]
         if section != SAMPLES and spaces:  # the other metrics of it are not needed
-            needed = {"sample"} | _told(reference.spec)
+            needed = {"sample"} | _labels_needed(reference.spec)
             challenger, champion = (
                 {name: made[name] for name in needed & made.keys()} for made in (challenger, champion)
             )

@@ -134,18 +134,18 @@ def main():
     torch.set_num_threads(1)
     keep_freed_memory()
     params, folder, judge = prepared(args)
-    told = False
+    compared = False
     for seed in args.seeds:
         into = args.out / f"{args.model}-{args.direction}-{seed}"
         minutes = trained(args, params, folder, seed, into)
         print(f"seed {seed}: {minutes:.2f} CPU minutes", flush=True)
         generator = load_generator(into / "generator")
         samples = sample_for_evaluation(generator, folder, judge.size, seed=seed, batch=100)
-        if not told:
+        if not compared:
             label = {name: samples[name] for name in ("label",) if name in samples}
             by_levels = {"sample": matched(samples, folder, generator.spec), **label}
             tell("matched", evaluate(by_levels, judge, params.evaluate, 0))
-            told = True
+            compared = True
         tell(f"seed {seed}", evaluate(samples, judge, params.evaluate, seed))
 
 
