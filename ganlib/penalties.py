@@ -3,12 +3,12 @@
 A penalty is a function, or a class whose instance is called: the arguments of its constructor are its options in
 a model's file, next to `weight` and `every`.
 
-R1 and R2 reuse the logits of the turn, so they cost one extra backward; the others judge points of their own. Those in
-`DIFFERENTIATE` penalise a slope with respect to the samples, before augmentation, by second derivatives; `r1_approx`
-and `r2_approx` estimate that slope by a finite difference. All of these take each example's logit to depend on that
-example alone (`PER_EXAMPLE`), so a discriminator with BatchNorm is refused with them. StyleGAN2's is not, though its
-minibatch deviation mixes examples too: the slopes then have a part of each example's neighbours in its group, as in the
-paper. Where there is a logit for every patch, slopes are those of their mean.
+R1 and R2 reuse the logits of the turn, so they cost one extra backward; the others evaluate points of their own. Those
+in `DIFFERENTIATE` penalise the gradient with respect to the samples, before augmentation, by second derivatives;
+`r1_approx` and `r2_approx` estimate it by a finite difference. All of these assume that each example's logit depends on
+that example alone (`PER_EXAMPLE`), so a discriminator with BatchNorm is refused with them. StyleGAN2's is not, though
+its minibatch deviation mixes examples too: gradients then include the example's neighbours in its group, as in the
+paper. Where there is a logit for every patch, the gradient is that of their mean.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class R1Approx:
     ε is added before augmentation, where r1 takes its gradient. Augmentation draws anew at each call, so with it D(x)
     is computed once more, under the draws of D(x + σε). The authors' code adds ε after augmentation.
 
-    σ must be small against the curvature of D, or the estimate has little to do with the slope at x (on Fashion-MNIST
+    σ must be small against the curvature of D, or the estimate has little to do with the gradient at x (on Fashion-MNIST
     it is 7 times as large at σ = 0.1), and large against the resolution of the logits: a logit of 2 in bfloat16 moves
     in steps of 0.016. So both logits are computed in float32 also under autocast, D(x) once more. The same holds where
     D has spectral norm, whose weights differ slightly from one forward in training to the next. With minibatch

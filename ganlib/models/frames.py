@@ -94,8 +94,8 @@ def _absolute(made: Tensor, target: Tensor) -> Tensor:
 
 def _gradient(made: Tensor, target: Tensor) -> Tensor:
     """The difference of absolute gradients, down and across, mean over a clip, `[N]`. The same, eq. 6 with α = 1."""
-    slopes = ((x.diff(dim=axis).abs() for x in (made, target)) for axis in (3, 4))
-    return torch.stack([(of_made - of_target).abs().flatten(1).mean(1) for of_made, of_target in slopes]).sum(0)
+    gradients = ((x.diff(dim=axis).abs() for x in (made, target)) for axis in (3, 4))
+    return torch.stack([(of_made - of_target).abs().flatten(1).mean(1) for of_made, of_target in gradients]).sum(0)
 
 
 class _Generator(nn.Module):

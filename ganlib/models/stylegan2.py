@@ -286,8 +286,8 @@ class _PathLength(nn.Module):
         y = normal(keys, 0, images[0].numel()).view_as(images)
         aims = (images * y.to(images)).sum() / math.sqrt(images[0, 0].numel())
         with no_weight_gradients(), full_precision(ws):
-            (slopes,) = torch.autograd.grad(aims, ws, create_graph=True)
-        lengths: Tensor = (slopes.square().sum(2).mean(1) + 1e-12).sqrt()
+            (gradients,) = torch.autograd.grad(aims, ws, create_graph=True)
+        lengths: Tensor = (gradients.square().sum(2).mean(1) + 1e-12).sqrt()
         with torch.no_grad():
             self.mean.lerp_(_rank_mean(lengths.mean()).to(self.mean), self.decay)
         return (lengths - self.mean).square()
