@@ -282,8 +282,8 @@ def test_an_interval_ends_where_the_metric_does():
     generator = torch.Generator().manual_seed(0)
     real, fake = ({"features": torch.randn(100, 8, generator=generator)} for _ in range(2))
     one = {"features": torch.cat([fake["features"][:99] + 100, real["features"][:1]])}
-    found = _figures(metric, None, (real, one), {}, cfg, 0)
+    found = _figures(metric, SPEC, (real, one), {}, cfg, 0)
     assert (found["value"], found["low"]) == (0.01, 0.0)
     all_but_one = {"features": torch.cat([real["features"][:99], fake["features"][:1] + 100])}
-    found = _figures(metric, None, (real, all_but_one), {}, cfg, 0)
+    found = _figures(metric, SPEC, (real, all_but_one), {}, cfg, 0)
     assert found["low"] < found["value"] < found["high"] <= 1.0

@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 from tape import HostRead, NoHostReads, record
-from zoo import DEEP, spec_of
+from zoo import SHALLOW, spec_of
 from zoo import batches as examples_of
 
 from ganlib import registry
@@ -68,7 +68,7 @@ def training_of(family, changes, accumulate=1, device=torch.device("cpu")):  # n
         "patch_levels": 1,
         "mapping_layers": 1,
         "group": 2,
-        **DEEP,
+        **SHALLOW.get(family, {}),
     }
     often = {f"penalties.{name}.every": 3 for name in params.game.penalties if "penalties" not in changes}
     overrides = {f"network.{k}": v for k, v in tiny.items() if k in known} | {"batch": 8} | often

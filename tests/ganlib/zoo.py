@@ -12,8 +12,8 @@ from ganlib.penalties import DIFFERENTIATE, PENALTIES
 
 FAMILIES = registry.names("models")
 CLASSES = ("a", "b", "c")
-DEEP = {"blocks": 1, "layers": (0, 2, 4), "units": 8}
-"""of families with residual blocks, and of heads on the features of some layers"""
+SHALLOW = {"cyclegan": {"blocks": 1}, "cut": {"blocks": 1, "layers": (0, 2, 4), "units": 8}}
+"""of translation, whose shipped networks are deep"""
 FROM_NOISE = [f for f in FAMILIES if registry.modalities(registry.load("models", f))[0] == "image"]
 CONDITIONED = [f for f in FROM_NOISE if "conditioning" in registry.load("models", f).Config.model_fields]
 
@@ -21,7 +21,11 @@ CONDITIONED = [f for f in FROM_NOISE if "conditioning" in registry.load("models"
 def config(family, **network):
     """The family's configuration at a size that tests can afford."""
     cls = registry.load("models", family).Config
-    small = {"latent_dim": 4, "width": 4, "discriminator_width": 4, "patch_levels": 1, "group": 2} | DEEP | network
+    small = (
+        {"latent_dim": 4, "width": 4, "discriminator_width": 4, "patch_levels": 1, "group": 2}
+        | SHALLOW.get(family, {})
+        | network
+    )
     return cls(**{name: value for name, value in small.items() if name in network or name in cls.model_fields})
 
 

@@ -137,7 +137,8 @@ def test_sample_of_attributes_and_of_given_images(project):
     assert ganlib("sample", translator, "--given", "given.png", "--given", "given.png").exit_code == 0
     refused(ganlib("sample", translator, "--given", "none.png"), "none.png")
     refused(ganlib("sample", translator, "--given", "mlflow.db"), "mlflow.db: not an image")
-    refused(ganlib("sample", translator, "--given", "given.png", "--label", "1"), "--given")
+    refused(ganlib("sample", translator, "--given", "given.png", "--label", "1"), "--label: '1' is not a class")
+    refused(ganlib("sample", translator, "--given", "given.png", "--truncation", "0.5"), "--given")
     refused(ganlib("sample", translator), "needs to be given source")
 
 

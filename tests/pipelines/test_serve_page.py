@@ -78,7 +78,9 @@ def open_page(browser):
 
 def save(family, folder, spec=None):
     spec = spec or spec_of(family)
-    save_generator(folder, game_of(family, spec).generator, network=config(family), spec=spec)
+    game = game_of(family, spec)
+    others = game.modules_besides_generator if game.answers else {}
+    save_generator(folder, game.generator, network=config(family), spec=spec, others=others)
     return str(folder)
 
 
@@ -107,7 +109,7 @@ def test_samples_are_drawn_and_change_with_seed_class_and_truncation(pictures, o
     page.get_by_role("button", name="Next seed").click()
     status(page, "6 samples, seed 1")
     assert not {*first} & {*drawn(page)}
-    page.locator("select").select_option("b")
+    page.locator("#draw select").select_option("b")
     page.get_by_label("How many").fill("3")
     page.locator("#draw input[name=seed]").fill("0")
     page.get_by_role("button", name="Draw").click()
@@ -127,7 +129,7 @@ def test_samples_are_drawn_and_change_with_seed_class_and_truncation(pictures, o
 def test_favourites_are_pinned_by_keyboard_and_led_into_one_another(pictures, open_page):
     page = open_page(pictures)
     status(page, "6 samples, seed 0")
-    page.locator("select").select_option("c")
+    page.locator("#draw select").select_option("c")
     page.get_by_role("button", name="Draw").click()
     status(page, "6 samples, seed 0")
     pinned = drawn(page)
