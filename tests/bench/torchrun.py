@@ -1,7 +1,7 @@
 """Ray Train against torchrun: images/s of the same training with two workers of one thread each.
 
     dvc repro reference     # or any run before: uses data/prepared and data/reference
-    python tests/bench/torchrun.py [--kimg 24] [--rounds 3] [--width 32]
+    python tests/bench/torchrun.py [--kimg 24] [--rounds 3] [--width 32] [--workers 1]
 
 One side is the stage, `python -m pipelines.train`; the other is `torchrun --standalone --nproc-per-node 2` with
 `ganlib.trainer.train` and nothing of Ray. Both train the model of `params.yaml` with the same seed on the same data,
@@ -68,7 +68,7 @@ def copy(folder: Path, args: argparse.Namespace) -> None:
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
     params["train"].update(kimg=args.kimg, report_kimg=REPORT, checkpoint_kimg=CHECKPOINT, quality_samples=0)
-    params["scale"].update(num_workers=2, cpus_per_worker=1, gpus_per_worker=0)
+    params["scale"].update(num_workers=args.workers, cpus_per_worker=1, gpus_per_worker=0)
     if args.width:
         file = folder / "params/models" / f"{params['model']}.yaml"
         model = yaml.load(file)
@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--kimg", type=float, default=24.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--width", type=int, help="of the network, instead of that of params.yaml")
+    parser.add_argument("--workers", type=int, default=2, help="fewer than the cores leave one for Ray's own processes")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -112,7 +113,7 @@ def main() -> None:
         copy(folder, args)
         commands = {
             "torchrun": [
-                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.workers}"),
                 *(str(Path(__file__).resolve()), "--worker", str(folder)),
             ],
             "Ray Train": [sys.executable, "-m", "pipelines.train"],
