@@ -353,7 +353,8 @@ async function start() {
     part.hidden = Array.isArray(has) ? !has.length : !has;
   }
   $("nearest").hidden = !model.neighbours;
-  question.hidden = !Object.keys(model.answers).length;
+  const byHand = model.asked_by !== "json" || model.shown_as !== "pictures"; // nobody types pixels
+  question.hidden = !Object.keys(model.answers).length || !byHand;
   for (const part of question.querySelectorAll("[data-by]")) {
     part.hidden = part.dataset.by !== model.asked_by;
     part.querySelector("input, textarea").required = !part.hidden;
