@@ -7,7 +7,8 @@
 Each family has the networks, loss and terms of `params/models`, with ten labels. The plain loop is that of PyTorch's
 tutorials (the discriminator on reals and on fakes, then the generator through the discriminator, Adam as it comes) and
 plays the same loss; ours is timed without terms, as the plain loop is, and as it is shipped: with its penalties, its
-own terms and the moving average. Each loop has a process of its own, ours set up as by `launch.train_worker`, and
+own terms and the moving average. `cyclegan` and `cut` have their generators' terms in all three, as these are their
+loss; pools and jitter are ours alone. Each loop has a process of its own, ours set up as by `launch.train_worker`, and
 they take short turns, so that other load on the machine falls on all. Memory is the process's peak, beyond what it
 held before its first step. `--profile` says where the time of the shipped step goes. `--first` takes so many steps of
 it, unconditional, and says what each took; all lazy terms are due at the first. `--against CHECKOUT` compares the CPU
@@ -34,9 +35,9 @@ import torch
 import torch.multiprocessing as mp
 
 from ganlib.config import load_params, parse_params
-from ganlib.data import image, pair
+from ganlib.data import image, pair, unpaired
 from ganlib.data._spec import Spec
-from ganlib.game import Batch, Learner, adversarial_step, discriminate
+from ganlib.game import Batch, Learner, Round, adversarial_step, discriminate, map_tensors
 from ganlib.losses import LOSSES
 from ganlib.noise import Noise
 from ganlib.trainer import build_game, update_ema
@@ -44,7 +45,8 @@ from pipelines.launch import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
 PLAIN, OURS, SHIPPED = "plain loop", "our step", "as shipped"
-FAMILIES = ("mlp", "dcgan", "resnet", "stylegan2", "r3gan", "pix2pix")
+UNPAIRED = ("cyclegan", "cut")
+FAMILIES = ("mlp", "dcgan", "resnet", "stylegan2", "r3gan", "pix2pix", *UNPAIRED)
 
 
 def game_of(family, args):
@@ -52,10 +54,11 @@ def game_of(family, args):
     params = parse_params(
         load_params(ROOT / "params.yaml").model_dump(mode="json") | {"model": family, "preset": args.preset}
     )
-    paired = family == "pix2pix"
-    size = max(64, args.size) if paired else args.size
-    classes = () if paired or args.first else tuple("0123456789")
-    kind, channels = (pair, (args.channels, args.channels)) if paired else (image, args.channels)
+    translates = family in ("pix2pix", *UNPAIRED)
+    size = max(64, args.size) if translates else args.size
+    classes = () if translates or args.first else tuple("0123456789")
+    kind = pair if family == "pix2pix" else unpaired if family in UNPAIRED else image
+    channels = (args.channels, args.channels) if kind is pair else args.channels
     spec = Spec(kind.Config(resolution=(size, size), channels=channels), kind.MODALITY, classes, {}, "")
     torch.manual_seed(0)
     game = build_game(params, spec)
@@ -65,12 +68,18 @@ def game_of(family, args):
     return game, LOSSES[params.game.loss], data
 
 
+def loss_terms(game):
+    """The terms without which there is no such model."""
+    family = type(game.generator).__module__.rpartition(".")[2]
+    return tuple(term for term in game.terms if term.player == "generator") if family in UNPAIRED else ()
+
+
 def ours(game, loss, data, *, shipped):
     if not shipped:
-        game = dataclasses.replace(game, terms=())
+        game = dataclasses.replace(game, terms=loss_terms(game))
     for module in (game.generator, game.discriminator):
         module.to(memory_format=torch.channels_last)
-    data["sample"] = data["sample"].to(memory_format=torch.channels_last)
+    data = {name: x.to(memory_format=torch.channels_last) if x.dim() == 4 else x for name, x in data.items()}
     players = [
         Learner(m, torch.optim.Adam(m.parameters(), lr=2e-4, betas=(0.5, 0.99), fused=True), 2e-4)
         for m in (game.generator, game.discriminator)
@@ -87,12 +96,14 @@ def ours(game, loss, data, *, shipped):
 
 
 def plain(game, loss, data, autocast=contextlib.nullcontext):
+    terms = loss_terms(game)
     to_g = torch.optim.Adam(game.generator.parameters(), lr=2e-4, betas=(0.5, 0.99))
     to_d = torch.optim.Adam(game.discriminator.parameters(), lr=2e-4, betas=(0.5, 0.99))
 
     def step(i):
         noise = Noise(0, i, size=len(data["sample"]), device=data["sample"].device)
-        deal = game.deal(Batch(data, noise))
+        batch = Batch(data, noise)
+        deal = game.deal(batch)
 
         def logits(sample):
             return discriminate(game, sample, deal.cond, noise).logits
@@ -100,12 +111,16 @@ def plain(game, loss, data, autocast=contextlib.nullcontext):
         to_d.zero_grad()
         with autocast():
             fake = game.generator(deal.inputs, deal.cond)
-            d_loss = loss.discriminator(logits(deal.real), logits(fake.detach())).mean()
+            d_loss = loss.discriminator(logits(deal.real), logits(map_tensors(torch.detach, fake))).mean()
         d_loss.backward()
         to_d.step()
         to_g.zero_grad()
         with autocast():
-            g_loss = loss.generator(logits(fake), logits(deal.real) if loss.paired else None).mean()
+            of_fake = logits(fake)
+            g_loss = loss.generator(of_fake, logits(deal.real) if loss.paired else None).mean()
+            round = Round(game, deal, batch, deal.real, fake, None, of_fake)
+            for term in terms:
+                g_loss = g_loss + term.weight * term.fn(round).mean()
         g_loss.backward()
         to_g.step()
 
