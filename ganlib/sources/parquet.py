@@ -82,9 +82,16 @@ def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]
     file = pq.ParquetFile(path)
     names = [name for name in file.schema_arrow.names if name not in condition_columns]
     columns = [*([cfg.image] if cfg.image else names), *condition_columns]
-    read = _reader(path, cfg.image, file.schema_arrow.field(cfg.image).type) if cfg.image else None
-    # Out of a few bytes, a dictionary may repeat a large image in every row.
-    rows = 1 if cfg.image else _BATCH
+    read, rows = None, _BATCH
+    if cfg.image:
+        kind = file.schema_arrow.field(cfg.image).type
+        read = _reader(path, cfg.image, kind)
+        # Out of a few bytes, a dictionary may repeat a large image in every row: it is kept as a dictionary, or else
+        # one row is read at a time.
+        if encoded := _encoded(cfg.image, kind):
+            file = pq.ParquetFile(path, read_dictionary=[encoded])
+        else:
+            rows = 1
     batches, row = file.iter_batches(rows, row_groups=[group], columns=columns), 0
     where = f"{path.relative_to(raw)}[group {group}"
     while True:
@@ -107,6 +114,13 @@ def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]
             known_numbers = tuple(float(number) for number in numbers) if complete else None
             yield Item(f"{where}, row {row}]", payload, known.get(label), attributes=known_numbers)
             row += 1
+
+
+def _encoded(column: str, kind: pa.DataType) -> str | None:
+    """The column of image files in a column, or None for one of numbers."""
+    if pa.types.is_struct(kind) and (index := kind.get_field_index("bytes")) >= 0:
+        return f"{column}.bytes" if pa.types.is_binary(kind.field(index).type) else None
+    return column if pa.types.is_binary(kind) else None
 
 
 def _reader(path: Path, column: str, kind: pa.DataType) -> Any:
