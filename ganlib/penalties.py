@@ -106,11 +106,11 @@ class R1Approx:
     ε is added before augmentation, where r1 takes its gradient. Augmentation draws anew at each call, so with it D(x)
     is computed once more, under the draws of D(x + σε). The authors' code adds ε after augmentation.
 
-    σ must be small against the curvature of D, or the estimate has little to do with the gradient at x (on
-    Fashion-MNIST it is 7 times as large at σ = 0.1), and large against the resolution of the logits: a logit of 2
-    in bfloat16 moves in steps of 0.016. So both logits are computed in float32 also under autocast, D(x) once more. The same
-    holds where D has spectral norm, whose weights differ slightly from one forward in training to the next. With
-    minibatch deviation the expectation is Σⱼ‖∂Dᵢ/∂xⱼ‖² over the group, where r1 has ‖Σⱼ∂Dⱼ/∂xᵢ‖².
+    σ must be small against the curvature of D, or the estimate has little to do with the gradient at x: on images of
+    Fashion-MNIST it is 7 times as large at σ = 0.1. It must be large against the resolution of the logits: a logit of
+    2 in bfloat16 moves in steps of 0.016, so both logits are computed in float32 also under autocast, D(x) once more.
+    The same holds where D has spectral norm, whose weights differ slightly from one forward in training to the next.
+    With minibatch deviation the expectation is Σⱼ‖∂Dᵢ/∂xⱼ‖² over the group, where r1 has ‖Σⱼ∂Dⱼ/∂xᵢ‖².
     """
 
     sigma: PositiveFloat = 0.01
