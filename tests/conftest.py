@@ -26,13 +26,6 @@ import pipelines.cluster  # noqa: F401  before Ray, which reads at once how it a
 ROOT = Path(__file__).parent.parent
 
 
-def pytest_collection_modifyitems(items):
-    """Tests of pipelines build on what their file has run before: one process of `--dist loadgroup` has all of them."""
-    for item in items:
-        if item.get_closest_marker("pipeline"):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 @pytest.fixture(scope="session")
 def params():
     """The shipped `params.yaml` with a budget, on the 8x8 digits enlarged to 16x16, so that a DCGAN has two levels."""
