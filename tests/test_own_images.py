@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from budgets import NO_EXPORT, SHORT
+from budgets import SHORT
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from test_pipeline import STAGES, ran, read
@@ -15,17 +15,13 @@ from test_readme import BLOCKS
 
 pytestmark = pytest.mark.pipeline
 
-QUICK = (
-    SHORT
-    | NO_EXPORT
-    | {
-        "tune.num_samples": 0,
-        "train.kimg": 2,
-        "params/models/dcgan.yaml:network.width": 8,
-        "params/models/pix2pix.yaml:network.width": 8,
-        "params/models/pix2pix.yaml:network.discriminator_width": 8,
-    }
-)
+QUICK = SHORT | {
+    "tune.num_samples": 0,
+    "train.kimg": 2,
+    "params/models/dcgan.yaml:network.width": 8,
+    "params/models/pix2pix.yaml:network.width": 8,
+    "params/models/pix2pix.yaml:network.discriminator_width": 8,
+}
 SUBJECTS = ("china", "flower")
 SUFFIXES = ("png", "jpg", "webp", "gif", "bmp", "tiff")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from budgets import NO_EXPORT, SHORT
+from budgets import SHORT
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -203,7 +203,7 @@ def test_what_nothing_uses_makes_no_stage_run(first):
 def second(first):
     """Another model by one flag, without a search, and by one worker."""
     project, _ = first
-    changes = {"model": "mlp", "tune.num_samples": 0, "scale.num_workers": 1, **NO_EXPORT}
+    changes = {"model": "mlp", "tune.num_samples": 0, "scale.num_workers": 1}
     return project.run("dvc", "exp", "run", *flags(changes))
 
 

@@ -14,13 +14,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from budgets import NO_EXPORT
 from test_pipeline import ran
 
 pytestmark = pytest.mark.pipeline
 
 KIMG = 16  # seconds of training, for something to happen in the middle
-SHORT = NO_EXPORT | {
+SHORT = {
     "data": "digits",
     "reference.max_samples": 100,
     "reference.classifier.epochs": 2,
