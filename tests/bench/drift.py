@@ -124,7 +124,7 @@ def main() -> None:
         stored = torch.from_numpy(np.stack([np.asarray(one, np.uint8)[None] for one in images]))
         return space.extract(spec.kind.decode(spec.sample, "sample", stored))
 
-    def told(what: str, new: Tensor, draw, times: int) -> None:
+    def report(what: str, new: Tensor, draw, times: int) -> None:
         rates = []
         for n in args.sizes:
             seen = verdict(kernels, new, draw, n, times, params.evaluate.resamples, rng)
@@ -133,10 +133,10 @@ def main() -> None:
 
     print(f"{space.name}, seed {args.seed}; drifted, of so many draws of {args.sizes} examples", flush=True)
     everyone = np.arange(POOL)
-    told("nothing", plain, functools.partial(uniform, rows=everyone), args.unchanged)
+    report("nothing", plain, functools.partial(uniform, rows=everyone), args.unchanged)
     ones, rest = (labels == 1).nonzero()[0], (labels != 1).nonzero()[0]
     for share in MORE_OF_ONE:
-        told(
+        report(
             f"class 1 has a share of {share:g}",
             plain,
             functools.partial(with_share, share=share, of=ones, rest=rest),
@@ -145,7 +145,7 @@ def main() -> None:
     digits = [Image.fromarray(np.uint8(one * 15.9)).resize(pictures[0].size) for one in load_digits().images[:400]]
     both, others = torch.cat([plain, features(digits)]), np.arange(POOL, POOL + len(digits))
     for share in OTHERS:
-        told(
+        report(
             f"a share of {share:g} is other data",
             both,
             functools.partial(with_share, share=share, of=others, rest=everyone),
@@ -154,7 +154,7 @@ def main() -> None:
     for name, (change, amounts) in CHANGES.items():
         for by in amounts:
             changed = features([change(one, by, rng) for one in pictures])
-            told(f"{name} {by:g}", changed, functools.partial(uniform, rows=everyone), args.times)
+            report(f"{name} {by:g}", changed, functools.partial(uniform, rows=everyone), args.times)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,8 @@ def test_what_is_given_is_taken_as_it_is_presented(kind, folders):
         taken = np.stack([kind.take(spec.sample, name, row) for row in shown])
         np.testing.assert_array_equal(taken, stored[name].numpy())
         if kind.name not in FAMILIES:  # the toys check nothing
-            for strange in (None, 3, [[None]], {"no such": 1}):
+            outside = [256 + np.zeros(shown[0].shape)] if isinstance(shown, np.ndarray) else []
+            for strange in (None, 3, [[None]], {"no such": 1}, *outside):
                 with pytest.raises(ValueError, match=r"expected|has no column"):
                     kind.take(spec.sample, name, strange)
     if kind.naive is not None:
