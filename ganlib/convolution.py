@@ -1,4 +1,4 @@
-"""Convolutions whose derivatives of every order are single calls.
+"""Convolutions, and the activation after them, whose derivatives of every order are single calls.
 
 A convolution y = C(x, w) is linear in its input x and in its weight w. Its two adjoints are the gradients with respect
 to the input, X(g, w), and to the weight, W(g, x). The derivatives of each of the three are the other two, so each is an
@@ -6,7 +6,8 @@ autograd function whose backward calls the other two, and each is one kernel cal
 
 PyTorch's own double backward, which gradient penalties and path lengths need, loops over groups and takes the gradient
 with respect to the weight by a convolution whose kernel is as large as the image. Karras et al. 2020 replaced it for
-the same reason (`conv2d_gradfix` in their code).
+the same reason (`conv2d_gradfix` in their code). Its double backward of a leaky ReLU fills a tensor of zeros for the
+activation, which has no second derivative, and keeps it until the rest of that gradient is added.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from ganlib.device import is_accelerator
 
-__all__ = ["Conv2d", "binomial_filter", "conv2d", "conv_transpose2d", "differentiated_twice", "no_weight_gradients"]
+__all__ = ["Conv2d", "binomial_filter", "conv2d", "conv_transpose2d", "differentiated_twice", "leaky_relu_", "no_weight_gradients"]
 
 _Geometry = tuple[list[int], list[int], list[int], bool, list[int], int]
 """stride, padding, dilation, transposed, output padding and groups, as `aten::convolution` takes them"""
@@ -68,6 +69,14 @@ def binomial_filter(x: Tensor, gain: float = 1.0, *, stride: int = 1, padding: i
         x = _cast(x, torch.get_autocast_dtype(device))
     y: Tensor = _Filter.apply(x, gain, stride, padding, up)  # type: ignore[no-untyped-call]
     return y
+
+
+def leaky_relu_(x: Tensor, slope: float) -> Tensor:
+    """`F.leaky_relu` in place, of a positive slope."""
+    if _twice and torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
+        y: Tensor = _LeakyReLU.apply(x, slope)  # type: ignore[no-untyped-call]
+        return y
+    return F.leaky_relu(x, slope, inplace=True)
 
 
 _twice = False
@@ -237,6 +246,46 @@ def _gradients(
             g, x, weight, [g.shape[1]] if wanted[2] else None, *geometry, wanted
         )
     return gradients
+
+
+class _LeakyReLU(torch.autograd.Function):
+    """y = f(x), in place. Its derivative f'(x) is read from the sign of y, and has none itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: float) -> Tensor:
+        ctx.slope = slope
+        ctx.mark_dirty(x)
+        y = F.leaky_relu(x, slope, inplace=True)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        return _sloped(g, y.detach(), ctx.slope), None
+
+
+class _Sloped(torch.autograd.Function):
+    """f'(x) g, which is linear in g."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, y: Tensor, slope: float) -> Tensor:
+        ctx.slope = slope
+        ctx.save_for_backward(y)
+        return torch.ops.aten.leaky_relu_backward(g, y, slope, True)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor, None, None]:
+        return _sloped(u, *ctx.saved_tensors, ctx.slope), None, None
+
+
+def _sloped(g: Tensor, y: Tensor, slope: float) -> Tensor:
+    product: Tensor
+    if torch.is_grad_enabled():
+        product = _Sloped.apply(g, y, slope)  # type: ignore[no-untyped-call]
+    else:
+        product = torch.ops.aten.leaky_relu_backward(g, y, slope, True)
+    return product
 
 
 class _Filter(torch.autograd.Function):

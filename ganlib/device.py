@@ -7,7 +7,9 @@ what is special to NVIDIA's is named CUDA.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -114,7 +116,10 @@ def configured(device: torch.device, *, deterministic: bool) -> Iterator[None]:
         setattr(module, name, setting)
     torch.use_deterministic_algorithms(deterministic)
     try:
-        yield
+        with warnings.catch_warnings():
+            # torch.compile's advice
+            warnings.filterwarnings("ignore", message=r"\s*TensorFloat32 tensor cores .* available but not enabled")
+            yield
     finally:
         for module, name, setting in old:
             setattr(module, name, setting)
@@ -182,6 +187,19 @@ class Uploader:
             return Upload(copies, self._stream.record_event())
 
 
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Garbage is collected before, and none inside: to free an earlier training's graphs ends a capture in an error."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def recorder(device: torch.device) -> Recorder[Any] | None:
     """What records work as CUDA graphs, which share one pool of memory; None for devices without them."""
     if device.type != "cuda":
@@ -194,7 +212,7 @@ def recorder(device: torch.device) -> Recorder[Any] | None:
         try:
             # thread_local: the loader's thread may go on copying
             capture = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
-            with torch.cuda.device(device), capture:
+            with _no_garbage_collection(), torch.cuda.device(device), capture:
                 result = work()
         except RuntimeError:
             torch.cuda.set_stream(before)  # torch leaves the capture's stream when a capture fails

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ganlib import distributed
 from ganlib.convolution import differentiated_twice
+from ganlib.device import is_accelerator
 from ganlib.losses import Loss
 from ganlib.noise import Noise
 from ganlib.pool import Pool
@@ -348,7 +349,7 @@ def turns_of(
     """A turn of the discriminator for each of `batches`, each given in microbatches, then one of the generator.
 
     The generator answers the last deal: its fakes are those that the discriminator has just been shown, so they
-    are made once where memory holds the graph (one microbatch). It learns from the share `top_k` of its fakes that
+    are made once where memory holds the graph: see `_Step.discriminator_turn`. It learns from the share `top_k` of its fakes that
     the discriminator likes best (Sinha et al. 2020), and not at all unless it plays. `clock` is `kimg` on the device,
     a float64 scalar: scheduled weights are computed from it there. Turns read no tensor on the host, so that a device
     which works asynchronously is never waited for.
@@ -361,8 +362,8 @@ def turns_of(
     turns = []
     for index, microbatches in enumerate(batches):
         terms = due_terms(game, "discriminator", step * len(batches) + index)
-        keep_graph = generator_plays and index == len(batches) - 1 and len(microbatches) == 1
-        turn = partial(shared.discriminator_turn, microbatches, terms, keep_graph=keep_graph)
+        answered = generator_plays and index == len(batches) - 1
+        turn = partial(shared.discriminator_turn, microbatches, terms, answered=answered)
         turns.append(Turn("discriminator", discriminator, turn))
     if generator_plays:
         turns.append(Turn("generator", generator, partial(shared.generator_turn, due_terms(game, "generator", step))))
@@ -392,16 +393,22 @@ class _Step:
     answers: list[_Answer] = field(default_factory=list)
     """of the discriminator's last turn"""
 
-    def discriminator_turn(self, microbatches: Sequence[Batch], terms: Sequence[Term], *, keep_graph: bool) -> Stats:
-        """Tell reals from fakes. With `keep_graph` the fakes keep the generator's autograd graph."""
+    def discriminator_turn(self, microbatches: Sequence[Batch], terms: Sequence[Term], *, answered: bool) -> Stats:
+        """Tell reals from fakes, to which the generator's turn answers or not.
+
+        If it does, the fakes keep the generator's autograd graph, or are made again there: for several microbatches,
+        and on a GPU while its memory is filled by second derivatives.
+        """
         needs_input_grad = any(term.needs_input_grad for term in terms)
+        crowded = len(microbatches) > 1 or (needs_input_grad and is_accelerator(self.clock.device))
+        keep_graph, made_again = answered and not crowded, answered and crowded
         # a compiled graph cannot be differentiated twice, as penalties need
         network = self.discriminator.module if needs_input_grad else self.discriminator.forward
         self.answers, stats = [], _Mean(len(microbatches))
         for batch in microbatches:
             deal, noise = self.game.deal(batch), batch.noise
             with self.autocast():
-                with torch.set_grad_enabled(keep_graph):
+                with torch.set_grad_enabled(keep_graph), _same_buffers(self.generator.module, afterwards=made_again):
                     fake = self._fake(deal)
                 past = fake if self.game.pool is None else self.game.pool(map_tensors(Tensor.detach, fake), noise)
                 with differentiated_twice(needs_input_grad):
@@ -453,6 +460,16 @@ class _Step:
             total = total + cost * (weight.to(cost.dtype) if isinstance(weight, Tensor) else weight)
             stats.add(f"loss/{player}/{term.name}", cost)
         return total
+
+
+@contextlib.contextmanager
+def _same_buffers(module: nn.Module, *, afterwards: bool) -> Iterator[None]:
+    """If `afterwards`, what a forward pass inside has moved is put back, such as running means: it will be repeated."""
+    kept = [(buffer, buffer.clone()) for buffer in module.buffers()] if afterwards else []
+    yield
+    with torch.no_grad():
+        for buffer, before in kept:
+            buffer.copy_(before)
 
 
 def _backward(learner: Learner, loss: Tensor, *, last: bool) -> None:

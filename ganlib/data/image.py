@@ -127,7 +127,8 @@ def as_levels(raw: Any) -> NDArray[np.uint8]:
 
 def decode(cfg: object, part: str, stored: Tensor) -> Tensor:
     """uint8 `[N, C, H, W]` to float32 in [-1, 1]; the inverse of `quantise`."""
-    return stored.float().div_(127.5).sub_(1.0)
+    # divided by a tensor: by a number, a GPU multiplies with its reciprocal and rounds otherwise than a CPU
+    return stored.float().div_(torch.full((), 127.5, device=stored.device)).sub_(1.0)
 
 
 def quantise(cfg: object, samples: Tensor) -> Tensor:

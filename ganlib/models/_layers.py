@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from ganlib import distributed
 from ganlib import noise as noises
-from ganlib.convolution import Conv2d, binomial_filter, conv2d, conv_transpose2d
+from ganlib.convolution import Conv2d, binomial_filter, conv2d, conv_transpose2d, leaky_relu_
 from ganlib.device import full_precision
 from ganlib.noise import Noise
 
@@ -143,7 +143,7 @@ def gaussian_latent(noise: Noise, dim: int, truncation: float | None = None) -> 
 
 def activate(x: Tensor) -> Tensor:
     """Leaky ReLU of slope 0.2, in place. Its gain of √2 is in the layer before: see `equalised`."""
-    return F.leaky_relu(x, 0.2, inplace=True)
+    return leaky_relu_(x, 0.2)
 
 
 def unit(x: Tensor) -> Tensor:

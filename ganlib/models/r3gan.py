@@ -16,12 +16,11 @@ import math
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from ganlib._config import Config as _Config
-from ganlib.convolution import Conv2d, binomial_filter
+from ganlib.convolution import Conv2d, binomial_filter, leaky_relu_
 from ganlib.data._spec import Spec
 from ganlib.game import DiscriminatorOutput, Game
 from ganlib.models._conditioning import (
@@ -134,8 +133,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # in place: backward passes then need what the next convolution keeps anyway, not what went into it too
-        y = F.leaky_relu(self.widen(x), _SLOPE, inplace=True)
-        y = F.leaky_relu(self.convolve(y), _SLOPE, inplace=True)
+        y = leaky_relu_(self.widen(x), _SLOPE)
+        y = leaky_relu_(self.convolve(y), _SLOPE)
         narrowed: Tensor = self.narrow(y)
         return narrowed.add_(x)
 

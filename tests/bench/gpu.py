@@ -104,7 +104,7 @@ def working(step, first, device):
         return float("nan")
     activities = [torch.profiler.ProfilerActivity.CUDA]
     wait(device)
-    with torch.profiler.profile(activities=activities) as profiler:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
         start = time.perf_counter()
         for i in range(16):
             step(first + i)

@@ -33,7 +33,8 @@ def equal(a, b):
 
 
 def without_clock(state):
-    clock = ("seconds", "examples_per_second")
+    """A checkpoint without what differs from run to run: times, and on a GPU how much of a run was replayed."""
+    clock = ("seconds", "examples_per_second", "recorded_steps")
     return {
         **{k: v for k, v in state.items() if k != "seconds"},
         "rows": [{k: v for k, v in row.items() if k not in clock} for row in state["rows"]],

@@ -102,7 +102,7 @@ def twice():
 
 def calls_of(fn):
     """How often `fn` called the forward and the backward kernel."""
-    with torch.profiler.profile() as profiler:
+    with torch.profiler.profile(acc_events=True) as profiler:
         fn()
     names = [event.name for event in profiler.events()]
     return names.count("aten::convolution"), names.count("aten::convolution_backward")
@@ -216,6 +216,26 @@ def test_filters_keep_nothing_and_are_cast_by_autocast():
         y = filtered(convolution, "blur", x)
     y.float().sum().backward()
     assert (y.dtype, x.grad.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_the_activation_is_pytorchs_and_its_second_derivative_costs_nothing():
+    ends = []
+    for activate in (convolution.leaky_relu_, lambda x, slope: F.leaky_relu(x, slope, inplace=True)):
+        x, weight, _ = operands("dense")
+        y = activate(convolution.conv2d(x, weight), 0.2)
+        first = torch.autograd.grad(y.pow(3).sum(), (x, weight), create_graph=True)
+        second = torch.autograd.grad(sum(g.pow(3).sum() for g in first), (x, weight))
+        ends.append([y, *first, *second])
+    torch.testing.assert_close(*ends)
+    x, weight, _ = operands("dense", side=4, n=1)
+    assert torch.autograd.gradgradcheck(lambda x: convolution.leaky_relu_(x * 1.0, 0.2), x)
+    y = convolution.leaky_relu_(x * 1.0, 0.2)
+    (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    assert not first.requires_grad  # it is constant where it is not broken
+    with torch.profiler.profile(acc_events=True) as profiler:
+        (first,) = torch.autograd.grad(convolution.leaky_relu_(x * 1.0, 0.2).pow(2).sum(), x, create_graph=True)
+        first.square().sum().backward()
+    assert "aten::zeros_like" not in [event.name for event in profiler.events()]
 
 
 def test_the_module_is_pytorchs():

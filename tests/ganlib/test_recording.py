@@ -12,7 +12,7 @@ from tape import HostRead, NoHostReads, record
 from zoo import SHALLOW, spec_of
 from zoo import batches as examples_of
 
-from ganlib import registry
+from ganlib import game, registry
 from ganlib.config import ModelConfig, load_params, override
 from ganlib.game import Batch, Term
 from ganlib.noise import Noise
@@ -99,6 +99,17 @@ def played(training, batches, steps):
 
 def learnt(training):
     return {name: part.state_dict() for name, part in training.parts.items()}
+
+
+@pytest.mark.parametrize(("family", "changes"), CASES, ids=str)
+def test_fakes_that_a_gpu_makes_again_change_no_bit(family, changes, monkeypatch):
+    """In the turns of penalties, where the generator's graph is not kept."""
+    kept, batches = training_of(family, changes)
+    again, _ = training_of(family, changes)
+    rows = played(kept, batches, 6)
+    monkeypatch.setattr(game, "is_accelerator", lambda device: True)
+    assert played(again, batches, 6) == rows
+    torch.testing.assert_close(learnt(again), learnt(kept), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

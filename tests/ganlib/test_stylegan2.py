@@ -422,7 +422,7 @@ def test_no_tensor_is_read_on_the_host(progressive):
     """To read one would wait for the GPU, and cannot be captured in a CUDA graph."""
     game = grown(10) if progressive else a_game()
     (batch,) = batches(spec_of("stylegan2", (3, 16, 16), ()))
-    with torch.profiler.profile() as profiler:
+    with torch.profiler.profile(acc_events=True) as profiler:
         deal = game.deal(batch)
         images = game.generator(deal.inputs, deal.cond)
         game.discriminator(images, deal.cond)
