@@ -23,7 +23,15 @@ from torch import Tensor, nn
 
 from ganlib.device import is_accelerator
 
-__all__ = ["Conv2d", "binomial_filter", "conv2d", "conv_transpose2d", "differentiated_twice", "leaky_relu_", "no_weight_gradients"]
+__all__ = [
+    "Conv2d",
+    "binomial_filter",
+    "conv2d",
+    "conv_transpose2d",
+    "differentiated_twice",
+    "leaky_relu_",
+    "no_weight_gradients",
+]
 
 _Geometry = tuple[list[int], list[int], list[int], bool, list[int], int]
 """stride, padding, dilation, transposed, output padding and groups, as `aten::convolution` takes them"""
@@ -276,7 +284,8 @@ class _Sloped(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor, None, None]:
-        return _sloped(u, *ctx.saved_tensors, ctx.slope), None, None
+        (y,) = ctx.saved_tensors
+        return _sloped(u, y, ctx.slope), None, None
 
 
 def _sloped(g: Tensor, y: Tensor, slope: float) -> Tensor:

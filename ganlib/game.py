@@ -7,6 +7,7 @@ training step of the project; no family's name appears in it.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -42,6 +43,7 @@ __all__ = [
     "due_terms",
     "fit_step",
     "map_tensors",
+    "period",
     "play",
     "sample_of",
     "tensors_of",
@@ -332,6 +334,12 @@ def due_terms(game: Game, player: Player, turn: int) -> list[Term]:
     return [term for term in game.terms if term.player == player and turn % term.every == 0]
 
 
+def period(game: Game, discriminator_steps: int) -> int:
+    """The number of steps after which the same terms are due again."""
+    turns = {"generator": 1, "discriminator": discriminator_steps}  # in one step
+    return math.lcm(*(term.every // math.gcd(term.every, turns[term.player]) for term in game.terms))
+
+
 def turns_of(
     game: Game,
     loss: Loss,
@@ -349,10 +357,10 @@ def turns_of(
     """A turn of the discriminator for each of `batches`, each given in microbatches, then one of the generator.
 
     The generator answers the last deal: its fakes are those that the discriminator has just been shown, so they
-    are made once where memory holds the graph: see `_Step.discriminator_turn`. It learns from the share `top_k` of its fakes that
-    the discriminator likes best (Sinha et al. 2020), and not at all unless it plays. `clock` is `kimg` on the device,
-    a float64 scalar: scheduled weights are computed from it there. Turns read no tensor on the host, so that a device
-    which works asynchronously is never waited for.
+    are made once where memory holds the graph: see `_Step.discriminator_turn`. It learns from the share `top_k` of its
+    fakes that the discriminator likes best (Sinha et al. 2020), and not at all unless it plays. `clock` is `kimg` on the
+    device, a float64 scalar: scheduled weights are computed from it there. Turns read no tensor on the host, so that a
+    device which works asynchronously is never waited for.
     """
     if game.progress is not None:
         for module in (generator.module, discriminator.module):

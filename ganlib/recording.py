@@ -6,7 +6,8 @@ recorded with: the batch, the key of its noise, and the time, from which the dev
 Optimisers, the moving average and sums over ranks stay outside: schedules, clipping and `lr_scale` need no care.
 
 There is one recording for each set of terms that is due. The first steps of each set are played as they are, which has
-libraries choose kernels and allocate; so a recording computes the same bits as what it replaces.
+libraries choose kernels and allocate; so a recording computes the same bits as what it replaces. Nothing is recorded
+before all sets have been played: the memory of recordings is theirs, and played steps would need as much again.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ Batches = Sequence[Sequence[Batch]]
 class RecordedSteps:
     """The turns of steps, recorded where they come again."""
 
-    def __init__(self, record: Recorder[Any]):
+    def __init__(self, record: Recorder[Any], period: int = 1):
+        """Sets of due terms come again after `period` steps."""
         self._record: Recorder[Any] | None = record
+        self._left = WARMUP * period
         self._played: Counter[Hashable] = Counter()
         self._recordings: dict[Hashable, tuple[Batches, list[Turn]]] = {}
         self._steps = self._replayed = 0
@@ -49,9 +52,10 @@ class RecordedSteps:
         a RuntimeWarning says why, and steps are played as they are from then on.
         """
         self._steps += 1
+        self._left -= 1
         if key not in self._recordings and self._record is not None:
             self._played[key] += 1
-            if self._played[key] > WARMUP and len(self._recordings) < MOST:
+            if self._played[key] > WARMUP and self._left < 0 and len(self._recordings) < MOST:
                 self._remember(key, batches, make)
         if key not in self._recordings:
             return make(batches)

@@ -40,6 +40,7 @@ from ganlib.game import (
     due_terms,
     fit_step,
     map_tensors,
+    period,
     play,
     turns_of,
 )
@@ -398,6 +399,10 @@ class _Run:
         watch.picture(folder / "samples.png")
 
 
+_LONGEST_PERIOD = 64
+"""steps, of which at most so many are waited for before any is recorded"""
+
+
 class _Training:
     """All that learns, and how far it has come: what an exact resume needs."""
 
@@ -468,7 +473,7 @@ class _Training:
         record = devices.recorder(self.device)
         if record is None or not cfg.cuda_graphs or world > 1 or cfg.compile or self.game.progress is not None:
             return None
-        return RecordedSteps(record)
+        return RecordedSteps(record, min(period(self.game, self.play.discriminator_steps), _LONGEST_PERIOD))
 
     def place(self, x: Tensor) -> Tensor:
         """`x` on the device, in the layout of the networks."""

@@ -68,8 +68,8 @@ def dealt_by(run):
     return functools.partial(run.batches, run.training.phase)
 
 
-WARMUP = 34
-"""steps until each set of due terms has been recorded: those of every sixteenth step are at the third"""
+WARMUP = 40
+"""steps until each set of due terms has been recorded, which starts when those of every sixteenth come a third time"""
 
 
 class Timer:

@@ -12,6 +12,7 @@ from tape import HostRead, NoHostReads, record
 from zoo import SHALLOW, spec_of
 from zoo import batches as examples_of
 
+from ganlib import device as devices
 from ganlib import game, registry
 from ganlib.config import ModelConfig, load_params, override
 from ganlib.game import Batch, Term
@@ -226,6 +227,18 @@ def test_steps_are_recorded_once_they_have_come_a_few_times_and_only_so_many():
     recorded, played_ = WARMUP + 1, WARMUP + 3
     assert len(made) == MOST * recorded + 2 * played_
     assert training.recorded.share() == pytest.approx(MOST * 3 / ((MOST + 2) * (WARMUP + 3)))
+
+
+def test_nothing_is_played_once_something_is_recorded(monkeypatch):
+    """Or a GPU's memory would hold what recordings need and what played steps need, at one time."""
+    monkeypatch.setattr(devices, "recorder", lambda device: record)
+    changes = {"path_length_weight": 2.0, "path_length_every": 2, "penalties": {"r1": {"weight": 1.0, "every": 3}}}
+    training, batches = training_of("stylegan2", changes)
+    shares = []
+    for _ in range(20):
+        played(training, batches, 1)
+        shares.append(training.recorded.share())
+    assert shares == [0.0] * 12 + [1.0] * 8
 
 
 def test_the_tape_forbids_what_a_capture_would():

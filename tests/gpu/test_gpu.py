@@ -155,13 +155,13 @@ def test_a_replayed_step_has_the_bits_of_a_played_one(family, changes):
 def test_an_earlier_training_can_end_while_steps_are_recorded():
     """Its recordings are garbage that only the collector frees, which must not run inside of a recording."""
     earlier, dealt = training_of("mlp", {}, device=GPU)
-    played(earlier, dealt, 4)
+    played(earlier, dealt, 14)
     earlier.itself, earlier = earlier, None
     training, dealt = training_of("mlp", {}, device=GPU)
     before = gc.get_threshold()
     gc.set_threshold(1)
     try:
-        played(training, dealt, 4)
+        played(training, dealt, 14)
     finally:
         gc.set_threshold(*before)
     assert training.recorded.share() > 0
