@@ -358,9 +358,9 @@ def turns_of(
 
     The generator answers the last deal: its fakes are those that the discriminator has just been shown, so they
     are made once where memory holds the graph: see `_Step.discriminator_turn`. It learns from the share `top_k` of its
-    fakes that the discriminator likes best (Sinha et al. 2020), and not at all unless it plays. `clock` is `kimg` on the
-    device, a float64 scalar: scheduled weights are computed from it there. Turns read no tensor on the host, so that a
-    device which works asynchronously is never waited for.
+    fakes that the discriminator likes best (Sinha et al. 2020), and not at all unless it plays. `clock` is `kimg` on
+    the device, a float64 scalar: scheduled weights are computed from it there. Turns read no tensor on the host, so
+    that a device which works asynchronously is never waited for.
     """
     if game.progress is not None:
         for module in (generator.module, discriminator.module):
