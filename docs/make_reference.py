@@ -44,10 +44,10 @@ Meanings = dict[str, str]
 
 
 def meanings(path: Path) -> Meanings:
-    """The comment next to each key of a YAML file, with the lines that go on below it."""
+    """The comment next to each key of a YAML file, with the lines that go on below it; or a line above it."""
     found: Meanings = {}
     open_keys: list[tuple[int, str]] = []
-    current, column = None, 0
+    current, column, above = None, 0, ""
     for line in path.read_text(encoding="utf-8").splitlines():
         comment = re.search(r"(?:^|\s)# ?(.*)$", line)
         entry = re.match(r"( *)([\w.-]+):(?: |$)", line)
@@ -58,10 +58,15 @@ def meanings(path: Path) -> Meanings:
             if comment and comment.start(1) > entry.end():
                 current, column = ".".join(key for _, key in open_keys), line.index("#", entry.end())
                 found[current] = comment[1].strip()
+            elif above and above.index("#") == indent > 0:
+                found[".".join(key for _, key in open_keys)] = above.strip("# ")
+            above = ""
         elif comment and current and line.strip().startswith("#") and line.index("#") == column:
             found[current] += " " + comment[1].strip()
         elif not line.strip():
             current = None
+        else:
+            above = line if line.lstrip().startswith("#") else ""
     return found
 
 

@@ -53,6 +53,14 @@ def leaves(section, before=""):
             yield f"{before}{key}", value
 
 
+def lists(section, before=""):
+    for key, value in section.items():
+        if isinstance(value, dict) and "." not in key:
+            yield from lists(value, f"{before}{key}.")
+        elif isinstance(value, list) and "." not in key:
+            yield f"{before}{key}", value
+
+
 def unchanged():
     """For each file, an override that sets a key to what it is."""
     for file in sorted([ROOT / "params.yaml", *(ROOT / "params").rglob("*.yaml")]):
@@ -61,12 +69,19 @@ def unchanged():
             yield f"{file.relative_to(ROOT)}:{key}={json.dumps(value)}"
 
 
+def emptied():
+    """For each list, an override that empties it. After some whose comment is on the key's line, DVC joins two lines."""
+    for file in sorted([ROOT / "params.yaml", *(ROOT / "params").rglob("*.yaml")]):
+        for key, _ in lists(YAML(typ="safe").load(file)):
+            yield f"{file.relative_to(ROOT)}:{key}=[]"
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """What each override made of its file: `{override: (file, before, after)}`."""
     folder = tmp_path_factory.mktemp("params")
     copy_params(folder)
-    command = [sys.executable, "-c", APPLY, *unchanged(), *CHANGES]
+    command = [sys.executable, "-c", APPLY, *unchanged(), *CHANGES, *emptied()]
     return json.loads(subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout)
 
 
@@ -86,3 +101,15 @@ def test_one_flag_changes_one_line_and_no_comment(written, change):
     assert key.split(".")[-2 if "resolution" in key else -1] in new
     assert value.replace(",", ", ") in new
     assert old.partition("#")[2] == new.partition("#")[2]
+
+
+@pytest.mark.parametrize("change", [*emptied()])
+def test_a_list_can_be_emptied(written, change):
+    _, before, after = written[change]
+    expected, found = YAML(typ="safe").load(before), YAML(typ="safe").load(after)
+    *path, key = change.partition(":")[2].removesuffix("=[]").split(".")
+    section = expected
+    for name in path:
+        section = section[name]
+    section[key] = []
+    assert found == expected
