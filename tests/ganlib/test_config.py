@@ -106,7 +106,7 @@ def test_a_penalty_that_a_preset_replaces_is_not_searched():
 
 
 def test_every_key_is_commented_where_it_first_stands():
-    """On its line, or before, in the comment of another, as the keys of a schedule are."""
+    """On its line, on a line of its own above, or before, in the comment of another, as the keys of a schedule are."""
     explained = [ROOT / "params/datasets/mnist.yaml", ROOT / "params/models/dcgan.yaml"]
     others = [file for file in sorted((ROOT / "params").rglob("*.yaml")) if file not in explained]
 
@@ -123,7 +123,9 @@ def test_every_key_is_commented_where_it_first_stands():
         lines = file.read_text().splitlines()
         here = [line.partition("#")[2] for line in lines]
         for key, at in keys_of(YAML().load("\n".join(lines))):
-            if key not in seen and not here[at] and not re.search(rf"\b{key}[:,]", "\n".join(comments + here[:at])):
+            indent = " " * (len(lines[at]) - len(lines[at].lstrip()))
+            own = here[at] or (at and indent and lines[at - 1].startswith(f"{indent}#"))
+            if key not in seen and not own and not re.search(rf"\b{key}[:,]", "\n".join(comments + here[:at])):
                 silent.append(f"{file.relative_to(ROOT)}: line {at + 1}: {key}")
             seen.add(key)
         comments += here

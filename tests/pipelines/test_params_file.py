@@ -70,7 +70,7 @@ def unchanged():
 
 
 def emptied():
-    """For each list, an override that empties it. After some whose comment is on the key's line, DVC joins two lines."""
+    """For each list, an override that empties it. After some whose comment is on the key's line DVC joins two."""
     for file in sorted([ROOT / "params.yaml", *(ROOT / "params").rglob("*.yaml")]):
         for key, _ in lists(YAML(typ="safe").load(file)):
             yield f"{file.relative_to(ROOT)}:{key}=[]"
