@@ -441,8 +441,9 @@ class ScaleConfig(Config):
 
     num_workers: Annotated[
         int | tuple[int, int] | Literal["auto"],
-        _auto_or(PositiveInt | _Range, "a whole number above 0, or [least, most]"),
+        _auto_or(NonNegativeInt | _Range, "a whole number, or [least, most]"),
     ] = "auto"
+    """0: the process of the stage, without Ray Train"""
     cpus_per_worker: PositiveInt = 1
     gpus_per_worker: Annotated[float | Literal["auto"], _auto_or(GpuShare, "a number from 0 to 1")] = "auto"
     workers_per_trial: PositiveInt = 1
@@ -455,7 +456,7 @@ class ScaleConfig(Config):
     @property
     def min_workers(self) -> int:
         """The number of workers as far as it is known without a cluster: 1 where it is not."""
-        return self.num_workers if isinstance(self.num_workers, int) else 1
+        return max(1, self.num_workers) if isinstance(self.num_workers, int) else 1
 
 
 class ResolvedScale(ScaleConfig):

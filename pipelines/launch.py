@@ -60,6 +60,7 @@ __all__ = [
     "train_worker",
 ]
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 AGAIN = "what was computed is kept; mend that, and `dvc repro` goes on"
 
 
@@ -326,12 +327,17 @@ def _fit(job: Job, scale: ResolvedScale, workers: int, run: Storage, start: Save
 def _worker(job: Job, run: Storage, start: Saved | None) -> None:
     import ray.train
 
+    _work(job, run, start, ray.train.report)
+
+
+def _work(job: Job, run: Storage, start: Saved | None, tell: Callable[[dict[str, float]], None]) -> None:
+    """Train from a checkpoint on, keep checkpoints, and `tell(row)` of each report."""
     checkpoints = Checkpoints(run / "checkpoints", start)
 
     def report(row: dict[str, float], folder: Path | None) -> None:
         if folder is not None:
             keep(checkpoints, row, folder)
-        ray.train.report(row)
+        tell(row)
 
     with nullcontext() if start is None else checkpoints.as_folder(start) as resume:
         train_worker(job, report, resume)
@@ -344,10 +350,35 @@ def keep(checkpoints: Checkpoints, row: Mapping[str, float], folder: Path) -> Sa
     return checkpoints.save(folder, kimg=row["kimg"], score=row.get(quality_name(row) or ""))
 
 
+def _by_this_process(job: Job, params: Params, run: Storage, live: Path, start: Saved | None) -> Saved:
+    """Train without Ray, which takes seconds to start and processes to run. Nothing is retried."""
+    with _one_line_error():
+        try:
+            _work(job, run, start, partial(_append, live))
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise StageError(f"{run.address}: {error.strerror}; {AGAIN}") from error
+    done = Checkpoints(run / "checkpoints").newest()
+    if not job.is_done(done):
+        raise StageError(f"training ended without its last checkpoint in {run.address}")
+    return done
+
+
+def _by_workers(job: Job, params: Params, run: Storage, live: Path, start: Saved | None) -> Saved:
+    with cluster(params) as available:
+        if fewer := why_fewer(params.scale, available, job.possible_workers):
+            print(fewer)
+        job = job.everywhere(run.parent)
+        with _ctrl_c(), _one_line_error():
+            return run_workers(job, params.scale, key="num_workers", run=run, callbacks=lambda: [_relay(live)])
+
+
 def train_distributed(
     params: Params, prepared: Path, reference: Path, on_row: Callable[[dict[str, float]], None], into: Path
 ) -> list[dict[str, float]]:
-    """Train with Ray Train, going on from where a run of the same fingerprint stopped.
+    """Train with Ray Train, or in this process where `scale.num_workers` is 0, going on from where a run of the same
+    fingerprint stopped.
 
     `on_row(row)` is called here, in the driver, as reports come. Writes into the folder `into` the `generator/` of the
     checkpoint that `train.keep` asks for and its discriminator, which one that is and why as `kept.json`, what the
@@ -366,13 +397,9 @@ def train_distributed(
             print(f"{run.name} {state}: {done.kimg:g} kimg, from {checkpoints.folder / done.name}", flush=True)
         if not job.is_done(done):
             print(f"training to {params.budget_kimg:g} kimg; {_where(params.scale)}", flush=True)
-            with cluster(params) as available, scratch_folder() as scratch:
-                if fewer := why_fewer(params.scale, available, job.possible_workers):
-                    print(fewer)
-                job = job.everywhere(run.parent)
-                live = Path(scratch) / "rows.jsonl"
-                with _following(live, on_row), _ctrl_c(), _one_line_error():
-                    done = run_workers(job, params.scale, key="num_workers", run=run, callbacks=lambda: [_relay(live)])
+            with scratch_folder() as scratch, _following(live := Path(scratch) / "rows.jsonl", on_row):
+                train_here = _by_this_process if params.scale.num_workers == 0 else _by_workers
+                done = train_here(job, params, run, live, done)
         kept, why = choose(params.train.keep, checkpoints, done)
         about = {"kimg": kept.kimg, "score": kept.score, "last_kimg": done.kimg, "last_score": done.score, "why": why}
         (into / "kept.json").write_text(json.dumps(about, indent=2) + "\n")
@@ -393,6 +420,8 @@ def train_distributed(
 
 
 def _where(scale: ScaleConfig) -> str:
+    if scale.num_workers == 0:
+        return "by this process"
     address = cluster_address(scale)
     return f"connecting to the Ray cluster at {address}" if address else "starting Ray on this machine"
 
@@ -452,7 +481,7 @@ def permanent(error: Exception) -> Exception | None:
     for failure in workers_own(error).values():
         if isinstance(failure, Diverged | ConfigError | StageError | Damaged | DamagedShard | torch.OutOfMemoryError):
             return failure
-        if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if isinstance(failure, OSError) and failure.errno in FULL:
             return failure
     return None
 
@@ -463,10 +492,14 @@ def _relay(live: Path) -> Any:
 
     class Relay(UserCallback):
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            with live.open("a") as file:
-                file.write(json.dumps(metrics[0]) + "\n")
+            _append(live, metrics[0])
 
     return Relay()
+
+
+def _append(live: Path, row: dict[str, Any]) -> None:
+    with live.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 @contextmanager

@@ -24,9 +24,9 @@ def resolve_scale(scale: ScaleConfig, available: Mapping[str, float], possible: 
     `gpus_per_worker`: 1 if there are GPUs, or 1/k where k workers must share one, else 0. `num_workers`: as many as
     the GPUs hold, or 2 without GPUs; no more than there are cores for, and one of the `possible` numbers. Of
     `[least, most]` the most that the cluster holds. A number that a person has set stays, even if the cluster does not
-    hold it: see `check_resources`.
+    hold it: see `check_resources`. 0 counts as 1: the process that trains needs no less.
     """
-    workers, share, gpus = scale.num_workers, scale.gpus_per_worker, int(available.get("GPU", 0))
+    workers, share, gpus = scale.num_workers or 1, scale.gpus_per_worker, int(available.get("GPU", 0))
     if share == "auto":
         share = 0.0 if gpus == 0 else 1 / math.ceil(workers / gpus) if isinstance(workers, int) else 1.0
     if not isinstance(workers, int):

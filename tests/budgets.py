@@ -23,3 +23,6 @@ SHORT: dict[str, Any] = {
     "gate.at_least.memorisation_ratio": 0,
     "gate.at_least.label_accuracy": 0,
 }
+
+NO_EXPORT: dict[str, Any] = {"gate.export": []}
+"""each graph of a generator takes seconds: `test_pipeline.py` and `test_readme.py` register with them"""

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from budgets import SHORT
+from budgets import NO_EXPORT, SHORT
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from test_pipeline import STAGES, ran, read
@@ -15,13 +15,18 @@ from test_readme import BLOCKS
 
 pytestmark = pytest.mark.pipeline
 
-QUICK = SHORT | {
-    "tune.num_samples": 0,
-    "train.kimg": 2,
-    "params/models/dcgan.yaml:network.width": 8,
-    "params/models/pix2pix.yaml:network.width": 8,
-    "params/models/pix2pix.yaml:network.discriminator_width": 8,
-}
+QUICK = (
+    SHORT
+    | NO_EXPORT
+    | {
+        "tune.num_samples": 0,
+        "train.kimg": 2,
+        "scale.num_workers": 0,
+        "params/models/dcgan.yaml:network.width": 8,
+        "params/models/pix2pix.yaml:network.width": 8,
+        "params/models/pix2pix.yaml:network.discriminator_width": 8,
+    }
+)
 SUBJECTS = ("china", "flower")
 SUFFIXES = ("png", "jpg", "webp", "gif", "bmp", "tiff")
 

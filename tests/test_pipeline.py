@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from budgets import SHORT
+from budgets import NO_EXPORT, SHORT
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -203,7 +203,7 @@ def test_what_nothing_uses_makes_no_stage_run(first):
 def second(first):
     """Another model by one flag, without a search, and by one worker."""
     project, _ = first
-    changes = {"model": "mlp", "tune.num_samples": 0, "scale.num_workers": 1}
+    changes = {"model": "mlp", "tune.num_samples": 0, "scale.num_workers": 0, **NO_EXPORT}
     return project.run("dvc", "exp", "run", *flags(changes))
 
 
@@ -244,7 +244,7 @@ def test_an_experiment_in_a_folder_of_its_own_registers_where_the_others_do(firs
     """As queued ones do; DVC runs it below .dvc/tmp/exps."""
     project, _ = first
     before = read(project.folder / "outputs/register/decision.json")["version"]
-    output = project.run("dvc", "exp", "run", "--temp", "-S", "train.kimg=2")
+    output = project.run("dvc", "exp", "run", "--temp", "-S", "train.kimg=2", "-S", "scale.num_workers=0")
     assert ran(output) == STAGES[3:]
     assert f"ganlib-digits version {before + 1}:" in output
 
@@ -278,7 +278,7 @@ def test_every_stage_works_on_links_into_the_cache(first, second, cache):
         project.run("ganlib", "sample", "outputs/train/generator", "-o", "linked.png")
         assert read(project.folder / "outputs/register/decision.json")["version"] == 1
         if cache == "symlink":  # hard links are files like any other to what trains
-            shorter = flags({"train.kimg": 1, "train.report_kimg": 0.5})
+            shorter = flags({"train.kimg": 1, "train.report_kimg": 0.5, "scale.num_workers": 0})
             assert ran(project.run("dvc", "exp", "run", *shorter)) == STAGES[3:]
     finally:
         del project.env["MLFLOW_TRACKING_URI"]
@@ -331,7 +331,7 @@ def test_a_family_is_one_file(first):
     project, _ = first
     (project.folder / "ganlib/models/toy.py").write_text(TOY.lstrip())
     (project.folder / "params/models/toy.yaml").write_text("network: {}\n")
-    project.edit({"model": "toy"})
+    project.edit({"model": "toy", "scale.num_workers": 0})
     output = project.run("dvc", "repro")
     assert ran(output) == ["code", *STAGES[2:]]
     assert read(project.folder / "outputs/train/generator/generator.json")["network"]["family"] == "toy"

@@ -419,8 +419,8 @@ def test_no_parameter_has_a_name_that_dvcs_run_cache_overlooks():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("num_workers", "atuo", "expected auto or a whole number above 0, or [least, most] (found 'atuo')"),
-        ("num_workers", 0, "expected auto or a whole number above 0, or [least, most] (found 0)"),
+        ("num_workers", "atuo", "expected auto or a whole number, or [least, most] (found 'atuo')"),
+        ("num_workers", -1, "expected auto or a whole number, or [least, most] (found -1)"),
         ("gpus_per_worker", 1.5, "expected auto or a number from 0 to 1 (found 1.5)"),
     ],
 )

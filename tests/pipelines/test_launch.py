@@ -215,6 +215,46 @@ def test_a_training_that_is_done_is_taken_and_said(small, prepared, tmp_path, mo
     assert (tmp_path / "out/generator/generator.safetensors").is_file()
 
 
+def test_without_workers_the_stage_itself_trains_and_goes_on(small, prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipelines.launch.cluster", None)  # no Ray
+    ends = []
+    for name, stop in (("quiet", None), ("stopped", 2), ("stopped", None)):
+        params = scaled(small("dcgan"), num_workers=0, storage=str(tmp_path / name))
+        out, rows = tmp_path / f"{name}-{stop}", []
+        out.mkdir()
+
+        def appended(row, folder=None, stop=stop, rows=rows):
+            rows.append(row)
+            if len(rows) == stop:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            if stop:  # where a report is made, as Ctrl-C would
+                patch.setattr("pipelines.launch._append", lambda live, row, appended=appended: appended(row))
+                with pytest.raises(KeyboardInterrupt):
+                    train_distributed(params, prepared, tmp_path / "none", print, out)
+                continue
+            train_distributed(params, prepared, tmp_path / "none", appended, out)
+        ends.append((out / "generator/generator.safetensors").read_bytes())
+        assert [round(row["kimg"], 3) for row in rows] == ([0.128, 0.256, 0.384] if name == "quiet" else [0.384])
+    assert ends[0] == ends[1]
+    said = capsys.readouterr().out
+    assert said.count("training to 0.384 kimg; by this process\n") == 3
+    assert "is resumed: 0.256 kimg" in said
+
+
+def test_a_full_disk_is_one_line_without_workers_too(small, prepared, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipelines.launch.keep", full)
+    params = scaled(small("mlp"), num_workers=0, storage=str(tmp_path / "runs"))
+    with pytest.raises(StageError, match=r"runs/train-.*: No space left on device; what was computed is kept"):
+        train_distributed(params, prepared, tmp_path / "none", print, tmp_path)
+
+
 def test_a_range_without_a_number_that_divides_the_batch_is_refused(params, prepared, tmp_path):
     changed = scaled(override(params, {"batch": 32}), num_workers=(5, 7))
     message = (

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from budgets import NO_EXPORT
 from test_pipeline import ran
 
 pytestmark = pytest.mark.pipeline
 
 KIMG = 16  # seconds of training, for something to happen in the middle
-SHORT = {
+SHORT = NO_EXPORT | {
     "data": "digits",
     "reference.max_samples": 100,
     "reference.classifier.epochs": 2,

@@ -52,6 +52,8 @@ DIVISORS_OF_32 = [1, 2, 4, 8, 16, 32]
         (16, 2, {"num_workers": 3}, (3, 0.5)),
         (16, 1, {"num_workers": 3}, (3, 1 / 3)),
         (16, 0, {"num_workers": 3}, (3, 0)),
+        (16, 0, {"num_workers": 0}, (1, 0)),
+        (16, 2, {"num_workers": 0}, (1, 1)),
         (16, 8, {"gpus_per_worker": 0}, (2, 0)),
         (16, 0, {"gpus_per_worker": 1}, (1, 1)),
         # both are: they stay, whatever there is

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from budgets import SHORT
+from budgets import NO_EXPORT, SHORT
 from ruamel.yaml import YAML
 
 from pipelines import cluster, job, submit
@@ -325,8 +325,8 @@ def ray_cluster(tmp_path_factory):
 def project(checkout, ray_cluster, tmp_path_factory):
     """A small pipeline with a DVC remote; its `scale.ray_address` is of no use in a job."""
     clone = checkout("submitted", ready=True)
-    small = {**SHORT, "data": "digits", "model": "mlp", "tune.num_samples": 0, "scale.num_workers": 1}
-    clone.edit({**small, "scale.ray_address": "127.0.0.1:1"})
+    budget = {**SHORT, **NO_EXPORT, "tune.num_samples": 0, "scale.num_workers": 1}
+    clone.edit({**budget, "data": "digits", "model": "mlp", "scale.ray_address": "127.0.0.1:1"})
     clone.run("dvc", "remote", "add", "--quiet", "--default", "r", str(tmp_path_factory.mktemp("remote")))
     clone.run("git", "commit", "--quiet", "--all", "--message", "small")
     clone.env.update({"HOME": str(ray_cluster.home), "OMP_NUM_THREADS": "1", "RAY_API_SERVER_ADDRESS": ray_cluster.url})
