@@ -127,7 +127,8 @@ def test_noise():
 @pytest.mark.parametrize("amp", [False, "auto"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_same_seed_and_a_resume_give_the_same_bits(family, amp, small, data_of, tmp_path):
-    params, prepared = small(family, amp=amp), data_of(family)
+    often = {f"penalties.{name}.every": 2 for name in small(family).game.penalties}  # so that steps are recorded early
+    params, prepared = small(family, amp=amp, changes=often), data_of(family)
     first, again, cut = Kept(tmp_path / "first"), Kept(tmp_path / "again"), Kept(tmp_path / "cut", stop_after=2)
     train(params, first, prepared=prepared)
     train(params, again, prepared=prepared)
@@ -138,6 +139,7 @@ def test_the_same_seed_and_a_resume_give_the_same_bits(family, amp, small, data_
     ends = [without_clock(checkpoint.load(kept.folders[-1])) for kept in (first, again, rest)]
     assert equal(ends[0], ends[1])
     assert equal(ends[0], ends[2])
+    assert first.rows[-1]["recorded_steps"] == 1.0
 
 
 @pytest.mark.filterwarnings("error")
