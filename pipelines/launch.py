@@ -60,7 +60,8 @@ __all__ = [
     "train_worker",
 ]
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""errors of a disk that is full, of a quota, or that cannot be written"""
 AGAIN = "what was computed is kept; mend that, and `dvc repro` goes on"
 
 
@@ -280,7 +281,7 @@ def run_workers(job: Job, scale: ScaleConfig, *, key: str, run: Storage, callbac
             reason = cause(error)
             if (final := permanent(error)) is not None:
                 if isinstance(final, OSError) and not isinstance(final, DamagedShard):  # which names its file
-                    raise StageError(f"{run.address}: {final.strerror or final}; {AGAIN}") from error
+                    raise _stopped_by_disk(run, final) from error
                 raise final from error
             before, start = start, checkpoints.newest()
             if isinstance(error, ControllerError):  # no worker has started
@@ -356,9 +357,9 @@ def _by_this_process(job: Job, params: Params, run: Storage, live: Path, start: 
         try:
             _work(job, run, start, partial(_append, live))
         except OSError as error:
-            if error.errno not in FULL:
+            if error.errno not in DISK:
                 raise
-            raise StageError(f"{run.address}: {error.strerror}; {AGAIN}") from error
+            raise _stopped_by_disk(run, error) from error
     done = Checkpoints(run / "checkpoints").newest()
     if not job.is_done(done):
         raise StageError(f"training ended without its last checkpoint in {run.address}")
@@ -397,9 +398,11 @@ def train_distributed(
             print(f"{run.name} {state}: {done.kimg:g} kimg, from {checkpoints.folder / done.name}", flush=True)
         if not job.is_done(done):
             print(f"training to {params.budget_kimg:g} kimg; {_where(params.scale)}", flush=True)
-            with scratch_folder() as scratch, _following(live := Path(scratch) / "rows.jsonl", on_row):
-                train_here = _by_this_process if params.scale.num_workers == 0 else _by_workers
-                done = train_here(job, params, run, live, done)
+            by = _by_this_process if params.scale.num_workers == 0 else _by_workers
+            with scratch_folder() as scratch:
+                live = Path(scratch) / "rows.jsonl"
+                with _following(live, on_row):
+                    done = by(job, params, run, live, done)
         kept, why = choose(params.train.keep, checkpoints, done)
         about = {"kimg": kept.kimg, "score": kept.score, "last_kimg": done.kimg, "last_score": done.score, "why": why}
         (into / "kept.json").write_text(json.dumps(about, indent=2) + "\n")
@@ -437,6 +440,10 @@ def choose(keep: str, checkpoints: Checkpoints, last: Saved) -> tuple[Saved, str
     if best is None or best.score is None or not best.score < last.score:
         return last, "the last has the least Fréchet distance of all checkpoints"
     return best, "it has the least Fréchet distance of all checkpoints"
+
+
+def _stopped_by_disk(run: Storage, error: OSError) -> StageError:
+    return StageError(f"{run.address}: {error.strerror or error}; {AGAIN}")
 
 
 @contextmanager
@@ -481,7 +488,7 @@ def permanent(error: Exception) -> Exception | None:
     for failure in workers_own(error).values():
         if isinstance(failure, Diverged | ConfigError | StageError | Damaged | DamagedShard | torch.OutOfMemoryError):
             return failure
-        if isinstance(failure, OSError) and failure.errno in FULL:
+        if isinstance(failure, OSError) and failure.errno in DISK:
             return failure
     return None
 

@@ -201,7 +201,7 @@ def test_what_nothing_uses_makes_no_stage_run(first):
 
 @pytest.fixture(scope="module")
 def second(first):
-    """Another model by one flag, without a search, and by one worker."""
+    """Another model by one flag, without a search, and trained without Ray."""
     project, _ = first
     changes = {"model": "mlp", "tune.num_samples": 0, "scale.num_workers": 0, **NO_EXPORT}
     return project.run("dvc", "exp", "run", *flags(changes))

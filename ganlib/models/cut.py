@@ -134,10 +134,10 @@ class _Generator(nn.Module):
         return torch.stack(losses).mean(0)
 
     def _embedded(self, head: nn.Module, features: Tensor, places: Tensor) -> Tensor:
-        """Features `[N, C, h, w]` at places `[N, P]` → `[N, P, units]`, of length 1, or less for all but nothing.
+        """Features `[N, C, h, w]` at places `[N, P]` → `[N, P, units]`, of length 1; what is under 1e-3 stays short.
 
-        Where an image is constant, instance normalisation leaves rounding errors, whose direction would count as much
-        as any other, and send gradients 1e5 times as large.
+        Where an image is constant, instance normalisation leaves rounding errors. Brought to length 1, they would
+        count as much as any other patch, and make up most of the gradient.
         """
         chosen = features.flatten(2).gather(2, places[:, None].expand(-1, features.shape[1], -1))
         embedded: Tensor = F.normalize(head(chosen.mT), dim=2, eps=1e-3)

@@ -218,27 +218,26 @@ def test_a_training_that_is_done_is_taken_and_said(small, prepared, tmp_path, mo
 def test_without_workers_the_stage_itself_trains_and_goes_on(small, prepared, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pipelines.launch.cluster", None)  # no Ray
-    ends = []
-    for name, stop in (("quiet", None), ("stopped", 2), ("stopped", None)):
-        params = scaled(small("dcgan"), num_workers=0, storage=str(tmp_path / name))
-        out, rows = tmp_path / f"{name}-{stop}", []
-        out.mkdir()
 
-        def appended(row, folder=None, stop=stop, rows=rows):
-            rows.append(row)
-            if len(rows) == stop:
-                raise KeyboardInterrupt
+    def trained(storage, out):
+        """The weights, and what was reported."""
+        params, rows = scaled(small("dcgan"), num_workers=0, storage=str(tmp_path / storage)), []
+        (tmp_path / out).mkdir()
+        train_distributed(params, prepared, tmp_path / "none", rows.append, tmp_path / out)
+        weights = (tmp_path / out / "generator/generator.safetensors").read_bytes()
+        return weights, [round(row["kimg"], 3) for row in rows]
 
-        with monkeypatch.context() as patch:
-            if stop:  # where a report is made, as Ctrl-C would
-                patch.setattr("pipelines.launch._append", lambda live, row, appended=appended: appended(row))
-                with pytest.raises(KeyboardInterrupt):
-                    train_distributed(params, prepared, tmp_path / "none", print, out)
-                continue
-            train_distributed(params, prepared, tmp_path / "none", appended, out)
-        ends.append((out / "generator/generator.safetensors").read_bytes())
-        assert [round(row["kimg"], 3) for row in rows] == ([0.128, 0.256, 0.384] if name == "quiet" else [0.384])
-    assert ends[0] == ends[1]
+    def interrupted(live, row):
+        if row["kimg"] > 0.2:
+            raise KeyboardInterrupt
+
+    quiet, reported = trained("quiet", "once")
+    assert reported == [0.128, 0.256, 0.384]
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.launch._append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trained("stopped", "never")
+    assert trained("stopped", "then") == (quiet, [0.384])
     said = capsys.readouterr().out
     assert said.count("training to 0.384 kimg; by this process\n") == 3
     assert "is resumed: 0.256 kimg" in said
