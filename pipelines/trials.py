@@ -83,6 +83,7 @@ class TrialRunner:
             tune.with_resources(trainable, resources),
             param_space={"name": tune.grid_search(list(settings))},
             tune_config=tune.TuneConfig(
+                reuse_actors=True,  # a new process for each trial would import torch again
                 max_concurrent_trials=min(scale.max_concurrent_trials or self.at_once, self.at_once),
                 trial_name_creator=lambda trial: trial.config["name"],
                 trial_dirname_creator=lambda trial: trial.config["name"],
