@@ -25,4 +25,4 @@ SHORT: dict[str, Any] = {
 }
 
 NO_EXPORT: dict[str, Any] = {"gate.export": []}
-"""each graph of a generator takes seconds: `test_pipeline.py` and `test_readme.py` register with them"""
+"""each graph of a generator takes seconds: the first run of `test_pipeline.py` registers with them"""

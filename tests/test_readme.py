@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -13,9 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from budgets import SHORT
 from params_files import copy_params
-from PIL import Image
 from typer.main import get_command
 
 from ganlib.config import load_params
@@ -42,38 +39,7 @@ def commands(program: str, texts: list[str]) -> list[list[str]]:
     return [found for found in words if found[:1] == [program]]
 
 
-# -- what it says to run ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def followed(checkout):
-    """A clone in which the first command was followed to the letter, on a budget of seconds."""
-    project = checkout("readme")
-    project.edit(SHORT)
-    project.run("git", "commit", "--quiet", "--all", "--message", "short")
-    project.env["PIP_COMPILE"] = "0"  # all the packages, a third of which is ever imported
-    print(project.run("bash", "-euo", "pipefail", "-c", block("run")))
-    return project
-
-
-@pytest.mark.pipeline
-def test_the_first_command_makes_what_the_table_lists(followed):
-    named = [path for path in SPANS if re.match(r"(outputs|data/prepared)/", path)]
-    assert len(named) > 5
-    assert [path for path in named if not (followed.folder / path).exists()] == []
-    decision = json.loads((followed.folder / "outputs/register/decision.json").read_text())
-    assert (decision["model"], decision["version"], decision["decision"]) == ("ganlib-mnist", 1, "promoted")
-
-
-@pytest.mark.pipeline
-def test_the_next_commands_draw_samples_and_check_lineage(followed):
-    printed = followed.run("bash", "-euo", "pipefail", "-c", f". .venv/bin/activate\n{block('sample')}")
-    tile = 28 * 2 + 2
-    for name, columns, rows in (("grid.png", 10, 7), ("sevens.png", 3, 3)):
-        with Image.open(followed.folder / name) as picture:
-            assert picture.size == (columns * tile, rows * tile)
-    assert "match" in printed
-    assert "differs" not in printed
+# -- what it says to run: `test_pipeline.py` runs the first command, and goes on from there ------------------------
 
 
 def python_in(folder: Path) -> str:
@@ -83,19 +49,8 @@ def python_in(folder: Path) -> str:
     return code.replace("/path/to/ganlib/", f"{folder}/")
 
 
-@pytest.mark.pipeline
-def test_the_python_needs_nothing_of_the_project_and_runs_in_any_folder(followed, tmp_path):
-    seen = "import ganlib; print(images.shape, images.dtype, ganlib.__file__)"
-    words = [followed.folder / ".venv/bin/python", "-I", "-c", f"{python_in(followed.folder)}\n{seen}"]
-    done = subprocess.run(words, cwd=tmp_path, env=followed.env, check=True, capture_output=True, text=True)
-    printed = done.stdout.splitlines()[-1]
-    assert printed.startswith("(16, 28, 28, 1) uint8 ")
-    assert Path(printed.split()[-1]).is_relative_to(followed.folder / "mlartifacts")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_python_finds_a_model_from_another_folder(tmp_path):
-    """As above, on a generator that has learned nothing, where nothing can be imported that the project needs and the
+    """A generator that has learned nothing, where nothing can be imported that the project needs and the
     model's requirements do not name or need themselves."""
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     project.mkdir()

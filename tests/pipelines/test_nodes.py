@@ -15,10 +15,11 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def project(checkout):
-    """A copy of the project, ready for the stage `train`, with what one worker made of it on this machine alone."""
+    """A copy of the project, ready for the stage `train`, with what one process made of it."""
     project = checkout("nodes", ready=True)
-    project.edit(SHORT | {"scale.num_workers": 1})
-    project.run("dvc", "repro", "tune")
+    project.edit(SHORT | {"scale.num_workers": 0})
+    project.run("dvc", "repro", "init", "reference")
+    forget(project)
     project.run(sys.executable, "-m", "pipelines.train")
     return project
 
@@ -47,10 +48,12 @@ cluster.shutdown()
 """
 
 
-@pytest.fixture
-def cluster(project):
-    """Two nodes of one core each, of which the second is killed at a line on stdin; the project is to use them."""
+@pytest.fixture(scope="module")
+def cluster(project, alone, object_store):
+    """Two nodes of one core each, of which the second is killed at a line on stdin; the project is to use them. They
+    may write to the object store."""
     project.env.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="t" * 32)
+    project.env.update({name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")})
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER], env=project.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -60,11 +63,27 @@ def cluster(project):
     process.communicate(timeout=60)
 
 
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_that_is_too_small_is_one_line(project):
+    forget(project)
+    with project.edited({"scale.num_workers": 4, "scale.wait_seconds": 3}):
+        done = subprocess.run(
+            [sys.executable, "-m", "pipelines.train"],
+            cwd=project.folder,
+            env=project.env,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert "waiting for a cluster with room for 4 workers" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ganlib: scale.num_workers: 4 workers x 1 CPU asked for, the cluster has 2; lower it")
+
+
 def test_two_nodes_and_then_one(project, alone, cluster, object_store, start):
     """As many workers as the cluster holds: two, then one, after a node was killed; checkpoints in an object store."""
     forget(project)
     project.edit({"scale.num_workers": [1, 2], "scale.storage": object_store.replace("kept", "nodes")})
-    project.env.update({name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")})
     process = start()
     read_until(process, 2)
     cluster.stdin.write("kill\n")
@@ -77,16 +96,3 @@ def test_two_nodes_and_then_one(project, alone, cluster, object_store, start):
     mine = losses(project)
     assert mine[:2] == pytest.approx(alone[:2], rel=2e-3)
     assert mine == pytest.approx(alone, rel=0.15)
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_cluster_that_is_too_small_is_one_line(project):
-    forget(project)
-    project.edit({"scale.num_workers": 4, "scale.storage": None, "scale.wait_seconds": 3})
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.train"], cwd=project.folder, env=project.env, capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert "waiting for a cluster with room for 4 workers" in done.stdout
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("ganlib: scale.num_workers: 4 workers x 1 CPU asked for, the cluster has 2; lower it")
