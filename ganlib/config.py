@@ -83,7 +83,7 @@ def _registered(kind: str, key: str) -> BeforeValidator:
 
 def _one_of(table: Mapping[str, Any]) -> BeforeValidator:
     def validate(name: Any) -> Any:
-        if name not in table:
+        if not isinstance(name, str) or name not in table:
             raise ValueError(f"{name!r} is not known{registry.nearest(str(name), table)}; known: {', '.join(table)}")
         return name
 
@@ -109,6 +109,21 @@ def _auto_or(kind: Any, expected: str) -> BeforeValidator:
             raise ValueError(f"expected auto or {expected}") from None
 
     return BeforeValidator(validate)
+
+
+def _ends(number: Any) -> AfterValidator:
+    """Both ends of a schedule have to be what the number in its place has to be."""
+    allowed = TypeAdapter(number)
+
+    def validate(value: Any) -> Any:
+        for name in ("start", "end") if isinstance(value, Schedule) else ():
+            try:
+                allowed.validate_python(getattr(value, name))
+            except ValidationError as error:
+                raise ValueError(f"{name}: {error.errors()[0]['msg']}, found {getattr(value, name):g}") from error
+        return value
+
+    return AfterValidator(validate)
 
 
 # DVC takes a dot in the name of a section for a section in a section.
@@ -159,7 +174,7 @@ class DatasetConfig(Config):
 class PenaltyConfig(Config):
     """What every penalty has; `_penalty_config` adds the options of a particular one."""
 
-    weight: NonNegativeFloat | Schedule
+    weight: Annotated[NonNegativeFloat | Schedule, _ends(NonNegativeFloat)]
     every: PositiveInt = 1
 
     @property
@@ -190,8 +205,8 @@ class PlayerConfig(Config):
     """How one player learns."""
 
     optimizer: Literal["adam", "adamw"] = "adam"
-    lr: PositiveFloat | Schedule = 2e-4
-    betas: tuple[Share, Share | Schedule] = (0.5, 0.99)
+    lr: Annotated[PositiveFloat | Schedule, _ends(NonNegativeFloat)] = 2e-4
+    betas: tuple[Share, Annotated[Share | Schedule, _ends(Share)]] = (0.5, 0.99)
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat | None = None
 
@@ -228,8 +243,14 @@ class Search(Config):
 
     @property
     def examples(self) -> tuple[Any, ...]:
-        """Its bounds, or all its values."""
-        return self.uniform or self.loguniform or self.randint or self.choice or ()
+        """The least and the largest of its values, or all."""
+        if self.randint:
+            return self.randint[0], self.randint[1] - 1
+        return self.uniform or self.loguniform or self.choice or ()
+
+    @property
+    def is_of_fractions(self) -> bool:
+        return self.uniform is not None or self.loguniform is not None
 
 
 class WarmupConfig(Config):
@@ -237,6 +258,9 @@ class WarmupConfig(Config):
 
     accuracy: Annotated[float, Field(gt=0.5, lt=1.0)]
     max_kimg: PositiveFloat
+
+
+_TopShare = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class ModelConfig(Config):
@@ -251,10 +275,10 @@ class ModelConfig(Config):
     mirror: bool = False
     batch: PositiveInt = 64
     discriminator_steps: PositiveInt = 1
-    top_k: Annotated[float, Field(gt=0.0, le=1.0)] | Schedule = 1.0
+    top_k: Annotated[_TopShare | Schedule, _ends(_TopShare)] = 1.0
     warmup: WarmupConfig | None = None
     fits: dict[str, FitConfig] = Field(default_factory=dict)
-    ema_halflife_kimg: NonNegativeFloat | Schedule = 2.0
+    ema_halflife_kimg: Annotated[NonNegativeFloat | Schedule, _ends(NonNegativeFloat)] = 2.0
     ema_rampup: PositiveFloat | None = None
     generator: PlayerConfig = PlayerConfig()
     discriminator: PlayerConfig = PlayerConfig()
@@ -276,8 +300,12 @@ class ModelConfig(Config):
             section = self.model_dump(mode="json", exclude={"search"})
             *_, leaf = dotted.split(".")
             try:
-                _parent(section, dotted)[leaf] = dimension.examples[0]
-                ModelConfig.model_validate(section)
+                now = (around := _parent(section, dotted)).get(leaf)
+                for example in dimension.examples:
+                    around[leaf] = example
+                    ModelConfig.model_validate(section)
+                if isinstance(now, int) and not isinstance(now, bool) and dimension.is_of_fractions:
+                    raise ValueError("is a whole number; search it by randint or choice")
             except ValidationError as error:
                 raise ValueError(next(_explain(f"search.{dotted}", error))) from error
             except ValueError as error:
@@ -307,7 +335,7 @@ def _read_space(named: Any) -> Config:
     }
     if name not in everywhere:
         known = ", ".join(sorted(everywhere))
-        raise ValueError(f"{name!r} is not a feature space{registry.nearest(name, everywhere)}; known: {known}")
+        raise ValueError(f"{name!r} is not a feature space{registry.nearest(str(name), everywhere)}; known: {known}")
     config: Config = registry.load("spaces", name, everywhere[name]).Config.model_validate(section or {})
     return config
 
@@ -473,7 +501,7 @@ CHOICES = {"data": "datasets", "model": "models", "preset": "presets"}
 class Params(Config):
     """`params.yaml`, and every file of the folder `params` next to it by its name."""
 
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # what NumPy and scikit-learn take, too
     data: str
     model: str
     preset: str = "none"
@@ -496,7 +524,7 @@ class Params(Config):
             return data
         models = {
             name: {**section, "network": {"family": name, **(section.get("network") or {})}}
-            if isinstance(section, Mapping)
+            if isinstance(section, Mapping) and isinstance(section.get("network") or {}, Mapping)
             else section
             for name, section in data["models"].items()
         }
@@ -606,6 +634,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    except (ValueError, KeyError, RecursionError) as error:  # a date, a tag or a depth that there is not
+        raise ConfigError(f"{path}: not YAML that can be read: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping, found {type(raw).__name__}")
     return raw

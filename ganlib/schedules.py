@@ -6,6 +6,7 @@ import math
 from typing import Literal, TypeVar
 
 import torch
+from pydantic import NonNegativeFloat, ValidationInfo, field_validator
 from torch import Tensor
 
 from ganlib._config import Config
@@ -21,8 +22,15 @@ class Schedule(Config):
     kind: Literal["cosine", "linear"] = "cosine"
     start: float
     end: float
-    from_kimg: float = 0.0
-    to_kimg: float
+    from_kimg: NonNegativeFloat = 0.0
+    to_kimg: NonNegativeFloat
+
+    @field_validator("to_kimg")
+    @classmethod
+    def _in_order(cls, to_kimg: float, others: ValidationInfo) -> float:
+        if to_kimg < others.data.get("from_kimg", 0.0):
+            raise ValueError(f"it lies before from_kimg, {others.data['from_kimg']:g}")
+        return to_kimg
 
 
 def value(schedule: float | Schedule, kimg: Time) -> Time | float:

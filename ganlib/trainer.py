@@ -400,7 +400,7 @@ class _Run:
 
 
 _LONGEST_PERIOD = 64
-"""steps, of which at most so many are waited for before any is recorded"""
+"""steps that are played at most before any is recorded, also where some term is due less often"""
 
 
 class _Training:

@@ -15,6 +15,7 @@ from ganlib.config import ConfigError, TrainConfig, load_params, override, parse
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = read_params(ROOT / "params.yaml")
+SCHEDULE = {"start": 0.5, "end": 0.5, "to_kimg": 10}
 
 
 def changed(dotted, value, *, drop=False):
@@ -189,6 +190,41 @@ def test_every_key_is_commented_where_it_first_stands():
             changed("models.mlp.search", {"network.width": {"uniform": [0.5, 9]}}),
             ["models.mlp: search.network.width: network.width: ", "integer", "found 0.5"],
         ),
+        (
+            changed("models.mlp.search", {"batch": {"uniform": [1, 8]}}),
+            ["models.mlp: search.batch: is a whole number; search it by randint or choice"],
+        ),
+        (changed("models.mlp.search", {"batch": {"choice": [8, -1]}}), ["search.batch: batch: ", "greater than 0"]),
+        (
+            changed("models.mlp.search", {"loss": {"choice": ["hinge", "hing"]}}),
+            ["search.loss: loss: 'hing' is not known", "did you mean 'hinge'"],
+        ),
+        (
+            changed("models.mlp.search", {"generator.lr": {"uniform": [1e-4, -1]}}),
+            ["models.mlp.search.generator.lr: the lower bound must lie below the upper"],
+        ),
+        (changed("models.mlp.search", {"top_k": {"uniform": [0.5, 2]}}), ["search.top_k: top_k: ", "found 2"]),
+        (
+            changed("models.mlp.generator.lr", SCHEDULE | {"end": -1e-3}),
+            ["models.mlp.generator.lr: end: Input should be greater than or equal to 0, found -0.001"],
+        ),
+        (changed("models.mlp.top_k", SCHEDULE | {"start": 5}), ["models.mlp.top_k: start: ", "found 5"]),
+        (
+            changed("models.mlp.generator.betas", [0.5, SCHEDULE | {"end": 1.5}]),
+            ["models.mlp.generator.betas.1: end: ", "found 1.5"],
+        ),
+        (changed("models.mlp.ema_halflife_kimg", SCHEDULE | {"end": -1}), ["ema_halflife_kimg: end: ", "found -1"]),
+        (
+            changed("models.mlp.penalties", {"r1": {"weight": SCHEDULE | {"end": -1}}}),
+            ["models.mlp.penalties.r1.weight: end: ", "found -1"],
+        ),
+        (
+            changed("models.mlp.generator.lr", SCHEDULE | {"from_kimg": 20}),
+            ["models.mlp.generator.lr.to_kimg: it lies before from_kimg, 20 (found 10)"],
+        ),
+        (changed("models.mlp.network", "foo"), ["models.mlp.network: expected a mapping with the key 'family'"]),
+        (changed("models.mlp.loss", ["hinge"]), ["models.mlp.loss: ['hinge'] is not known"]),
+        (changed("seed", 2**32), ["seed: Input should be less than 4294967296 (found 4294967296)"]),
         (changed("models.dcgan.search.x", {"uniform": [1, 0]}), ["models.dcgan.search.x", "lower bound"]),
         (changed("models.dcgan.search.x", {}), ["models.dcgan.search.x", "exactly one"]),
         (changed("models.no_such_family", {"network": {}}), ["models.no_such_family.network", "'no_such_family'"]),
@@ -444,3 +480,16 @@ def test_quality_is_judged_of_none_or_of_enough(samples, fits):
     else:
         with pytest.raises(ValueError, match="expected 0, to judge none, or at least 10"):
             TrainConfig(kimg=1, quality_samples=samples)
+
+
+@pytest.mark.parametrize("text", ["data: 2024-13-45", "seed: !!int foo", "amp: !!bool foo", "x: " + "[" * 5000])
+def test_what_yaml_cannot_hold_is_one_line(tmp_path, text):
+    (tmp_path / "params.yaml").write_text(text + "\n")
+    with pytest.raises(ConfigError, match=r"^.*params\.yaml: not YAML that can be read: ") as said:
+        load_params(tmp_path / "params.yaml")
+    assert "\n" not in str(said.value)
+
+
+def test_a_feature_space_is_called_by_a_name():
+    with pytest.raises(ConfigError, match=r"reference\.spaces\.1: 1 is not a feature space"):
+        parse_params(changed("reference.spaces", {1: {}}))
