@@ -18,6 +18,8 @@ from ganlib._config import Config as _Base
 ColumnType = Literal["number", "integer", "category", "boolean", "date"]
 
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_LAST = (datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC) - EPOCH).total_seconds()
+_LARGEST = 1e150
 LEARNT = ("low", "high", "decimals", "step", "values", "modes", "shares")
 """the fields of `Column` that are learnt from training rows"""
 _TYPE_SHARE = 0.99  # of the values has to fit a type for the others to be rejects
@@ -100,7 +102,7 @@ _LEADING_ZERO = re.compile(r"[+-]?0[0-9]+")
 
 
 def as_number(text: str, decimal: str | None) -> float | None:
-    """None where it is no finite number with this decimal mark."""
+    """None where it is no number with this decimal mark, or one so large that its square is not finite."""
     if decimal == ",":
         if _COMMA.fullmatch(text):
             text = text.replace(",", ".")
@@ -113,7 +115,7 @@ def as_number(text: str, decimal: str | None) -> float | None:
             return None
         text = text.replace(",", "")
     found = float(text)
-    return found if abs(found) != np.inf else None
+    return found if abs(found) < _LARGEST else None
 
 
 _DATES: tuple[str, ...] = (
@@ -168,7 +170,8 @@ def _date(text: str, form: str) -> float | None:
         found = datetime.datetime.strptime(text, form)
     except ValueError:
         return None
-    return (found.replace(tzinfo=found.tzinfo or datetime.UTC) - EPOCH).total_seconds()
+    # the last moment of 9999, rounded to a float, is in the year 10000
+    return min((found.replace(tzinfo=found.tzinfo or datetime.UTC) - EPOCH).total_seconds(), _LAST)
 
 
 def as_date(text: str, formats: Iterable[str]) -> float | None:

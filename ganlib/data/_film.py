@@ -111,7 +111,7 @@ def is_frame(path: Path) -> bool:
 def by_number(path: Path) -> list[tuple[int, int, str]]:
     """A key by which frame10 comes after frame9."""
     parts = re.split(r"(\d+)", path.name)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
 @contextlib.contextmanager

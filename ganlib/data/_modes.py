@@ -14,6 +14,7 @@ from torch import Tensor
 from ganlib.data._column import Column, Mode, changed
 
 _LEAST_WEIGHT = 0.005  # of a mode
+_MIXTURE_VALUES = 5_000  # by which modes are found
 
 
 class Numbers:
@@ -21,6 +22,8 @@ class Numbers:
 
     def __init__(self, max_values: int) -> None:
         self.max_values = max_values
+        self.first = np.empty(0)
+        """values by which modes are found"""
         self.low, self.high = np.inf, -np.inf
         self.values: NDArray[np.float64] | None = np.empty(0)
         self.decimals, self.step = 0, 86400.0
@@ -30,6 +33,8 @@ class Numbers:
         if not len(column):
             return
         self.low, self.high = min(self.low, column.min()), max(self.high, column.max())
+        if len(self.first) < _MIXTURE_VALUES:  # rows lie in random order
+            self.first = np.concatenate([self.first, column[: _MIXTURE_VALUES - len(self.first)]])
         if self.values is not None:
             self.values = np.unique(np.concatenate([self.values, column]))
             if len(self.values) > self.max_values:
@@ -40,7 +45,7 @@ class Numbers:
             if self.step and (np.remainder(column, self.step) != 0).any():
                 self.step = step
 
-    def column(self, said: Column, sample: NDArray[np.float64], max_modes: int) -> Column:
+    def column(self, said: Column, max_modes: int) -> Column:
         """The column completed."""
         if self.low > self.high:  # all values are missing
             return changed(said, missing=True)
@@ -57,7 +62,7 @@ class Numbers:
         if said.type == "date":
             changes["step"] = self.step if said.step is None else said.step
         if not changes["values"] and not said.modes:
-            changes["modes"] = _mixture(sample[~np.isnan(sample)], max_modes)
+            changes["modes"] = _mixture(self.first, max_modes)
         return changed(said, **changes)
 
 

@@ -61,7 +61,6 @@ MODALITY = "table"
 DUPLICATES = True
 
 _CHUNK = 4096  # rows whose values are counted together
-_MIXTURE_ROWS = 5_000  # training rows behind the modes
 
 
 class Config(_Base):
@@ -208,17 +207,12 @@ def settle(cfg: Config, rows: Iterable[Stored]) -> Config:
     often each choice is made."""
     numbers = [i for i, column in enumerate(cfg.columns) if column.type in ("number", "integer", "date")]
     learnt = {i: Numbers(cfg.max_values) for i in numbers}
-    sample, taken = list[NDArray[np.float64]](), 0
     for chunk in rows:
         for i, of in learnt.items():
             of.add(chunk["sample"][:, i])
-        if taken < _MIXTURE_ROWS:  # rows lie in random order
-            sample.append(chunk["sample"][: _MIXTURE_ROWS - taken])
-            taken += len(sample[-1])
-    whole = np.concatenate(sample)
     columns = list(cfg.columns)
     for i, of in learnt.items():
-        columns[i] = of.column(columns[i], whole[:, i], cfg.max_modes)
+        columns[i] = of.column(columns[i], cfg.max_modes)
     # every mode's range has to be that of all training rows
     ranged = {i: Ranges(columns[i].modes) for i in numbers if columns[i].modes and not cfg.columns[i].modes}
     if ranged:

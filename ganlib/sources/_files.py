@@ -137,8 +137,12 @@ def split_name(folder: str) -> str:
 
 def splits_of(folders: Iterable[str]) -> dict[str, Split]:
     """The split of each folder called so, as `train`, `Testing` or `val2017`, where there is one to train and one to
-    test on. `val` trains where there is a `test`; other folders have none."""
-    named = {folder: name for folder in folders if (name := split_name(folder))}
+    test on; also after what all names begin with, as in `seg_train`. `val` trains where there is a `test`; other
+    folders have none."""
+    folders = list(folders)
+    headings = {re.split(r"[^-_. ]+$", folder)[0] for folder in folders}
+    common = headings.pop() if len(headings) == 1 else ""
+    named = {folder: name for folder in folders if (name := split_name(folder.removeprefix(common)))}
     found = set(named.values())
     if "train" not in found or len(found) == 1:
         return {}

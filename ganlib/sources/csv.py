@@ -1,12 +1,16 @@
 """CSV files with a header, one or many, in the raw folder: rows of cells by column name.
 
-Where it has folders `train` and `test` or `val`, these are the splits; otherwise rows are split by their content.
+Where it has folders or files `train` and `test` or `val`, these are the splits; otherwise rows are split by their
+content.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
+import itertools
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +20,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ganlib._config import Config as _Base
-from ganlib.sources._files import SourceError, Split, splits_note, splits_of
+from ganlib.sources._files import SourceError, Split, splits_note, splits_of, without_wrapper
 from ganlib.sources._source import Item, Source, class_names, files, labels_of, left_over
 
 __all__ = ["KINDS", "Config", "load"]
@@ -26,6 +30,8 @@ KINDS = ("table",)
 _DELIMITERS = (",", ";", "\t", "|")
 _SNIFFED = 200  # records by which the delimiter is guessed
 _PART = 20_000  # rows
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_SHOWN = 5  # cells of a header that is none
 
 
 class Config(_Base):
@@ -49,10 +55,11 @@ class _File:
 
 def load(cfg: Config, raw: Path) -> Source:
     """Every file is read once, to count rows. Raises SourceError for a file that is empty or not text in the encoding,
-    headers that differ or name a column twice, and a label that is no column."""
+    has no header or an open quote, for headers that differ or name a column twice, and a label that is no column."""
     paths = files(raw, "CSV files", (".csv", ".tsv", ".txt"))
-    splits = splits_of({path.relative_to(raw).parts[0] for path in paths})
-    found = [_opened(path, cfg, splits.get(path.relative_to(raw).parts[0])) for path in paths]
+    places = without_wrapper({str(path): (*path.relative_to(raw).parts[:-1], path.stem) for path in paths})
+    splits = splits_of({parts[0] for parts in places.values()})
+    found = [_opened(path, cfg, splits.get(places[str(path)][0])) for path in paths]
     first = found[0]
     for other in found[1:]:
         if sorted(other.header) != sorted(first.header):
@@ -63,13 +70,14 @@ def load(cfg: Config, raw: Path) -> Source:
     starts, count, values = list[tuple[_File, int, int]](), 0, set[str]()
     for file in found:
         label_at = file.header.index(cfg.label) if cfg.label else -1
-        rows = 0
+        rows = offset = 0
         for offset, cells in _records(file):
             if not rows % _PART:
                 starts.append((file, offset, rows))
             rows += 1
             if cfg.label and len(cells) == len(file.header):
                 values.add(cells[label_at].strip())
+        _check_quotes(file, offset)
         count += rows
     if not count:
         raise SourceError(f"{first.path}: there are no rows below the header")
@@ -107,10 +115,17 @@ def _opened(path: Path, cfg: Config, split: Split | None) -> _File:
         codecs.lookup(encoding)
     except LookupError as error:
         raise SourceError(f"encoding: {encoding!r} is not known") from error
+    if codecs.lookup(encoding).name == "utf-8" and _encoding(path) == "utf-8-sig":
+        encoding = "utf-8-sig"
     delimiter = cfg.delimiter or _delimiter(path, encoding)
-    _, header = next(_records(_File(path, encoding, delimiter, ()), 0), (0, [""]))
+    header, *rows = _first(path, encoding, delimiter) or [[""]]
     if header == [""]:
         raise SourceError(f"{path}: empty, expected a header and rows")
+    if _is_row(header, rows):
+        raise SourceError(
+            f"{path}: no header: its first line is already of numbers ({', '.join(header[:_SHOWN])}); "
+            "write a line of names above it"
+        )
     # pandas calls a column without a name, as `to_csv` writes the index, so
     names = tuple(name.strip() or f"Unnamed: {i}" for i, name in enumerate(header))
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -131,15 +146,53 @@ def _encoding(path: Path) -> str:
     return "utf-8"
 
 
+def _first(path: Path, encoding: str, delimiter: str) -> list[list[str]]:
+    """The cells of the first records."""
+    return [cells for _, cells in itertools.islice(_records(_File(path, encoding, delimiter, ()), 0), _SNIFFED)]
+
+
 def _delimiter(path: Path, encoding: str) -> str:
-    """By which most of the first records have as many cells as the header: more than one, or else one."""
-    scores = {}
-    for delimiter in _DELIMITERS:
-        records = _records(_File(path, encoding, delimiter, ()), 0)
-        widths = [len(cells) for _, (_, cells) in zip(range(_SNIFFED), records, strict=False)] or [0]
-        share = sum(width == widths[0] for width in widths) / len(widths)
-        scores[delimiter] = (widths[0] > 1 and share > 0.5, share, widths[0])
-    return max(_DELIMITERS, key=lambda delimiter: scores[delimiter])
+    """By which most of the first records have as many cells as the header: more than one, or else one. Raises
+    SourceError where they agree with one another, but not with the header."""
+    first = {delimiter: _first(path, encoding, delimiter) for delimiter in _DELIMITERS}
+    widths = {delimiter: [len(cells) for cells in records] or [0] for delimiter, records in first.items()}
+
+    def agreement(delimiter: str) -> tuple[bool, float, int]:
+        header = widths[delimiter][0]
+        share = widths[delimiter].count(header) / len(widths[delimiter])
+        return header > 1 and share > 0.5, share, header
+
+    best = max(_DELIMITERS, key=agreement)
+    if agreement(best)[0]:
+        return best
+    for delimiter, found in widths.items():
+        usual, count = Counter(found).most_common(1)[0]
+        if usual > 1 and count > 0.5 * len(found) and not (delimiter == "," and _are_decimals(first[delimiter])):
+            raise SourceError(
+                f"{path}: its first line has {found[0]} cells, most lines have {usual} (delimiter {delimiter!r}); "
+                "expected a line of as many names, or, where the lines are of one cell, source.delimiter"
+            )
+    return best
+
+
+def _are_decimals(records: list[list[str]]) -> bool:
+    """Whether what commas part are the numbers of one column, with a decimal comma."""
+    return all(len(cells) <= 2 and all(cell.lstrip("+-").isdecimal() for cell in cells) for cells in records[1:])
+
+
+def _is_row(header: list[str], rows: list[list[str]]) -> bool:
+    """Whether what should be names are numbers of a row: one with a fraction, above numbers, or nothing but numbers
+    that are no years."""
+
+    def number(text: str) -> bool:
+        return _NUMBER.fullmatch(text.strip()) is not None
+
+    def above_numbers(i: int) -> bool:
+        return all(len(row) > i and (not row[i].strip() or number(row[i])) for row in rows)
+
+    fractions = [i for i, name in enumerate(header) if number(name) and not name.strip().lstrip("+-").isdecimal()]
+    years = all(re.fullmatch(r"\s*[12]\d{3}\s*", name) for name in header)
+    return any(map(above_numbers, fractions)) or (all(map(number, header)) and not years)
 
 
 def _records(file: _File, offset: int | None = None) -> Iterator[tuple[int, list[str]]]:
@@ -163,6 +216,18 @@ def _records(file: _File, offset: int | None = None) -> Iterator[tuple[int, list
             yield start, cells
         is_header = is_header and not cells
         start = lines.position
+
+
+def _check_quotes(file: _File, start: int) -> None:
+    """Raise SourceError where the last record, which begins there, is all that follows a quote that is never closed."""
+    lines = _Lines(file.path, file.encoding, start)
+    try:
+        list(csv.reader(iter(lines), delimiter=file.delimiter, strict=True))
+    except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            raise SourceError(
+                f"{file.path}: a cell after {lines.unit} {start} begins with a quote that is never closed"
+            ) from error
 
 
 class _Lines:

@@ -7,7 +7,7 @@ images by their suffix or else by their content; the card counts what was passed
   `training_set`, `Testing` or `val2017`, are the split. `val` is for training if there is a `test`, else it is the
   test split.
 - A table `metadata.csv` or `metadata.jsonl` (Hugging Face's imagefolder), or `labels.csv`, in any folder, says the
-  class of each image in that folder.
+  class of each image in that folder, or, where there are none in it, in all folders.
 - Else files `KEY.cls` next to images `KEY.png` (WebDataset) hold the classes.
 - Else folders are the classes; a folder around all of them is none.
 """
@@ -18,6 +18,7 @@ import csv
 import io
 import json
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
@@ -27,7 +28,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from ganlib._config import Config as _Base
-from ganlib.data._classes import class_name
+from ganlib.data._classes import class_name, natural_order
 from ganlib.sources._files import File, Split, chunks, payloads, split_name, splits_note, splits_of, without_wrapper
 from ganlib.sources._images import PART, images, read
 from ganlib.sources._source import Item, Part, Source, SourceError, class_names, labels_of, passed_over, printable
@@ -39,6 +40,7 @@ _TABLES = ("metadata.jsonl", "metadata.csv", "labels.csv")
 _FILE_COLUMNS = ("file_name", "filename", "file", "path", "image")
 _CLASS_COLUMNS = ("label", "class", "category", "target")
 _SHOWN = 5
+_TRIED = 1_000  # rows of a table, to find the column of paths
 
 
 class Config(_Base):
@@ -97,6 +99,7 @@ def load(cfg: Config, raw: Path) -> Source:
             notes.append("The classes are those of the files .cls.")
     if cfg.labels != "none" and not used:
         classes = _of_folders(raw, folders)
+        _check_classes(raw, classes, splits)
     known = labels_of(classes.values())
     parts: list[Part] = [
         partial(
@@ -137,7 +140,7 @@ def _split(folders: _Folders, level: int) -> tuple[_Folders, dict[str, Split], l
             left[f"images in {printable(folder)}" if folder else "images beside those of the split"] += 1
             continue
         rest = parts[level + 1 :]
-        while rest and split_name(rest[0]) == split_name(folder):
+        while rest and (rest[0] == folder or (split_name(rest[0]) and split_name(rest[0]) == split_name(folder))):
             rest = rest[1:]  # train2017.zip holds a folder train2017
         splits[name], inside[name] = known[folder], parts[:level] + rest
     return without_wrapper(inside), splits, [splits_note(known)], left
@@ -152,6 +155,20 @@ def _of_folders(raw: Path, folders: _Folders) -> dict[str, str]:
             f"{len(folders) - len(loose)} in them; move them, or set source.labels to none"
         )
     return {name: parts[0] for name, parts in folders.items() if parts}
+
+
+def _check_classes(raw: Path, classes: dict[str, str], splits: dict[str, Split]) -> None:
+    """Raise SourceError where the folders of one split have other classes than those of the other, all of them."""
+    train, test = (
+        {classes[name] for name, one in splits.items() if one == split and name in classes}
+        for split in ("train", "test")
+    )
+    if len(train) > 1 and test and not train & test:  # anomalies are of another class than the one trained on
+        shown = (", ".join(natural_order(found)[:_SHOWN]) for found in (train, test))
+        raise SourceError(
+            f"{raw}: the folders for training ({next(shown)}) and for testing ({next(shown)}) have no class in common; "
+            "make them alike, or set source.labels or source.splits to none"
+        )
 
 
 def _of_companions(companions: list[File], usable: list[File]) -> dict[str, str]:
@@ -214,12 +231,14 @@ def _by_image(table: File, rows: Iterable[_Row], usable: list[File]) -> tuple[di
     """What a table says of each image, and items for rows without one.
 
     It names images by their path from its own folder, or by the end of it, with or without a suffix, where only one
-    image is called so.
+    image is called so; where no image lies in its folder, from the top. Raises SourceError where it names none.
     """
     inside = PurePosixPath(table.place).parts[:-1]
+    if not any(PurePosixPath(file.place).parts[: len(inside)] == inside for file in usable):
+        inside = ()
     named: dict[tuple[str, ...], set[str]] = {}
     for file in usable:
-        parts = PurePosixPath(file.place).parts
+        parts = _parts(file.place)
         if parts[: len(inside)] == inside:
             for start in range(len(inside), len(parts)):
                 for end in (parts[-1], PurePosixPath(parts[-1]).stem):
@@ -228,14 +247,27 @@ def _by_image(table: File, rows: Iterable[_Row], usable: list[File]) -> tuple[di
             named.setdefault(whole, set()).add(file.name)
     found, missing = dict[str, Any](), list[Item]()
     for line, name, value in rows:
-        parts = tuple(part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in (".", "/"))
+        parts = tuple(part for part in _parts(name.replace("\\", "/")) if part not in (".", "/"))
         matches = named.get(("/", *parts)) or named.get(parts, set())
-        if len(matches) == 1:
-            found[next(iter(matches))] = value
-        else:
+        image = next(iter(matches)) if len(matches) == 1 else ""
+        why = ""
+        if not image:
             why = f"{len(matches)} images are called so" if matches else "there is no such image"
+        elif found.setdefault(image, value) != value:
+            why = f"{value} here, {found[image]} in a line above"
+        if why:
             missing.append(Item(f"{table.name}, line {line}: {name}", None, reason=why))
+    if missing and not found:
+        raise SourceError(
+            f"{table.name}: none of its {len(missing)} rows names an image: {missing[0].id}: {missing[0].reason}; "
+            "mend the paths, or set source.labels to folders or none to leave the table out"
+        )
     return found, missing
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """Folders and name. Of two ways to write an accent, as macOS and others do, it is one."""
+    return PurePosixPath(unicodedata.normalize("NFC", path)).parts
 
 
 class _Table:
@@ -256,7 +288,7 @@ class _Table:
         if len(self.columns) < 2:
             raise SourceError(f"{file.name}: expected a first line of a name for the path and names of {what}")
         known = [name for name in self.columns if name.lower() in _FILE_COLUMNS]
-        self._path = known[0] if known else self.columns[0]
+        self._path = known[0] if known else self._column_of_paths(usable)
         suffixes = {PurePosixPath(one.name).suffix for one in usable} - {""}
         first = PurePosixPath(self.columns[0])
         if first.suffix in suffixes or all(_is_number(name) for name in self.columns[1:]):
@@ -265,8 +297,18 @@ class _Table:
                 "write a line of names above it, such as path,label"
             )
 
+    def _column_of_paths(self, usable: list[File]) -> str:
+        """The column by whose values most rows, of the first ones, name an image; the first of those."""
+        images = {end for one in usable for end in (_parts(one.place)[-1], PurePosixPath(_parts(one.place)[-1]).stem)}
+
+        def found(column: str) -> int:
+            values = (str(row.get(column, "")).replace("\\", "/") for _, row in self._rows[:_TRIED])
+            return sum(_parts(value)[-1:] != () and _parts(value)[-1] in images for value in values)
+
+        return max(self.columns, key=found)
+
     def _read_json(self, text: str) -> None:
-        for line, row in enumerate(text.splitlines(), 1):
+        for line, row in enumerate(text.split("\n"), 1):  # JSON may hold what else Python takes for an end of line
             if row.strip():
                 try:
                     cells = json.loads(row)

@@ -5,6 +5,7 @@ Of a line all is text, or one of its columns; its class is that of its file, or 
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 from collections.abc import Iterator
 from functools import partial
@@ -53,7 +54,7 @@ def load(cfg: Config, raw: Path) -> Source:
     folder, about = (raw, "") if cfg.package is None else _package(cfg.package)
     if not folder.is_dir():
         raise SourceError(f"{folder}: no such folder; put text files there")
-    paths = sorted({path for pattern in cfg.files for path in folder.glob(pattern) if path.is_file()})
+    paths = sorted({path for pattern in cfg.files for path in _matching(folder, pattern)})
     if not paths:
         raise SourceError(f"{folder}: no file matches source.files ({', '.join(cfg.files)})")
     starts, count, labels = list[tuple[Path, int, int]](), 0, set[str]()
@@ -61,7 +62,7 @@ def load(cfg: Config, raw: Path) -> Source:
         _check_encoding(path)
         lines = 0
         for number, (start, line) in enumerate(_lines(path), 1):
-            if line is not None and not line.strip():
+            if _is_blank(line):
                 continue
             if lines % _PART_LINES == 0:
                 starts.append((path, start, number))
@@ -76,6 +77,20 @@ def load(cfg: Config, raw: Path) -> Source:
     what = about or f"{len(paths)} text files"
     left = left_over(raw, paths) if cfg.package is None else {}  # a package has code next to its text
     return Source(f"{what}: {count} lines", count, parts, class_names(known), passed_over=left)
+
+
+def _matching(folder: Path, pattern: str) -> Iterator[Path]:
+    """Files of a pattern, links followed, but none twice by a link to a folder that it lies in; no hidden ones."""
+    for name in glob.glob(pattern, root_dir=folder, recursive=True):
+        path = folder / name
+        around = [parent.resolve() for parent in path.parents]
+        if path.is_file() and "__MACOSX" not in path.parts and len(set(around)) == len(around):
+            yield path
+
+
+def _is_blank(line: bytes | None) -> bool:
+    """Whether there is nothing but white space of any language."""
+    return line is not None and not line.decode("utf-8-sig", "replace").strip()
 
 
 def _package(name: str) -> tuple[Path, str]:
@@ -114,7 +129,7 @@ def _items(cfg: Config, folder: Path, path: Path, start: int, number: int, known
     """The next `_PART_LINES` lines from a position, which is that of line `number`."""
     lines, name = 0, str(path.relative_to(folder))
     for at, (_, line) in enumerate(_lines(path, start), number):
-        if line is not None and not line.strip():
+        if _is_blank(line):
             continue
         if lines == _PART_LINES:
             return

@@ -8,6 +8,7 @@ Images in archives are read, and known by their content, as `image_folder` does.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,9 @@ from ganlib.sources._source import Item, Source, SourceError, Split, passed_over
 __all__ = ["KINDS", "Config", "load"]
 
 KINDS = ("pair",)
+_SHOWN = 5
+_A_SIDE = re.compile(r"((train|test|val)[-_]?)?[ab]|inputs?|targets?|sources?|masks?", re.IGNORECASE)
+"""folders that are halves of pairs elsewhere"""
 
 
 class Config(_Base):
@@ -59,6 +63,12 @@ def load(cfg: Config, raw: Path) -> Source:
         entries = [_Entry((a[name], b[name]), split[a[name].name]) for name in a]
         parts = [partial(_items, entries[start:stop], cfg.direction) for start, stop in ranges(len(entries), PART)]
     else:
+        folders = {part for parts in groups.values() for part in parts}
+        if cfg.layout == "auto" and (sides_of := sorted(filter(_A_SIDE.fullmatch, folders))):
+            raise SourceError(
+                f"{raw}: images lie in {', '.join(sides_of[:_SHOWN])}; expected folders A and B, with files of equal "
+                "names, or source.layout side_by_side where each image holds both"
+            )
         entries = [_Entry((file,), split[file.name]) for file in found]
         by_file = {entry.files[0]: entry for entry in entries}
         parts = [partial(_items, [by_file[file] for file in chunk], cfg.direction) for chunk in chunks(found, PART)]

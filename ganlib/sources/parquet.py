@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -41,9 +43,11 @@ class Config(_Base):
 
 
 def load(cfg: Config, raw: Path) -> Source:
-    """Raises SourceError if a file is unreadable, or a column is missing or cannot hold images or labels."""
+    """Raises SourceError if a file is unreadable, or a column is missing or cannot hold images or labels, or rows of
+    one file have other columns than those of another."""
     paths = files(raw, "Parquet files", (".parquet",))
     columns = [*([cfg.image] if cfg.image else []), *([cfg.label] if cfg.label else []), *cfg.attributes]
+    first: list[str] = []
     groups: list[tuple[Path, int]] = []
     values: set[Any] = set()
     count = 0
@@ -52,7 +56,9 @@ def load(cfg: Config, raw: Path) -> Source:
             file = pq.ParquetFile(path)
         except (OSError, pa.ArrowInvalid) as error:
             raise SourceError(f"{path}: {' '.join(str(error).split())}") from error
-        names = file.schema_arrow.names
+        names = _columns(raw, path, file)
+        if cfg.image is None and (differing := set(names) ^ set(first := first or names)):
+            raise SourceError(f"{path}: its columns are not those of {paths[0].name}: {', '.join(sorted(differing))}")
         for column in columns:
             if column not in names:
                 raise SourceError(f"{path}: no column {column!r}; it has: {', '.join(names)}")
@@ -64,7 +70,9 @@ def load(cfg: Config, raw: Path) -> Source:
                 raise SourceError(f"{path}: column {column!r} is {kind}; attributes are numbers or booleans")
         groups += [(path, i) for i in range(file.num_row_groups)]
         count += file.metadata.num_rows
-        if cfg.label:
+        if cfg.label in (folders := _partitions(raw, path)):
+            values.add(folders[cfg.label])
+        elif cfg.label:
             for batch in file.iter_batches(columns=[cfg.label]):
                 try:
                     values.update(batch.column(0).unique().to_pylist())
@@ -77,10 +85,23 @@ def load(cfg: Config, raw: Path) -> Source:
     return Source(f"{len(paths)} Parquet files", count, parts, classes, cfg.attributes, left_over(raw, paths))
 
 
+def _partitions(raw: Path, path: Path) -> dict[str, str | None]:
+    """The columns that folders hold, `year=2020/`, as Hive, Spark and pandas write them."""
+    pairs = (part.split("=", 1) for part in path.relative_to(raw).parts[:-1] if "=" in part)
+    return {name: None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for name, value in pairs}
+
+
+def _columns(raw: Path, path: Path, file: pq.ParquetFile) -> list[str]:
+    """Those of the file, without an index of pandas that has no name, and of the folders that it lies in."""
+    own = [name for name in file.schema_arrow.names if not re.fullmatch(r"__index_level_\d+__", name)]
+    return [*own, *(name for name in _partitions(raw, path) if name not in own)]
+
+
 def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]) -> Iterator[Item]:
-    condition_columns = [*([cfg.label] if cfg.label else []), *cfg.attributes]
     file = pq.ParquetFile(path)
-    names = [name for name in file.schema_arrow.names if name not in condition_columns]
+    folders = {name: value for name, value in _partitions(raw, path).items() if name not in file.schema_arrow.names}
+    condition_columns = [*([cfg.label] if cfg.label and cfg.label not in folders else []), *cfg.attributes]
+    names = [name for name in _columns(raw, path, file) if name not in (*condition_columns, *folders)]
     columns = [*([cfg.image] if cfg.image else names), *condition_columns]
     read, rows = None, _BATCH
     if cfg.image:
@@ -101,10 +122,13 @@ def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]
             raise SourceError(f"{path}: group {group}: {' '.join(str(error).split())}") from error
         if batch is None:
             return
-        labels = batch.column(cfg.label).to_pylist() if cfg.label else [None] * batch.num_rows
+        labels = [folders.get(cfg.label or "")] * batch.num_rows
+        if cfg.label and cfg.label not in folders:
+            labels = batch.column(cfg.label).to_pylist()
         described = zip(*(batch.column(name).to_pylist() for name in cfg.attributes), strict=True)
         attributes = list(described) if cfg.attributes else [()] * batch.num_rows
-        cells = batch.column(cfg.image) if cfg.image else batch.select(names).to_pylist()
+        inside = {name: value for name, value in folders.items() if name != cfg.label}
+        cells = batch.column(cfg.image) if cfg.image else [row | inside for row in batch.select(names).to_pylist()]
         for cell, label, numbers in zip(cells, labels, attributes, strict=True):
             try:
                 payload = cell if read is None else read(cell) if cell.is_valid else None

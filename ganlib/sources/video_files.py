@@ -96,6 +96,10 @@ def _films(raw: Path, files: list[File]) -> tuple[list[_Film], list[Item], set[s
             except ValueError as error:
                 faults.append(Item(printable(file.name), None, reason=str(error)))
         elif _film.is_frame(path) and re.search(r"\d", path.stem):
+            if file.fault:
+                faults.append(Item(printable(file.name), None, reason=file.fault))
+                used.add(file.name)
+                continue
             folders.setdefault(path.parent, []).append(file)
     for folder, frames in folders.items():
         if len(frames) >= _LEAST_FRAMES:

@@ -559,3 +559,99 @@ def test_the_split_reaches_the_shards(tmp_path):
         split: set(shards.read(tmp_path / "out", split)["sample"][:, 0, 0, 0].tolist()) for split in shards.SPLITS
     }
     assert levels == {"train": set(range(40)), "test": set(range(40, 80))}
+
+
+def test_a_split_after_what_all_folders_begin_with(tmp_path):
+    """As Kaggle unpacks it: `seg_train/seg_train/CLASS`, `seg_test/seg_test/CLASS`, and images without classes."""
+    inner = ("seg_train/seg_train/a/0.png", "seg_train/seg_train/b/1.png", "seg_test/seg_test/a/2.png")
+    found = load(folder(tmp_path, *inner, "seg_pred/seg_pred/3.png"))
+    assert found.classes == ("a", "b")
+    assert {name: (label, split) for name, (label, split, _) in read(found).items()} == {
+        inner[0]: ("a", "train"),
+        inner[1]: ("b", "train"),
+        inner[2]: ("a", "test"),
+    }
+    assert found.passed_over == {"images in seg_pred": 1}
+
+
+def test_splits_without_a_class_in_common_are_refused(tmp_path):
+    """As Tiny ImageNet lies, where only the training images are in folders of their classes."""
+    raw = folder(tmp_path, "train/n01/images/0.png", "train/n02/images/1.png", "val/images/2.png")
+    with pytest.raises(
+        SourceError, match=r"for training \(n01, n02\) and for testing \(images\) have no class in comm"
+    ):
+        load(raw)
+    assert load(raw, labels="none").classes == ()
+
+
+@pytest.mark.parametrize(
+    ("place", "table", "options"),
+    [
+        ("labels.csv", "label,image_path\n1,x/a.png\n0,x/b.png\n1,x/c.png\n", {}),
+        ("labels.csv", "lesion,image_id,dx\nL0,a,1\nL0,b,0\nL1,c,1\n", {"label_column": "dx"}),
+        ("notes/labels.csv", "file,label\na.png,1\nb.png,0\nc.png,1\n", {}),
+        ("notes/all.csv", "file,label\nx/a.png,1\nx/b.png,0\nx/c.png,1\n", {"table": "notes/all.csv"}),
+    ],
+)
+def test_tables_of_other_columns_and_in_other_folders(tmp_path, place, table, options):
+    raw = folder(tmp_path, "x/a.png", "x/b.png", "x/c.png")
+    (raw / place).parent.mkdir(exist_ok=True)
+    (raw / place).write_text(table)
+    found = load(raw, **options)
+    assert found.classes == ("0", "1")
+    assert {name: label for name, (label, *_) in read(found).items()} == {
+        "x/a.png": "1",
+        "x/b.png": "0",
+        "x/c.png": "1",
+    }
+
+
+def test_an_image_of_two_values_is_a_reject(tmp_path):
+    """As in a table of a row for each box: the first value is not replaced without a word. Rows that agree are one."""
+    raw = folder(tmp_path, "a.png", "b.png")
+    (raw / "labels.csv").write_text("file,label\na.png,cat\nb.png,dog\na.png,cat\nb.png,cat\n")
+    found = load(raw)
+    items = [item for part in found.parts for item in part()]
+    assert [(item.id, item.label) for item in items[:2]] == [("a.png", 0), ("b.png", 1)]
+    assert [(item.id, item.reason) for item in items[2:]] == [
+        ("labels.csv, line 5: b.png", "cat here, dog in a line above")
+    ]
+
+
+def test_a_table_that_names_no_image_is_refused(tmp_path):
+    raw = folder(tmp_path, "stop/a.png", "yield/b.png")
+    (raw / "labels.csv").write_text("ClassId,Name\n0,stop\n1,yield\n")
+    with pytest.raises(
+        SourceError, match=r"^labels.csv: none of its 2 rows names an image: .*source\.labels to folders"
+    ):
+        load(raw, label_column="Name")
+    assert load(raw, labels="folders").classes == ("stop", "yield")
+
+
+def test_accents_are_the_same_however_they_are_written(tmp_path):
+    raw = folder(tmp_path, "cafe\N{COMBINING ACUTE ACCENT}.png")
+    (raw / "labels.csv").write_text("file,label\ncaf\N{LATIN SMALL LETTER E WITH ACUTE}.png,x\n")
+    assert load(raw).classes == ("x",)
+    assert [item.label for part in load(raw).parts for item in part()] == [0]
+
+
+def test_a_caption_may_hold_any_end_of_line_but_that_of_the_file(tmp_path):
+    raw = folder(tmp_path, "a.png")
+    row = {"file_name": "a.png", "label": "x", "text": "one\N{LINE SEPARATOR}two\N{NEXT LINE}three"}
+    (raw / "metadata.jsonl").write_bytes((json.dumps(row, ensure_ascii=False) + "\r\n").encode())
+    assert load(raw).classes == ("x",)
+
+
+@pytest.mark.parametrize(
+    "names", [("trainA/0.png", "trainB/0.png", "testA/1.png", "testB/1.png"), ("input/0.png", "target/0.png")]
+)
+def test_pairs_in_folders_of_other_names_are_not_cut_in_halves(tmp_path, names):
+    raw = folder(tmp_path, *names)
+    with pytest.raises(SourceError, match=r"images lie in .*; expected folders A and B, with files of equal names"):
+        load(raw, "paired_folder")
+    assert load(raw, "paired_folder", layout="side_by_side").count == len(names)
+
+
+def test_pairs_side_by_side_keep_their_split(tmp_path):
+    found = load(folder(tmp_path, "maps/train/0.jpg", "maps/val/1.jpg"), "paired_folder")
+    assert [item.split for part in found.parts for item in part()] == ["train", "test"]

@@ -521,3 +521,101 @@ def test_files_that_are_no_items_are_counted(tmp_path, name):
         )
     options = {"label": None} if name == "parquet" else {}
     assert load(name, tmp_path, **options).passed_over == {".doc": 2, "hidden": 1, "without a suffix": 1}
+
+
+def rows_of(source):
+    return [item.payload for item in items(source)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Sales\n\nday,shop,n\n" + "1,s0,3\n" * 9, r"first line has 1 cells, most lines have 3 \(delimiter ','\)"),
+        ("sep=;\nday;shop;n\n" + "1;s0;3\n" * 9, r"first line has 2 cells, most lines have 3 \(delimiter ';'\)"),
+        ("day,shop,n\n" + "1,s0,3,\n" * 9, r"first line has 3 cells, most lines have 4"),
+        ('"day","shop"\n' + '"1",5,"a"\n' * 9, r"first line has 2 cells, most lines have 3"),
+        ("5.1,3.5,setosa\n" + "4.9,3.0,setosa\n" * 9, r"no header: its first line is already of numbers \(5\.1, 3\.5"),
+        ("6,148,72\n1,85,66\n", r"no header"),
+        ('n,size\n1,small\n2,"big\n' + "3,small\n" * 9, r"after byte 15 begins with a quote that is never closed"),
+    ],
+)
+def test_a_csv_file_that_is_no_table_is_one_clear_line(tmp_path, text, message):
+    (tmp_path / "rows.csv").write_text(text)
+    with pytest.raises(SourceError, match=rf"rows\.csv: .*{message}") as said:
+        load("csv", tmp_path)
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("2019,2020\n1,2\n3,4\n", ["2019", "2020"]),
+        ("name,1.5\nx,a\ny,b\n", ["name", "1.5"]),
+        ("text\nwell, yes\nno\nperhaps\n", ["text"]),
+        ('a,b\n1,"2, or 3"\n4,"5\n6"', ["a", "b"]),
+    ],
+)
+def test_a_csv_file_with_an_unusual_header_or_cells_is_read(tmp_path, text, columns):
+    (tmp_path / "rows.csv").write_text(text)
+    assert list(rows_of(load("csv", tmp_path))[0]) == columns
+
+
+@pytest.mark.parametrize("names", [("train.csv", "test.csv"), ("set/train/x.csv", "set/test/y.csv")])
+def test_the_split_of_csv_files_is_kept(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a\n1\n")
+    found = {item.id: item.split for item in items(load("csv", tmp_path))}
+    assert found == {f"{name}, row 1": split for name, split in zip(names, ("train", "test"), strict=True)}
+
+
+def test_a_mark_of_utf_8_is_no_part_of_a_name(tmp_path):
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n", encoding="utf-8-sig")
+    for encoding in (None, "utf-8", "UTF8"):
+        assert rows_of(load("csv", tmp_path, encoding=encoding)) == [{"a": "1", "b": "2"}]
+
+
+def rows_of_parquet(tmp_path, **tables):
+    for name, table in tables.items():
+        path = tmp_path / f"{name.replace('__', '/')}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(table), path)
+    return lambda **options: load("parquet", tmp_path, **{"image": None, "label": None} | options)
+
+
+def test_no_column_of_parquet_is_left_out(tmp_path):
+    with pytest.raises(SourceError, match=r"1\.parquet: its columns are not those of 0\.parquet: b$"):
+        rows_of_parquet(tmp_path, **{"0": {"a": [1]}, "1": {"a": [1], "b": [2]}})()
+
+
+def test_folders_of_parquet_are_columns(tmp_path):
+    found = rows_of_parquet(tmp_path, **{"year=2020__0": {"a": [1]}, "year=20%2F21__0": {"a": [2]}})
+    rows = [{"a": 2, "year": "20/21"}, {"a": 1, "year": "2020"}]
+    assert sorted(rows_of(found()), key=lambda row: -row["a"]) == rows
+    labelled = found(label="year")
+    assert labelled.classes == ("2020", "20/21")
+    assert {item.payload["a"]: item.label for item in items(labelled)} == {2: 1, 1: 0}
+
+
+def test_an_index_of_pandas_without_a_name_is_no_column(tmp_path):
+    import pandas as pd
+
+    frame = pd.DataFrame({"a": [1, 2, 3]})
+    frame[frame.a > 1].to_parquet(tmp_path / "rows.parquet")
+    assert rows_of(load("parquet", tmp_path, image=None, label=None)) == [{"a": 2}, {"a": 3}]
+
+
+def test_lines_are_read_through_links_and_not_from_hidden_files(tmp_path):
+    raw, elsewhere = tmp_path / "raw", tmp_path / "elsewhere"
+    for path in (raw / "a.txt", elsewhere / "b.txt"):
+        path.parent.mkdir()
+        path.write_text(f"{path.stem}\n \N{NO-BREAK SPACE}\N{IDEOGRAPHIC SPACE}\n")
+    for name in ("._a.txt", ".ipynb_checkpoints/a.txt", "__MACOSX/a.txt"):
+        (raw / name).parent.mkdir(exist_ok=True)
+        (raw / name).write_bytes(b"\xff\xfe\x00")
+    (raw / "linked").symlink_to(elsewhere)
+    (raw / "loop").symlink_to(raw)
+    assert [(item.id, item.payload) for item in items(load("lines", raw))] == [
+        ("a.txt:1", "a"),
+        ("linked/b.txt:1", "b"),
+    ]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ganlib import registry
+from ganlib import registry, shards
 from ganlib.config import DatasetConfig
 from ganlib.data import table
 from ganlib.sources import csv as csv_source
@@ -261,7 +261,7 @@ def test_another_encoding_is_told(tmp_path):
 def test_decimal_commas_between_semicolons_and_in_one_column(tmp_path):
     found = guessed(tmp_path, "a;b\n1,5;2\n2,25;3\n")
     assert [(c.type, c.decimal) for c in found.values()] == [("number", ","), ("integer", ".")]
-    assert guessed(tmp_path, "a\n1,5\n2,25\n")["a"].type == "number"
+    assert guessed(tmp_path, "a\n1,5\n2,25\n-3\n4,5\n")["a"].type == "number"
 
 
 def test_ragged_rows_are_rejects(tmp_path):
@@ -351,3 +351,36 @@ def test_the_card_states_what_was_guessed(tmp_path):
     assert card["rank"]["missing_share"] == pytest.approx(0.25, abs=0.1)
     assert set(card["kind"]["shares"]) == {"a", "b"}
     assert card["size"]["decimals"] == 3
+
+
+def test_a_column_that_is_nearly_empty_has_modes():
+    """None or one of its values may stand among the first rows."""
+    column = np.full((6_000, 1), np.nan)
+    column[-40:, 0] = np.random.default_rng(0).normal(size=40)
+    cfg = table.Config(columns=({"name": "rare", "type": "number", "missing": True},))
+    assert table.settle(cfg, [{"sample": column}]).columns[0].modes
+
+
+@pytest.mark.parametrize("value", ["-1.7976931348623157e308", "1e200"])
+def test_numbers_that_stand_for_none_are_rejects(tmp_path, value):
+    (tmp_path / "raw").mkdir()
+    rows = "".join(f"{value if i == 250 else i / 7}\n" for i in range(500))
+    (tmp_path / "raw/x.csv").write_text("n\n" + rows)
+    prepare(DatasetConfig(source={"name": "csv"}, sample={"kind": "table"}), tmp_path / "raw", tmp_path / "out")
+    rejects = (tmp_path / "out/rejects.csv").read_text()
+    assert value in rejects
+    assert shards.read_spec(tmp_path / "out").sample.columns[0].high < 100
+
+
+def test_the_last_moment_of_all_dates(tmp_path):
+    (tmp_path / "raw").mkdir()
+    dates = ["9999-12-31 23:59:59.999999", *(f"20{i:02}-01-01 00:00:00.000000" for i in range(90))]
+    (tmp_path / "raw/x.csv").write_text("until\n" + "\n".join(dates) + "\n")
+    prepare(
+        DatasetConfig(source={"name": "csv"}, sample={"kind": "table"}, test_share=0.3),
+        tmp_path / "raw",
+        tmp_path / "out",
+    )
+    spec = shards.read_spec(tmp_path / "out")
+    shown = spec.kind.present(spec.sample, "sample", np.array([[spec.sample.columns[0].high]]))
+    assert "9999" in str(shown.iloc[0, 0])

@@ -150,6 +150,16 @@ def test_a_playlist_that_is_called_a_video_reads_no_other_file(tmp_path):
             _film.times(tmp_path / f"{name}.mp4")
 
 
+def test_a_frame_that_is_a_link_to_nothing_is_a_reject(tmp_path):
+    for i in range(6):
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i}.png")
+    (tmp_path / "1\N{SUPERSCRIPT TWO}3.png").symlink_to(tmp_path / "gone.png")
+    Image.new("L", (8, 8), 9).save(tmp_path / "4\N{SUPERSCRIPT TWO}.png")
+    film, link = items_of(video_files.load(video_files.Config(frames=7), tmp_path))
+    assert len(film.payload) == 7
+    assert (link.id, link.payload, link.reason) == ("1\N{SUPERSCRIPT TWO}3.png", None, "a link to nothing")
+
+
 def test_a_frame_of_too_many_pixels_is_not_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(_film, "_MAX_PIXELS", 32 * 24 - 1)
     path = film(tmp_path / "a.mp4", 3, "libx264")
