@@ -90,6 +90,17 @@ class TestIdx:
         data = (head + array.tobytes())[:cut]
         path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
+    def test_files_in_folders_of_their_names(self, tmp_path):
+        for name, array in (
+            ("train-images-idx3-ubyte", PIXELS),
+            ("train-labels-idx1-ubyte", np.arange(12, dtype=np.uint8)),
+        ):
+            (tmp_path / name).mkdir()
+            self.write(tmp_path / name / name, array)
+        source = load("idx", tmp_path)
+        assert [item.label for item in items(source)] == list(range(12))
+        assert source.passed_over == {}
+
     @pytest.mark.parametrize("end", ["", ".gz"])
     def test_both_files_are_one_set(self, tmp_path, end):
         labels = np.arange(12, dtype=np.uint8) % 3 + 4
