@@ -89,6 +89,8 @@ def decide(
     space, name = metric.split(".")
     own = _number(metrics[space][name]["value"])
     failed = [*faults, *failed_thresholds(metrics, params.gate, labelled=generator.conditional)]
+    if math.isnan(own):
+        failed.append(f"{metric} is not a number")
     if failed:
         return Decision("refused", "; ".join(failed), metric, own, None if champion is None else champion.number)
     if champion is None:

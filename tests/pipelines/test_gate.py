@@ -160,3 +160,11 @@ def test_any_two_versions_are_compared_by_any_metrics(params, prepared, labelled
         spec_of_other = dataclasses.replace(one.spec, **changed)
         with pytest.raises(StageError, match=said):
             gate.compare_generators(dataclasses.replace(one, spec=spec_of_other), other, small)
+
+
+@pytest.mark.parametrize("figure", [None, float("nan")])
+def test_without_a_champion_a_figure_that_is_not_a_number_is_refused(params, figure):
+    healthy = {name: {"value": 1.0} for name in ("coverage", "memorisation_ratio", "label_accuracy")}
+    metrics = {"classifier": {**healthy, "fd": {"value": figure}}}
+    decision = gate.decide(None, params, None, load_generator(FORMAT_1), metrics)
+    assert (decision.decision, decision.reason) == ("refused", "classifier.fd is not a number")
