@@ -77,6 +77,8 @@ def missing_shards(folder: Path, request: Request) -> list[int]:
     if file.is_file():
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError(f"expected an object, found {found!r:.80}")
         except ValueError as error:
             raise StageError(f"{file}: not a request: {error}") from error
         if found != asked:

@@ -75,6 +75,8 @@ def test_a_folder_is_of_one_request(generator, project):
     (project / "mine/notes.txt").touch()
     assert "mine: expected a new folder" in fill(generator, "mine", 300).stderr
     assert [file.name for file in (project / "mine").iterdir()] == ["notes.txt"]
+    (project / "f/_request.json").write_text("[]")
+    assert "f/_request.json: not a request: expected an object, found []" in fill(generator, "f", 300).stderr
     for wrong, said in ((["--label", "x"], "--label"), (["--where", "a=1"], "--where"), (["--seed", "-1"], "seed: ")):
         done = fill(generator, "nothing", 300, *wrong)
         assert said in done.stderr
