@@ -62,7 +62,7 @@ SCHEMES = ("http", "https", "databricks", "sqlite", "postgresql", "mysql", "mssq
 CHUNK = 1000  # metrics a request, MLflow's limit
 PARAM_CHUNK = 100
 PARAM_LENGTH = 6000
-CLIENTS = ("mlflow", "requests", "sqlalchemy")  # whose exceptions tell that the store failed
+CLIENTS = ("alembic", "mlflow", "requests", "sqlalchemy")  # whose exceptions tell that the store failed
 AGAIN = "what was computed is kept; see to the store, then `dvc repro` goes on"
 CLAIM_ATTEMPTS = 6
 SET_ATTEMPTS = 3
@@ -171,8 +171,6 @@ def open_store(config: TrackingConfig, *, create: bool = True) -> Store:
         _probe_sqlite(file, create)
     _quiet()
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
 
     impatience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
     with environment({key: value for key, value in impatience.items() if key not in os.environ}):
@@ -181,7 +179,9 @@ def open_store(config: TrackingConfig, *, create: bool = True) -> Store:
             found = client.get_experiment_by_name(config.experiment)
             if found is None and create:
                 found = _create_experiment(client, config.experiment, uri)
-        except (MlflowException, SQLAlchemyError, OSError, ImportError, ValueError) as error:
+        except Exception as error:
+            if not (_of_client(error) or isinstance(error, OSError | ImportError | ValueError)):
+                raise
             raise StoreError(f"tracking store {shown(uri)} does not answer: {error_text(error, uri)}") from error
     # MLflow's own patience is minutes a call
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -457,9 +457,13 @@ def store_errors(store: Store) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in CLIENTS:
+        if not _of_client(error):
             raise
         raise StoreError(f"tracking store {shown(store.uri)}: {error_text(error, store.uri)}; {AGAIN}") from error
+
+
+def _of_client(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in CLIENTS
 
 
 @contextmanager

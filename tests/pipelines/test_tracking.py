@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 import socket
+import sqlite3
 import time
+from contextlib import closing
 
 import pytest
 
@@ -65,6 +67,16 @@ def test_unusable_sqlite_is_one_line_at_once(project):
     for name in ("folder.db", "text.db"):
         with pytest.raises(StageError, match=rf"{name} cannot be written"):
             tracking.open_store(TrackingConfig(uri=f"sqlite:///{name}"))
+
+
+def test_a_store_of_an_unknown_revision_is_one_line(project):
+    (project / "mlflow.db").unlink()
+    with closing(sqlite3.connect(project / "mlflow.db")) as database:
+        database.executescript(
+            "CREATE TABLE alembic_version (version_num varchar); INSERT INTO alembic_version VALUES ('abc')"
+        )
+    with pytest.raises(StageError, match=r"^tracking store sqlite:.* does not answer: Can't locate revision .*'abc'$"):
+        tracking.open_store(TrackingConfig())
 
 
 def test_reading_makes_no_store(project):
