@@ -104,7 +104,10 @@ def aliases(store: Store) -> dict[str, dict[str, int]]:
 
 
 def _search_versions(store: Store, model: str, tag: str, value: str) -> list[Version]:
-    wanted = f"name = '{model}'" + (f" and tags.`{tag}` = '{value}'" if tag else "")
+    quote = '"' if "'" in model else "'"
+    if quote in model or "\\" in model:  # MLflow's filters have no escapes
+        raise StageError(f"{model}: not a model's name; expected letters, digits, _, - and dots")
+    wanted = f"name = {quote}{model}{quote}" + (f" and tags.`{tag}` = '{value}'" if tag else "")
     with store_errors(store):
         return [_version(one) for one in _all_pages(store.client.search_model_versions, wanted)]
 

@@ -52,11 +52,13 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def default_command(name: str) -> type[TyperGroup]:
-    """A group in which words that name no command are the arguments of the command `name`."""
+    """A group in which words that name no command are the arguments of the command `name`, options too."""
 
     class Group(TyperGroup):
-        def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-            return super().resolve_command(ctx, args if args[0] in self.commands else [name, *args])
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            known = {*self.commands, *self.get_help_option_names(ctx)}
+            named = args[0] in known if args else self.no_args_is_help
+            return super().parse_args(ctx, args if named else [name, *args])
 
     return Group
 

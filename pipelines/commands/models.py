@@ -11,6 +11,7 @@ from pipelines.commands._common import AsJson, Reason, VersionURI, default_comma
 
 if TYPE_CHECKING:
     from pipelines.promotion import Move
+    from pipelines.tracking import Store
 
 __all__ = ["app", "approve"]
 
@@ -23,15 +24,8 @@ app = typer.Typer(
     help="Versions of registered models. `ganlib models` lists all of them, `ganlib models NAME` those of one model.",
     cls=default_command("list"),
     subcommand_metavar="(NAME | COMMAND [ARGS]...)",
-    invoke_without_command=True,
     no_args_is_help=False,
 )
-
-
-@app.callback()
-def _without_words(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        list_versions(None, False)
 
 
 @app.command("list")
@@ -44,13 +38,9 @@ def list_versions(
     from datetime import UTC, datetime
 
     from pipelines import model_registry
-    from pipelines._stage import StageError
     from pipelines.loading import default_store
 
-    store = default_store()
-    named = model_registry.aliases(store)
-    if model is not None and model not in named:
-        raise StageError(f"{model}: no such model; known: {', '.join(named) or 'none'}")
+    store = default_store() if model is None else _store_with(model)
     found = [
         {
             "model": version.model,
@@ -62,7 +52,7 @@ def list_versions(
             "registered": datetime.fromtimestamp(version.created_ms / 1000, UTC).isoformat(timespec="seconds"),
             "reason": version.tags.get("gate.reason", ""),
         }
-        for name, of in named.items()
+        for name, of in model_registry.aliases(store).items()
         if model in (None, name)
         for version in model_registry.versions(store, name)
     ]
@@ -137,9 +127,8 @@ def rollback(
 ) -> None:
     """Make the previous champion the champion again. A second one takes the first back."""
     from pipelines import promotion
-    from pipelines.loading import default_store
 
-    typer.echo(_sentence(model, promotion.rollback(default_store(), model, reason)))
+    typer.echo(_sentence(model, promotion.rollback(_store_with(model), model, reason)))
 
 
 @app.command()
@@ -149,9 +138,8 @@ def history(
 ) -> None:
     """List what people moved: when, who and why. What the gate decided is in `ganlib models list`."""
     from pipelines import promotion
-    from pipelines.loading import default_store
 
-    found = [move._asdict() for move in promotion.moves(default_store(), model)]
+    found = [move._asdict() for move in promotion.moves(_store_with(model), model)]
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -167,6 +155,19 @@ def approve(model_uri: VersionURI, reason: Reason) -> None:
     store = default_store()
     version = model_registry.version_by_uri(store, model_uri)
     typer.echo(_sentence(version.model, promotion.approve(store, version, reason)))
+
+
+def _store_with(model: str) -> Store:
+    """The tracking store. Raises StageError if it has no such model."""
+    from pipelines import model_registry
+    from pipelines._stage import StageError
+    from pipelines.loading import default_store
+
+    store = default_store()
+    known = model_registry.aliases(store)
+    if model not in known:
+        raise StageError(f"{model}: no such model; known: {', '.join(known) or 'none'}")
+    return store
 
 
 def _sentence(model: str, move: Move) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from typer.testing import CliRunner
 
 from pipelines import model_registry, tracking
 from pipelines._stage import StageError
+from pipelines.cli import app
 
 
 def test_missing_alias_and_model(store):
@@ -15,6 +19,36 @@ def test_missing_alias_and_model(store):
         model_registry.version_by_uri(store, "models:/none@champion")
     with pytest.raises(StageError, match="expected models:/NAME@ALIAS"):
         model_registry.version_by_uri(store, "runs:/abc")
+
+
+def ganlib(*words: str):
+    return CliRunner().invoke(app, [*words])
+
+
+def test_commands_on_a_model_that_is_not_there_say_so_alike(store):
+    store.client.create_registered_model("m")
+    for words in (("list", "none"), ("none",), ("history", "none"), ("rollback", "none", "--reason", "x")):
+        done = ganlib("models", *words)
+        assert (done.exit_code, done.stderr) == (1, "ganlib: none: no such model; known: m\n")
+    assert ganlib("models", "history", "m").stdout == "none\n"
+
+
+def test_a_group_passes_its_options_to_the_default_command(store):
+    store.client.create_registered_model("m")
+    store.client.create_model_version("m", "file:///nowhere")
+    (listed,) = json.loads(ganlib("models", "list", "--json").stdout)
+    for words in (("--json",), ("--json", "m"), ("m", "--json")):
+        assert json.loads(ganlib("models", *words).stdout) == [listed]
+    assert "Usage" in ganlib("models", "--help").stdout
+
+
+def test_quotes_in_a_name_are_not_taken_for_a_lost_store(store):
+    store.client.create_registered_model("it's")
+    store.client.create_model_version("it's", "file:///nowhere")
+    assert [one.uri for one in model_registry.versions(store, "it's")] == ["models:/it's/1"]
+    for name in ('it\'s "here"', "back\\"):
+        with pytest.raises(StageError, match="not a model's name; expected letters, digits"):
+            model_registry.version_by_uri(store, f"models:/{name}@champion")
 
 
 def test_no_password_in_what_the_gate_gives_as_its_reason(store, tmp_path, monkeypatch):
