@@ -43,6 +43,7 @@ from mlflow.models import ModelSignature, infer_signature, set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+from numpy.typing import NDArray
 from packaging.version import Version
 from torch import Tensor
 
@@ -99,16 +100,17 @@ class GeneratorModel(PythonModel):
         """Samples as the kind of data presents them, or an answer for each row. Raises RequestError for an unknown
         column or answer, a value out of range, or rows that are not like those it was trained on."""
         try:
-            return self._predict(model_input, params)
+            given = {name: value for name, value in (params or {}).items() if value is not None}
+            return self._predict(model_input, given)
         except ValueError as error:
             raise RequestError(str(error), INVALID_PARAMETER_VALUE) from error
 
-    def _predict(self, model_input: Any, params: dict[str, Any] | None) -> Any:
-        if name := (params or {}).get("answer"):
-            return self._answer(name, model_input, params or {})
+    def _predict(self, model_input: Any, params: dict[str, Any]) -> Any:
+        if name := params.get("answer"):
+            return self._answer(name, model_input, params)
         if self.generator.translates:
-            return self._of_given(model_input, {**DEFAULTS, **(params or {})})
-        requests = [{**DEFAULTS, **(params or {}), **asked} for asked in _requests(model_input)]
+            return self._of_given(model_input, {**DEFAULTS, **params})
+        requests = [{**DEFAULTS, **params, **asked} for asked in _requests(model_input)]
         about = self.generator.spec.parts["sample"]
         at_most = max(1, OUTPUT_BYTES // about.stored_bytes)
         if (asked := sum(whole_number("n", request["n"], least=1) for request in requests)) > at_most:
@@ -117,20 +119,20 @@ class GeneratorModel(PythonModel):
         return self.generator.present(torch.cat(made) if made else torch.empty(0, *about.shape))
 
     def _sample(self, asked: dict[str, Any], given: dict[str, Tensor] | None = None) -> Tensor:
-        if conditions := asked["where"]:
+        if conditions := _strings("where", asked["where"]):
             spec = self.generator.spec
             if spec.kind.where is None:
                 raise ValueError(f"where: {spec.modality} data have no columns to set conditions on")
-            where = spec.kind.where(spec.sample, [conditions] if isinstance(conditions, str) else list(conditions))
+            where = spec.kind.where(spec.sample, conditions)
             return torch.cat(list(self.generator.stream(asked["n"], where=where, seed=asked["seed"])))
-        attributes = list(asked["attributes"])
+        attributes = _numbers("attributes", asked["attributes"], 1)
         return self.generator.sample(
             asked["n"],
             given=given,
             seed=asked["seed"],
             label=self._label(asked["label"]),
-            attributes=torch.tensor(attributes, dtype=torch.float64) if attributes else None,
-            truncation=asked["truncation"] or None,
+            attributes=torch.from_numpy(attributes) if len(attributes) else None,
+            truncation=float(_numbers("truncation", asked["truncation"], 0)) or None,
         )["sample"]
 
     def _label(self, asked: Any) -> int | None:
@@ -168,6 +170,26 @@ class GeneratorModel(PythonModel):
             return np.empty((0, *shapes[name]), np.float32)
         answers = generator.answer(parts)[name]
         return self.generator.present(answers) if shapes[name] == spec.shape else answers.numpy()
+
+
+def _numbers(name: str, value: Any, dimensions: int) -> NDArray[np.float64]:
+    """The value, numbers or their text, as an array of so many dimensions. Raises ValueError, naming it, for others."""
+    try:
+        numbers = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        numbers = None
+    if numbers is None or numbers.ndim != dimensions:
+        expected = "a list of numbers" if dimensions else "a number"
+        raise ValueError(f"{name}: expected {expected}, found {value!r}")
+    return numbers
+
+
+def _strings(name: str, value: Any) -> list[str]:
+    """The value, a string or several, as a list. Raises ValueError, naming it, for others."""
+    strings = [value] * bool(value) if isinstance(value, str) else value
+    if not isinstance(strings, list | tuple | np.ndarray) or not all(isinstance(one, str) for one in strings):
+        raise ValueError(f"{name}: expected strings, found {value!r}")
+    return [*strings]
 
 
 def _shown(spec: Spec, part: str, rows: int) -> Any:

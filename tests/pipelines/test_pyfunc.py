@@ -122,6 +122,11 @@ def test_one_call_gives_no_more_than_stated(told):
         ({"seed": -1}, "^seed: expected a whole number from 0 to 9223372036854775807, found -1$"),
         ({"seed": 2**64}, "^seed: .* found 18446744073709551616$"),
         ({"truncation": float("nan")}, "^truncation: expected a number above 0, found nan$"),
+        ({"truncation": "half"}, "^truncation: expected a number, found 'half'$"),
+        ({"attributes": 0.5}, "^attributes: expected a list of numbers, found 0.5$"),
+        ({"attributes": "0.5"}, "^attributes: expected a list of numbers, found '0.5'$"),
+        ({"attributes": ["a", "b"]}, r"^attributes: expected a list of numbers, found \['a', 'b'\]$"),
+        ({"where": 5}, "^where: expected strings, found 5$"),
     ],
 )
 def test_what_is_out_of_range_is_refused_in_a_line(told, asked, message):
@@ -130,6 +135,11 @@ def test_what_is_out_of_range_is_refused_in_a_line(told, asked, message):
     assert isinstance(caught.value, ValueError)
     # what `mlflow models serve` answers with
     assert (caught.value.get_http_status_code(), caught.value.message) == (400, str(caught.value))
+
+
+def test_numbers_may_be_given_as_text(told):
+    asked = told.predict(None, pd.DataFrame([{"truncation": "0.5", "attributes": ["0.2", "0.9"]}]))
+    assert (asked == told.predict(None, None, {"truncation": 0.5, "attributes": [0.2, 0.9]})).all()
 
 
 def test_requirements_are_of_versions_that_pypi_has(told, tmp_path, monkeypatch):
