@@ -101,7 +101,7 @@ def _checked_out(commit: str) -> Iterator[None]:
             ) from error
         folder = clone / project.relative_to(top)
         (folder / ".dvc").mkdir(exist_ok=True)
-        (folder / ".dvc/config.local").write_text(f"[cache]\n    dir = {cache.strip()}\n")
+        _run(folder, sys.executable, "-m", "dvc", "cache", "dir", "--local", cache)
         root, sha = os.environ.pop("DVC_ROOT", None), os.environ.pop(GIT_SHA, None)
         try:
             with contextlib.chdir(folder):

@@ -17,6 +17,7 @@ from ganlib import shards
 from ganlib.config import TrackingConfig, load_params
 from ganlib.data import table
 from pipelines import lineage, model_registry, tracking
+from pipelines import verify as verify_module
 from pipelines.cli import app
 from pipelines.prepare import prepare
 
@@ -85,6 +86,18 @@ def verify():
     done = CliRunner().invoke(app, ["lineage", "verify", "models:/m@champion", "--json"])
     report = json.loads(done.stdout)
     return done.exit_code, {fact["fact"]: fact["verdict"] for fact in report["facts"]}, report["notes"]
+
+
+def test_the_path_of_the_cache_may_hold_any_character(tmp_path, monkeypatch):
+    project = tmp_path / "a, b #1"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    for command in ("git init -q", "dvc init -q", "git -c user.name=x -c user.email=x@y commit -qm x"):
+        words = command.split()
+        subprocess.run([sys.executable, "-m", *words] if words[0] == "dvc" else words, check=True)
+    with verify_module._checked_out("HEAD"):
+        found = verify_module._run(Path(), sys.executable, "-m", "dvc", "cache", "dir")
+    assert found == str(project / ".dvc/cache")
 
 
 @pytest.mark.pipeline
