@@ -27,7 +27,7 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="the port to listen on")] = 8000,
     replicas: Annotated[
-        int, typer.Option(min=1, help="processes with the model, each with its share of the cores")
+        int, typer.Option(min=1, max=1000, help="processes with the model, each with its share of the cores")
     ] = 1,
     max_pending: Annotated[int, typer.Option(min=1, help="requests that may wait at a replica; others get 429")] = 32,
 ) -> None:

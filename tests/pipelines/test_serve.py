@@ -25,12 +25,14 @@ import pytest
 import torch
 from PIL import Image
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 from zoo import FAMILIES, config, game_of, spec_of
 
 from ganlib import registry, shards
 from ganlib.export import load_generator, save_generator
 from ganlib.noise import Noise
 from pipelines._stage import StageError
+from pipelines.cli import app
 from pipelines.serve.api import VERSION_HEADER, api
 from pipelines.serve.batching import Batcher
 from pipelines.serve.directions import principal_directions
@@ -357,6 +359,14 @@ def test_what_is_no_model_is_one_line(folder, store, tmp_path):
     ):
         with pytest.raises(StageError, match=why):
             _local(settings, "127.0.0.1", 0)
+
+
+def test_the_command_refuses_more_replicas_than_the_settings_allow(folder):
+    (most,) = (limit.le for limit in Settings.model_fields["replicas"].metadata if hasattr(limit, "le"))
+    done = CliRunner().invoke(app, ["serve", folder, "--replicas", str(most + 1)])
+    assert done.exit_code == 2
+    assert "--replicas" in done.stderr
+    assert str(most) in done.stderr
 
 
 def test_a_port_that_is_taken_is_one_line(folder):
