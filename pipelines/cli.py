@@ -42,7 +42,7 @@ def check_params(
     ] = False,
 ) -> None:
     """Print what a run would use, as YAML, or what is wrong with the file and the folder `params` next to it."""
-    import sys
+    import io
 
     from ruamel.yaml import YAML
 
@@ -57,7 +57,8 @@ def check_params(
         return
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.sort_base_mapping_type_on_output, yaml.width = False, 120
-    yaml.dump(params.chosen(), sys.stdout)
+    yaml.dump(params.chosen(), text := io.StringIO())
+    typer.echo(text.getvalue(), nl=False)
 
 
 @app.command()

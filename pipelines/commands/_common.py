@@ -35,7 +35,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
 
 
 def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """What a person can mend is said in a line, with exit status 1."""
+    """What a person can mend is said in a line, with exit status 1. A reader that has gone is no error to tell."""
 
     @functools.wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
@@ -44,6 +44,8 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
 
         try:
             command(*args, **kwargs)
+        except BrokenPipeError:
+            raise  # such as `| head -1`: click ends without a word
         except (ConfigError, StageError, OSError) as error:
             typer.echo(f"ganlib: {printable_error(error)}", err=True)
             raise typer.Exit(1) from error

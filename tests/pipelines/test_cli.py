@@ -63,6 +63,13 @@ def test_params_check_prints_what_is_chosen(params):
     assert printed["train"]["kimg"] == "auto"
 
 
+@pytest.mark.parametrize(("redirection", "status"), [("| true", 1), (">&-", 0)])
+def test_output_that_nobody_reads_is_no_error_to_tell(redirection, status):
+    command = f"{sys.executable} -m pipelines.cli params check {redirection}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (status, "")
+
+
 def test_params_check_prints_what_a_run_would_use(tmp_path):
     copy_params(tmp_path)
     edit_params(tmp_path, {"preset": "wgan_gp"})
