@@ -255,8 +255,9 @@ class Generator:
         """One sample, float, of given parts `[1, ...]` of any size, as networks see them, tile by tile.
 
         A conditional generator needs the `label` to be made. Raises ValueError where the family or the kind of data
-        asks for the sizes of the spec, or for a label that the data do not have.
+        asks for the sizes of the spec, for a seed out of range, or for a label that the data do not have.
         """
+        seed = whole_number("seed", seed)
         tiled, margin = self.spec.kind.tiled, self.game.margin
         if tiled is None or margin is None:
             raise ValueError("this generator takes given parts of one size only")

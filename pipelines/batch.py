@@ -204,6 +204,8 @@ def _write_whole(file: Path, write: Any) -> None:
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.replace(file)
+    except OSError as error:
+        raise StageError(f"{file}: {error.strerror or error}".replace(partial.name, file.name)) from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,8 @@ Attribute = Annotated[
 Truncation = Annotated[float | None, typer.Option(help="below 1: more typical, less varied")]
 
 _MOVING = (".gif", ".webp", ".apng", ".mp4")
+MAX_WIDTH = 2048
+"""pixels of a film's frames, all of which are in memory at once"""
 
 Made = dict[str, Any]
 """samples as of `Generator.sample`"""
@@ -67,49 +70,62 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Draw samples from a generator. A folder is filled where it was left, after a kill."""
+    from ganlib.export import whole_number
     from pipelines._stage import StageError
 
     generator = load_generator(model_uri)
+    files = []
     try:
         spec = generator.spec
+        n, seed = whole_number("n", n, least=1), whole_number("seed", seed)
+        single = "{index}" in str(output)
+        if "{label}" in str(output) and not single:
+            raise ValueError("--output: {label} needs {index}: several samples may have one label")
         if given:
-            if attribute or truncation is not None:
+            if attribute or truncation is not None or where:
                 raise ValueError(
                     "--given: such a generator takes nothing else but a --seed, and a --label if it has any"
                 )
             if not generator.translates:
                 raise ValueError("--given: this generator makes samples of noise: it is given nothing")
-            made_of = _class(label, spec.classes)
+            if single:
+                raise ValueError("--output: {index} is not known with --given")
+            n, made_of = len(given), _class(label, spec.classes)
             if generator.takes_any_size:
-                _translate(generator, given, seed, made_of, output)
-                return
-            n, parts = len(given), _given(given, spec)
-            made = {**parts, "sample": generator.sample(n, given=parts, seed=seed, label=made_of)["sample"]}
-            if spec.kind.film is not None and output.suffix in _MOVING:
-                _write_film(spec.kind.film(spec.sample, made), fps, output)
+                for file, sentence in _translate(generator, given, seed, made_of, output):
+                    files.append(str(file))
+                    if not as_json:
+                        typer.echo(sentence)
             else:
-                _save(spec.kind.preview(spec.sample, made, math.ceil(math.sqrt(n))), output)
+                _check_file(output, *(() if spec.kind.film is None else _MOVING))
+                parts = _given(given, spec)
+                made = {**parts, "sample": generator.sample(n, given=parts, seed=seed, label=made_of)["sample"]}
+                if spec.kind.film is not None and output.suffix.lower() in _MOVING:
+                    _write_film(spec.kind.film(spec.sample, made), fps, output)
+                else:
+                    _save(spec.kind.preview(spec.sample, made, math.ceil(math.sqrt(n))), output)
         else:
             options = {
                 "label": _class(label, spec.classes),
                 "attributes": _attributes(attribute, spec.attributes),
                 "truncation": truncation,
             }
-            if not output.suffix or output.is_dir():
+            if not single and (not output.suffix or output.is_dir()):
                 if where:
                     raise ValueError("--where: expected a file such as rows.parquet; shards take no conditions")
                 _fill(model_uri, generator, n, seed, options, output, rows_per_shard, ray_address)
             else:
                 conditions = _where(where, spec)
-                write = _writer(output)
+                write = _writer(generator, output)
                 chunks = _chunks(generator, n, seed, conditions, options)
                 write(generator, progress(chunks, n, output.name, lambda chunk: len(chunk["sample"])), n, output)
     except ValueError as error:
         raise StageError(str(error)) from error
     if as_json:
-        typer.echo(json.dumps({"output": str(output), "n": n, "seed": seed, "model": model_uri}))
-    else:
-        what = "rows" if output.suffix in (".csv", ".parquet") else "samples"
+        found = {"output": str(output), "n": n, "seed": seed, "model": model_uri}
+        typer.echo(json.dumps(found | ({"files": files} if files else {})))
+    elif not files:
+        what = "rows" if output.suffix.lower() in (".csv", ".parquet") else "samples"
         typer.echo(f"{output}: {n} {what} of {model_uri}, seed {seed}")
 
 
@@ -123,7 +139,9 @@ def interpolate(
     attribute: Attribute = None,
     truncation: Truncation = None,
     fps: Annotated[int, typer.Option(min=1, max=100, help="frames in a second")] = 24,
-    width: Annotated[int, typer.Option(min=1, help="of the film, at least; small frames are enlarged")] = 256,
+    width: Annotated[
+        int, typer.Option(min=1, max=MAX_WIDTH, help="of the film, at least; small frames are enlarged")
+    ] = 256,
     output: Annotated[
         Path, typer.Option("-o", "--output", help=".gif, .webp or .apng; .mp4 where ffmpeg is installed")
     ] = Path("walk.gif"),
@@ -136,6 +154,7 @@ def interpolate(
     generator = load_generator(model_uri)
     try:
         spec = generator.spec
+        _check_file(output, *_MOVING, ".png", picture=False)
         made = generator.interpolate(
             [*range(stops), 0],
             steps,
@@ -190,21 +209,73 @@ def _chunks(generator: Generator, n: int, seed: int, where: Any, options: dict[s
         start = rows.stop
 
 
-def _writer(output: Path) -> Callable[[Generator, Iterable[Made], int, Path], None]:
-    """The function that writes such a file, whole or not at all."""
-    if "{index}" in output.name:
+def _check_file(output: Path, *suffixes: str, picture: bool = True) -> None:
+    """Raise ValueError unless a file of one of these suffixes, or a picture, can be written there."""
+    suffix = output.suffix.lower()
+    if suffix not in suffixes and not (picture and _is_picture(suffix)):
+        expected = ", ".join(suffixes) if not picture else ", ".join([*suffixes, ".png", ".jpg or another picture"])
+        raise ValueError(f"--output: {output}: expected {expected}; found {suffix or 'no suffix'}")
+    if suffix == ".mp4" and shutil.which("ffmpeg") is None:
+        raise ValueError("--output: .mp4 needs ffmpeg (apt-get install ffmpeg); .gif and .webp do not")
+    if output.is_dir():
+        raise ValueError(f"--output: {output}: expected a file, found a folder")
+    if not output.parent.is_dir() and "{index}" not in str(output):
+        raise ValueError(f"--output: {output.parent}: no such folder")
+
+
+def _is_picture(suffix: str) -> bool:
+    """Whether Pillow writes such files: some formats it only reads, and for some it needs another library."""
+    import io
+
+    from PIL import Image
+
+    Image.init()
+    try:
+        Image.new("L", (8, 8)).save(io.BytesIO(), Image.registered_extensions()[suffix])
+    except (KeyError, OSError, ValueError):
+        return False
+    return True
+
+
+def _writer(generator: Generator, output: Path) -> Callable[[Generator, Iterable[Made], int, Path], None]:
+    """The function that writes such a file, whole or not at all. Raises ValueError for one that cannot be written."""
+    import numpy as np
+    import torch
+
+    example, suffix = torch.zeros(1, *generator.spec.shape), output.suffix.lower()
+    if "{index}" in str(output):
+        _pictures(generator, example)
+        if "{label}" in str(output) and not generator.conditional:
+            raise ValueError("--output: {label} is not known: this generator is not conditional")
+        _check_file(output)
         return _write_each
-    if output.suffix in (".csv", ".parquet"):
+    rows = (".parquet",) if isinstance(generator.present(example), np.ndarray) else (".csv", ".parquet")
+    _check_file(output, *rows, ".npz")
+    if suffix in rows:
         return _write_rows
-    return _write_arrays if output.suffix == ".npz" else _write_picture
+    return _write_arrays if suffix == ".npz" else _write_picture
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """A file to write, which becomes `path` only when the block ends without an error. Raises ValueError, naming
+    `path`, where it cannot be written."""
+    partial = path.with_name(f".partial.{path.name}")
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        reason = str(error.strerror or error).replace(partial.name, path.name)
+        raise ValueError(f"--output: {path}: {reason}") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
 
 
 def _write_picture(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
     import torch
 
     spec = generator.spec
-    if not output.parent.is_dir():
-        raise ValueError(f"--output: {output.parent}: no such folder")
     made = list(chunks)
     labels = {label for chunk in made if "label" in chunk for label in chunk["label"].tolist()}
     in_turn = len(spec.classes) if len(labels) > 1 and len(spec.classes) <= min(n, 32) else 0
@@ -215,8 +286,6 @@ def _write_picture(generator: Generator, chunks: Iterable[Made], n: int, output:
 def _write_each(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
     """A picture each, under a name with its index and, if asked for, its class."""
     template, digits, index = str(output), len(str(n - 1)), 0
-    if "{label}" in template and not generator.conditional:
-        raise ValueError("--output: {label} is not known: this generator is not conditional")
     for chunk in chunks:
         for i, picture in enumerate(_pictures(generator, chunk["sample"])):
             name = template.replace("{index}", f"{index:0{digits}d}")
@@ -250,13 +319,9 @@ def _write_arrays(generator: Generator, chunks: Iterable[Made], n: int, output: 
             # text as text: an array of objects would be a pickle
             column = np.asarray(column)
             columns.setdefault(name, []).append(column.astype(str) if column.dtype == object else column)
-    partial = output.with_name(f".partial.{output.name}")  # NumPy adds .npz to other names
-    try:
-        arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
-        np.savez_compressed(partial, **arrays)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
+    with _whole_file(output) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def _write_rows(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
@@ -267,29 +332,20 @@ def _write_rows(generator: Generator, chunks: Iterable[Made], n: int, output: Pa
 
     from pipelines.batch import table_of
 
-    partial, writer, schema = output.with_name(f".partial.{output.name}"), None, None
-    try:
+    writer, schema, is_csv = None, None, output.suffix.lower() == ".csv"
+    with _whole_file(output) as partial:
         for chunk in chunks:
             table = table_of(generator, chunk)
-            if output.suffix == ".csv" and any(
-                isinstance(kind, pa.FixedShapeTensorType) for kind in table.schema.types
-            ):
-                raise ValueError(
-                    f"--output: {generator.spec.modality} data are no rows of a .csv; expected .parquet, .npz or .png"
-                )
             if writer is None:
                 # a column whose first values are all missing has no type yet
                 texts = [pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in table.schema]
                 schema = pa.schema(texts)
-                kind = pa_csv.CSVWriter if output.suffix == ".csv" else pq.ParquetWriter
+                kind = pa_csv.CSVWriter if is_csv else pq.ParquetWriter
                 options = pa_csv.WriteOptions(quoting_style="needed")
-                writer = kind(partial, schema, **({"write_options": options} if output.suffix == ".csv" else {}))
+                writer = kind(partial, schema, **({"write_options": options} if is_csv else {}))
             writer.write_table(table.cast(schema))
         if writer is not None:
             writer.close()
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _fill(
@@ -303,17 +359,14 @@ def _fill(
     ray_address: str | None,
 ) -> None:
     """Write the shards of samples that are missing in the folder."""
-    from ganlib.export import whole_number
     from ganlib.scratch import scratch_folder
     from pipelines import batch
     from pipelines.loading import generator_files
     from pipelines.model_registry import folder_sha256
 
     attributes = options["attributes"]
-    rows = whole_number("n", n, least=1), whole_number("seed", seed)
-    generator.sample(
-        rows[0], seed=seed, rows=slice(0, 1), **options
-    )  # what cannot be made is said before a file is written
+    # what cannot be made is said before a file is written
+    generator.sample(n, seed=seed, rows=slice(0, 1), **options)
     with scratch_folder() as scratch:
         files = generator_files(model_uri, Path(scratch))
         request = batch.Request(
@@ -346,67 +399,57 @@ def _pictures(generator: Generator, samples: Tensor) -> list[Any]:
 
 
 def _write_film(frames: list[Any], fps: int, output: Path) -> None:
-    """Pictures of one size, one after the other. Raises ValueError for a suffix of no such file."""
+    """Pictures of one size, one after the other."""
     import numpy as np
 
-    if output.suffix not in (*_MOVING, ".png"):
-        raise ValueError(f"--output: {output.suffix or 'no suffix'}; expected .gif, .webp, .apng or .mp4")
-    if output.suffix == ".mp4":
+    if output.suffix.lower() == ".mp4":
         _encode(np.stack([np.asarray(frame) for frame in frames]), fps, output)
         return
-    partial, kind = output.with_name(f".partial.{output.name}"), "PNG" if output.suffix == ".apng" else None
-    try:
-        frames[0].save(partial, kind, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with _whole_file(output) as partial:
+        frames[0].save(partial, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
 
 
 def _encode(frames: Any, fps: int, output: Path) -> None:
-    """Frames uint8 `[N, H, W, 3]` as H.264. Raises ValueError where ffmpeg is not installed, or fails."""
-    ffmpeg = shutil.which("ffmpeg")
-    if ffmpeg is None:
-        raise ValueError("--output: .mp4 needs ffmpeg (apt-get install ffmpeg); .gif and .webp do not")
-    partial = output.with_name(f".partial.{output.name}")
+    """Frames uint8 `[N, H, W, 3]` as H.264. Raises ValueError where ffmpeg fails."""
     size = f"{frames.shape[2]}x{frames.shape[1]}"
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"]
     even = "pad=ceil(iw/2)*2:ceil(ih/2)*2"  # as yuv420p wants it, which every player reads
-    words = [ffmpeg, "-v", "error", "-y", *raw, "-vf", even, "-pix_fmt", "yuv420p", "-f", "mp4", str(partial)]
-    try:
-        done = subprocess.run(words, input=frames.tobytes(), capture_output=True, check=False)
+    words = ["ffmpeg", "-v", "error", "-y", *raw, "-vf", even, "-pix_fmt", "yuv420p", "-f", "mp4"]
+    with _whole_file(output) as partial:
+        done = subprocess.run([*words, str(partial)], input=frames.tobytes(), capture_output=True, check=False)
         if done.returncode:
-            raise ValueError(f"--output: ffmpeg: {(done.stderr.decode().splitlines() or ['failed'])[0]}")
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+            reason = (done.stderr.decode().splitlines() or ["failed"])[0].replace(partial.name, output.name)
+            raise ValueError(f"--output: ffmpeg: {reason}")
 
 
 def _save(picture: Any, path: Path) -> None:
-    """Write a picture, or nothing. Raises ValueError for a format that is not known by its suffix."""
-    partial = path.with_name(f".partial.{path.name}")
-    try:
+    """Write a picture, or nothing."""
+    with _whole_file(path) as partial:
         picture.save(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def _translate(generator: Generator, paths: list[Path], seed: int, label: int | None, output: Path) -> None:
+def _translate(
+    generator: Generator, paths: list[Path], seed: int, label: int | None, output: Path
+) -> Iterator[tuple[Path, str]]:
     """What is made of each file, in its size, as a picture of its own: `output`, or in the folder of that name where
-    there are several files, or where it is one."""
+    there are several files, or where it is one. Yields each picture's path and a sentence about it."""
     names = [f"{path.stem}.png" for path in paths]
     picture = generator.spec.kind.picture
     assert picture is not None
     into_folder = len(paths) > 1 or output.is_dir()
     if into_folder and len(set(names)) < len(names):
         raise ValueError("--given: two files would be written under one name; give them one after the other")
+    if into_folder and output.is_file():
+        raise ValueError(f"--output: {output}: expected a folder for {len(paths)} pictures, found a file")
     if into_folder:
         output.mkdir(parents=True, exist_ok=True)
+    else:
+        _check_file(output)
     for name, path in zip(names, paths, strict=True):
         made = generator.sample_any_size(_given([path], generator.spec), seed=seed, label=label)
         target = output / name if into_folder else output
         _save(picture(generator.spec.sample, made), target)
-        typer.echo(f"{target}: made of {path}, {' x '.join(map(str, made.shape[:1:-1]))}")
+        yield target, f"{target}: made of {path}, {' x '.join(map(str, made.shape[:1:-1]))}"
 
 
 # -- reading what is asked -----------------------------------------------------------------------------------

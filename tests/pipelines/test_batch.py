@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from ganlib import registry
 from ganlib.export import load_generator, save_generator
 from pipelines import batch
+from pipelines._stage import StageError
 from pipelines.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +84,14 @@ def test_a_folder_is_of_one_request(generator, project):
         assert said in done.stderr
         assert done.exit_code == 1
     assert not (project / "nothing").exists()
+
+
+def test_a_full_disk_names_the_shard_and_not_the_file_written_first(tmp_path):
+    def write(partial):
+        raise OSError(errno.ENOSPC, "No space left on device", str(partial))
+
+    with pytest.raises(StageError, match=rf"^{tmp_path}/samples.parquet: No space left on device$"):
+        batch._write_whole(tmp_path / "samples.parquet", write)
 
 
 def test_shards_hold_whole_runs_of_the_network(generator):

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from params_files import copy_params, edit_params
 from PIL import Image
 from ruamel.yaml import YAML
 from specs import image_spec, pair_spec
 from typer.testing import CliRunner
+from zoo import config, game_of, spec_of
 
 from ganlib.config import TrackingConfig, load_params, parse_params
+from ganlib.export import Generator, save_generator
 from pipelines.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +35,12 @@ def ganlib(*words: str):
 def generator(train, project):
     train(0, {})
     return project / "outputs" / "train" / "generator"
+
+
+def save(family, folder):
+    spec = spec_of(family)
+    save_generator(folder, game_of(family, spec).generator, network=config(family), spec=spec)
+    return folder
 
 
 def refused(result, *expected: str):
@@ -114,15 +126,78 @@ def test_sample_by_class_name_and_truncation(generator):
     refused(ganlib("sample", generator, "--truncation", "-1"), "truncation")
     refused(ganlib("sample", generator, "-n", "0"), "n: expected a whole number from 1")
     refused(ganlib("sample", generator, "--seed", "-1"), "seed: expected a whole number from 0")
-    refused(ganlib("sample", generator, "-o", "a.unknown"), "unknown")
-    refused(ganlib("sample", generator, "-o", "missing/a.png"), "missing")
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("a.unknown", "a.unknown: expected .parquet, .npz, .png, .jpg or another picture; found .unknown"),
+        ("a.h5", "found .h5"),  # Pillow knows it, and does not write it
+        ("a.csv", "expected .parquet, .npz, .png"),
+        ("a.mp4", "found .mp4"),
+        ("missing/a.png", "missing: no such folder"),
+        ("missing/a.npz", "missing: no such folder"),
+        ("{index}.csv", "expected .png, .jpg or another picture; found .csv"),
+        ("{index}", "found no suffix"),
+        ("{label}.png", "{label} needs {index}"),
+        ("{label}/a.parquet", "{label} needs {index}"),
+    ],
+)
+def test_sample_checks_the_output_before_anything_is_drawn(generator, monkeypatch, output, expected):
+    monkeypatch.setattr(Generator, "stream", lambda *_, **__: 1 / 0)
+    refused(ganlib("sample", generator, "-o", output), "--output: ", expected)
+
+
+def test_sample_writes_by_a_suffix_of_any_case(project):
+    for family, outputs in (("ctgan", ("a.CSV", "a.PARQUET", "a.NPZ")), ("mlp", ("b.PNG", "{label}/{index}.Jpg"))):
+        saved = save(family, project / family)
+        for output in outputs:
+            assert ganlib("sample", saved, "-n", 2, "-o", output).exit_code == 0, output
+    assert pd.read_csv("a.CSV").equals(pd.read_csv(io.StringIO(pd.read_parquet("a.PARQUET").to_csv(index=False))))
+    assert len(np.load("a.NPZ").files) == len(pd.read_csv("a.CSV").columns)
+    assert len([*Path().glob("*/[01].Jpg")]) == 2
+
+
+def test_an_error_names_no_file_that_the_user_did_not(generator):
+    for suffix in (".png", ".npz", ".parquet"):
+        output = "n" * (255 - len(suffix)) + suffix  # the file written first has a longer name
+        done = ganlib("sample", generator, "-n", 1, "-o", output)
+        refused(done, f"--output: {output}: ", "File name too long")
+        assert "partial" not in done.stderr
+
+
+def test_sample_of_given_images_of_any_size(project, monkeypatch):
+    saved = save("restore", project / "restore")
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (20, 12)).save(name)
+    both = ["sample", saved, "--given", "a.png", "--given", "b.png", "-o", "both"]
+    printed = json.loads(ganlib(*both, "--json").stdout)
+    files = ["both/a.png", "both/b.png"]
+    assert printed == {"output": "both", "n": 2, "seed": 0, "model": str(saved), "files": files}
+    assert [line.partition(":")[0] for line in ganlib(*both).stdout.splitlines()] == files
+    monkeypatch.setattr(Generator, "sample_any_size", lambda *_, **__: 1 / 0)
+    refused(ganlib(*both, "--seed", "-1"), "seed: expected a whole number from 0")
+    refused(ganlib(*both, "-n", "0"), "n: expected a whole number from 1")
+    refused(ganlib(*both, "--where", "x=1"), "--given: such a generator takes nothing else")
+    refused(ganlib(*both[:-1], "a.png"), "--output: a.png: expected a folder for 2 pictures, found a file")
+    one = ["sample", saved, "--given", "a.png", "-o"]
+    refused(ganlib(*one, "c.npz"), "--output: c.npz: expected .png, .jpg or another picture; found .npz")
+    refused(ganlib(*one, "missing/c.png"), "--output: missing: no such folder")
+    refused(ganlib(*one, "{index}.png"), "--output: {index} is not known with --given")
+
+
+def test_interpolate_checks_the_output_and_the_width_before_anything_is_drawn(generator, monkeypatch):
+    monkeypatch.setattr(Generator, "interpolate", lambda *_, **__: 1 / 0)
+    refused(ganlib("interpolate", generator, "-o", "a.jpg"), "--output: a.jpg: expected .gif, .webp, .apng, .mp4")
+    refused(ganlib("interpolate", generator, "-o", "missing/a.gif"), "--output: missing: no such folder")
+    done = ganlib("interpolate", generator, "--width", 100_000)
+    assert (done.exit_code, "--width" in done.stderr, "2048" in done.stderr) == (2, True, True)
 
 
 def test_sample_of_attributes_and_of_given_images(project):
     import torch
 
     from ganlib import registry
-    from ganlib.export import save_generator
 
     def saved(family, spec, attributes=None, **network):
         module = registry.load("models", family)
@@ -176,8 +251,6 @@ def test_sample_from_the_registry(registered, generator):
 
 
 def test_load_gives_the_generator_of_a_version_and_of_a_folder(registered, generator):
-    import numpy as np
-
     import ganlib as library
 
     of_version, of_folder = library.load("models:/m@champion", "cpu"), library.load(generator)
