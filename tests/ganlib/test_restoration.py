@@ -174,7 +174,7 @@ def test_tiles_have_no_seams(degradation, monkeypatch):
     with torch.inference_mode():
         whole = generator.game.generator(given)
     tiled = generator.sample_any_size({"given": given})
-    with pytest.raises(ValueError, match="^seed: expected a whole number from 0"):
+    with pytest.raises(ValueError, match=r"^seed: expected a whole number from 0"):
         generator.sample_any_size({"given": given}, seed=-1)
     assert tiled.shape == whole.shape
     assert float(whole.abs().mean()) < 1, "not all is clamped"
