@@ -722,8 +722,8 @@ def test_a_version_that_passes_is_held_until_a_person_approves(stage, params, mo
 
 
 def test_people_promote_and_roll_back_with_a_reason(stage):
-    refused(ganlib("models", "rollback", MODEL, "--reason", "x"), "previous_champion")
     stage(weights=0)
+    refused(ganlib("models", "rollback", MODEL, "--reason", "x"), "previous_champion")
     stage(weights=1)
     assert stage(weights=2, low=1.0, high=2.0)["decision"] == "refused"
     done = ganlib("models", "rollback", MODEL, "--reason", "sevens look like ones")
