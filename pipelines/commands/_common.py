@@ -58,9 +58,13 @@ def default_command(name: str) -> type[TyperGroup]:
 
     class Group(TyperGroup):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-            known = {*self.commands, *self.get_help_option_names(ctx)}
-            named = args[0] in known if args else self.no_args_is_help
-            return super().parse_args(ctx, args if named else [name, *args])
+            """Options and nothing, which `resolve_command` is not asked about."""
+            own = args[0] in self.get_help_option_names(ctx) if args else self.no_args_is_help
+            is_options = not args or args[0].startswith("-")
+            return super().parse_args(ctx, [name, *args] if is_options and not own else args)
+
+        def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+            return super().resolve_command(ctx, args if args[0] in self.commands else [name, *args])
 
     return Group
 
