@@ -233,8 +233,8 @@ def _by_image(table: File, rows: Iterable[_Row], usable: list[File]) -> tuple[di
     It names images by their path from its own folder, or by the end of it, with or without a suffix, where only one
     image is called so; where no image lies in its folder, from the top. Raises SourceError where it names none.
     """
-    inside = PurePosixPath(table.place).parts[:-1]
-    if not any(PurePosixPath(file.place).parts[: len(inside)] == inside for file in usable):
+    inside = _parts(table.place)[:-1]
+    if not any(_parts(file.place)[: len(inside)] == inside for file in usable):
         inside = ()
     named: dict[tuple[str, ...], set[str]] = {}
     for file in usable:

@@ -80,10 +80,13 @@ def load(cfg: Config, raw: Path) -> Source:
 
 
 def _matching(folder: Path, pattern: str) -> Iterator[Path]:
-    """Files of a pattern, links followed, but none twice by a link to a folder that it lies in; no hidden ones."""
+    """Files of a pattern, links followed, but none twice by a link to a folder that it lies in; no hidden ones. Raises
+    SourceError for a pattern that leads out of the folder."""
+    if pattern.startswith("/") or ".." in Path(pattern).parts:
+        raise SourceError(f"source.files: {pattern}: expected a pattern of paths below {folder}")
     for name in glob.glob(pattern, root_dir=folder, recursive=True):
         path = folder / name
-        around = [parent.resolve() for parent in path.parents]
+        around = [parent.resolve() for parent in path.parents if parent.is_relative_to(folder)]
         if path.is_file() and "__MACOSX" not in path.parts and len(set(around)) == len(around):
             yield path
 

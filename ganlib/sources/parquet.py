@@ -56,12 +56,13 @@ def load(cfg: Config, raw: Path) -> Source:
             file = pq.ParquetFile(path)
         except (OSError, pa.ArrowInvalid) as error:
             raise SourceError(f"{path}: {' '.join(str(error).split())}") from error
-        names = _columns(raw, path, file)
+        own, folders = _columns(file), _partitions(raw, path, file)
+        names = [*own, *folders]
         if cfg.image is None and (differing := set(names) ^ set(first := first or names)):
             raise SourceError(f"{path}: its columns are not those of {paths[0].name}: {', '.join(sorted(differing))}")
         for column in columns:
-            if column not in names:
-                raise SourceError(f"{path}: no column {column!r}; it has: {', '.join(names)}")
+            if column not in (names if column == cfg.label else own):
+                raise SourceError(f"{path}: no column {column!r}; it has: {', '.join(own)}")
         if cfg.image:
             _reader(path, cfg.image, file.schema_arrow.field(cfg.image).type)
         for column in cfg.attributes:
@@ -70,7 +71,7 @@ def load(cfg: Config, raw: Path) -> Source:
                 raise SourceError(f"{path}: column {column!r} is {kind}; attributes are numbers or booleans")
         groups += [(path, i) for i in range(file.num_row_groups)]
         count += file.metadata.num_rows
-        if cfg.label in (folders := _partitions(raw, path)):
+        if cfg.label in folders:
             values.add(folders[cfg.label])
         elif cfg.label:
             for batch in file.iter_batches(columns=[cfg.label]):
@@ -85,23 +86,23 @@ def load(cfg: Config, raw: Path) -> Source:
     return Source(f"{len(paths)} Parquet files", count, parts, classes, cfg.attributes, left_over(raw, paths))
 
 
-def _partitions(raw: Path, path: Path) -> dict[str, str | None]:
-    """The columns that folders hold, `year=2020/`, as Hive, Spark and pandas write them."""
+def _columns(file: pq.ParquetFile) -> list[str]:
+    """Those of the file, without an index of pandas that has no name."""
+    return [name for name in file.schema_arrow.names if not re.fullmatch(r"__index_level_\d+__", name)]
+
+
+def _partitions(raw: Path, path: Path, file: pq.ParquetFile) -> dict[str, str | None]:
+    """The columns that folders hold, `year=2020/`, as Hive, Spark and pandas write them, and the file does not."""
     pairs = (part.split("=", 1) for part in path.relative_to(raw).parts[:-1] if "=" in part)
-    return {name: None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for name, value in pairs}
-
-
-def _columns(raw: Path, path: Path, file: pq.ParquetFile) -> list[str]:
-    """Those of the file, without an index of pandas that has no name, and of the folders that it lies in."""
-    own = [name for name in file.schema_arrow.names if not re.fullmatch(r"__index_level_\d+__", name)]
-    return [*own, *(name for name in _partitions(raw, path) if name not in own)]
+    found = {name: None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for name, value in pairs}
+    return {name: value for name, value in found.items() if name not in file.schema_arrow.names}
 
 
 def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]) -> Iterator[Item]:
     file = pq.ParquetFile(path)
-    folders = {name: value for name, value in _partitions(raw, path).items() if name not in file.schema_arrow.names}
+    folders = _partitions(raw, path, file)
     condition_columns = [*([cfg.label] if cfg.label and cfg.label not in folders else []), *cfg.attributes]
-    names = [name for name in _columns(raw, path, file) if name not in (*condition_columns, *folders)]
+    names = [name for name in _columns(file) if name not in condition_columns]
     columns = [*([cfg.image] if cfg.image else names), *condition_columns]
     read, rows = None, _BATCH
     if cfg.image:

@@ -606,6 +606,8 @@ def test_folders_of_parquet_are_columns(tmp_path):
     labelled = found(label="year")
     assert labelled.classes == ("2020", "20/21")
     assert {item.payload["a"]: item.label for item in items(labelled)} == {2: 1, 1: 0}
+    with pytest.raises(SourceError, match=r"no column 'year'; it has: a$"):
+        found(attributes=["year"])
 
 
 def test_an_index_of_pandas_without_a_name_is_no_column(tmp_path):
@@ -630,3 +632,6 @@ def test_lines_are_read_through_links_and_not_from_hidden_files(tmp_path):
         ("a.txt:1", "a"),
         ("linked/b.txt:1", "b"),
     ]
+    for pattern in ("../elsewhere/*.txt", f"{elsewhere}/*.txt"):
+        with pytest.raises(SourceError, match=r"^source\.files: .*: expected a pattern of paths below"):
+            load("lines", raw, files=[pattern])
