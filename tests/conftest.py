@@ -26,6 +26,15 @@ import pipelines.cluster  # noqa: F401  before Ray, which reads at once how it a
 ROOT = Path(__file__).parent.parent
 
 
+LONGEST = ("test_pipeline.py", "test_reliability.py", "test_submit.py", "test_killed_search.py", "test_own_images.py")
+"""files that take minutes as a whole: they start first, so that no process is left with one of them at the end"""
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
 @pytest.fixture(scope="session")
 def params():
     """The shipped `params.yaml` with a budget, on the 8x8 digits enlarged to 16x16, so that a DCGAN has two levels."""
