@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import uuid
@@ -120,6 +121,7 @@ def _trial(
     """
     from ray import tune
 
+    gc.collect()  # of the trial before in this process, which may hold a GPU's memory
     folder = run / config["name"]
     checkpoints = Checkpoints(folder / "checkpoints")
     error = ""
