@@ -33,7 +33,7 @@ Truncation = Annotated[float | None, typer.Option(help="below 1: more typical, l
 
 _MOVING = (".gif", ".webp", ".apng", ".mp4")
 MAX_WIDTH = 2048
-"""pixels of a film's frames, all of which are in memory at once"""
+"""pixels; all frames of a film are in memory together"""
 
 Made = dict[str, Any]
 """samples as of `Generator.sample`"""

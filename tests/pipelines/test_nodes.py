@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from test_reliability import KIMG, SHORT, forget, read_until, reports
+from test_reliability import KIMG, SHORT, forget, read_until, reports, run_train
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(600)]
 
@@ -50,8 +50,8 @@ cluster.shutdown()
 
 @pytest.fixture(scope="module")
 def cluster(project, alone, object_store):
-    """Two nodes of one core each, of which the second is killed at a line on stdin; the project is to use them. They
-    may write to the object store."""
+    """Two nodes of one core each for the project, which may write to the object store; a line on stdin kills the
+    second."""
     project.env.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="t" * 32)
     project.env.update({name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")})
     process = subprocess.Popen(
@@ -67,13 +67,7 @@ def cluster(project, alone, object_store):
 def test_a_cluster_that_is_too_small_is_one_line(project):
     forget(project)
     with project.edited({"scale.num_workers": 4, "scale.wait_seconds": 3}):
-        done = subprocess.run(
-            [sys.executable, "-m", "pipelines.train"],
-            cwd=project.folder,
-            env=project.env,
-            capture_output=True,
-            text=True,
-        )
+        done = run_train(project)
     assert done.returncode == 1
     assert "waiting for a cluster with room for 4 workers" in done.stdout
     (line,) = done.stderr.splitlines()
