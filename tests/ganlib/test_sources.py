@@ -613,9 +613,10 @@ def test_folders_of_parquet_are_columns(tmp_path):
 def test_an_index_of_pandas_without_a_name_is_no_column(tmp_path):
     import pandas as pd
 
-    frame = pd.DataFrame({"a": [1, 2, 3]})
-    frame[frame.a > 1].to_parquet(tmp_path / "rows.parquet")
-    assert rows_of(load("parquet", tmp_path, image=None, label=None)) == [{"a": 2}, {"a": 3}]
+    frame = pd.DataFrame({"a": [1, 2, 3, 4]})
+    frame[frame.a != 3].to_parquet(tmp_path / "rows.parquet")
+    assert "__index_level_0__" in pq.read_schema(tmp_path / "rows.parquet").names
+    assert rows_of(load("parquet", tmp_path, image=None, label=None)) == [{"a": 1}, {"a": 2}, {"a": 4}]
 
 
 def test_lines_are_read_through_links_and_not_from_hidden_files(tmp_path):
