@@ -198,9 +198,7 @@ class Generator:
     def _run(self, inputs: Callable[[], Sample], conditions: Mapping[str, Tensor]) -> Tensor:
         """The network, once. A CPU makes small samples with one thread: several would wait for one another at each
         layer, for minutes where other threads want the cores, too."""
-        cond = next(iter(conditions.values()), None)
-        if "attributes" in conditions:
-            cond = self.spec.standardise(conditions["attributes"])
+        cond = self._condition(conditions)
         alone = not is_accelerator(self.device) and math.prod(self.spec.shape) <= _ONE_THREAD
         with one_thread() if alone else contextlib.nullcontext():
             made = self.game.generator(
@@ -245,17 +243,31 @@ class Generator:
             made.append(self._run(functools.partial(map_tensors, ways, ends), _rows_of(conditions, at))[: n - first])
         return torch.cat(made)
 
+    def _condition(self, conditions: Mapping[str, Tensor]) -> Tensor | None:
+        """What the network gets of them: labels `[N]`, or attributes `[N, A]`, standardised."""
+        if "attributes" in conditions:
+            return self.spec.standardise(conditions["attributes"])
+        return conditions.get("label")
+
     @property
     def takes_any_size(self) -> bool:
         """Whether given parts may have another size than the spec says."""
         return self.spec.kind.tiled is not None and self.game.margin is not None
 
     @torch.inference_mode()
-    def sample_any_size(self, given: Mapping[str, Tensor], *, seed: int = 0, label: int | str | None = None) -> Tensor:
+    def sample_any_size(
+        self,
+        given: Mapping[str, Tensor],
+        *,
+        seed: int = 0,
+        label: int | str | None = None,
+        attributes: Tensor | None = None,
+    ) -> Tensor:
         """One sample, float, of given parts `[1, ...]` of any size, as networks see them, tile by tile.
 
-        A conditional generator needs the `label` to be made. Raises ValueError where the family or the kind of data
-        asks for the sizes of the spec, for a seed out of range, or for a label that the data do not have.
+        A conditional generator needs the `label` to be made, or the `attributes`, `[A]` in the units of the data.
+        Raises ValueError where the family or the kind of data asks for the sizes of the spec, for a seed out of range,
+        or for a condition that the data do not have.
         """
         seed = whole_number("seed", seed)
         tiled, margin = self.spec.kind.tiled, self.game.margin
@@ -263,7 +275,9 @@ class Generator:
             raise ValueError("this generator takes given parts of one size only")
         if self.conditional and label is None:
             raise ValueError(f"label: expected the one that is to be made: {', '.join(self.spec.classes)}")
-        cond = self._labels(1, torch.arange(1), label)
+        if self.game.attributes and attributes is None:
+            raise ValueError(f"attributes: expected each of {', '.join(self.spec.attributes)}")
+        cond = self._condition(self.conditions(1, label, attributes))
 
         def make(tile: Mapping[str, Tensor]) -> Tensor:
             inputs = self.game.ask(tile, Noise(seed, "sample", size=1), None)

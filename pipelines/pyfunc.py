@@ -166,6 +166,8 @@ class GeneratorModel(PythonModel):
         parts = {part: generator.take(part, raw[part]) for part in spec.parts}
         if generator.conditional and (label := self._label(asked.get("label"))) is not None:
             parts["label"] = torch.full((len(parts["sample"]),), label)
+        if generator.game.attributes and len(attributes := _numbers("attributes", asked.get("attributes", []), 1)):
+            parts |= generator.conditions(len(parts["sample"]), attributes=torch.from_numpy(attributes))
         if not len(parts["sample"]):
             return np.empty((0, *shapes[name]), np.float32)
         answers = generator.answer(parts)[name]

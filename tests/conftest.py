@@ -116,6 +116,7 @@ def small(params, pairs):
 def data_of(prepared, pairs, tmp_path_factory):
     """The prepared folder for a family."""
     from specs import kind_of, tiny_folder
+    from zoo import spec_of
 
     from ganlib import registry
 
@@ -123,7 +124,8 @@ def data_of(prepared, pairs, tmp_path_factory):
         modality = registry.modalities(registry.load("models", family))[0]
         if modality in ("image", "image_pair"):
             return prepared if modality == "image" else pairs[1]
-        return tiny_folder(kind_of(modality), tmp_path_factory.mktemp(modality) / "prepared")
+        out = tmp_path_factory.mktemp(modality) / "prepared"
+        return tiny_folder(kind_of(modality), out, spec_of(family).attributes)
 
     return folder
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ganlib.data._spec import Spec
 from ganlib.models._layers import BatchNorm
 from ganlib.noise import Noise
 
@@ -19,9 +20,13 @@ __all__ = [
     "PatchDiscriminator",
     "ResNet",
     "UNet",
+    "check_domains",
     "check_size",
     "generator_of",
+    "initialise",
     "jitter",
+    "norm_of",
+    "padded",
 ]
 
 Norm = Literal["instance", "batch"]
@@ -43,7 +48,7 @@ class ResNet(nn.Module):
         widths = [width, 2 * width, 4 * width]
 
         def layer(convolution: nn.Module, outer: int) -> nn.Sequential:
-            return nn.Sequential(convolution, _norm(norm, outer), nn.ReLU(inplace=True))
+            return nn.Sequential(convolution, norm_of(norm, outer), nn.ReLU(inplace=True))
 
         self.encoder = nn.ModuleList([layer(_reflecting(channels, width, 7, bias=False), width)])
         for inner, outer in pairwise(widths):
@@ -54,11 +59,11 @@ class ResNet(nn.Module):
             for inner, outer in pairwise(widths[::-1])
         ]
         self.decoder = nn.Sequential(*up, _reflecting(width, channels, 7), nn.Tanh())
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, images: Tensor) -> Tensor:
         """`[N, C, H, W]` → `[N, C, H, W]` in [−1, 1]."""
-        return _padded(self._translate, images, self.multiple)
+        return padded(self._translate, images, self.multiple)
 
     def _translate(self, images: Tensor) -> Tensor:
         translated: Tensor = self.decoder(self.features(images, [len(self.encoder)])[0])
@@ -78,7 +83,7 @@ class _Block(nn.Module):
     def __init__(self, width: int, norm: Norm):
         super().__init__()
         first, second = (_reflecting(width, width, 3, bias=False) for _ in range(2))
-        self.layers = nn.Sequential(first, _norm(norm, width), nn.ReLU(inplace=True), second, _norm(norm, width))
+        self.layers = nn.Sequential(first, norm_of(norm, width), nn.ReLU(inplace=True), second, norm_of(norm, width))
 
     def forward(self, x: Tensor) -> Tensor:
         added: Tensor = self.layers(x)
@@ -99,7 +104,7 @@ class UNet(nn.Module):
                 *([nn.LeakyReLU(0.2)] if level else []),  # not in place: the skip takes what comes before
                 nn.Conv2d(inner, outer, 4, 2, 1, bias=not 0 < level < innermost),
                 # at 256 pixels a norm of the innermost would leave nothing of its one
-                *([_norm(norm, outer)] if 0 < level < innermost else []),
+                *([norm_of(norm, outer)] if 0 < level < innermost else []),
             )
             for level, (inner, outer) in enumerate(pairwise([channels, *widths]))
         )
@@ -109,16 +114,16 @@ class UNet(nn.Module):
             nn.Sequential(
                 nn.ReLU(),
                 nn.ConvTranspose2d(inner[level], widths[level - 1], 4, 2, 1, bias=False),
-                _norm(norm, widths[level - 1]),
+                norm_of(norm, widths[level - 1]),
             )
             for level in range(innermost, 0, -1)
         )
         self.last = nn.Sequential(nn.ReLU(), nn.ConvTranspose2d(inner[0], channels, 4, 2, 1), nn.Tanh())
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, images: Tensor) -> Tensor:
         """`[N, C, H, W]` → `[N, C, H, W]` in [−1, 1]."""
-        return _padded(self._translate, images, self.multiple)
+        return padded(self._translate, images, self.multiple)
 
     def _translate(self, x: Tensor) -> Tensor:
         seen = []
@@ -141,10 +146,10 @@ class PatchDiscriminator(nn.Module):
         layers: list[nn.Module] = []
         for level, (inner, outer) in enumerate(pairwise([channels, *widths])):
             layers.append(nn.Conv2d(inner, outer, 4, 2 if level < levels else 1, 1, bias=level == 0))
-            layers += [_norm(norm, outer)] if level else []
+            layers += [norm_of(norm, outer)] if level else []
             layers.append(nn.LeakyReLU(0.2, inplace=True))
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 1))
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `[N, C, H, W]` → logits `[N, h, w]`, one a patch."""
@@ -156,6 +161,15 @@ def generator_of(
     name: Literal["residual", "unet"], channels: int, width: int, blocks: int, size: tuple[int, int], norm: Norm
 ) -> ResNet | UNet:
     return ResNet(channels, width, blocks, norm) if name == "residual" else UNet(channels, width, size, norm)
+
+
+def check_domains(family: str, spec: Spec) -> None:
+    """Raises ValueError for changes of attributes: the given image and the sample are of one domain."""
+    if spec.attributes:
+        raise ValueError(
+            f"{family} translates between domains, and these data are changes of attributes "
+            f"({', '.join(spec.attributes)}); choose a family that is conditioned on these"
+        )
 
 
 def check_size(size: tuple[int, int], patch_levels: int, least: int = 16) -> None:
@@ -184,7 +198,7 @@ def jitter(images: Tensor, noise: Noise) -> Tensor:
     return images[every, :, (top + rows)[:, :, None], (left + columns)[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _padded(translate: Callable[[Tensor], Tensor], images: Tensor, multiple: int) -> Tensor:
+def padded(translate: Callable[[Tensor], Tensor], images: Tensor, multiple: int) -> Tensor:
     """The translation of images of any size: continued by their last pixels to multiples, and cut again."""
     height, width = images.shape[2:]
     if height % multiple or width % multiple:
@@ -217,13 +231,13 @@ def _reflecting(inner: int, outer: int, size: int, bias: bool = True) -> nn.Conv
     return nn.Conv2d(inner, outer, size, padding=size // 2, padding_mode="reflect", bias=bias)
 
 
-def _norm(norm: Norm, channels: int) -> nn.Module:
+def norm_of(norm: Norm, channels: int) -> nn.Module:
     """Instance normalisation without scale and shift (Ulyanov et al. 2016) is group normalisation with a channel a
     group, whose kernel is several times as fast on a CPU."""
     return BatchNorm(channels) if norm == "batch" else nn.GroupNorm(channels, channels, affine=False)
 
 
-def _initialise(layer: nn.Module) -> None:
+def initialise(layer: nn.Module) -> None:
     """Weights from N(0, 0.02²), no biases. Zhu et al. 2017, section 4."""
     if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(layer.weight, std=0.02)

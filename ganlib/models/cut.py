@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
 from ganlib.game import Batch, Deal, Game, Round, Term, sample_of
-from ganlib.models._translation import MARGIN, Norm, PatchDiscriminator, ResNet, check_size, jitter, scores
+from ganlib.models._translation import (
+    MARGIN,
+    Norm,
+    PatchDiscriminator,
+    ResNet,
+    check_domains,
+    check_size,
+    jitter,
+    scores,
+)
 from ganlib.noise import Noise
 
 __all__ = ["MODALITY", "Config", "build"]
@@ -44,6 +53,7 @@ class Config(_Config):
 def build(cfg: Config, spec: Spec) -> Game:
     """Raises ValueError for sizes that the networks cannot do, for layers that they do not have, or for two ways."""
     channels, *size = spec.shape
+    check_domains("cut", spec)
     check_size((size[0], size[1]), cfg.patch_levels)
     if spec.classes:
         raise ValueError(

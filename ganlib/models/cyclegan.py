@@ -20,6 +20,7 @@ from ganlib.models._translation import (
     MARGIN,
     Norm,
     PatchDiscriminator,
+    check_domains,
     check_size,
     generator_of,
     jitter,
@@ -49,6 +50,7 @@ class Config(_Config):
 def build(cfg: Config, spec: Spec) -> Game:
     """Raises ValueError for sizes that the networks cannot do, or for labels other than of two domains."""
     channels, *size = spec.shape
+    check_domains("cyclegan", spec)
     check_size((size[0], size[1]), cfg.patch_levels)
     if len(spec.classes) not in (0, 2):
         raise ValueError(f"cyclegan translates between two domains, found labels of {len(spec.classes)}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable, Iterator
+from itertools import chain, tee
 from pathlib import Path
 
 from ganlib.data import image
 from ganlib.sources._files import File, head, payloads, tree
 from ganlib.sources._source import Item, SourceError, Split, printable
 
-__all__ = ["PART", "images", "read"]
+__all__ = ["PART", "Known", "digest", "images", "read", "read_two", "split_of"]
 
 PART = 256
 Known = tuple[int | None, Split | None, tuple[float, ...] | None]
@@ -55,3 +57,30 @@ def read(files: Iterable[File], known: Iterable[Known]) -> Iterator[Item]:
     """The items of files and what is known of each besides."""
     for (file, content, why), (label, split, attributes) in zip(payloads(files), known, strict=True):
         yield Item(printable(file.name), content, label, split, attributes, why or Item.reason)
+
+
+def read_two(files: Iterable[tuple[File, File]], known: Iterable[Known]) -> Iterator[Item]:
+    """The items of files of which two make an example, given and sample."""
+    two, alone = tee(files)
+    contents = payloads(chain.from_iterable(alone))
+    for (given, sample), (label, split, attributes) in zip(two, known, strict=True):
+        (_, one, why), (_, other, why_other) = next(contents), next(contents)
+        reason = why or why_other
+        name = f"{printable(given.name)} -> {printable(sample.name)}"
+        yield Item(name, None if reason else (one, other), label, split, attributes, reason or Item.reason)
+
+
+def digest(file: File) -> str:
+    """SHA-256 of the content, or of the name where it cannot be read."""
+    ((_, content, _),) = list(payloads([file]))
+    if content is None:
+        return hashlib.sha256(file.name.encode(errors="surrogateescape")).hexdigest()
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def split_of(digest: str, test_share: float) -> Split:
+    """The split of a file by its content."""
+    return "test" if int(digest[:16], 16) < test_share * 2**64 else "train"

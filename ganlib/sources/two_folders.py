@@ -11,19 +11,18 @@ too many are left out, so that none is measured twice.
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from ganlib._config import Config as _Base
-from ganlib.sources._files import File, payloads, split_name, splits_note, splits_of
-from ganlib.sources._images import PART, images
+from ganlib.sources._files import File, split_name, splits_note, splits_of
+from ganlib.sources._images import PART, Known, digest, images, read_two, split_of
 from ganlib.sources._source import Item, Source, SourceError, Split, passed_over, printable, ranges
 
 __all__ = ["KINDS", "Config", "load"]
@@ -68,11 +67,11 @@ def load(cfg: Config, raw: Path) -> Source:
     copies, seen = 0, set[tuple[int, str]]()
     for file, (domain, name) in placed.items():
         assert domain is not None
-        digest = _digest(file)
-        copies += (domain, digest) in seen
-        if (domain, digest) not in seen:
-            seen.add((domain, digest))
-            split = known.get(name) or ("test" if int(digest[:16], 16) < cfg.test_share * 2**64 else "train")
+        content = digest(file)
+        copies += (domain, content) in seen
+        if (domain, content) not in seen:
+            seen.add((domain, content))
+            split = known.get(name) or split_of(content, cfg.test_share)
             files[split][domain].append(file)
     for split, of in files.items():
         for domain, here in enumerate(of):
@@ -117,13 +116,8 @@ def _examples(files: tuple[list[File], list[File]], split: Split, direction: Dir
 
 
 def _items(examples: list[_Example]) -> Iterator[Item]:
-    read = payloads(file for given, sample, _, _ in examples for file in (given, sample))
-    for given, sample, made, split in examples:
-        (_, one, why), (_, other, why_other) = next(read), next(read)
-        reason = why or why_other
-        payload: Any = None if reason else (one, other)
-        name = f"{printable(given.name)} -> {printable(sample.name)}"
-        yield Item(name, payload, made, split, reason=reason or Item.reason)
+    known: list[Known] = [(made, split, None) for _, _, made, split in examples]
+    return read_two(((given, sample) for given, sample, _, _ in examples), known)
 
 
 def _placed(file: File, domains: tuple[str, str]) -> tuple[int | None, str]:
@@ -136,14 +130,3 @@ def _placed(file: File, domains: tuple[str, str]) -> tuple[int | None, str]:
         if joined and joined[2] in domains:
             return domains.index(joined[2]), joined[1]
     return None, ""
-
-
-def _digest(file: File) -> str:
-    """SHA-256 of the content, or of the name where it cannot be read."""
-    ((_, content, _),) = list(payloads([file]))
-    if content is None:
-        return hashlib.sha256(file.name.encode(errors="surrogateescape")).hexdigest()
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    with content.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

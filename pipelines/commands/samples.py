@@ -81,35 +81,33 @@ def sample(
         single = "{index}" in str(output)
         if "{label}" in str(output) and not single:
             raise ValueError("--output: {label} needs {index}: several samples may have one label")
+        condition: dict[str, Any] = {
+            "label": _class(label, spec.classes),
+            "attributes": _attributes(attribute, spec.attributes),
+        }
         if given:
-            if attribute or truncation is not None or where:
-                raise ValueError(
-                    "--given: such a generator takes nothing else but a --seed, and a --label if it has any"
-                )
+            if truncation is not None or where:
+                raise ValueError("--given: it goes with a --seed, and with --label or --attribute where there are any")
             if not generator.translates:
                 raise ValueError("--given: this generator makes samples of noise: it is given nothing")
             if single:
                 raise ValueError("--output: {index} is not known with --given")
-            n, made_of = len(given), _class(label, spec.classes)
+            n = len(given)
             if generator.takes_any_size:
-                for file, sentence in _translate(generator, given, seed, made_of, output):
+                for file, sentence in _translate(generator, given, output, seed=seed, **condition):
                     files.append(str(file))
                     if not as_json:
                         typer.echo(sentence)
             else:
                 _check_file(output, *(() if spec.kind.film is None else _MOVING))
                 parts = _given(given, spec)
-                made = {**parts, "sample": generator.sample(n, given=parts, seed=seed, label=made_of)["sample"]}
+                made = {**parts, "sample": generator.sample(n, given=parts, seed=seed, **condition)["sample"]}
                 if spec.kind.film is not None and output.suffix.lower() in _MOVING:
                     _write_film(spec.kind.film(spec.sample, made), fps, output)
                 else:
                     _save(spec.kind.preview(spec.sample, made, math.ceil(math.sqrt(n))), output)
         else:
-            options = {
-                "label": _class(label, spec.classes),
-                "attributes": _attributes(attribute, spec.attributes),
-                "truncation": truncation,
-            }
+            options = {**condition, "truncation": truncation}
             if not single and (not output.suffix or output.is_dir()):
                 if where:
                     raise ValueError("--where: expected a file such as rows.parquet; shards take no conditions")
@@ -428,11 +426,10 @@ def _save(picture: Any, path: Path) -> None:
         picture.save(partial)
 
 
-def _translate(
-    generator: Generator, paths: list[Path], seed: int, label: int | None, output: Path
-) -> Iterator[tuple[Path, str]]:
+def _translate(generator: Generator, paths: list[Path], output: Path, **options: Any) -> Iterator[tuple[Path, str]]:
     """What is made of each file, in its size, as a picture of its own: `output`, or in the folder of that name where
-    there are several files, or where it is one. Yields each picture's path and a sentence about it."""
+    there are several files, or where it is one. Yields each picture's path and a sentence about it. The `options` are
+    those of `Generator.sample_any_size`."""
     names = [f"{path.stem}.png" for path in paths]
     picture = generator.spec.kind.picture
     assert picture is not None
@@ -446,7 +443,7 @@ def _translate(
     else:
         _check_file(output)
     for name, path in zip(names, paths, strict=True):
-        made = generator.sample_any_size(_given([path], generator.spec), seed=seed, label=label)
+        made = generator.sample_any_size(_given([path], generator.spec), **options)
         target = output / name if into_folder else output
         _save(picture(generator.spec.sample, made), target)
         yield target, f"{target}: made of {path}, {' x '.join(map(str, made.shape[:1:-1]))}"

@@ -294,14 +294,15 @@ def api(settings: Settings) -> FastAPI:
         seed: Annotated[int, Query(ge=0, lt=2**63)] = 0,
         format: asked.Format | None = None,
         label: str | None = None,
+        attribute: Annotated[list[str] | None, Query(max_length=1000, description="NAME=NUMBER each")] = None,
         model: asked.Role = "served",
     ) -> Response:
         """Make a sample of a file, such as an image: its translation, into the domain of the label where there are
-        several, or its restoration. The body is the file."""
+        several, or by the attributes that are to change, or its restoration. The body is the file."""
         served = service.served(model)
         service.check(served, format)
         file = await file_of(request)
-        made = await service.make(served, 1, sampling.translated(file, seed, label))
+        made = await service.make(served, 1, sampling.translated(file, seed, label, attribute or ()))
         return await service.answer(served, made, format, {"seed": seed}, 1)
 
     @app.post("/v1/neighbours", responses={200: samples_of}, response_class=Response)

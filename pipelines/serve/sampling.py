@@ -276,18 +276,20 @@ def _inputs(generator: Generator, point: Point, truncation: float | None) -> Sam
     return generator.game.ask({}, Noise(point.seed, "sample", size=index.stop, rows=index), truncation)
 
 
-def translated(file: bytes, seed: int, label: str | None = None) -> Work:
-    """A sample made of an uploaded file, the given part of an example. Raises ValueError, when it is run, for a file
-    that cannot be read, a label that is not known, or a model that makes samples of noise or of several parts."""
+def translated(file: bytes, seed: int, label: str | None = None, attributes: Sequence[str] = ()) -> Work:
+    """A sample made of an uploaded file, the given part of an example; `attributes` are NAME=NUMBER each. Raises
+    ValueError, when it is run, for a file that cannot be read, a condition that is not known, or a model that makes
+    samples of noise or of several parts."""
 
     def work(generator: Generator) -> Rows | Tensor:
         if len(generator.spec.given) != 1:
             made_of = ", ".join(generator.spec.given) or "noise"
             raise ValueError(f"this model makes samples of {made_of}; expected one that makes them of one file")
         given = {generator.spec.given[0]: _decode_upload(generator, generator.spec.given[0], file)}
+        index, values = _label(generator, label), _attributes(generator, _numbers(attributes))
         if generator.takes_any_size:
-            return generator.sample_any_size(given, seed=seed, label=_label(generator, label))
-        return Rows(seed, range(1), _conditions_of(generator, range(1), label, None), given=given)
+            return generator.sample_any_size(given, seed=seed, label=index, attributes=values)
+        return Rows(seed, range(1), generator.conditions(1, index, values), given=given)
 
     return work
 
@@ -310,13 +312,24 @@ def _conditions_of(
     generator: Generator, indices: range, label: str | int | None, attributes: dict[str, float] | None
 ) -> dict[str, Tensor]:
     """The conditions of samples `indices`. Raises ValueError for what the data do not have."""
-    names = generator.spec.attributes
-    if attributes is not None and sorted(attributes) != sorted(names):
-        known = ", ".join(names) or "none, the data have no attributes"
-        raise ValueError(f"attributes: expected each once: {known}; found {', '.join(attributes)[:200] or 'none'}")
-    values = None if attributes is None else torch.tensor([attributes[name] for name in names], dtype=torch.float64)
     rows = slice(indices.start, indices.stop)
-    return generator.conditions(indices.stop, _label(generator, label), values, rows)
+    return generator.conditions(indices.stop, _label(generator, label), _attributes(generator, attributes), rows)
+
+
+def _attributes(generator: Generator, asked: dict[str, float] | None) -> Tensor | None:
+    names = generator.spec.attributes
+    if asked is not None and sorted(asked) != sorted(names):
+        known = ", ".join(names) or "none, the data have no attributes"
+        raise ValueError(f"attributes: expected each once: {known}; found {', '.join(asked)[:200] or 'none'}")
+    return None if asked is None else torch.tensor([asked[name] for name in names], dtype=torch.float64)
+
+
+def _numbers(asked: Sequence[str]) -> dict[str, float] | None:
+    """`NAME=NUMBER`s by name; None where there are none."""
+    try:
+        return {name: float(number) for name, _, number in (one.partition("=") for one in asked)} or None
+    except ValueError as error:
+        raise ValueError(f"attribute: expected NAME=NUMBER: {error}") from error
 
 
 def _label(generator: Generator, asked: str | int | None) -> int | None:

@@ -1,5 +1,6 @@
 """Specs of images and of pairs, and prepared folders, without a source."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -25,9 +26,11 @@ def pair_spec(given, generated, size, counts=COUNTS, content_hash=""):
 
 
 def packed_rows(spec, examples, labels=None, splits=None):
-    """Encoded examples, `{part: array}` each, as `shards.write` takes them."""
+    """Encoded examples, `{part: array}` each, as `shards.write` takes them; their attributes are numbers from 0 on."""
     hashes, packed = zip(*(shards.pack(spec.parts, example) for example in examples), strict=True)
-    return shards.table(list(hashes), packed, [0] * len(packed) if labels is None else list(labels), splits)
+    labels = [0] * len(packed) if labels is None else list(labels)
+    attributes = [(float(i),) * len(spec.attributes) for i in range(len(packed))]
+    return shards.table(list(hashes), packed, labels, splits, attributes)
 
 
 def completed(spec):
@@ -56,9 +59,9 @@ def tiny_spec(kind):
     return Spec(cfg, kind.MODALITY, (), COUNTS, ""), examples
 
 
-def tiny_folder(kind, folder):
-    """A prepared folder of a kind's tiny examples."""
-    spec, _ = tiny_spec(kind)
+def tiny_folder(kind, folder, attributes=()):
+    """A prepared folder of a kind's tiny examples, with attributes of these names."""
+    spec = dataclasses.replace(tiny_spec(kind)[0], attributes=attributes)
     rows = packed_rows(spec, [kind.encode(spec.sample, payload) for payload in kind.tiny()[1]])
     folder.mkdir(parents=True)
     shards.write(folder, [rows], spec.parts, completed(spec), test_share=0.3, shard_mb=1, duplicates=kind.DUPLICATES)

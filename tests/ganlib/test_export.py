@@ -17,7 +17,7 @@ def save(family, folder, **data):
     for layer in game.generator.modules():
         if hasattr(layer, "running_mean") and layer.running_mean is not None:
             layer.running_mean.normal_()
-    attributes = torch.tensor([[0.0, 1.0], [0.5, 0.5]]) if spec.attributes else None
+    attributes = torch.tensor([[0.0, 1.0], [0.5, 0.5]])[:, : len(spec.attributes)] if spec.attributes else None
     about = {"kimg": 3}
     save_generator(folder, game.generator, network=config(family), spec=spec, attributes=attributes, about=about)
     return folder, game, spec
@@ -147,7 +147,8 @@ def test_a_translator_wants_images(family, tmp_path):
     assert made.shape == (5, *spec.shape)
     torch.testing.assert_close(sample(batch=2), made)
     torch.testing.assert_close(sample(lambda x: x[2:4], rows=slice(2, 4)), made[2:4])
-    again = sample(lambda x: x[:1].expand_as(x))
+    condition = {"attributes": generator.attributes[0]} if generator.game.attributes else {}
+    again = sample(lambda x: x[:1].expand_as(x), **condition)
     torch.testing.assert_close(again[0], made[0])
     drawn = isinstance(generator.game.ask({n: x[:1] for n, x in given.items()}, Noise(0, size=1), None), dict)
     assert torch.equal(again[1], again[0]) != drawn  # the same, unless there is noise next to what is given

@@ -22,8 +22,8 @@ def generator_of(family, **data):
     spec = spec_of(family, **data)
     game = game_of(family, spec)
     game.generator.eval()
-    attributes = torch.tensor([[0.0, 1.0], [0.5, 0.25]], dtype=torch.float64) if spec.attributes else None
-    return Generator(game, spec, {"kimg": 3}, torch.device("cpu"), attributes)
+    attributes = torch.tensor([[0.0, 1.0], [0.5, 0.25]], dtype=torch.float64)[:, : len(spec.attributes)]
+    return Generator(game, spec, {"kimg": 3}, torch.device("cpu"), attributes if spec.attributes else None)
 
 
 def run(path, **inputs):

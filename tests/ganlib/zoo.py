@@ -12,7 +12,7 @@ from ganlib.penalties import DIFFERENTIATE, PENALTIES
 
 FAMILIES = registry.names("models")
 CLASSES = ("a", "b", "c")
-SHALLOW = {"cyclegan": {"blocks": 1}, "cut": {"blocks": 1, "layers": (0, 2, 4), "units": 8}}
+SHALLOW = {"cyclegan": {"blocks": 1}, "cut": {"blocks": 1, "layers": (0, 2, 4), "units": 8}, "stargan": {"blocks": 1}}
 """of translation, whose shipped networks are deep"""
 FROM_NOISE = [f for f in FAMILIES if registry.modalities(registry.load("models", f))[0] == "image"]
 CONDITIONED = [f for f in FROM_NOISE if "conditioning" in registry.load("models", f).Config.model_fields]
@@ -36,10 +36,19 @@ def spec_of(family, shape=None, classes=CLASSES, attributes=()):
         generated, *size = shape or (1, 16, 16)
         return pair_spec(1, generated, size)
     if modality != "image":
-        return tiny_spec(kind_of(modality))[0]
+        return suited(family, tiny_spec(kind_of(modality))[0])
     if shape is None:
         shape = next(s for s in ((1, 8, 8), (1, 16, 16), (1, 32, 32)) if builds(family, s))
     return image_spec(shape, classes, attributes=attributes)
+
+
+def suited(family, spec):
+    """A spec that the family plays over: with an attribute, if it has to have some."""
+    try:
+        registry.load("models", family).build(config(family), spec)
+    except ValueError:
+        return dataclasses.replace(spec, attributes=("age",))
+    return spec
 
 
 def builds(family, shape):

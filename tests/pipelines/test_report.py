@@ -204,7 +204,7 @@ def test_samples_of_every_kind_are_shown(family, data, tmp_path):
     """What is looked at as pictures, what is read as tables; the same file for all."""
     spec = spec_of(family) if data is None else tiny_spec(_kind.load(data))[0]
     if spec.given or spec.kind.compare is not None:
-        spec = shards.read_spec(tiny_folder(spec.kind, tmp_path / "prepared"))
+        spec = shards.read_spec(tiny_folder(spec.kind, tmp_path / "prepared", spec.attributes))
     game = game_of(family, spec)
     game.generator.eval()
     generator = Generator(game, spec, {}, torch.device("cpu"))

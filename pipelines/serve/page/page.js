@@ -283,7 +283,8 @@ async function askModel() {
 async function make() {
   const file = upload.elements.file.files[0];
   const into = model.classes.length ? `&label=${encodeURIComponent(upload.elements.label.value)}` : "";
-  const path = `v1/translations?seed=${upload.elements.seed.valueAsNumber}${into}`;
+  const changes = [...$("changes").querySelectorAll("input")].map((i) => `&attribute=${encodeURIComponent(`${i.name}=${i.value}`)}`);
+  const path = `v1/translations?seed=${upload.elements.seed.valueAsNumber}${into}${changes.join("")}`;
   if (file.size > model.limits.body_bytes) throw new Error(`${file.name}: at most ${model.limits.body_bytes} bytes`);
   const answer = await ask(`${path}&format=png`, { method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file });
   const uri = decodeURIComponent(answer.headers.get("Ganlib-Model"));
@@ -338,6 +339,10 @@ function showSnippets(snippets) {
   }));
 }
 
+/** A field for an attribute. */
+const number = (name, more = {}) =>
+  element("label", { textContent: name }, element("input", { name, type: "number", step: "any", ...more }));
+
 // -- start ---------------------------------------------------------------------------------------------------------
 
 async function start() {
@@ -365,8 +370,8 @@ async function start() {
   for (const { elements } of [draw, upload]) {
     elements.label.append(...model.classes.map((name) => element("option", { value: name, textContent: name })));
   }
-  $("attributes").append(...model.attributes.map((name) =>
-    element("label", { textContent: name }, element("input", { name, type: "number", step: "any" }))));
+  $("attributes").append(...model.attributes.map((name) => number(name)));
+  $("changes").append(...model.attributes.map((name) => number(name, { value: "0", required: true })));
   say("");
   if (!translates) await doing("Drawing", drawSamples);
 }

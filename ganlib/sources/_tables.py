@@ -1,0 +1,203 @@
+"""What tables say of image files: a CSV file with a header, or JSON Lines, with the path of each image."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ganlib.data._classes import class_name
+from ganlib.sources._files import File, payloads
+from ganlib.sources._source import Item, SourceError
+
+__all__ = ["Table", "file_called"]
+
+_FILE_COLUMNS = ("file_name", "filename", "file", "path", "image")
+_CLASS_COLUMNS = ("label", "class", "category", "target")
+_SHOWN = 5
+_TRIED = 1_000  # rows of a table, to find the column of paths
+
+Row = tuple[int, str, Any]
+"""line, image, what the table says of it"""
+
+
+def file_called(raw: Path, name: str, others: list[File], key: str) -> File:
+    """The file that `source.KEY` names. Raises SourceError where there is none."""
+    for file in others:
+        if name in (file.name, file.place) and not file.fault:
+            return file
+    raise SourceError(f"source.{key}: {raw / name}: no such file")
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """Folders and name. Of two ways to write an accent, as macOS and others do, it is one."""
+    return PurePosixPath(unicodedata.normalize("NFC", path)).parts
+
+
+class Table:
+    """A CSV file with a header, or JSON Lines: its columns, and its rows by line."""
+
+    def __init__(self, file: File, usable: list[File], what: str) -> None:
+        """`what` it says of the images. Raises SourceError for what is neither, or has no header."""
+        self.file, self.columns, self._usable, self._what = file, list[str](), usable, what
+        self._rows: list[tuple[int, dict[str, Any]]] = []
+        ((_, content, why),) = list(payloads([file]))
+        try:
+            if content is None:
+                raise ValueError(why)
+            text = (content.read_bytes() if isinstance(content, Path) else content).decode("utf-8-sig")
+            (self._read_json if file.name.lower().endswith((".jsonl", ".ndjson")) else self._read_csv)(text)
+        except (OSError, ValueError, csv.Error) as error:
+            raise SourceError(f"{file.name}: {error}") from error
+        if len(self.columns) < 2:
+            raise SourceError(f"{file.name}: expected a first line of a name for the path and names of {what}")
+        known = [name for name in self.columns if name.lower() in _FILE_COLUMNS]
+        self._path = known[0] if known else self._column_of_paths(usable)
+        suffixes = {PurePosixPath(one.name).suffix for one in usable} - {""}
+        first = PurePosixPath(self.columns[0])
+        if first.suffix in suffixes or all(_is_number(name) for name in self.columns[1:]):
+            raise SourceError(
+                f"{file.name}: no header: its first line is already of an image ({', '.join(self.columns[:_SHOWN])}); "
+                "write a line of names above it, such as path,label"
+            )
+
+    def by_image(self, rows: Iterable[Row]) -> tuple[dict[str, Any], list[Item]]:
+        """What `rows` say of each image, and items for rows without one.
+
+        Rows name images by their path from the table's own folder, or by the end of it, with or without a suffix, where
+        only one image is called so; where no image lies in its folder, from the top. Raises SourceError where all rows
+        name none.
+        """
+        inside = _parts(self.file.place)[:-1]
+        if not any(_parts(file.place)[: len(inside)] == inside for file in self._usable):
+            inside = ()
+        named: dict[tuple[str, ...], set[str]] = {}
+        for file in self._usable:
+            parts = _parts(file.place)
+            if parts[: len(inside)] == inside:
+                for start in range(len(inside), len(parts)):
+                    for end in (parts[-1], PurePosixPath(parts[-1]).stem):
+                        named.setdefault((*parts[start:-1], end), set()).add(file.name)
+                whole = ("/", *parts[len(inside) :])
+                named.setdefault(whole, set()).add(file.name)
+        found, missing = dict[str, Any](), list[Item]()
+        for line, name, value in rows:
+            parts = tuple(part for part in _parts(name.replace("\\", "/")) if part not in (".", "/"))
+            matches = named.get(("/", *parts)) or named.get(parts, set())
+            image = next(iter(matches)) if len(matches) == 1 else ""
+            why = ""
+            if not image:
+                why = f"{len(matches)} images are called so" if matches else "there is no such image"
+            elif found.setdefault(image, value) != value:
+                why = f"{value} here, {found[image]} in a line above"
+            if why:
+                missing.append(Item(f"{self.file.name}, line {line}: {name}", None, reason=why))
+        if missing and not found:
+            mend = "mend the paths"
+            if self._what == "classes":
+                mend += ", or set source.labels to folders or none to leave the table out"
+            first = f"{missing[0].id}: {missing[0].reason}"
+            raise SourceError(f"{self.file.name}: none of its {len(missing)} rows names an image: {first}; {mend}")
+        return found, missing
+
+    def _column_of_paths(self, usable: list[File]) -> str:
+        """The column by whose values most rows, of the first ones, name an image; the first of those."""
+        images = {end for one in usable for end in (_parts(one.place)[-1], PurePosixPath(_parts(one.place)[-1]).stem)}
+
+        def found(column: str) -> int:
+            values = (str(row.get(column, "")).replace("\\", "/") for _, row in self._rows[:_TRIED])
+            return sum(_parts(value)[-1:] != () and _parts(value)[-1] in images for value in values)
+
+        return max(self.columns, key=found)
+
+    def _read_json(self, text: str) -> None:
+        for line, row in enumerate(text.split("\n"), 1):  # JSON may hold what else Python takes for an end of line
+            if row.strip():
+                try:
+                    cells = json.loads(row)
+                except ValueError as error:
+                    raise ValueError(f"line {line}: {error}") from error
+                if not isinstance(cells, dict):
+                    raise ValueError(f"line {line}: expected an object")
+                self._rows.append((line, cells))
+                self.columns += [name for name in cells if name not in self.columns]
+
+    def _read_csv(self, text: str) -> None:
+        first = text.split("\n", 1)[0]
+        delimiter = max(",;\t|", key=first.count)
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+        try:
+            header = [name.strip() for name in next(rows, [])]
+            self.columns = [name for name in header if name]  # pandas leaves that of the index empty
+            for cells in rows:
+                if cells:
+                    if len(cells) != len(header):
+                        wanted = "finite numbers" if self._what == "attributes" else self._what
+                        raise ValueError(
+                            f"line {rows.line_num}: expected {len(header) - 1} {wanted}, found {cells[1:]}"
+                        )
+                    row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+                    self._rows.append((rows.line_num, row))
+        except csv.Error as error:
+            raise ValueError(f"line {rows.line_num}: {error}") from error
+        if twice := [name for name, count in Counter(self.columns).items() if count > 1]:
+            raise ValueError(f"more than one column is called {', '.join(twice)}")
+
+    def classes(self, column: str | None, named: bool) -> list[Row] | None:
+        """By the `column`, or the one that is called like classes. None where there is none, in a table that was only
+        found, and not `named`."""
+        column = self._class_column(column, named)
+        if column is None:
+            return None
+        for line, row in self._rows:
+            if isinstance(row.get(column), list | dict):
+                raise SourceError(f"{self.file.name}: line {line}: {column} is a list; expected one class")
+        return [(line, str(row.get(self._path, "")), class_name(row.get(column))) for line, row in self._rows]
+
+    def _class_column(self, column: str | None, named: bool) -> str | None:
+        others = [name for name in self.columns if name != self._path]
+        wanted = [column] if column else _CLASS_COLUMNS
+        if found := [name for one in wanted for name in others if one in (name, name.lower())]:
+            return found[0]
+        is_for_labels = named or PurePosixPath(self.file.place).name.lower() == "labels.csv"
+        if is_for_labels and len(others) == 1 and not column:
+            return others[0]
+        if is_for_labels or column:
+            hint = "" if column else "; name the one of classes in source.label_column"
+            raise SourceError(f"{self.file.name}: no column {' or '.join(wanted)}; it has: {', '.join(others)}{hint}")
+        return None
+
+    def numbers(self, columns: Sequence[str] = ()) -> tuple[tuple[str, ...], list[Row]]:
+        """`(names of attributes, rows)`, of some columns or of all.
+
+        Raises SourceError, naming the line that is wrong, or the columns that there are.
+        """
+        names = tuple(name for name in self.columns if name != self._path)
+        for name in columns:
+            if name not in names:
+                raise SourceError(f"{self.file.name}: no column {name!r}; it has: {', '.join(names)}")
+        names = tuple(columns) or names
+        found = []
+        for line, row in self._rows:
+            try:
+                values = tuple(float(row[name]) for name in names)
+            except (KeyError, TypeError, ValueError) as error:
+                raise SourceError(f"{self.file.name}: line {line}: {error}") from error
+            if not all(math.isfinite(value) for value in values):
+                raise SourceError(f"{self.file.name}: line {line}: expected finite numbers, found {values}")
+            found.append((line, str(row[self._path]), values))
+        return names, found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
