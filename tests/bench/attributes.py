@@ -11,7 +11,8 @@ Each test image is to change by the difference to another test image. `r` is the
 changed, by the same measurement of given and made images, `slope` that of the regression of the second on the first,
 `error` the mean absolute difference of the two, `none` what it is for images left as they are. `digit kept`: the share
 of images whose digit is the same before and after, to logistic regression, fitted to the training digits; `answers`
-are those of the model. Intervals: 95 %, 1,000 bootstrap samples of test images.
+are those of the model. Intervals: 95 %, 1,000 bootstrap samples of test images. `fd`: Fréchet distances to test
+images as the stage `evaluate` measures them; `copy`, those of the given images, is that of a perfect translation.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from ruamel.yaml import YAML
 from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
 
-from ganlib import shards
+from ganlib import reference, shards
 from ganlib.config import load_params, override, parse_params
 from ganlib.data import unpaired
-from ganlib.evaluate import sample_for_evaluation
+from ganlib.evaluate import evaluate, sample_for_evaluation
 from ganlib.export import load_generator
 from ganlib.trainer import train
 from pipelines import prepare as stage
@@ -97,7 +98,10 @@ def prepared(args):
         stage.PARALLEL_FROM_S = float("inf")  # one process, also on a busy machine
         sample = unpaired.Config(resolution=(28, 28), channels=1)
         stage.prepare(params.dataset.model_copy(update={"sample": sample}), args.out / "raw", folder)
-    return params, folder
+    spec, splits = shards.read_spec(folder), [shards.stored(folder, split) for split in shards.SPLITS]
+    if not (args.out / "reference").is_dir():
+        reference.build(args.out / "reference", spec, *splits, params.reference, params.seed)
+    return params, folder, reference.Reference.load(args.out / "reference")
 
 
 def trained(args, params, folder, seed, into):
@@ -165,7 +169,7 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    params, folder = prepared(args)
+    params, folder, judge = prepared(args)
     for seed in args.seeds:
         into = args.out / f"seed-{seed}"
         minutes = trained(args, params, folder, seed, into)
@@ -177,6 +181,9 @@ def main():
         asked = samples["attributes"][:n].numpy()
         for name, values in figures(asked, given, made).items():
             print(f"seed {seed} {name}: {values[0]} ({values[1]} to {values[2]})", flush=True)
+        for section, metrics in evaluate(samples, judge, params.evaluate, seed).items():
+            if fd := metrics.get("fd"):
+                print(f"seed {seed} {section} fd: {json.dumps({k: round(v, 2) for k, v in fd.items()})}", flush=True)
         digit = digits_of([given, made])
         stored = shards.stored(folder, "test")
         parts = {p: unpaired.decode(None, p, stored[p][:n]) for p in ("given", "sample")}
