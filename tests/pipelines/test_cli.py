@@ -178,7 +178,7 @@ def test_sample_of_given_images_of_any_size(project, monkeypatch):
     monkeypatch.setattr(Generator, "sample_any_size", lambda *_, **__: 1 / 0)
     refused(ganlib(*both, "--seed", "-1"), "seed: expected a whole number from 0")
     refused(ganlib(*both, "-n", "0"), "n: expected a whole number from 1")
-    refused(ganlib(*both, "--where", "x=1"), "--given: such a generator takes nothing else")
+    refused(ganlib(*both, "--where", "x=1"), "--given: it goes with a --seed")
     refused(ganlib(*both[:-1], "a.png"), "--output: a.png: expected a folder for 2 pictures, found a file")
     one = ["sample", saved, "--given", "a.png", "-o"]
     refused(ganlib(*one, "c.npz"), "--output: c.npz: expected .png, .jpg or another picture; found .npz")
@@ -212,8 +212,18 @@ def test_sample_of_attributes_and_of_given_images(project):
     assert ganlib("sample", told, "--attribute", "tilt=1", "--attribute", "size=0.5", "-o", "a.png").exit_code == 0
     refused(ganlib("sample", told, "--attribute", "tilt=1"), "size, tilt; found tilt")
     refused(ganlib("sample", told, "--attribute", "tilt=x"), "NAME=NUMBER")
-    Image.new("L", (40, 30)).save("given.png")
+    Image.linear_gradient("L").resize((40, 30)).save("given.png")
     refused(ganlib("sample", told, "--given", "given.png"), "is given nothing")
+
+    changing = save("stargan", project / "stargan")
+    one = ("sample", changing, "--given", "given.png")
+    for asked, name in ((0, "same.png"), (9, "older.png")):
+        assert ganlib(*one, "--attribute", f"age={asked}", "-o", name).exit_code == 0
+    same, older = (np.asarray(Image.open(name)) for name in ("same.png", "older.png"))
+    assert same.shape == older.shape == (30, 40)
+    assert (same != older).any()
+    refused(ganlib(*one), "attributes: expected each of age")
+    refused(ganlib(*one, "--attribute", "size=1"), "--attribute: expected each once: age; found size")
 
     translator = saved("pix2pix", pair_spec(1, 1, (32, 32), counts), width=4)
     assert ganlib("sample", translator, "--given", "given.png", "--given", "given.png").exit_code == 0
@@ -221,6 +231,7 @@ def test_sample_of_attributes_and_of_given_images(project):
     refused(ganlib("sample", translator, "--given", "mlflow.db"), "mlflow.db: not an image")
     refused(ganlib("sample", translator, "--given", "given.png", "--label", "1"), "--label: '1' is not a class")
     refused(ganlib("sample", translator, "--given", "given.png", "--truncation", "0.5"), "--given")
+    refused(ganlib("sample", translator, "--given", "given.png", "--attribute", "age=1"), "the data have no attributes")
     refused(ganlib("sample", translator), "needs to be given source")
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mlflow.types import ParamSpec
 from specs import image_spec, pair_spec
+from zoo import config, game_of, spec_of
 
 from ganlib import registry
 from ganlib.data import image
@@ -33,6 +34,25 @@ def told(tmp_path):
 def translator(tmp_path):
     spec = pair_spec(3, 1, (32, 32))
     return model(tmp_path, "pix2pix", spec, width=4, max_width=8, discriminator_width=4)
+
+
+def test_given_images_are_changed_by_what_is_asked(tmp_path):
+    spec, game = spec_of("stargan"), game_of("stargan")
+    others, known = game.modules_besides_generator, torch.rand(5, 1)
+    network = config("stargan")
+    save_generator(tmp_path, game.generator, network=network, spec=spec, attributes=known, others=others)
+    changing = GeneratorModel()
+    changing.generator = load_generator(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 1), dtype=np.uint8)
+    same, older = (changing.predict(None, images, {"attributes": [asked]}) for asked in (0.0, 9.0))
+    assert same.shape == older.shape == images.shape
+    assert (same != older).any()
+    rows = {"given": images, "sample": images}
+    asked = [changing.predict(None, rows, {"answer": "attribute_error", "attributes": [x]}) for x in (0.0, 9.0)]
+    assert (asked[0] != asked[1]).all()
+    assert "attributes" in [param.name for param in logged(tmp_path)["signature"].params]
+    with pytest.raises(ValueError, match=r"attributes: expected 1 \(age\), found 2"):
+        changing.predict(None, images, {"attributes": [1.0, 2.0]})
 
 
 def test_attributes_are_told_by_parameter_and_by_row(told, tmp_path):

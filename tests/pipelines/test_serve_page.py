@@ -13,6 +13,7 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
+import torch
 import uvicorn
 from PIL import Image
 from zoo import config, game_of, spec_of
@@ -80,7 +81,8 @@ def save(family, folder, spec=None):
     spec = spec or spec_of(family)
     game = game_of(family, spec)
     others = game.modules_besides_generator if game.answers else {}
-    save_generator(folder, game.generator, network=config(family), spec=spec, others=others)
+    known = torch.zeros(1, len(spec.attributes)) if spec.attributes else None
+    save_generator(folder, game.generator, network=config(family), spec=spec, attributes=known, others=others)
     return str(folder)
 
 
@@ -264,6 +266,18 @@ def test_files_are_translated_and_restored(family, open_page, tmp_path):
         made = page.get_by_alt_text("What the model made")
         assert made.evaluate("image => image.naturalWidth") > 0
         assert "--data-binary @'photo.png'" in page.locator("#code pre").inner_text()
+
+
+def test_a_file_is_changed_by_what_is_typed(open_page, tmp_path):
+    with served(Settings(model=save("stargan", tmp_path))) as address:
+        page = open_page(address)
+        Image.linear_gradient("L").resize((24, 16)).save(tmp_path / "face.png")
+        page.get_by_label("A file for the model").set_input_files(tmp_path / "face.png")
+        page.get_by_role("spinbutton", name="age").fill("-20.5")
+        page.get_by_role("button", name="Make").click()
+        status(page, "made of face.png")
+        assert page.get_by_alt_text("What the model made").evaluate("image => image.naturalWidth") > 0
+        assert "attribute=age%3D-20.5" in page.locator("#code pre").inner_text()
 
 
 def test_the_token_is_asked_for(open_page, tmp_path, monkeypatch):
