@@ -40,7 +40,7 @@ class Config(_Config):
     norm: Norm = "instance"
     attribute_weight: NonNegativeFloat = 1.0
     cycle_weight: NonNegativeFloat = 10.0
-    identity_weight: NonNegativeFloat = 0.0
+    identity_weight: NonNegativeFloat = 5.0
     jitter: bool = True
 
 
@@ -124,7 +124,7 @@ def _cycle(round: Round) -> Tensor:
 
 
 def _identity(round: Round) -> Tensor:
-    """|x − G(x, 0)|, `[N]`. Wu et al. 2019, eq. 6."""
+    """|x − G(x, 0)|, `[N]`: what is there and back may be any exchange of images. Wu et al. 2019, eq. 6."""
     given = sample_of(round.deal.inputs)
     same: Tensor = round.game.generator(given, 0 * _condition(round))
     return (same - given).abs().mean((1, 2, 3))

@@ -169,7 +169,7 @@ def round_of(game, given, sample, asked):
 
 
 def test_terms_are_of_the_difference_to_the_given_image():
-    game = game_of(identity_weight=1.0, jitter=False)
+    game = game_of(jitter=False)
     given, sample, asked = torch.rand(3, 1, 16, 16), torch.rand(3, 1, 16, 16), torch.randn(3, 2)
     round = round_of(game, given, sample, asked)
     terms = {(term.player, term.name): term.fn(round) for term in game.terms}
