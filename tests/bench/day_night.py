@@ -1,4 +1,4 @@
-"""Tiles of wallpapers that Debian has in a light and in a dark version: two domains, day and night, for a demonstration.
+"""Tiles of wallpapers that Debian has in a light and a dark version: two domains, day and night, for a demonstration.
 
     apt-get download gnome-backgrounds plasma-workspace-wallpapers
     for package in *.deb; do dpkg-deb -x "$package" wallpapers; done
