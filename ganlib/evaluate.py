@@ -23,7 +23,7 @@ from ganlib import registry, shards
 from ganlib.config import ConfigError, EvaluateConfig
 from ganlib.data._spec import Spec
 from ganlib.export import Generator
-from ganlib.metrics._neighbours import nearest
+from ganlib.metrics._neighbours import distinct, nearest
 from ganlib.metrics._types import Examples
 from ganlib.reference import Reference, Space
 
@@ -472,8 +472,9 @@ def _features_of(reference: Reference, features: dict[str, Tensor], label: Tenso
         if label is not None and reference.spec.kind.BY_LABEL:
             seen[name][_COMPARED] = label
         if space.column == "features":
-            # A training example's nearest is itself.
-            seen[name]["nearest"] = nearest(of, space.train, 2 if split == "train" else 1)[0][:, -1]
+            # a training example's nearest is itself, also where it is a sample of several examples
+            pool = space.train if reference.spec.kind.ALIGNED else distinct(space.train)
+            seen[name]["nearest"] = nearest(of, pool, 2 if split == "train" else 1)[0][:, -1]
             if any("closer" in metric.NEEDS for metric in metrics):
                 seen[name]["closer"] = _closer(space, of, split)
     if "classifier" in features:

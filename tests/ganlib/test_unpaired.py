@@ -346,6 +346,17 @@ def test_translations_are_compared_with_the_domain_they_are_to_be_of(reference):
     assert quality[0] < 0.1 * quality[1]
 
 
+def test_an_image_that_is_the_sample_of_several_examples_is_no_copy_of_itself(reference):
+    """The smaller domain's images are, for training."""
+    space = reference.spaces["pixels"]
+    repeated = dataclasses.replace(space, train=space.train[:20].repeat(2, 1))
+    reference = dataclasses.replace(reference, spaces={"pixels": repeated})
+    cfg, labels = EvaluateConfig(num_samples=40, resamples=10), torch.arange(40) % 2
+    found = evaluate({"sample": images(labels, 5), "label": labels}, reference, cfg, 0)["pixels"]
+    assert found["copied"]["floor"] == 0
+    assert 0.8 < found["memorisation_ratio"]["floor"] < 1.2
+
+
 def test_kind_and_families_are_registered():
     assert kind_of("unpaired").name == "unpaired"
     assert {"cyclegan", "cut"} <= {*registry.names("models")}
