@@ -42,6 +42,7 @@ _BATCH_NUMBERS = 2**15  # in the samples of one run of a network; on a GPU, whic
 _BATCH_LIMITS = 4, 256
 _ONE_THREAD = 2**15  # numbers in one sample that a second thread would not make sooner
 _CANDIDATES = 50_000  # samples among which some have to be as they are asked for
+_FAR = 1_000  # standard deviations of attributes; far beyond, networks give no numbers
 # no module's state can have a name with spaces
 _ATTRIBUTES = "attributes of real examples"
 _OTHER = "module "
@@ -408,6 +409,12 @@ class Generator:
             )
         if not asked.isfinite().all():
             raise ValueError(f"attributes: expected finite numbers, found {asked.tolist()}")
+        far = self.spec.standardise(asked.reshape(-1, size)).abs() > _FAR
+        if self.spec.attribute_means and far.any():
+            raise ValueError(
+                f"attributes: expected at most {_FAR:,} standard deviations from what the generator was trained on, "
+                f"found {asked.tolist()}"
+            )
         return asked.double().expand(n, size)[index]
 
     def _labels(self, n: int, index: Tensor, label: int | str | Tensor | None) -> Tensor | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import ganlib
 from ganlib import registry
+from ganlib._config import Config
 from ganlib.config import Params
 from ganlib.data import _kind
 from pipelines._stage import CODE, atomic_folder, main
@@ -37,14 +38,14 @@ def stage(params: Params) -> None:
 def used_files(params: Params) -> dict[str, list[Path]]:
     """The registered files that stages use for the chosen data, under the stages' names, and the file of each family,
     under `models/NAME`; with what these import of such files."""
-    source, kind = params.dataset.source.name, params.dataset.sample.kind  # type: ignore[attr-defined]
+    kind = params.dataset.sample.kind  # type: ignore[attr-defined]
     looks = _kind.load(kind).LOOKS
     spaces, metrics = (
         [_file(folder, name, looks) for name in registry.names(folder, looks)] for folder in ("spaces", "metrics")
     )
     used = {
         # of the kind, the prepared data hold the hash for the stages that come after; of the spaces, the reference
-        "prepare": [_file("sources", source), _file("data", kind)],
+        "prepare": [*(_file("sources", name) for name in _sources(params.dataset.source)), _file("data", kind)],
         "reference": spaces,
         "evaluate": metrics,
         **{f"models/{name}": [_file("models", name)] for name in registry.names("models")},
@@ -53,6 +54,12 @@ def used_files(params: Params) -> dict[str, list[Path]]:
     return {
         name: [file for file in imported(files) if not folders.isdisjoint(file.parents)] for name, files in used.items()
     }
+
+
+def _sources(cfg: Config) -> list[str]:
+    """The names of a source and of those that are among its keys."""
+    inner = [value for _, value in cfg if isinstance(value, Config)]
+    return [cfg.name, *(name for one in inner for name in _sources(one))]  # type: ignore[attr-defined]
 
 
 def _file(kind: str, name: str, folder: str | None = None) -> Path:

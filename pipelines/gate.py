@@ -254,7 +254,7 @@ def compare_generators(
     reference = Reference.load(REFERENCE)
     if reference.spec.content_hash != challenger.spec.content_hash:
         raise StageError(f"{REFERENCE}: of other data than the first of the two was trained on")
-    known = available_metrics(reference, labelled=challenger.conditional)
+    known = available_metrics(reference, labelled=challenger.conditional, answers=challenger.answer_shapes())
     metrics = metrics or [metric_of(params.gate, known)]
     say(f"drawing {min(params.evaluate.num_samples, reference.size)} samples of each")
     made, rivals = _drawn(challenger, champion, params, reference)

@@ -102,7 +102,9 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
             attributes=source.attributes,
             code=kind.code,
             unlabelled=unlabelled,
-            attribute_means=tuple(found.attributes.mean.tolist()),
+            attribute_means=tuple(
+                found.attributes.mean.tolist() if not source.differences else [0.0] * len(source.attributes)
+            ),
             attribute_stds=tuple(np.where(found.attributes.std > 0, found.attributes.std, 1.0).tolist()),
         )
 

@@ -151,6 +151,8 @@ class GeneratorModel(PythonModel):
         if given is None:
             raise ValueError(f"this generator makes samples of {', '.join(spec.given)}: give it some")
         raw = {spec.given[0]: given} if len(spec.given) == 1 else given
+        if self.generator.game.attributes and not len(_numbers("attributes", asked["attributes"], 1)):
+            raise ValueError(f"attributes: expected each of {', '.join(spec.attributes)}")
         parts = {name: self.generator.take(name, raw[name]) for name in spec.given}
         n = len(next(iter(parts.values())))
         return self.generator.present(self._sample(asked | {"n": n}, parts) if n else torch.empty(0, *spec.shape))

@@ -67,6 +67,8 @@ class Source:
     """how many files are no items, by what they are: a suffix, "hidden"; for the card"""
     notes: tuple[str, ...] = ()
     """sentences for the card: how files were interpreted"""
+    differences: bool = False
+    """whether the attributes are differences: they are scaled, and not shifted, so that none stays 0"""
 
 
 def ranges(count: int, size: int) -> list[tuple[int, int]]:

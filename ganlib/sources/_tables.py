@@ -185,14 +185,18 @@ class Table:
         names = tuple(columns) or names
         found = []
         for line, row in self._rows:
-            try:
-                values = tuple(float(row[name]) for name in names)
-            except (KeyError, TypeError, ValueError) as error:
-                raise SourceError(f"{self.file.name}: line {line}: {error}") from error
-            if not all(math.isfinite(value) for value in values):
-                raise SourceError(f"{self.file.name}: line {line}: expected finite numbers, found {values}")
-            found.append((line, str(row[self._path]), values))
+            values = tuple(self._number(line, name, row.get(name)) for name in names)
+            found.append((line, str(row.get(self._path, "")), values))
         return names, found
+
+    def _number(self, line: int, name: str, cell: Any) -> float:
+        try:
+            number = float(cell)
+        except (OverflowError, TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise SourceError(f"{self.file.name}: line {line}: {name}: expected a finite number, found {cell!r}")
+        return number
 
 
 def _is_number(text: str) -> bool:

@@ -13,12 +13,13 @@ changes are 0 on average; for testing each is given once.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from ganlib._config import Config as _Base
 from ganlib.sources._files import File, split_name, splits_note, splits_of
@@ -39,11 +40,17 @@ class Config(_Base):
     table: str = "attributes.csv"
     """a file with a header in the folder: the path of each image, then its attributes"""
     attributes: tuple[str, ...] = ()
-    """columns of the table; none: all but the path"""
+    """columns of the table, each once; none: all but the path"""
     partners: PositiveInt = 4
     """how many other images each is paired with in training"""
     test_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """of the images, where folders say nothing of a split"""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Config:
+        if twice := [name for name, count in Counter(self.attributes).items() if count > 1]:
+            raise ValueError(f"attributes: expected each once, found {', '.join(twice)} again")
+        return self
 
 
 def load(cfg: Config, raw: Path) -> Source:
@@ -58,6 +65,8 @@ def load(cfg: Config, raw: Path) -> Source:
     numbers, rejects = table.by_image(rows)
     folders = {image: next(filter(split_name, PurePosixPath(image.place).parts[:-1]), "") for image in found}
     known = splits_of({name for name in folders.values() if name})
+    left = {image.name for image in found if known and folders[image] not in known}
+    found = [image for image in found if image.name not in left]
     of: dict[Split, list[File]] = {"train": [], "test": []}
     contents, copies = set[str](), 0
     for image in found:
@@ -81,11 +90,14 @@ def load(cfg: Config, raw: Path) -> Source:
     notes = [f"Different images: {len(of['train'])} for training, {len(of['test'])} for testing."]
     notes += [splits_note(known)] if known else ["The split is by each image's content."]
     notes += [f"Copies of another file, left out: {copies}."] if copies else []
+    notes += [f"Images outside of these folders, left out: {len(left)}."] if left else []
+    notes += [f"Images without attributes, and rows without an image: {len(rejects)}."] if rejects else []
     return Source(
         f"images and changes of {', '.join(names)}",
         len(examples) + len(rejects),
         [*parts, *([partial(iter, rejects)] if rejects else [])],
         attributes=names,
+        differences=True,
         passed_over=passed_over(others, [file]),
         notes=tuple(notes),
     )

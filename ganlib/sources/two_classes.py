@@ -3,7 +3,7 @@ hub, folders with a table, files of MNIST's format.
 
 `of` is that source, and two of its classes are the domains. An example is an image of one and one of the other, which
 have nothing to do with each other; for both directions, counts and splits see `two_folders`. Rows are read in their
-order, in two places at a time, so that data of any size need little memory.
+order, in two places at a time; what is kept of each is where it is and 16 bytes of its hash.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from ganlib import registry
 from ganlib._config import Config as _Base
 from ganlib.data._classes import label_of
 from ganlib.sources._images import split_of
-from ganlib.sources._source import Item, Part, Source, SourceError, Split, ranges
+from ganlib.sources._source import Item, Part, Source, SourceError, Split
 
 __all__ = ["KINDS", "Config", "load"]
 
 KINDS = ("unpaired",)
-PART = 1024
+HELD = 1024
 
 Position = tuple[int, int]
 """number of a part, and of an item in it"""
@@ -41,6 +42,8 @@ def _labelled_images(value: Any) -> _Base:
     name = value.get("name") if isinstance(value, Mapping) else None
     if name not in known:
         raise ValueError(f"expected a source of images by its name ({', '.join(known)}), found {name!r}")
+    if value.get("image", "") is None:
+        raise ValueError("image: expected a column, found null: an example would be a row")
     config: _Base = registry.load("sources", name).Config.model_validate(dict(value))
     return config
 
@@ -49,7 +52,7 @@ class Config(_Base):
     name: Literal["two_classes"] = "two_classes"
     of: Annotated[SerializeAsAny[_Base], BeforeValidator(_labelled_images)]
     """a source of images, with its keys"""
-    domains: tuple[str | int | float, str | int | float] | None = None
+    domains: tuple[bool | str | int | float, bool | str | int | float] | None = None
     """two of its classes; null: it has no others. They are also the names of the labels"""
     direction: Literal["both", "a_to_b", "b_to_a"] = "both"
     """which domain is given, and which is to be made of it; both: examples are labelled by what is to be made"""
@@ -63,17 +66,22 @@ def load(cfg: Config, raw: Path) -> Source:
     source: Source = registry.load("sources", cfg.of.name).load(cfg.of, raw)  # type: ignore[attr-defined]
     domains = _domains(cfg, source.classes)
     of: dict[Split, tuple[list[Position], list[Position]]] = {"train": ([], []), "test": ([], [])}
-    rejects, seen, copies = list[Item](), set[tuple[int, str]](), 0
+    rejects, seen, copies = list[Item](), set[tuple[int, bytes]](), 0
     for number, part in enumerate(source.parts):
         for place, item in enumerate(part()):
             if item.payload is None or item.label is None:
                 rejects.append(Item(item.id, None, reason=item.reason if item.payload is None else "it has no label"))
             elif source.classes[item.label] in domains:
                 domain = domains.index(source.classes[item.label])
-                content = _digest(item.payload)
-                copies += (domain, content) in seen
-                if (domain, content) not in seen:
-                    seen.add((domain, content))
+                try:
+                    content = _digest(item.payload)
+                except (OSError, ValueError) as error:
+                    rejects.append(Item(item.id, None, reason=str(error)))
+                    continue
+                key = (domain, bytes.fromhex(content[:32]))
+                copies += key in seen
+                if key not in seen:
+                    seen.add(key)
                     of[item.split or split_of(content, cfg.test_share)][domain].append((number, place))
     for split, (one, other) in of.items():
         if not one or not other:
@@ -89,7 +97,7 @@ def load(cfg: Config, raw: Path) -> Source:
                 count += n
                 # a third further on, so that rows which did come in pairs are none here
                 given, sample = _from(lists[1 - made], 0, n), _from(lists[made], len(lists[made]) // 3, n)
-                for start, stop in ranges(n, PART):
+                for start, stop in pairwise([*_starts(given), n]):
                     rows = given[start:stop], sample[start:stop]
                     used = {number: source.parts[number] for positions in rows for number, _ in positions}
                     parts.append(partial(_items, used, *rows, made, split))
@@ -128,13 +136,22 @@ def _from(positions: list[Position], start: int, n: int) -> list[Position]:
     return [*islice(cycle(positions), start, start + n)]
 
 
+def _starts(positions: list[Position]) -> list[int]:
+    """Where another part begins, so that none is read from its start again and again."""
+    numbers = [number for number, _ in positions]
+    return [i for i, number in enumerate(numbers) if i == 0 or number != numbers[i - 1]]
+
+
 def _digest(payload: Any) -> str:
-    """SHA-256 of the content of an image, as the source gives it."""
+    """SHA-256 of the content of an image, as the source gives it. Raises ValueError for what is none, OSError for a
+    file that cannot be read."""
     if isinstance(payload, Path):
         with payload.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     if isinstance(payload, bytes):
         return hashlib.sha256(payload).hexdigest()
+    if not isinstance(payload, np.ndarray):
+        raise ValueError(f"expected an image, found {type(payload).__name__}")
     return hashlib.sha256(f"{payload.dtype} {payload.shape} ".encode() + payload.tobytes()).hexdigest()
 
 
@@ -146,7 +163,12 @@ def _items(
 
 
 def _read(parts: Mapping[int, Part], positions: Sequence[Position]) -> Iterator[Item]:
-    """The items at these positions; a part is read once as long as they rise."""
+    """The items at these positions; a part is read once as long as they rise. Few that come again are held."""
+    different = sorted({*positions})
+    if len(different) < len(positions) and len(different) <= HELD:
+        held = dict(zip(different, _read(parts, different), strict=True))
+        yield from (held[position] for position in positions)
+        return
     at, items = (-1, -1), iter(enumerate(list[Item]()))
     for number, place in positions:
         if number != at[0] or place <= at[1]:

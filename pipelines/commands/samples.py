@@ -500,7 +500,7 @@ def _attributes(asked: list[str] | None, names: tuple[str, ...]) -> Any:
 
     if not asked:
         return None
-    pairs = [one.partition("=") for one in asked]
+    pairs = [one.rpartition("=") for one in asked]
     try:
         values = {name: float(number) for name, _, number in pairs}
     except ValueError as error:

@@ -326,8 +326,11 @@ def _attributes(generator: Generator, asked: dict[str, float] | None) -> Tensor 
 
 def _numbers(asked: Sequence[str]) -> dict[str, float] | None:
     """`NAME=NUMBER`s by name; None where there are none."""
+    pairs = [one.rpartition("=") for one in asked]
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise ValueError(f"attribute: expected each once, found {', '.join(name for name, _, _ in pairs)[:200]}")
     try:
-        return {name: float(number) for name, _, number in (one.partition("=") for one in asked)} or None
+        return {name: float(number) for name, _, number in pairs} or None
     except ValueError as error:
         raise ValueError(f"attribute: expected NAME=NUMBER: {error}") from error
 

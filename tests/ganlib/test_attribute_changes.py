@@ -89,13 +89,40 @@ def test_an_image_without_attributes_and_a_row_without_an_image_are_rejects(tmp_
     ]
 
 
+def test_images_outside_of_the_folders_of_the_split_are_left_out(tmp_path):
+    save(tmp_path / "train", range(6))
+    save(tmp_path / "test", range(100, 104), start=6)
+    save(tmp_path / "more", range(200, 205), start=10)
+    table(tmp_path, [(f"{i}.png", i) for i in range(15)], "path,age")
+    source, found = items_of(tmp_path, partners=1)
+    assert len(found) == 10
+    assert not any("more" in item.id for item in found)
+    assert "Images outside of these folders, left out: 5." in source.notes
+
+
+def test_rows_of_json_say_what_is_wrong(tmp_path):
+    save(tmp_path, range(3))
+    cases = {
+        '{"path": "0.png", "age": null}': "None",
+        '{"path": "0.png"}': "None",
+        f'{{"path": "0.png", "age": {"9" * 400}}}': "9",
+    }
+    for row, found in cases.items():
+        (tmp_path / "a.jsonl").write_text('{"path": "1.png", "age": 2}\n' + row + "\n")
+        with pytest.raises(SourceError, match=f"a.jsonl: line 2: age: expected a finite number, found {found}"):
+            items_of(tmp_path, table="a.jsonl")
+    (tmp_path / "a.jsonl").write_text('{"path": "1.png", "age": 2}\n{"age": 3}\n')
+    with pytest.raises(SourceError, match="images with attributes for"):
+        items_of(tmp_path, table="a.jsonl")
+
+
 @pytest.mark.parametrize(
     ("rows", "header", "config", "message"),
     [
         ([("0.png", 1)], "path,age", {"table": "ages.csv"}, r"source.table: .*ages.csv: no such file"),
         ([("0.png", 1)], "path,age", {"attributes": ["size"]}, r"attributes.csv: no column 'size'; it has: age"),
-        ([("0.png", "old")], "path,age", {}, r"attributes.csv: line 2: could not convert string to float: 'old'"),
-        ([("0.png", "inf")], "path,age", {}, r"line 2: expected finite numbers"),
+        ([("0.png", "old")], "path,age", {}, r"attributes.csv: line 2: age: expected a finite number, found 'old'"),
+        ([("0.png", "inf")], "path,age", {}, r"line 2: age: expected a finite number, found 'inf'"),
         ([("other/0.png", 1)], "path,age", {}, r"none of its 1 rows names an image: .*no such image; mend the paths$"),
         (
             [(f"{i}.png", i) for i in range(3)],
@@ -119,10 +146,12 @@ def test_prepared_changes_are_standardised(tmp_path):
     source = {"name": "attribute_changes", "partners": 2, "test_share": 0.2}
     sample = {"kind": "unpaired", "resolution": [16, 16], "channels": 1}
     cfg = DatasetConfig.model_validate({"source": source, "sample": sample})
+    (tmp_path / "raw/0.png").write_bytes(b"")
+    cfg = cfg.model_copy(update={"max_reject_share": 0.2})
     prepare(cfg, tmp_path / "raw", tmp_path / "out")
     spec = shards.read_spec(tmp_path / "out")
     assert (spec.attributes, spec.classes) == (("age",), ())
-    assert spec.attribute_means == pytest.approx((0.0,), abs=1e-9)
+    assert spec.attribute_means == (0.0,), "no change is none"
     stored = shards.stored(tmp_path / "out", "train")
     levels = [stored[name][: len(stored["sample"])].double().mean((1, 2, 3)) for name in ("given", "sample")]
     torch.testing.assert_close(stored["attributes"][: len(levels[0])][:, 0].double(), levels[1] - levels[0])
@@ -143,6 +172,11 @@ def spec_of(attributes=("age", "height")):
 def game_of(**network):
     torch.manual_seed(0)
     return stargan.build(stargan.Config(**SMALL | network), spec_of())
+
+
+def test_columns_are_named_once():
+    with pytest.raises(ValueError, match="attributes: expected each once, found age again"):
+        attribute_changes.Config(attributes=("age", "size", "age"))
 
 
 def test_data_without_attributes_are_refused():

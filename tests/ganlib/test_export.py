@@ -224,6 +224,10 @@ def test_attributes_go_in_and_come_out_in_the_units_of_the_data(tmp_path):
     torch.testing.assert_close(asked["sample"][0], expected[0])
     with pytest.raises(ValueError, match="attributes: expected finite numbers"):
         generator.sample(1, attributes=torch.tensor([float("nan"), 0.0]))
+    with pytest.raises(
+        ValueError, match=r"attributes: expected at most 1,000 standard deviations .*, found \[1e\+30, 0.0\]"
+    ):
+        generator.sample(1, attributes=torch.tensor([1e30, 0.0], dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

@@ -44,10 +44,10 @@ def level(content):
     return int(np.asarray(Image.open(io.BytesIO(content)))[0, 0])
 
 
-@pytest.mark.parametrize("part", [1024, 7])
-def test_every_image_is_given_and_made_and_none_is_in_both_splits(part, tmp_path, monkeypatch):
-    """In whatever parts they are read; the smaller domain's again and again."""
-    monkeypatch.setattr(two_classes, "PART", part)
+@pytest.mark.parametrize("held", [1024, 7])
+def test_every_image_is_given_and_made_and_none_is_in_both_splits(held, tmp_path, monkeypatch):
+    """Whether those of the smaller domain, which come again and again, are held or read again."""
+    monkeypatch.setattr(two_classes, "HELD", held)
     write(tmp_path / "a.parquet", range(60), range(100, 130), row_group_size=8)
     write(tmp_path / "b.parquet", range(60, 80), range(130, 140))
     source, found = items_of(tmp_path, test_share=0.3)
@@ -67,6 +67,24 @@ def test_every_image_is_given_and_made_and_none_is_in_both_splits(part, tmp_path
         both = [{pair[side] for pair in levels["test", made]} for side in (0, 1)]
         assert len(both[0]) == len(both[1]) == len(levels["test", made])
     assert [item.id for item in items_of(tmp_path, test_share=0.3)[1]] == [item.id for item in found]
+
+
+def test_a_large_part_is_read_a_few_times(tmp_path, monkeypatch):
+    """Not once for each thousand rows."""
+    write(tmp_path / "a.parquet", range(50), range(100, 150), row_group_size=1000)
+    rows = pq.read_table(tmp_path / "a.parquet")
+    tables = [
+        rows.set_column(0, "image", pa.array([png(i % 250, (16, 1 + i % 97 + k)) for i in range(100)]))
+        for k in range(40)
+    ]
+    pq.write_table(pa.concat_tables(tables), tmp_path / "a.parquet", row_group_size=10_000)
+    cfg = two_classes.Config(of={"name": "parquet", "label": "domain"})
+    source, reads = two_classes.load(cfg, tmp_path), []
+    monkeypatch.setattr(
+        two_classes, "_read", lambda parts, positions, read=two_classes._read: reads.append(1) or read(parts, positions)
+    )
+    assert sum(1 for part in source.parts for _ in part()) == source.count > 3000
+    assert len(reads) <= 12
 
 
 def test_one_way_has_no_labels_and_other_classes_are_left(tmp_path):
@@ -90,6 +108,20 @@ def test_splits_of_the_source_are_kept_and_copies_left_out(tmp_path):
     assert len(found) == 40
     assert all((item.split == "test") == (level(item.payload[0].read_bytes()) % 100 >= 50) for item in found)
     assert any(note.endswith("left out: 4.") for note in source.notes)
+
+
+def test_what_is_no_image_is_a_reject(tmp_path):
+    with pytest.raises(ValueError, match="expected an image, found dict"):
+        two_classes._digest({"day": 1})
+    with pytest.raises(ValidationError, match="image: expected a column, found null"):
+        two_classes.Config(of={"name": "parquet", "image": None, "label": "domain"})
+    for domain in ("day", "night"):
+        for i in range(40):
+            (tmp_path / domain).mkdir(exist_ok=True)
+            (tmp_path / domain / f"{i}.png").write_bytes(png(i + 100 * (domain == "day")))
+    (tmp_path / "day/gone.png").symlink_to(tmp_path / "nowhere.png")
+    _, found = items_of(tmp_path, {"name": "image_folder"}, test_share=0.3)
+    assert [item.id for item in found if item.payload is None] == ["day/gone.png"]
 
 
 def test_rows_without_an_image_or_a_label_are_rejects(tmp_path):

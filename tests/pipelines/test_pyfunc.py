@@ -51,6 +51,8 @@ def test_given_images_are_changed_by_what_is_asked(tmp_path):
     asked = [changing.predict(None, rows, {"answer": "attribute_error", "attributes": [x]}) for x in (0.0, 9.0)]
     assert (asked[0] != asked[1]).all()
     assert "attributes" in [param.name for param in logged(tmp_path)["signature"].params]
+    with pytest.raises(ValueError, match="attributes: expected each of age"):
+        changing.predict(None, images)
     with pytest.raises(ValueError, match=r"attributes: expected 1 \(age\), found 2"):
         changing.predict(None, images, {"attributes": [1.0, 2.0]})
 

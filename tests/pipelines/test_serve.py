@@ -145,7 +145,7 @@ def check_translation(client, generator, tmp_path):
     answer = client.post("/v1/translations", params={**told, "seed": 3, "format": "npy"}, content=file.getvalue())
     assert same(np.load(io.BytesIO(answer.content)), expected)
     assert client.post("/v1/translations", params=told, content=file.getvalue()).headers["content-type"] == "image/png"
-    for wrong in (["size=1"], ["size"], ["age=nan", "size=1"]):
+    for wrong in (["size=1"], ["size"], ["age=nan", "size=1"], ["age=1", "age=1"]):
         assert client.post("/v1/translations", params={"attribute": wrong}, content=file.getvalue()).status_code == 422
     for body in (b"", b"no picture", file.getvalue()[:50]):
         assert client.post("/v1/translations", params=told, content=body).status_code == 422
