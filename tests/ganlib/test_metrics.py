@@ -247,6 +247,7 @@ CLASSES = torch.arange(4).repeat(50)
 TRUE = images(200, 3, 16, 16)
 NAMES = registry.names("metrics", "picture")
 SCORED = {name: m for name in NAMES if hasattr(m := registry.load("metrics", name, "picture"), "score")}
+OF_ANSWERS = ("nll", "edge_correlation", "cycle_psnr", "attribute_error", "judge_error")
 REAL = {
     # what a model answers of test examples; those of anomalies stand in the fakes' place
     "score": normal(200, 1, 5)[:, 0],
@@ -255,6 +256,8 @@ REAL = {
     # what a model answers of translations, there and back
     "edge_correlation": normal(200, 1, 6)[:, 0].sigmoid(),
     "cycle_psnr": normal(200, 1, 6, mean=20.0)[:, 0],
+    "attribute_error": normal(200, 1, 7)[:, 0].abs(),
+    "judge_error": normal(200, 1, 8)[:, 0].abs(),
     "features": normal(200, 8, 1),
     "nearest": torch.ones(200),
     "label": CLASSES,
@@ -264,7 +267,7 @@ REAL = {
 CLEAN = {
     "score": normal(200, 1, 7, mean=3.0)[:, 0],
     "anomalous": torch.ones(200, dtype=torch.bool),
-    **{name: REAL[name] for name in ("nll", "edge_correlation", "cycle_psnr")},
+    **{name: REAL[name] for name in OF_ANSWERS},
     "features": normal(200, 8, 2),
     "nearest": torch.ones(200),
     "label": CLASSES,
@@ -275,7 +278,7 @@ CLEAN = {
 WORSE = {
     "score": normal(200, 1, 7, mean=0.5)[:, 0],
     "anomalous": torch.ones(200, dtype=torch.bool),
-    **{name: REAL[name] for name in ("nll", "edge_correlation", "cycle_psnr")},
+    **{name: REAL[name] for name in OF_ANSWERS},
     "features": (normal(4, 8, 3, mean=4.0)).repeat(50, 1) + normal(200, 8, 4, scale=0.1),
     "nearest": torch.cat([torch.zeros(20), torch.full((180,), 0.1)]),
     "label": CLASSES,
@@ -287,6 +290,8 @@ REAL_OF_WORSE = {  # the model itself knows the test examples less well
     "nll": REAL["nll"] + 1.0,
     "edge_correlation": REAL["edge_correlation"] - 0.5,
     "cycle_psnr": REAL["cycle_psnr"] - 5.0,
+    "attribute_error": REAL["attribute_error"] + 1.0,
+    "judge_error": REAL["judge_error"] + 1.0,
 }
 
 

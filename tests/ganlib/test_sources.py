@@ -490,7 +490,7 @@ def test_image_folder_attributes(tmp_path):
     assert (found.classes, found.attributes) == ((), ("age", "smile"))
     assert {i.id: i.attributes for i in items(found)} == {"x/1.png": (20, 1), "x/2.png": None, "3.png": (30.5, 0)}
     for text, message in (
-        ("image,age\n3.png,young\n", r"list\.csv: line 2: could not convert"),
+        ("image,age\n3.png,young\n", r"list\.csv: line 2: age: expected a finite number, found 'young'"),
         ("image,age\n3.png,1,2\n", r"line 2: expected 1 finite numbers"),
         ("image\n", "expected a first line of a name for the path and names of attributes"),
     ):

@@ -1,7 +1,6 @@
-"""By how much the network that `attribute_error` goes by misses the change between two real images, the mean over test
-examples: what it says of translations is no surer than that.
+"""By how far the judge of `attribute_error` misses the change between two real images, the mean over test examples.
 
-It is the model's answer `judge_error`, in deviations of such changes.
+It is the model's answer `judge_error`, in deviations of such changes: what the judge says of translations is no surer.
 """
 
 from __future__ import annotations
