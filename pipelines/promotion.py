@@ -72,7 +72,7 @@ def _promote_or_refuse(
 ) -> tuple[Decision, list[int]]:
     """Decide against a champion that is still the champion then, and move the aliases.
 
-    Also returns the numbers of the versions whose promotion was over before it was decided on this one.
+    Also returns the numbers of the versions whose promotion was over before this one's claim.
     """
     decision, before = None, list[int]()
     while True:
@@ -80,24 +80,14 @@ def _promote_or_refuse(
         holds = _same(champion, version)
         if holds and decision is not None:  # another process found our claim, and moved the alias to us
             return decision, before
-        before = [one.number for one in _promoted(store, version.model) if TERMS in one.tags]
         decision = decide(store, params, None if holds else champion, generator, metrics, faults)
         if decision.decision == "promoted" and params.gate.approval == "human" and not holds:
             waits = f"{decision.reason}; it waits for `ganlib approve {version.uri}`"
             decision = dataclasses.replace(decision, decision="held", reason=waits)
+        before = [one.number for one in _promoted(store, version.model) if TERMS in one.tags]
         # the claim: a process that moves the alias after this one finds it
         model_registry.tag_version(store, version, {BEFORE: json.dumps(before), **decision.tags()})
-        now = model_registry.version_by_alias(store, version.model, CHAMPION)
-        if not _same(now, champion):
-            claim = dataclasses.replace(version, tags=decision.tags())
-            rivals = _rivals(store, claim, decision.champion_version, before)
-            # what came later was decided on sooner: the race is settled in the order of their numbers
-            if (
-                decision.decision == "promoted"
-                and now
-                and now.number in {r.number for r in rivals if r.number > version.number}
-            ):
-                return decision, before
+        if not _same(model_registry.version_by_alias(store, version.model, CHAMPION), champion):
             continue
         if decision.decision == "promoted" and not holds:
             if champion is not None:

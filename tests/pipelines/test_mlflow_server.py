@@ -103,7 +103,7 @@ def test_nothing_is_lost_or_doubled_where_a_request_is_cut_short(server, project
 
 
 # Registers the generator of a folder. The gate knows its distance from the generator itself. Both processes decide
-# before either goes on; the one told to be late waits until the other has ended: with moving the alias, or deciding.
+# before either goes on; the one told to be late waits with moving the alias until the other has ended.
 RACER = """
 import json, sys, time
 from pathlib import Path
@@ -111,8 +111,7 @@ from ganlib.config import parse_params
 from ganlib.evaluate import Comparison
 from pipelines import gate, model_registry, register
 
-me, other, late = (Path(name) for name in sys.argv[1:4])
-late_with = sys.argv[4] if len(sys.argv) > 4 else "alias"
+me, other, late = (Path(name) for name in sys.argv[1:])
 
 def wait(file):
     end = time.monotonic() + 240
@@ -123,13 +122,11 @@ def wait(file):
 def compare(challenger, champion, *_):
     me.joinpath("compared").touch()
     wait(other / "compared")
-    if me == late and late_with == "decision":
-        wait(other / "done")
     ours, theirs = (float(generator.about["fd"]) for generator in (challenger, champion))
     return Comparison("classifier.fd", "lower", ours, theirs, ours - theirs, ours - theirs - 0.5, ours - theirs + 0.5)
 
 def set_alias(store, version, alias, move=model_registry.set_alias):
-    if alias == "champion" and me == late and late_with == "alias" and not (me / "moved").exists():
+    if alias == "champion" and me == late and not (me / "moved").exists():
         (me / "moved").touch()
         wait(other / "done")
     move(store, version, alias)
@@ -167,19 +164,16 @@ def candidate(project, params, train):
     return write
 
 
-@pytest.mark.parametrize(
-    ("late", "late_with"),
-    [(None, "alias"), ("good", "alias"), ("better", "alias"), ("good", "decision"), ("better", "decision")],
-)
-def test_two_registrations_race_and_the_better_one_is_the_champion(server, project, candidate, late, late_with):
-    model = f"race-{late}-{late_with}"
+@pytest.mark.parametrize("late", [None, "good", "better"])
+def test_two_registrations_race_and_the_better_one_is_the_champion(server, project, candidate, late):
+    model = f"race-{late}"
     first, good, better = (candidate(name, fd, model) for name, fd in (("first", 10.0), ("good", 8.0), ("better", 5.0)))
     nobody = project / "nobody"
     nobody.mkdir()
     assert python(RACER, first, first, first, nobody).wait(240) == 0
     slow = project / (late or "nobody")
     racers = [
-        python(RACER, me, me, other, slow, late_with, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        python(RACER, me, me, other, slow, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for me, other in ((good, better), (better, good))
     ]
     said = [racer.communicate(timeout=300)[0] for racer in racers]
