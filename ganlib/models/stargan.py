@@ -124,7 +124,7 @@ def _cycle(round: Round) -> Tensor:
 
 
 def _identity(round: Round) -> Tensor:
-    """|x − G(x, 0)|, `[N]`: what is there and back may be any exchange of images. Wu et al. 2019, eq. 6."""
+    """|x − G(x, 0)|, `[N]`: there and back alone may exchange images. Self-reconstruction of Wu et al. 2019."""
     given = sample_of(round.deal.inputs)
     same: Tensor = round.game.generator(given, 0 * _condition(round))
     return (same - given).abs().mean((1, 2, 3))

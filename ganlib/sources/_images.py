@@ -60,7 +60,7 @@ def read(files: Iterable[File], known: Iterable[Known]) -> Iterator[Item]:
 
 
 def read_two(files: Iterable[tuple[File, File]], known: Iterable[Known]) -> Iterator[Item]:
-    """The items of files of which two make an example, given and sample."""
+    """An item for each two files, the given one and the sample."""
     two, alone = tee(files)
     contents = payloads(chain.from_iterable(alone))
     for (given, sample), (label, split, attributes) in zip(two, known, strict=True):

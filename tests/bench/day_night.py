@@ -7,7 +7,7 @@
         -S 'params/datasets/domains.yaml:source.domains=[day,night]'
 
 Every third wallpaper is for testing. Each is scaled to 288 and to 576 pixels of height, and cut into tiles of 64 x 64.
-No training is told which tiles belong together.
+The data do not say which tiles belong together.
 """
 
 from __future__ import annotations

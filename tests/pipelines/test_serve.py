@@ -139,25 +139,27 @@ def check_translation(client, generator, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (*frames, height, width, channels), dtype=np.uint8)
     file = (film if frames else picture)(pixels)
     given = {part: generator.take(part, pixels[None])}
-    told = {"attribute": [f"{name}=0.5" for name in generator.spec.attributes]}
+    changes = {"attribute": [f"{name}=0.5" for name in generator.spec.attributes]}
     asked = {"attributes": torch.tensor([0.5])} if generator.spec.attributes else {}
     expected = presented(generator, generator.sample(1, given=given, seed=3, **asked)["sample"])
-    answer = client.post("/v1/translations", params={**told, "seed": 3, "format": "npy"}, content=file.getvalue())
+    answer = client.post("/v1/translations", params={**changes, "seed": 3, "format": "npy"}, content=file.getvalue())
     assert same(np.load(io.BytesIO(answer.content)), expected)
-    assert client.post("/v1/translations", params=told, content=file.getvalue()).headers["content-type"] == "image/png"
+    assert (
+        client.post("/v1/translations", params=changes, content=file.getvalue()).headers["content-type"] == "image/png"
+    )
     for wrong in (["size=1"], ["size"], ["age=nan", "size=1"], ["age=1", "age=1"]):
         assert client.post("/v1/translations", params={"attribute": wrong}, content=file.getvalue()).status_code == 422
     for body in (b"", b"no picture", file.getvalue()[:50]):
-        assert client.post("/v1/translations", params=told, content=body).status_code == 422
+        assert client.post("/v1/translations", params=changes, content=body).status_code == 422
     assert "POST /v1/translations" in client.post("/v1/samples", json={}).json()["error"]
     if generator.takes_any_size:
         file = io.BytesIO()
         Image.new("L" if channels == 1 else "RGB", (21, 13)).save(file, "PNG")
-        made = Image.open(io.BytesIO(client.post("/v1/translations", params=told, content=file.getvalue()).content))
+        made = Image.open(io.BytesIO(client.post("/v1/translations", params=changes, content=file.getvalue()).content))
         factor = generator.spec.shape[1] // height
         assert made.size == (21 * factor, 13 * factor)
         Image.new("L", (1100, 1000)).save(file := io.BytesIO(), "PNG")
-        assert "megapixels" in client.post("/v1/translations", params=told, content=file.getvalue()).json()["error"]
+        assert "megapixels" in client.post("/v1/translations", params=changes, content=file.getvalue()).json()["error"]
 
 
 @pytest.mark.parametrize("data", [{}, {"classes": ()}, {"classes": (), "attributes": ("age", "smile")}])
