@@ -488,7 +488,7 @@ class ScaleConfig(Config):
 
 
 class ResolvedScale(ScaleConfig):
-    """With numbers in place of `auto`: `pipelines.launch.resolve_scale`."""
+    """With numbers in place of `auto`: `pipelines.scale.resolve_scale`."""
 
     num_workers: PositiveInt
     gpus_per_worker: GpuShare

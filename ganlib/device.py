@@ -10,12 +10,12 @@ import contextlib
 import gc
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "Amp",
@@ -28,6 +28,7 @@ __all__ = [
     "examples_at_a_time",
     "full_precision",
     "is_accelerator",
+    "memory_format",
     "mixed_precision",
     "on_device",
     "one_thread",
@@ -124,6 +125,13 @@ def configured(device: torch.device, *, deterministic: bool) -> Iterator[None]:
         for module, name, setting in old:
             setattr(module, name, setting)
         torch.use_deterministic_algorithms(was[0], warn_only=was[1])
+
+
+def memory_format(device: torch.device, networks: Iterable[nn.Module], *, channels_last: bool) -> torch.memory_format:
+    """How networks and images lie in memory: channels-last if that is wanted, in which convolutions are fastest; not
+    where a CPU normalises groups, which takes it ten times as long in that layout (`tests/bench/step.py`)."""
+    slow = device.type == "cpu" and any(isinstance(m, nn.GroupNorm) for network in networks for m in network.modules())
+    return torch.channels_last if channels_last and not slow else torch.preserve_format
 
 
 def on_device(x: Tensor, device: torch.device, layout: torch.memory_format = torch.preserve_format) -> Tensor:

@@ -417,13 +417,14 @@ class _Training:
     ):
         self.params, self.play, self.device = params, params.game, device
         cfg = params.train
-        self.layout = torch.channels_last if cfg.channels_last else torch.preserve_format
         self.mixed = devices.mixed_precision(device, cfg.amp)
         torch.manual_seed(seed_of(params.seed, "weights"))  # the same first weights on every rank
         game = build_game(params, spec)
         if parent is not None:
             warm_start(game, params, parent)
-        for module in game.modules.values():
+        networks = game.modules.values()
+        self.layout = devices.memory_format(device, networks, channels_last=cfg.channels_last)
+        for module in networks:
             module.to(device, memory_format=self.layout)  # type: ignore[call-overload]
         if game.pool is not None:
             game.pool.start(device)

@@ -39,7 +39,7 @@ def vulnerable(report: dict) -> list[str]:
     ]
 
 
-def test_no_installed_package_has_a_known_vulnerability():
+def test_no_installed_package_has_a_known_vulnerability(tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -49,6 +49,8 @@ def test_no_installed_package_has_a_known_vulnerability():
         "off",
         "--timeout",
         "10",
+        "--cache-dir",  # there may be no home folder
+        str(tmp_path),
         "-f",
         "json",
     ]

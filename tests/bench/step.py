@@ -13,7 +13,8 @@ they take short turns, so that other load on the machine falls on all. Memory is
 held before its first step. `--profile` says where the time of the shipped step goes. `--first` takes so many steps of
 it, unconditional, and says what each took; all lazy terms are due at the first. `--against CHECKOUT` compares the CPU
 time of the shipped step with that of another checkout of this project, in turns; `--every 1` applies all terms at every
-step.
+step. `--authors` adds the step of `cyclegan` and `cut` by their authors' own code, a clone of
+https://github.com/taesungp/contrastive-unpaired-translation, with networks of the same sizes; say `--channels 3`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
+import unpaired_authors
 
+from ganlib import device as devices
 from ganlib.config import load_params, parse_params
 from ganlib.data import image, pair, unpaired
 from ganlib.data._spec import Spec
@@ -44,16 +47,19 @@ from ganlib.trainer import build_game, update_ema
 from pipelines.launch import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
-PLAIN, OURS, SHIPPED = "plain loop", "our step", "as shipped"
+PLAIN, OURS, SHIPPED, AUTHORS = "plain loop", "our step", "as shipped", "the authors' step"
 UNPAIRED = ("cyclegan", "cut")
 FAMILIES = ("mlp", "dcgan", "resnet", "stylegan2", "r3gan", "pix2pix", *UNPAIRED)
 
 
+def params_of(family, args):
+    chosen = {"model": family, "preset": args.preset}
+    return parse_params(load_params(ROOT / "params.yaml").model_dump(mode="json") | chosen)
+
+
 def game_of(family, args):
     """The family's game as `params/models` has it, its loss, and data for one batch."""
-    params = parse_params(
-        load_params(ROOT / "params.yaml").model_dump(mode="json") | {"model": family, "preset": args.preset}
-    )
+    params = params_of(family, args)
     translates = family in ("pix2pix", *UNPAIRED)
     size = max(64, args.size) if translates else args.size
     classes = () if translates or args.first else tuple("0123456789")
@@ -77,18 +83,19 @@ def loss_terms(game):
 def ours(game, loss, data, *, shipped):
     if not shipped:
         game = dataclasses.replace(game, terms=loss_terms(game))
-    for module in (game.generator, game.discriminator):
-        module.to(memory_format=torch.channels_last)
-    data = {name: x.to(memory_format=torch.channels_last) if x.dim() == 4 else x for name, x in data.items()}
-    players = [
-        Learner(m, torch.optim.Adam(m.parameters(), lr=2e-4, betas=(0.5, 0.99), fused=True), 2e-4)
-        for m in (game.generator, game.discriminator)
+    players = (game.generator, game.discriminator)
+    layout = devices.memory_format(torch.device("cpu"), players, channels_last=True)
+    for module in players:
+        module.to(memory_format=layout)
+    data = {name: x.to(memory_format=layout) if x.dim() == 4 else x for name, x in data.items()}
+    learners = [
+        Learner(m, torch.optim.Adam(m.parameters(), lr=2e-4, betas=(0.5, 0.99), fused=True), 2e-4) for m in players
     ]
     average = copy.deepcopy(game.generator).requires_grad_(False)
 
     def step(i):
         batch = Batch(data, Noise(0, i, size=len(data["sample"])))
-        adversarial_step(game, loss, *players, [[batch]], step=i, kimg=0.0)
+        adversarial_step(game, loss, *learners, [[batch]], step=i, kimg=0.0)
         if shipped:
             update_ema(average, game.generator, 0.999)
 
@@ -135,10 +142,14 @@ def peak():
 def serve(name, family, args, turns, answers):
     """A process: at each turn, some steps of one loop; answers the seconds they took and the peak of memory, in MB."""
     torch.set_num_threads(args.threads)
-    if name != PLAIN:
+    if name in (OURS, SHIPPED):
         keep_freed_memory()
-    game, loss, data = game_of(family, args)
-    step = plain(game, loss, data) if name == PLAIN else ours(game, loss, data, shipped=name == SHIPPED)
+    if name == AUTHORS:
+        game, _, data = game_of(family, args)
+        step = unpaired_authors.step_of(args.authors, family, params_of(family, args).game.network, game, data)
+    else:
+        found = game_of(family, args)
+        step = plain(*found) if name == PLAIN else ours(*found, shipped=name == SHIPPED)
     before = peak()
     while turns.get():
         start = time.perf_counter()
@@ -150,7 +161,8 @@ def serve(name, family, args, turns, answers):
 def compare(family, args):
     """A row of the table."""
     context = mp.get_context("spawn")
-    loops = {name: (context.Queue(), context.Queue()) for name in (PLAIN, OURS, SHIPPED)}
+    names = (PLAIN, OURS, SHIPPED, *([AUTHORS] if args.authors and family in UNPAIRED else []))
+    loops = {name: (context.Queue(), context.Queue()) for name in names}
     for name, queues in loops.items():
         context.Process(target=serve, args=(name, family, args, *queues), daemon=True).start()
     speeds, memory = {name: [] for name in loops}, {}
@@ -167,6 +179,10 @@ def compare(family, args):
         ratios = [a / b for a, b in zip(speeds[name], speeds[PLAIN], strict=True)]
         spread = f"x{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         cells.append(f"{spread}, {memory[name]:.0f} MB")
+    if AUTHORS in loops:
+        ratios = [a / b for a, b in zip(speeds[SHIPPED], speeds[AUTHORS], strict=True)]
+        spread = f"x{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        cells.append(f"{statistics.median(speeds[AUTHORS]):.1f} images/s, {memory[AUTHORS]:.0f} MB: ours {spread}")
     print(f"| {family} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -272,6 +288,7 @@ def main():
     parser.add_argument("--preset", default="none")
     parser.add_argument("--first", type=int, default=0, metavar="STEPS")
     parser.add_argument("--against", type=Path, metavar="CHECKOUT")
+    parser.add_argument("--authors", type=Path, metavar="REPOSITORY")
     parser.add_argument("--every", type=int, default=0, metavar="TURNS")
     args = parser.parse_args()
     if args.against:
@@ -288,9 +305,8 @@ def main():
             profile(family, args)
         return
     shape = f"{args.channels}x{args.size}x{args.size}, batch {args.batch}, {args.threads} threads"
-    print(
-        f"{shape}, median of {args.rounds} rounds\n\n| | {PLAIN} | {OURS} | {SHIPPED} |\n|---|---|---|---|", flush=True
-    )
+    print(f"{shape}, median of {args.rounds} rounds\n\n| | {PLAIN} | {OURS} | {SHIPPED} | {AUTHORS} |")
+    print("|---|---|---|---|---|", flush=True)
     for family in args.families:
         compare(family, args)
 

@@ -37,6 +37,20 @@ def test_the_cpu_is_chosen_where_there_is_no_gpu_or_none_is_asked_for(monkeypatc
     assert devices.default_device() == devices.default_device(0.5) == torch.device("cuda", 3)
 
 
+def test_a_cpu_normalises_groups_in_the_usual_layout():
+    convolutions, grouped = (
+        torch.nn.Conv2d(1, 4, 3),
+        torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.GroupNorm(4, 4)),
+    )
+    for device, networks, wanted, expected in [
+        (CPU, [convolutions], True, torch.channels_last),
+        (CPU, [convolutions, grouped], True, torch.preserve_format),
+        (META, [convolutions, grouped], True, torch.channels_last),
+        (META, [convolutions], False, torch.preserve_format),
+    ]:
+        assert devices.memory_format(device, networks, channels_last=wanted) == expected
+
+
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="an older torch's names")
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_settings_hold_inside_and_are_put_back(deterministic):
