@@ -83,7 +83,7 @@ def clean(
     """List what earlier runs left: checkpoints, Ray's session folders, scratch folders of killed processes."""
     from ganlib.config import load_params
     from pipelines.clean import leftovers
-    from pipelines.launch import storage
+    from pipelines.training import storage
 
     total = 0
     for leftover in leftovers(storage(load_params()), days):

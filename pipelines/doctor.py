@@ -422,8 +422,8 @@ def _resources(params: Params) -> Finding:
 
 def _fit(params: Params, available: Mapping[str, float]) -> Finding:
     """What `auto` takes of what there is, or that what is asked for does not fit."""
-    from pipelines.launch import possible_workers
     from pipelines.scale import check_resources, resolve_scale, why_fewer
+    from pipelines.training import possible_workers
 
     possible = possible_workers(params)
     scale = resolve_scale(params.scale, available, possible)

@@ -25,9 +25,10 @@ from pipelines.budget import with_budget
 from pipelines.checkpoints import Checkpoints
 from pipelines.cluster import local_cpus
 from pipelines.halving import rungs
-from pipelines.launch import keep, keep_freed_memory, possible_workers
+from pipelines.launch import keep
 from pipelines.scale import resolve_scale
 from pipelines.storage import Storage
+from pipelines.training import keep_freed_memory, possible_workers
 
 __all__ = ["Estimate", "estimate"]
 

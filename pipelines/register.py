@@ -41,13 +41,13 @@ from pipelines._stage import (
 from pipelines.budget import with_budget
 from pipelines.comparison import read_report, report_with_champion
 from pipelines.gate import Metrics, deciding_figures, metric_of
-from pipelines.launch import fingerprint
 from pipelines.model_card import markdown, model_card
 from pipelines.model_registry import Version
 from pipelines.outbox import send_kept
 from pipelines.promotion import settle
 from pipelines.tracking import Store
 from pipelines.train import BEST
+from pipelines.training import fingerprint
 
 __all__ = ["stage"]
 

@@ -13,8 +13,9 @@ from ganlib.config import Params, TrainConfig, override
 from ganlib.health import Monitor, quality_name
 from pipelines._stage import PREPARED, REFERENCE, TRAINED, TUNED, atomic_folder, main
 from pipelines.budget import with_budget
-from pipelines.launch import fingerprint, train_distributed
+from pipelines.launch import train_distributed
 from pipelines.outbox import Draft, open_outbox, try_run
+from pipelines.training import fingerprint
 
 __all__ = ["BEST", "stage"]
 

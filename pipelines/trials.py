@@ -21,9 +21,10 @@ from pipelines._stage import StageError
 from pipelines.checkpoints import Checkpoints
 from pipelines.cluster import cluster, one_line
 from pipelines.halving import Outcome, Trial
-from pipelines.launch import Job, keep, run_workers, train_worker
+from pipelines.launch import keep, run_workers
 from pipelines.scale import check_resources, gpu_slots, resolve_scale, resources_per_worker
 from pipelines.storage import Storage
+from pipelines.training import Job, train_worker
 
 __all__ = ["TrialRunner"]
 

@@ -24,7 +24,7 @@ from ganlib import distributed
 from ganlib.data import image
 from ganlib.data._spec import Spec
 from ganlib.models import dcgan
-from pipelines.launch import keep_freed_memory
+from pipelines.training import keep_freed_memory
 
 
 def milliseconds(step, rounds=7, steps=20):

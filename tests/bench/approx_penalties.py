@@ -35,7 +35,7 @@ from ganlib.metrics.fd import distance, gaussian
 from ganlib.penalties import R1Approx, r1
 from ganlib.spaces.picture import efficientnet_lite0
 from ganlib.trainer import build_game, train
-from pipelines.launch import keep_freed_memory
+from pipelines.training import keep_freed_memory
 
 GAMMA = 0.1  # of the shipped r3gan
 

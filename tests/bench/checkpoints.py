@@ -19,8 +19,9 @@ from ganlib import trainer
 from ganlib.config import load_params
 from pipelines._stage import PREPARED, REFERENCE
 from pipelines.checkpoints import Checkpoints
-from pipelines.launch import keep, keep_freed_memory
+from pipelines.launch import keep
 from pipelines.storage import Storage
+from pipelines.training import keep_freed_memory
 
 
 def main():

@@ -29,7 +29,7 @@ from ganlib.game import Batch, Learner, Noise, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.models import r3gan
 from ganlib.trainer import build_game
-from pipelines.launch import keep_freed_memory
+from pipelines.training import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
 CASES = {  # channels, groups, kernel, stride, padding, side

@@ -25,8 +25,8 @@ from ganlib.health import quality_name
 from ganlib.reference import Reference, build
 from ganlib.trainer import train
 from pipelines.gate import metric_of
-from pipelines.launch import keep_freed_memory
 from pipelines.prepare import prepare
+from pipelines.training import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent.parent
 SAMPLES = 4_000

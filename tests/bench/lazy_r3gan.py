@@ -23,7 +23,7 @@ from ganlib.health import quality_name
 from ganlib.losses import LOSSES
 from ganlib.noise import Noise
 from ganlib.trainer import build_game, train
-from pipelines.launch import keep_freed_memory
+from pipelines.training import keep_freed_memory
 
 
 def seconds_of_a_step(params, *, penalties, steps=7):

@@ -140,7 +140,7 @@ def speed(batches: Iterator[torch.Tensor], seconds: float) -> float:
 def training_speed(prepared: Path) -> float:
     """Images per CPU second of the default training after its first report."""
     from ganlib.trainer import train
-    from pipelines.launch import keep_freed_memory
+    from pipelines.training import keep_freed_memory
 
     keep_freed_memory()
     params = load_params(ROOT / "params.yaml")

@@ -29,8 +29,8 @@ from ganlib.config import Params, load_params, override, parse_params
 from ganlib.evaluate import extract_features, sample_for_evaluation
 from ganlib.export import Generator, load_generator
 from ganlib.reference import Reference
-from pipelines.launch import keep_freed_memory
 from pipelines.prepare import prepare
+from pipelines.training import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
 STORED = (0.05, 0.10)

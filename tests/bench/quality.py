@@ -37,8 +37,8 @@ from ganlib.metrics.fd import distance, gaussian
 from ganlib.spaces._classifier import Classifier, fit
 from ganlib.spaces.picture import efficientnet_lite0
 from ganlib.trainer import train
-from pipelines.launch import keep_freed_memory
 from pipelines.prepare import prepare
+from pipelines.training import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent.parent
 SAMPLES = 5_000

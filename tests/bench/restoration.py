@@ -34,7 +34,7 @@ from ganlib.spaces._classifier import Classifier, fit
 from ganlib.spaces.picture import efficientnet_lite0
 from ganlib.trainer import train
 from pipelines import prepare as stage
-from pipelines.launch import keep_freed_memory
+from pipelines.training import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
 COLUMNS = ("PSNR", "SSIM", "FD", "FD of classifier", "CPU min")

@@ -8,7 +8,7 @@ Each family has the networks, loss and terms of `params/models`, with ten labels
 tutorials (the discriminator on reals and on fakes, then the generator through the discriminator, Adam as it comes) and
 plays the same loss; ours is timed without terms, as the plain loop is, and as it is shipped: with its penalties, its
 own terms and the moving average. `cyclegan` and `cut` have their generators' terms in all three, as these are their
-loss; pools and jitter are ours alone. Each loop has a process of its own, ours set up as by `launch.train_worker`, and
+loss; pools and jitter are ours alone. Each loop has a process of its own, ours set up as by `train_worker`, and
 they take short turns, so that other load on the machine falls on all. Memory is the process's peak, beyond what it
 held before its first step. `--profile` says where the time of the shipped step goes. `--first` takes so many steps of
 it, unconditional, and says what each took; all lazy terms are due at the first. `--against CHECKOUT` compares the CPU
@@ -44,7 +44,7 @@ from ganlib.game import Batch, Learner, Round, adversarial_step, discriminate, m
 from ganlib.losses import LOSSES
 from ganlib.noise import Noise
 from ganlib.trainer import build_game, update_ema
-from pipelines.launch import keep_freed_memory
+from pipelines.training import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
 PLAIN, OURS, SHIPPED, AUTHORS = "plain loop", "our step", "as shipped", "the authors' step"

@@ -37,7 +37,7 @@ def torchrun_worker(folder: Path) -> None:
 
     from ganlib.config import load_params
     from ganlib.trainer import train
-    from pipelines.launch import keep_freed_memory
+    from pipelines.training import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(1)

@@ -38,7 +38,7 @@ from ganlib.evaluate import evaluate, sample_for_evaluation
 from ganlib.export import load_generator
 from ganlib.trainer import train
 from pipelines import prepare as stage
-from pipelines.launch import keep_freed_memory
+from pipelines.training import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
 CLASSES = {"sneakers": 7, "boots": 9}

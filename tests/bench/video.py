@@ -31,7 +31,7 @@ from ganlib.metrics import fd
 from ganlib.metrics.video import psnr, ssim
 from ganlib.trainer import train
 from pipelines import prepare as stage
-from pipelines.launch import keep_freed_memory
+from pipelines.training import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
 SPACES = ("first_frame", "last_frame", "clip")

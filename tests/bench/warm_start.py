@@ -31,8 +31,8 @@ from ganlib.export import load_generator
 from ganlib.reference import Reference
 from ganlib.trainer import train
 from ganlib.warm_start import PARENT, save_discriminator
-from pipelines.launch import keep_freed_memory
 from pipelines.prepare import prepare
+from pipelines.training import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
 JUDGED = 1_000

@@ -19,7 +19,7 @@ import torch.multiprocessing as mp
 
 from ganlib.config import load_params, override
 from ganlib.trainer import train
-from pipelines.launch import keep_freed_memory
+from pipelines.training import keep_freed_memory
 
 
 def rank_main(rank, world, threads, kimg, model, width, batch, rendezvous, answers):

@@ -13,7 +13,7 @@ from ganlib.penalties import MOVE
 from ganlib.trainer import plan
 from pipelines._stage import StageError
 from pipelines.budget import FEW, LEAST_KIMG, MOST_KIMG, resolve_budget, with_budget
-from pipelines.launch import fingerprint
+from pipelines.training import fingerprint
 
 AUTO = BudgetConfig(kimg="auto", augment="auto")
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,8 @@ from ganlib.reference import Reference, build
 from pipelines import gate
 from pipelines._stage import StageError
 from pipelines.gate import failed_thresholds
-from pipelines.launch import Job
 from pipelines.model_registry import Version
+from pipelines.training import Job
 
 FORMAT_1 = Path(__file__).parents[1] / "ganlib/format1/mlp"
 

@@ -16,8 +16,8 @@ from ganlib.warm_start import DISCRIMINATOR, save_discriminator
 from pipelines import init, lineage, model_registry, tracking
 from pipelines._stage import INIT, StageError
 from pipelines.checkpoints import Checkpoints
-from pipelines.launch import fingerprint, parent_folder
 from pipelines.storage import Storage
+from pipelines.training import fingerprint, parent_folder
 from pipelines.verify import _parent_in_store
 
 

@@ -19,19 +19,9 @@ from ganlib.trainer import train
 from pipelines._stage import StageError, atomic_folder
 from pipelines.checkpoints import Checkpoints
 from pipelines.cluster import _check_reachable, usable_resources
-from pipelines.launch import (
-    Job,
-    _fit,
-    cause,
-    fingerprint,
-    keep,
-    permanent,
-    possible_workers,
-    storage,
-    train_distributed,
-    training_code,
-)
+from pipelines.launch import _fit, cause, keep, permanent, train_distributed
 from pipelines.storage import Storage
+from pipelines.training import Job, fingerprint, possible_workers, storage, training_code
 
 ROOT = Path(__file__).parents[2]
 

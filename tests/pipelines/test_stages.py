@@ -37,12 +37,12 @@ WITHOUT_EFFECT = {
     "pipelines/guard.py": "starts it again",
     "pipelines/scale.py": "by how many workers",
     "pipelines/prepare.py -> ganlib/reference.py": "how few examples are too few",
-    "pipelines/launch.py -> ganlib/evaluate.py": "names of metrics, to refuse what is not one",
-    "pipelines/launch.py -> pipelines/gate.py": "the same",
-    "pipelines/launch.py -> pipelines/code.py": "a run's name",
+    "pipelines/training.py -> ganlib/evaluate.py": "names of metrics, to refuse what is not one",
+    "pipelines/training.py -> pipelines/gate.py": "the same",
+    "pipelines/training.py -> pipelines/code.py": "a run's name",
     "pipelines/tune.py -> pipelines/train.py": "a file's name",
     "pipelines/register.py -> pipelines/train.py": "a file's name",
-    "pipelines/register.py -> pipelines/launch.py": "a run's name",
+    "pipelines/register.py -> pipelines/training.py": "a run's name",
 }
 TRAINING = {  # of no use but to learners
     "ganlib/losses.py",
