@@ -194,8 +194,9 @@ def jitter(images: Tensor, noise: Noise) -> Tensor:
     )
     rows, columns = (torch.arange(side, device=images.device).expand(len(images), -1) for side in (height, width))
     every = torch.arange(len(images), device=images.device)[:, None, None]
-    # indexed examples, rows and columns come first, then the channels
-    return images[every, :, (top + rows)[:, :, None], (left + columns)[:, None, :]].permute(0, 3, 1, 2)
+    # indexed examples, rows and columns come first, then the channels; left so, all layers would follow in that layout
+    cut = images[every, :, (top + rows)[:, :, None], (left + columns)[:, None, :]]
+    return cut.permute(0, 3, 1, 2).contiguous()
 
 
 def padded(translate: Callable[[Tensor], Tensor], images: Tensor, multiple: int) -> Tensor:
