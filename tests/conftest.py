@@ -105,6 +105,8 @@ def small(params, pairs):
             "group": 2,
             "blocks": 1,
             "layers": [0, 2, 4],
+            "patches": 16,
+            "units": 16,
         }
         overrides = {f"network.{k}": v for k, v in tiny.items() if k in known} | {"batch": 32}
         return override(chosen, overrides | {f"fits.{name}.kimg": 0 for name in chosen.game.fits} | dict(changes))
