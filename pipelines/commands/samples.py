@@ -496,16 +496,9 @@ def _class(label: str | None, classes: tuple[str, ...]) -> int | None:
 
 def _attributes(asked: list[str] | None, names: tuple[str, ...]) -> Any:
     """`NAME=NUMBER`s as attributes in the order of `names`, or None."""
-    import torch
+    from pipelines.attributes import attributes_of, numbers_of
 
-    if not asked:
-        return None
-    pairs = [one.rpartition("=") for one in asked]
     try:
-        values = {name: float(number) for name, _, number in pairs}
+        return attributes_of(names, numbers_of(asked)) if asked else None
     except ValueError as error:
-        raise ValueError(f"--attribute: expected NAME=NUMBER: {error}") from error
-    if sorted(name for name, _, _ in pairs) != sorted(names):
-        known = ", ".join(names) or "none, the data have no attributes"
-        raise ValueError(f"--attribute: expected each once: {known}; found {', '.join(name for name, _, _ in pairs)}")
-    return torch.tensor([values[name] for name in names], dtype=torch.float64)
+        raise ValueError(f"--attribute: {error}") from None

@@ -22,6 +22,7 @@ from ganlib.game import Sample, map_tensors, sample_of, tensors_of
 from ganlib.interpolation import slerp
 from ganlib.noise import Noise
 from ganlib.scratch import scratch_folder
+from pipelines.attributes import attributes_of, numbers_of
 from pipelines.serve.asked import Answers, Interpolation, Neighbours, Point, Samples, Walk
 from pipelines.serve.models import Served, TooSlow
 from pipelines.serve.training_data import TrainingData
@@ -286,7 +287,7 @@ def translated(file: bytes, seed: int, label: str | None = None, attributes: Seq
             made_of = ", ".join(generator.spec.given) or "noise"
             raise ValueError(f"this model makes samples of {made_of}; expected one that makes them of one file")
         given = {generator.spec.given[0]: _decode_upload(generator, generator.spec.given[0], file)}
-        index, values = _label(generator, label), _attributes(generator, _numbers(attributes))
+        index, values = _label(generator, label), _attributes(generator, tuple(attributes))
         if generator.takes_any_size:
             return generator.sample_any_size(given, seed=seed, label=index, attributes=values)
         return Rows(seed, range(1), generator.conditions(1, index, values), given=given)
@@ -316,23 +317,15 @@ def _conditions_of(
     return generator.conditions(indices.stop, _label(generator, label), _attributes(generator, attributes), rows)
 
 
-def _attributes(generator: Generator, asked: dict[str, float] | None) -> Tensor | None:
-    names = generator.spec.attributes
-    if asked is not None and sorted(asked) != sorted(names):
-        known = ", ".join(names) or "none, the data have no attributes"
-        raise ValueError(f"attributes: expected each once: {known}; found {', '.join(asked)[:200] or 'none'}")
-    return None if asked is None else torch.tensor([asked[name] for name in names], dtype=torch.float64)
-
-
-def _numbers(asked: Sequence[str]) -> dict[str, float] | None:
-    """`NAME=NUMBER`s by name; None where there are none."""
-    pairs = [one.rpartition("=") for one in asked]
-    if len({name for name, _, _ in pairs}) < len(pairs):
-        raise ValueError(f"attribute: expected each once, found {', '.join(name for name, _, _ in pairs)[:200]}")
+def _attributes(generator: Generator, asked: Mapping[str, float] | Sequence[str] | None) -> Tensor | None:
+    """By name, or as NAME=NUMBER each."""
+    if asked is None or asked == ():
+        return None
     try:
-        return {name: float(number) for name, _, number in pairs} or None
+        by_name = asked if isinstance(asked, Mapping) else numbers_of(asked)
+        return attributes_of(generator.spec.attributes, by_name)
     except ValueError as error:
-        raise ValueError(f"attribute: expected NAME=NUMBER: {error}") from error
+        raise ValueError(f"attributes: {error}") from None
 
 
 def _label(generator: Generator, asked: str | int | None) -> int | None:
