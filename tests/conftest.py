@@ -26,7 +26,15 @@ import pipelines.cluster  # noqa: F401  before Ray, which reads at once how it a
 ROOT = Path(__file__).parent.parent
 
 
-LONGEST = ("test_pipeline.py", "test_reliability.py", "test_submit.py", "test_killed_search.py", "test_own_images.py")
+LONGEST = (
+    "test_pipeline.py",
+    "test_reliability.py",
+    "test_submit.py",
+    "test_killed_search.py",
+    "test_nodes.py",
+    "test_own_images.py",
+    "test_mlflow_server.py",
+)
 """files that take minutes as a whole: they start first, so that no process is left with one of them at the end"""
 
 
