@@ -42,6 +42,12 @@ FILES = ("datasets", "models", "presets")  # keys that are folders of files; eac
 Meanings = dict[str, str]
 """what is said of a key, by its dotted path in a file"""
 
+AUGMENT: Meanings = {
+    "operations": "each with its share of the probability, or a list of names; may be left out: as in the paper",
+    "probability": "of each operation, or a schedule of it; may be left out: as in the paper",
+    "target": "what the probability is adapted to; null: it is not; may be left out: as in the paper",
+}
+
 
 def meanings(path: Path) -> Meanings:
     """The comment next to each key of a YAML file, with the lines that go on below it; or a line above it."""
@@ -180,19 +186,19 @@ def sections() -> Iterator[str]:
     yield from ("", "## params/datasets/NAME.yaml", "", *table(config.DatasetConfig, explained))
     for name in registry.names("sources"):
         module = registry.load("sources", name)
-        yield from ("", f"### source: {name}", "", _first_line(module), "")
+        yield from ("", f"### source: {name}", "", _first_paragraph(module), "")
         yield from table(module.Config, of_data("name", name), path="source.")
     for name in registry.names("data"):
         module = registry.load("data", name)
-        yield from ("", f"### sample: {name}", "", _first_line(module), "")
+        yield from ("", f"### sample: {name}", "", _first_paragraph(module), "")
         yield from table(module.Config, of_data("kind", name), path="sample.")
     models = {name: meanings(ROOT / f"params/models/{name}.yaml") for name in registry.names("models")}
     yield from ("", "## params/models/NAME.yaml", "", *table(config.ModelConfig, [models["dcgan"]]))
     for name, said in models.items():
         module = registry.load("models", name)
-        yield from ("", f"### network: {name}", "", _first_line(module), "")
+        yield from ("", f"### network: {name}", "", _first_paragraph(module), "")
         yield from table(module.Config, [said, models["dcgan"], *models.values()], without=["family"], path="network.")
-    yield from ("", "### augment", "", models["dcgan"]["augment"].replace("|", "or"), "", *table(AugmentConfig, []))
+    yield from ("", "### augment", "", models["dcgan"]["augment"].replace("|", "or"), "", *table(AugmentConfig, [AUGMENT]))
     yield from ("", "### penalties", "", "| penalty | options besides `weight` and `every` | what |", "|---|---|---|")
     for name, penalty in PENALTIES.items():
         arguments = inspect.signature(penalty, eval_str=True).parameters.values() if inspect.isclass(penalty) else ()

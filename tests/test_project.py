@@ -13,7 +13,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = CONFIG["project"]
 EXTRAS = {name: list(map(Requirement, of)) for name, of in PROJECT["optional-dependencies"].items()}
 REQUIRED = list(map(Requirement, PROJECT["dependencies"]))
 OPTIONAL = [one for extra, of in EXTRAS.items() if extra != "test" for one in of]
@@ -29,6 +30,14 @@ def imported(folder: str) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
                 found.add(node.module.partition(".")[0])
     return found - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("folder", ["ganlib", "pipelines"])
+def test_a_wheel_has_every_file(folder):
+    """What pyproject.toml has setuptools find are folders with an `__init__.py`."""
+    assert f"{folder}*" in CONFIG["tool"]["setuptools"]["packages"]["find"]["include"]
+    folders = {file.parent for file in (ROOT / folder).rglob("*.py")}
+    assert [str(of) for of in folders if not (of / "__init__.py").is_file()] == []
 
 
 @pytest.mark.parametrize("folder", ["ganlib", "pipelines"])

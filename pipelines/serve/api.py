@@ -212,10 +212,10 @@ def api(settings: Settings) -> FastAPI:
     problems: dict[int | str, dict[str, Any]] = {
         status: {"description": what, "content": {"application/json": {"schema": describe_problem()}}}
         for status, what in (
-            (400, "Not JSON, or another Host than this server's."),
+            (400, "Not text, or another Host than this server's."),
             (401, "No token, or another than the service's."),
             (413, "The body is too large, or the work takes too long."),
-            (422, "Not understood, or not in this model; `error` says what."),
+            (422, "No JSON, not understood, or not in this model; `error` says what."),
             (429, "Too many requests are waiting; try again after `Retry-After` seconds."),
         )
     }
