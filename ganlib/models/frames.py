@@ -38,8 +38,8 @@ class Config(_Config):
     discriminator_width: PositiveInt = 32
     patch_levels: PositiveInt = 2
     discriminator_norm: Literal["none", "spectral"] = "spectral"
-    l1_weight: NonNegativeFloat = 1.0
-    gradient_weight: NonNegativeFloat = 1.0
+    l1_weight: NonNegativeFloat = 10.0
+    gradient_weight: NonNegativeFloat = 10.0
 
 
 def build(cfg: Config, spec: Spec) -> Game:
