@@ -198,7 +198,14 @@ def sections() -> Iterator[str]:
         module = registry.load("models", name)
         yield from ("", f"### network: {name}", "", _first_paragraph(module), "")
         yield from table(module.Config, [said, models["dcgan"], *models.values()], without=["family"], path="network.")
-    yield from ("", "### augment", "", models["dcgan"]["augment"].replace("|", "or"), "", *table(AugmentConfig, [AUGMENT]))
+    yield from (
+        "",
+        "### augment",
+        "",
+        models["dcgan"]["augment"].replace("|", "or"),
+        "",
+        *table(AugmentConfig, [AUGMENT]),
+    )
     yield from ("", "### penalties", "", "| penalty | options besides `weight` and `every` | what |", "|---|---|---|")
     for name, penalty in PENALTIES.items():
         arguments = inspect.signature(penalty, eval_str=True).parameters.values() if inspect.isclass(penalty) else ()

@@ -353,7 +353,7 @@ def compare(
         raise ValueError(
             f"{n} samples of the challenger, {len(champion['sample'])} of the champion: expected equal numbers"
         )
-    section, _, name = metric.partition(".")
+    section, _, name = metric.rpartition(".")  # a class may have a dot in its name
     nothing = torch.zeros(0, *reference.spec.shape)
     answers = [ANSWERS] if ANSWERS in challenger and ANSWERS in champion else []
     by_label = reference.spec.classes if reference.spec.kind.BY_LABEL and "label" in challenger else ()
@@ -456,9 +456,15 @@ def _columns(column: str) -> tuple[str, ...]:
 
 
 def _of_split(reference: Reference, split: str, n: int, spaces: Iterable[str]) -> Features:
-    """The first `n` of a split, or all if there are fewer; their stored order is random."""
-    features = {name: getattr(reference.spaces[name], split)[:n] for name in spaces}
-    labels = reference.labels[split][:n] if reference.labels else None
+    """The first `n` of a split, or all if there are fewer; their stored order is random. Where examples are compared by
+    label, training examples are as many of each as the first `n` for testing."""
+    rows: slice | Tensor = slice(n)
+    if split == "train" and reference.labels and reference.spec.kind.BY_LABEL:
+        counts = reference.labels["test"][:n].bincount().tolist()
+        of_each = [(reference.labels["train"] == label).nonzero()[:count, 0] for label, count in enumerate(counts)]
+        rows = torch.cat(of_each).sort().values
+    features = {name: getattr(reference.spaces[name], split)[rows] for name in spaces}
+    labels = reference.labels[split][rows] if reference.labels else None
     return _features_of(reference, features, labels, split)
 
 

@@ -394,11 +394,13 @@ def log_past_stats(run: Run, rows: Iterable[Mapping[str, float]]) -> None:
 
 
 def log_metrics(run: Run, metrics: Mapping[str, float]) -> None:
-    """Figures that are no curve; logged again, the latest counts."""
+    """Figures that are no curve; logged again, the latest counts. What MLflow allows in no name, as a class may have it
+    in its own, is an underscore."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    points = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
+    names = {re.sub(r"[^\w/. :-]", "_", name): value for name, value in metrics.items()}
+    points = [Metric(name, float(value), now, 0) for name, value in names.items()]
     for start in range(0, len(points), CHUNK):
         run.store.client.log_batch(run.id, metrics=points[start : start + CHUNK])
 

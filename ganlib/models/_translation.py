@@ -45,6 +45,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.multiple = 4
         """sides other than multiples of it are continued by their last pixels, and cut again"""
+        self.least = 2 * self.multiple  # a quarter of it is reflected by one pixel
         widths = [width, 2 * width, 4 * width]
 
         def layer(convolution: nn.Module, outer: int) -> nn.Sequential:
@@ -63,7 +64,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """`[N, C, H, W]` → `[N, C, H, W]` in [−1, 1]."""
-        return padded(self._translate, images, self.multiple)
+        return padded(self._translate, images, self.multiple, self.least)
 
     def _translate(self, images: Tensor) -> Tensor:
         translated: Tensor = self.decoder(self.features(images, [len(self.encoder)])[0])
@@ -199,11 +200,12 @@ def jitter(images: Tensor, noise: Noise) -> Tensor:
     return cut.permute(0, 3, 1, 2).contiguous()
 
 
-def padded(translate: Callable[[Tensor], Tensor], images: Tensor, multiple: int) -> Tensor:
-    """The translation of images of any size: continued by their last pixels to multiples, and cut again."""
+def padded(translate: Callable[[Tensor], Tensor], images: Tensor, multiple: int, least: int = 0) -> Tensor:
+    """The translation of images of any size: continued by their last pixels to multiples, and to `least`; and cut."""
     height, width = images.shape[2:]
-    if height % multiple or width % multiple:
-        images = F.pad(images, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+    below, beyond = (max(side + -side % multiple, least) - side for side in (height, width))
+    if below or beyond:
+        images = F.pad(images, (0, beyond, 0, below), mode="replicate")
         return translate(images)[:, :, :height, :width]
     return translate(images)
 

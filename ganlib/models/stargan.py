@@ -164,7 +164,7 @@ class _Generator(nn.Module):
             made: Tensor = self.network.decoder(x)
             return made
 
-        return padded(translate, images, self.network.multiple)
+        return padded(translate, images, self.network.multiple, self.network.least)
 
 
 class _Block(nn.Module):

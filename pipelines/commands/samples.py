@@ -71,6 +71,7 @@ def sample(
 ) -> None:
     """Draw samples from a generator. A folder is filled where it was left, after a kill."""
     from ganlib.export import whole_number
+    from ganlib.sources._source import printable
     from pipelines._stage import StageError
 
     generator = load_generator(model_uri)
@@ -95,7 +96,7 @@ def sample(
             n = len(given)
             if generator.takes_any_size:
                 for file, sentence in _translate(generator, given, output, seed=seed, **condition):
-                    files.append(str(file))
+                    files.append(printable(file))
                     if not as_json:
                         typer.echo(sentence)
             else:
@@ -107,6 +108,11 @@ def sample(
                 else:
                     _save(spec.kind.preview(spec.sample, made, math.ceil(math.sqrt(n))), output)
         else:
+            if generator.translates:
+                parts = ", ".join(spec.given)
+                raise ValueError(
+                    f"--given: expected a file or more: this generator makes samples of what it is given, {parts}"
+                )
             options = {**condition, "truncation": truncation}
             if not single and (not output.suffix or output.is_dir()):
                 if where:
@@ -430,6 +436,8 @@ def _translate(generator: Generator, paths: list[Path], output: Path, **options:
     """What is made of each file, in its size, as a picture of its own: `output`, or in the folder of that name where
     there are several files, or where it is one. Yields each picture's path and a sentence about it. The `options` are
     those of `Generator.sample_any_size`."""
+    from ganlib.sources._source import printable
+
     names = [f"{path.stem}.png" for path in paths]
     picture = generator.spec.kind.picture
     assert picture is not None
@@ -438,15 +446,22 @@ def _translate(generator: Generator, paths: list[Path], output: Path, **options:
         raise ValueError("--given: two files would be written under one name; give them one after the other")
     if into_folder and output.is_file():
         raise ValueError(f"--output: {output}: expected a folder for {len(paths)} pictures, found a file")
+    targets = [output / name for name in names] if into_folder else [output]
+    for path in paths:
+        if not path.is_file():
+            found = "a folder" if path.is_dir() else "nothing there"
+            raise ValueError(f"--given: {printable(path)}: expected a picture, found {found}")
+        if any(target.exists() and target.samefile(path) for target in targets):
+            raise ValueError(f"--output: {printable(path)} is given, and would be overwritten")
     if into_folder:
         output.mkdir(parents=True, exist_ok=True)
     else:
         _check_file(output)
-    for name, path in zip(names, paths, strict=True):
+    for target, path in zip(targets, paths, strict=True):
         made = generator.sample_any_size(_given([path], generator.spec), **options)
-        target = output / name if into_folder else output
         _save(picture(generator.spec.sample, made), target)
-        yield target, f"{target}: made of {path}, {' x '.join(map(str, made.shape[:1:-1]))}"
+        size = " x ".join(map(str, made.shape[:1:-1]))
+        yield target, f"{printable(target)}: made of {printable(path)}, {size}"
 
 
 # -- reading what is asked -----------------------------------------------------------------------------------
@@ -472,6 +487,8 @@ def _of_files(paths: list[Path], spec: Spec, part: str, argument: str) -> dict[s
     import numpy as np
     import torch
 
+    from ganlib.sources._source import printable
+
     take = spec.kind.take
     if take is None:
         raise ValueError(f"{argument}: {spec.modality} data cannot be read from files, one for each example")
@@ -479,8 +496,10 @@ def _of_files(paths: list[Path], spec: Spec, part: str, argument: str) -> dict[s
     for path in paths:
         try:
             stored.append(take(spec.sample, part, path))
+        except OSError as error:
+            raise ValueError(f"{argument}: {printable(path)}: {error.strerror or error}") from error
         except ValueError as error:
-            raise ValueError(f"{argument}: {path}: {error}") from error
+            raise ValueError(f"{argument}: {printable(path)}: {error}") from error
     return {part: spec.kind.decode(spec.sample, part, torch.from_numpy(np.stack(stored)))}
 
 

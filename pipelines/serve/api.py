@@ -79,8 +79,10 @@ class Service:
                 raise HTTPException(429, f"it waited for {self.settings.timeout_s:g} s", {"Retry-After": "1"})
             case TooSlow():
                 raise HTTPException(413, f"it takes longer than {self.settings.timeout_s:g} s: ask for less")
-            case Exception():
+            case ValueError():
                 raise HTTPException(422, str(made))
+            case Exception():
+                raise made
         return made
 
     def _run(self, jobs: Sequence[Job]) -> list[Any]:

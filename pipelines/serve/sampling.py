@@ -24,7 +24,7 @@ from ganlib.noise import Noise
 from ganlib.scratch import scratch_folder
 from pipelines.attributes import attributes_of, numbers_of
 from pipelines.serve.asked import Answers, Interpolation, Neighbours, Point, Samples, Walk
-from pipelines.serve.models import Served, TooSlow
+from pipelines.serve.models import Served
 from pipelines.serve.training_data import TrainingData
 
 __all__ = [
@@ -77,7 +77,7 @@ class Job:
 
 def run(jobs: Sequence[Job], seconds: float) -> list[NDArray[np.generic] | Found | Exception]:
     """What each job asked for: samples as they are stored, `[n, *stored]`, what was found, or why there is nothing:
-    ValueError, TooSlow or Expired.
+    ValueError, TooSlow or Expired, or another exception, which is a fault of ours: what fails is that job alone.
 
     Jobs for one version with one truncation share runs of the network, which take `seconds` at most.
     """
@@ -95,7 +95,7 @@ def run(jobs: Sequence[Job], seconds: float) -> list[NDArray[np.generic] | Found
                 together.setdefault((id(job.served), asked.truncation), []).append((number, asked))
             else:
                 found[number] = asked if isinstance(asked, dict) else _stored(generator, asked)
-        except (ValueError, TooSlow, Expired) as error:
+        except Exception as error:
             found[number] = error
     for group in together.values():
         numbers, rows = zip(*group, strict=True)
@@ -103,7 +103,7 @@ def run(jobs: Sequence[Job], seconds: float) -> list[NDArray[np.generic] | Found
         served.limit.start(seconds)
         try:
             stored = _stored(served.generator, _sampled(served.generator, rows))
-        except (ValueError, TooSlow) as error:
+        except Exception as error:
             found |= dict.fromkeys(numbers, error)
             continue
         ends = np.cumsum([len(one.indices) for one in rows])[:-1]

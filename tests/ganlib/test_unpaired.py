@@ -239,9 +239,10 @@ def test_each_image_goes_through_the_networks_of_its_domain(generator):
 def test_a_generator_takes_images_of_any_size():
     for module, config in ((cyclegan, {}), (cyclegan, {"generator": "unet"}), (cut, {"layers": (0, 4)})):
         game = module.build(module.Config(**(SMALL | config)), spec_of(classes=()))
-        given = torch.rand(1, 1, 37, 50)
-        inputs = game.ask({"given": given}, Noise(0, size=1), None)
-        assert game.generator(inputs).shape == given.shape
+        for size in ((37, 50), (3, 5), (1, 1)):
+            given = torch.rand(1, 1, *size)
+            inputs = game.ask({"given": given}, Noise(0, size=1), None)
+            assert game.generator(inputs).shape == given.shape
 
 
 def test_the_contrast_is_least_for_a_translation_that_keeps_its_places():
@@ -344,6 +345,26 @@ def test_translations_are_compared_with_the_domain_they_are_to_be_of(reference):
     assert {"pixels.fd", "pixels/A.kid", "pixels/B.coverage"} <= {*available_metrics(reference, labelled=True)}
     quality = [reference.quality(x.flatten(1), labels)["quality/pixels.fd"] for x in (good, copies)]
     assert quality[0] < 0.1 * quality[1]
+
+
+def test_a_class_may_have_a_dot_in_its_name(reference):
+    spec = dataclasses.replace(reference.spec, classes=("v1.0", "v2.0"))
+    named, labels = dataclasses.replace(reference, spec=spec), torch.arange(40) % 2
+    sides = [{"sample": images(labels, seed), "label": labels} for seed in (5, 6)]
+    result = compare(*sides, named, "pixels/v1.0.kid", EvaluateConfig(num_samples=40, resamples=10), 0)
+    assert result.low < 0 < result.high
+
+
+def test_the_floor_has_as_many_of_each_label_as_there_are_to_be_compared_with(reference):
+    """The first training examples may all have one label."""
+    order = reference.labels["train"].argsort(stable=True)
+    spaces = {n: dataclasses.replace(space, train=space.train[order]) for n, space in reference.spaces.items()}
+    labels = {**reference.labels, "train": reference.labels["train"][order]}
+    sorted_ones = dataclasses.replace(reference, spaces=spaces, labels=labels)
+    made = torch.arange(20) % 2
+    cfg = EvaluateConfig(num_samples=20, resamples=10)
+    found = evaluate({"sample": images(made, 5), "label": made}, sorted_ones, cfg, 0)
+    assert all(0 <= found[f"pixels/{one}"]["c2st"]["floor"] <= 1 for one in "AB")
 
 
 def test_an_image_that_is_the_sample_of_several_examples_is_no_copy_of_itself(reference):

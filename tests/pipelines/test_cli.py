@@ -181,6 +181,11 @@ def test_sample_of_given_images_of_any_size(project, monkeypatch):
     refused(ganlib(*both, "--where", "x=1"), "--given: it goes with a --seed")
     refused(ganlib(*both[:-1], "a.png"), "--output: a.png: expected a folder for 2 pictures, found a file")
     one = ["sample", saved, "--given", "a.png", "-o"]
+    refused(ganlib(*one, "a.png"), "--output: a.png is given, and would be overwritten")
+    refused(ganlib(*both[:-1], "."), "--output: a.png is given, and would be overwritten")
+    refused(ganlib(*both, "--given", "none.png"), "--given: none.png: expected a picture, found nothing there")
+    refused(ganlib(*both, "--given", "both"), "--given: both: expected a picture, found a folder")
+    refused(ganlib("sample", saved, "-n", "4"), "--given: expected a file or more: this generator makes")
     refused(ganlib(*one, "c.npz"), "--output: c.npz: expected .png, .jpg or another picture; found .npz")
     refused(ganlib(*one, "missing/c.png"), "--output: missing: no such folder")
     refused(ganlib(*one, "{index}.png"), "--output: {index} is not known with --given")
@@ -232,7 +237,10 @@ def test_sample_of_attributes_and_of_given_images(project):
     refused(ganlib("sample", translator, "--given", "given.png", "--label", "1"), "--label: '1' is not a class")
     refused(ganlib("sample", translator, "--given", "given.png", "--truncation", "0.5"), "--given")
     refused(ganlib("sample", translator, "--given", "given.png", "--attribute", "age=1"), "the data have no attributes")
-    refused(ganlib("sample", translator), "needs to be given source")
+    refused(
+        ganlib("sample", translator),
+        "--given: expected a file or more: this generator makes samples of what it is given, source",
+    )
 
 
 def test_sample_of_what_is_not_there(project):

@@ -38,6 +38,7 @@ from pipelines.serve.batching import Batcher
 from pipelines.serve.directions import principal_directions
 from pipelines.serve.formats import formats
 from pipelines.serve.run import _local, replica_api
+from pipelines.serve.models import TooSlow
 from pipelines.serve.sampling import Job
 from pipelines.serve.settings import TOKEN, Settings
 from pipelines.serve.training_data import TrainingData
@@ -308,7 +309,29 @@ def test_work_is_bounded_in_time(folder):
     from pipelines.serve.asked import Samples
 
     (made,) = sampling.run([sampling.Job(served, 9, sampling.samples(Samples(n=9)), time.monotonic() + 9)], 1e-9)
-    assert isinstance(made, sampling.TooSlow)
+    assert isinstance(made, TooSlow)
+
+
+def test_a_job_that_fails_takes_no_other_along(folder):
+    from pipelines.serve import sampling
+    from pipelines.serve.asked import Samples
+
+    def broken(generator):
+        raise RuntimeError("a fault of ours")
+
+    service = api(Settings(model=folder)).state.service
+    served, end = service.models["served"].current, time.monotonic() + 30
+    good = sampling.samples(Samples(n=2))
+    one, failed, other = sampling.run([sampling.Job(served, 2, work, end) for work in (good, broken, good)], 30)
+    assert len(one) == len(other) == 2
+    assert isinstance(failed, RuntimeError)
+
+    async def ask():
+        return await asyncio.gather(*(service.do(served, 2, work) for work in (good, broken)), return_exceptions=True)
+
+    made, error = asyncio.run(ask())
+    assert len(made) == 2
+    assert isinstance(error, RuntimeError), "no 4xx: it is not the request's fault"
 
 
 def test_large_bodies_and_strange_hosts_are_refused(folder):

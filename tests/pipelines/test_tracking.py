@@ -353,3 +353,11 @@ def test_curves_logged_late_come_after_what_was_rolled_back(store):
     with tracking.run(store, "key", "name") as run:
         tracking.log_past_stats(run, [{"kimg": 1.0, "loss": 0.5, "health/rollbacks": 1.0}])
     assert store.client.get_run(run.id).data.metrics["loss"] == 0.5
+
+
+def test_a_metric_may_have_the_name_of_any_class(store):
+    """A domain's, which is a folder's."""
+    with tracking.run(store, "key", "name") as run:
+        tracking.log_metrics(run, {"efficientnet_lite0/Van Gogh's (oil) & été/kid.low": 0.5})
+    data = store.client.get_run(run.id).data
+    assert data.metrics == {"efficientnet_lite0/Van Gogh_s _oil_ _ été/kid.low": 0.5}
