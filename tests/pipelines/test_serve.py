@@ -37,8 +37,8 @@ from pipelines.serve.api import VERSION_HEADER, api
 from pipelines.serve.batching import Batcher
 from pipelines.serve.directions import principal_directions
 from pipelines.serve.formats import formats
-from pipelines.serve.run import _local, replica_api
 from pipelines.serve.models import TooSlow
+from pipelines.serve.run import _local, replica_api
 from pipelines.serve.sampling import Job
 from pipelines.serve.settings import TOKEN, Settings
 from pipelines.serve.training_data import TrainingData
