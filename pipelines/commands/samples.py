@@ -109,9 +109,9 @@ def sample(
                     _save(spec.kind.preview(spec.sample, made, math.ceil(math.sqrt(n))), output)
         else:
             if generator.translates:
-                parts = ", ".join(spec.given)
+                names = ", ".join(spec.given)
                 raise ValueError(
-                    f"--given: expected a file or more: this generator makes samples of what it is given, {parts}"
+                    f"--given: expected a file or more: this generator makes samples of what it is given, {names}"
                 )
             options = {**condition, "truncation": truncation}
             if not single and (not output.suffix or output.is_dir()):

@@ -111,6 +111,19 @@ def test_verify_checks_out_and_names_what_differs(made, project):
     assert verify()[0] == 0
 
     version = model_registry.version_by_uri(made, "models:/m/1")
+    # DVC's experiment: its commit has what -S changed, and follows the one that was recorded
+    model_registry.tag_version(made, version, {"lineage.dvc_exp_name": "calm-dove", "lineage.git.dirty": "true"})
+    for parents, differing in ((["-p", "HEAD"], set()), ([], {"git.sha"})):
+        made_of = ["git", "commit-tree", *parents, "-m", "experiment", "HEAD^{tree}"]
+        commit = subprocess.run(made_of, check=True, capture_output=True, text=True).stdout.strip()
+        subprocess.run(["git", "update-ref", "refs/exps/ab/cdef/calm-dove", commit], check=True)
+        status, verdicts, _ = verify()
+        assert (status, {fact for fact, verdict in verdicts.items() if verdict == "differs"}) == (
+            len(differing),
+            differing,
+        )
+    model_registry.tag_version(made, version, {"lineage.dvc_exp_name": "", "lineage.git.dirty": "false"})
+
     claimed = load_params().chosen()
     wrong = {"lineage.params.sha256": lineage.facts(load_params())["params.sha256"], "lineage.data.content_hash": "ab"}
     model_registry.tag_version(made, version, wrong)
