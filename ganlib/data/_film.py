@@ -30,6 +30,8 @@ _OPTIONS = {  # a playlist that is called a video would have FFmpeg read other f
     "protocol_whitelist": "file",
 }
 _MAX_PIXELS = 200_000_000  # of a frame, which is decoded before `sample.max_megapixels` is asked
+_UNSEEKABLE = ("mpeg", "mpegts", "mpegvideo")  # after a seek, their frames have other frames' times
+_SEEK_MARGIN_FRAMES = 32  # a container seeks by the time of decoding, which is before that of showing
 
 Frame = NDArray[np.uint8]
 """`[H, W, 3]`"""
@@ -80,15 +82,17 @@ def times(path: Path) -> Times:
 
 def decoded(path: Path, known: Times, first: int = 0) -> Iterator[tuple[int, Frame]]:
     """`(number, frame)` from number `first` on. Those that are damaged are left out."""
-    numbers = None if known.stated is None else {pts: i for i, pts in enumerate(known.stated)}
-    with _opened(path) as (container, stream):
-        if numbers is not None and first and known.stated is not None:
-            container.seek(known.stated[first], stream=stream)  # to the keyframe at or before it
-        count = itertools.count()
-        for frame in _good_frames(container, stream):
-            number = next(count) if numbers is None else numbers.get(-1 if frame.pts is None else frame.pts)
-            if number is not None and number >= first and not frame.is_corrupt:
-                yield number, _upright(frame)
+    start = max(0, first - _SEEK_MARGIN_FRAMES)
+    frames = _numbered_frames(path, known, start)
+    if start:
+        head = next(frames, None)
+        if head is None or head[0] is None or head[0] > first:  # as in FLV, and where an index is wrong
+            frames = _numbered_frames(path, known, 0)
+        else:
+            frames = itertools.chain([head], frames)
+    for number, frame in frames:
+        if number is not None and number >= first and not frame.is_corrupt:
+            yield number, _upright(frame)
 
 
 def last_frames(path: Path, count: int) -> list[Frame]:
@@ -112,6 +116,20 @@ def by_number(path: Path) -> list[tuple[int, int, str]]:
     """A key by which frame10 comes after frame9."""
     parts = re.split(r"(\d+)", path.name)
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
+
+
+def _numbered_frames(path: Path, known: Times, start: int) -> Iterator[tuple[int | None, av.VideoFrame]]:
+    """Frames with their numbers, from a keyframe before number `start`, or from the first on.
+
+    The number is None where the file does not state the frame's time.
+    """
+    numbers = None if known.stated is None else {pts: i for i, pts in enumerate(known.stated)}
+    with _opened(path) as (container, stream):
+        if start and known.stated is not None and container.format.name not in _UNSEEKABLE:
+            container.seek(known.stated[start], stream=stream)
+        count = itertools.count()
+        for frame in _good_frames(container, stream):
+            yield next(count) if numbers is None else numbers.get(-1 if frame.pts is None else frame.pts), frame
 
 
 @contextlib.contextmanager

@@ -48,6 +48,27 @@ def film(path, count=30, codec="mpeg4", pixels="yuv420p", size=(32, 24), times=N
     return path
 
 
+def coded_film(path, count=90, codec="mpeg4", container_format=None, gop=12, b_frames=None):
+    """A film of frames whose number is coded in black and white squares, which `codes_in` reads."""
+    with av.open(str(path), "w", format=container_format) as container:
+        stream = container.add_stream(codec, rate=25, width=32, height=32, pix_fmt="yuv420p")
+        stream.bit_rate, stream.codec_context.gop_size = 2_000_000, gop
+        if b_frames is not None:
+            stream.codec_context.max_b_frames = b_frames
+        for i in range(count):
+            squares = np.array([255 * (i >> bit & 1) for bit in range(16)], np.uint8).reshape(4, 4)
+            pixels = np.repeat(squares.repeat(8, 0).repeat(8, 1)[..., None], 3, -1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def codes_in(frames):
+    """Which frames of `coded_film` these are."""
+    levels = [np.asarray(frame).mean(-1).reshape(4, 8, 4, 8).mean((1, 3)).reshape(-1) for frame in frames]
+    return [sum(int(level > 128) << bit for bit, level in enumerate(squares)) for squares in levels]
+
+
 def numbers_in(frames):
     """Which frames of `film` these are."""
     return [round(float(np.asarray(frame).mean()) / 4) for frame in frames]
@@ -75,6 +96,30 @@ def test_every_frame_of_a_film_in_order_from_wherever_one_begins(tmp_path, name,
         numbers, frames = zip(*_film.decoded(path, known, first), strict=True)
         assert [*numbers] == [*range(first, 30)]
         assert np.abs(np.array(numbers_in(frames)) - numbers).max() <= (2 if name == "a.gif" else 1)  # 256 colours
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mp4", "mpeg4", {"b_frames": 2}),
+        ("a.mp4", "libx264", {}),
+        ("a.avi", "mpeg4", {"b_frames": 2}),
+        ("a.flv", "libx264", {}),
+        ("a.mpg", "mpeg1video", {}),
+        ("a.mpg", "mpeg2video", {"b_frames": 2}),
+        ("a.mpg", "mpeg2video", {"container_format": "mpegts"}),
+        ("a.wmv", "wmv2", {}),
+        ("a.webm", "libvpx", {}),
+    ],
+)
+def test_a_seek_finds_the_frame_and_loses_none(tmp_path, name, codec, options):
+    path = coded_film(tmp_path / name, codec=codec, **options)
+    known = _film.times(path)
+    assert len(known) == 90
+    for first in (*range(1, 90, 9), 86):
+        numbers, frames = zip(*_film.decoded(path, known, first), strict=True)
+        assert [*numbers] == codes_in(frames) == [*range(first, 90)]
+    assert codes_in(_film.last_frames(path, 4)) == [86, 87, 88, 89]
 
 
 def test_uneven_frames_are_taken_by_the_clock(tmp_path):
