@@ -71,7 +71,8 @@ def times(path: Path) -> Times:
     Raises ValueError for a file that is no video.
     """
     with _opened(path) as (container, stream):
-        found = [packet.pts for packet in container.demux(stream) if packet.size]
+        # an edit list marks the packets before a cut: they are decoded for later frames, and not shown
+        found = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
         seconds = float(stream.time_base or 0)
     if not found:
         raise ValueError("a video without frames")

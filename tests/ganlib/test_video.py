@@ -122,6 +122,24 @@ def test_a_seek_finds_the_frame_and_loses_none(tmp_path, name, codec, options):
     assert codes_in(_film.last_frames(path, 4)) == [86, 87, 88, 89]
 
 
+def test_frames_cut_off_by_an_edit_list_are_not_counted(tmp_path):
+    path = tmp_path / "cut.mp4"
+    with av.open(str(coded_film(tmp_path / "a.mp4", codec="libx264", gop=50))) as whole, av.open(str(path), "w") as cut:
+        stream = whole.streams.video[0]
+        copied, start = cut.add_stream_from_template(stream), round(1 / stream.time_base)
+        for packet in whole.demux(stream):
+            if packet.size:
+                packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, copied
+                cut.mux(packet)
+    known = _film.times(path)
+    assert len(known) == 65
+    numbers, frames = zip(*_film.decoded(path, known), strict=True)
+    assert [*numbers] == [*range(65)]
+    assert codes_in(frames) == [*range(25, 90)]
+    numbers, frames = zip(*_film.decoded(path, known, 40), strict=True)
+    assert codes_in(frames) == [25 + number for number in numbers] == [*range(65, 90)]
+
+
 def test_uneven_frames_are_taken_by_the_clock(tmp_path):
     path = film(tmp_path / "a.mkv", 4, "libx264", times=[0, 100, 400, 500])
     assert _film.times(path).every(None) == [0, 1, 2, 3]
