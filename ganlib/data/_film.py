@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ganlib.data import image
+
 if TYPE_CHECKING:
     import av
 
@@ -29,7 +31,8 @@ _OPTIONS = {  # a playlist that is called a video would have FFmpeg read other f
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi,gif,matroska,webm,mpeg,mpegts,mpegvideo,ogg,asf,flv",
     "protocol_whitelist": "file",
 }
-_MAX_PIXELS = 200_000_000  # of a frame, which is decoded before `sample.max_megapixels` is asked
+_MAX_PIXELS = 200_000_000  # of any frame that is decoded
+_PADDING_PIXELS = 2**20  # FFmpeg counts rows as long as it pads them
 _UNSEEKABLE = ("mpeg", "mpegts", "mpegvideo")  # after a seek, their frames have other frames' times
 _SEEK_MARGIN_FRAMES = 32  # a container seeks by the time of decoding, which is before that of showing
 
@@ -81,14 +84,19 @@ def times(path: Path) -> Times:
     return Times(stated if whole else None, len(found), seconds if whole else 0.0)
 
 
-def decoded(path: Path, known: Times, first: int = 0) -> Iterator[tuple[int, Frame]]:
-    """`(number, frame)` from number `first` on. Those that are damaged are left out."""
+def decoded(
+    path: Path, known: Times, first: int = 0, max_megapixels: float = image.MAX_MEGAPIXELS
+) -> Iterator[tuple[int, Frame]]:
+    """`(number, frame)` from number `first` on. Those that are damaged are left out.
+
+    Raises ValueError at a frame of more pixels than that.
+    """
     start = max(0, first - _SEEK_MARGIN_FRAMES)
-    frames = _numbered_frames(path, known, start)
+    frames = _numbered_frames(path, known, start, max_megapixels)
     if start:
         head = next(frames, None)
         if head is None or head[0] is None or head[0] > first:  # as in FLV, and where an index is wrong
-            frames = _numbered_frames(path, known, 0)
+            frames = _numbered_frames(path, known, 0, max_megapixels)
         else:
             frames = itertools.chain([head], frames)
     for number, frame in frames:
@@ -96,11 +104,14 @@ def decoded(path: Path, known: Times, first: int = 0) -> Iterator[tuple[int, Fra
             yield number, _upright(frame)
 
 
-def last_frames(path: Path, count: int) -> list[Frame]:
-    """As many frames from the end of a video, or fewer if it has no more. Raises ValueError for what is no video."""
+def last_frames(path: Path, count: int, max_megapixels: float = image.MAX_MEGAPIXELS) -> list[Frame]:
+    """As many frames from the end of a video, or fewer if it has no more.
+
+    Raises ValueError for what is no video, and for frames of more pixels than that.
+    """
     known = times(path)
-    found = deque((frame for _, frame in decoded(path, known, max(0, len(known) - count))), maxlen=count)
-    return [*found]
+    frames = decoded(path, known, max(0, len(known) - count), max_megapixels)
+    return [*deque((frame for _, frame in frames), maxlen=count)]
 
 
 def frames_of_folder(folder: Path) -> list[Path]:
@@ -119,17 +130,25 @@ def by_number(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
-def _numbered_frames(path: Path, known: Times, start: int) -> Iterator[tuple[int | None, av.VideoFrame]]:
+def _numbered_frames(
+    path: Path, known: Times, start: int, max_megapixels: float
+) -> Iterator[tuple[int | None, av.VideoFrame]]:
     """Frames with their numbers, from a keyframe before number `start`, or from the first on.
 
     The number is None where the file does not state the frame's time.
     """
     numbers = None if known.stated is None else {pts: i for i, pts in enumerate(known.stated)}
     with _opened(path) as (container, stream):
+        codec = stream.codec_context
+        image._check_size((codec.height, codec.width), max_megapixels)
+        # of files that state no size, and of frames that are larger than stated: the error is FFmpeg's
+        most = min(_MAX_PIXELS, int(2e6 * max_megapixels) + _PADDING_PIXELS)
+        codec.options = {"max_pixels": str(most)}
         if start and known.stated is not None and container.format.name not in _UNSEEKABLE:
             container.seek(known.stated[start], stream=stream)
         count = itertools.count()
         for frame in _good_frames(container, stream):
+            image._check_size((frame.height, frame.width), max_megapixels)
             yield next(count) if numbers is None else numbers.get(-1 if frame.pts is None else frame.pts), frame
 
 
@@ -146,7 +165,6 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
                 raise ValueError("a file without a video stream")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}
             yield container, stream
     except av.FFmpegError as error:
         raise ValueError(f"no video that FFmpeg reads: {error.strerror}") from error

@@ -232,6 +232,26 @@ def test_a_frame_of_too_many_pixels_is_not_decoded(tmp_path, monkeypatch):
     assert [item.payload for item in items] == [None]  # rejects, and not the end of the stage
 
 
+def test_the_last_frames_are_not_decoded_where_they_are_too_large(tmp_path, monkeypatch):
+    path = film(tmp_path / "a.gif", 4, "gif", "rgb8", (32, 32))
+    too_large = r"^32x32 are 0.00102 megapixels; sample.max_megapixels allows 0.001$"
+    assert video.take(CONFIG.model_copy(update={"max_megapixels": 0.001024}), "given", path).shape == (2, 1, 16, 16)
+    monkeypatch.setattr(_film, "_upright", None)
+    monkeypatch.setattr(_film, "_good_frames", None)
+    with pytest.raises(ValueError, match=too_large):
+        video.take(CONFIG.model_copy(update={"max_megapixels": 0.001}), "given", path)
+
+
+def test_no_frame_that_is_larger_than_the_limit_is_held(tmp_path):
+    small, large = (film(tmp_path / f"{size}.mpg", 4, "mpeg2video", size=(size, size)) for size in (16, 32))
+    path = tmp_path / "grows.mpg"
+    path.write_bytes(small.read_bytes() + large.read_bytes())
+    sizes = list[int]()
+    with pytest.raises(ValueError, match=r"^32x32 are 0.00102 megapixels; sample.max_megapixels allows 0.001$"):
+        sizes.extend(len(frame) for _, frame in _film.decoded(path, _film.times(path), 0, 0.001))
+    assert set(sizes) == {16}
+
+
 def test_a_folder_without_films_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(video_files.SourceError, match=r"no videos .* it holds 1 other files, as notes.txt"):
