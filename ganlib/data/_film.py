@@ -116,12 +116,13 @@ def last_frames(path: Path, count: int, max_megapixels: float = image.MAX_MEGAPI
 
 def frames_of_folder(folder: Path) -> list[Path]:
     """The images in a folder, by the numbers in their names."""
-    return sorted(filter(is_frame, folder.iterdir()), key=by_number)
+    return sorted((path for path in folder.iterdir() if is_frame(path) and path.is_file()), key=by_number)
 
 
 def is_frame(path: Path) -> bool:
-    """Whether a file may be a frame, by its suffix."""
-    return path.suffix.lower() in _IMAGES
+    """Whether a file may be a frame, by its name: an image's, with a number in it, and not hidden."""
+    has_number = re.search(r"\d", path.stem) is not None
+    return path.suffix.lower() in _IMAGES and has_number and not path.name.startswith(".")
 
 
 def by_number(path: Path) -> list[tuple[int, int, str]]:

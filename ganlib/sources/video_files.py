@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -95,7 +94,7 @@ def _films(raw: Path, files: list[File]) -> tuple[list[_Film], list[Item], set[s
                 films.append(_Film(file.name, path, _film.times(path)))
             except ValueError as error:
                 faults.append(Item(printable(file.name), None, reason=str(error)))
-        elif _film.is_frame(path) and re.search(r"\d", path.stem):
+        elif _film.is_frame(path):
             if file.fault:
                 faults.append(Item(printable(file.name), None, reason=file.fault))
                 used.add(file.name)

@@ -181,6 +181,19 @@ def test_numbered_images_are_the_frames_of_a_film(tmp_path):
     assert numbers_in(video.take(CONFIG, "given", tmp_path / "walk")) == [10, 11]
 
 
+def test_given_and_prepared_folders_have_the_same_frames(tmp_path):
+    (tmp_path / "walk").mkdir()
+    for i in range(6):
+        Image.new("L", (20, 16), 4 * i).save(tmp_path / "walk" / f"frame{i}.png")
+    for name in ("thumbnail.png", "preview.jpg"):
+        Image.new("L", (20, 16), 255).save(tmp_path / "walk" / name)
+    (tmp_path / "walk" / "._frame7.png").write_bytes(b"what macOS leaves")
+    (tmp_path / "walk" / "frame8.png").mkdir()
+    (only,) = items_of(video_files.load(video_files.Config(frames=6), tmp_path))
+    assert only.payload == _film.frames_of_folder(tmp_path / "walk")
+    assert numbers_in(video.take(CONFIG, "given", tmp_path / "walk")) == [4, 5]
+
+
 def test_what_cannot_be_cut_is_said(tmp_path):
     film(tmp_path / "one.mp4", 1)
     (tmp_path / "empty.mp4").write_bytes(b"")
