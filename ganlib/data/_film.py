@@ -37,7 +37,7 @@ _UNSEEKABLE = ("mpeg", "mpegts", "mpegvideo")  # after a seek, their frames have
 _SEEK_MARGIN_FRAMES = 32  # a container seeks by the time of decoding, which is before that of showing
 
 Frame = NDArray[np.uint8]
-"""`[H, W, 3]`"""
+"""`[H, W, 3]`, or `[H, W, 4]` where it has transparent pixels"""
 
 
 class Times:
@@ -189,6 +189,10 @@ def _good_frames(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
 
 
 def _upright(frame: av.VideoFrame) -> Frame:
-    """As RGB, turned as a phone says that it was held."""
-    pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-    return np.rot90(pixels, k=round((frame.rotation or 0) / 90) % 4)
+    """As RGB or RGBA, turned as a phone says that it was held."""
+    pixels = None
+    if any(component.is_alpha for component in frame.format.components):
+        pixels = frame.to_ndarray(format="rgba")
+    if pixels is None or pixels[..., 3].min() == 255:  # as in most GIFs, which FFmpeg decodes to BGRA
+        pixels = frame.to_ndarray(format="rgb24")
+    return np.rot90(pixels.astype(np.uint8, copy=False), k=round((frame.rotation or 0) / 90) % 4)

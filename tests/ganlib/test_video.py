@@ -265,6 +265,34 @@ def test_no_frame_that_is_larger_than_the_limit_is_held(tmp_path):
     assert set(sizes) == {16}
 
 
+def test_the_background_lies_under_transparent_pixels_of_films(tmp_path):
+    pictures = [Image.new("P", (32, 32), 0) for _ in range(6)]
+    for i, picture in enumerate(pictures):
+        picture.putpalette([255, 0, 0, 0, 255, 0])
+        picture.paste(1, (0, i, 32, 16 + i))
+    pictures[0].save(
+        tmp_path / "a.gif", save_all=True, append_images=pictures[1:], transparency=0, disposal=2, duration=100
+    )
+    with av.open(str(tmp_path / "a.mov"), "w") as container:
+        stream = container.add_stream("png", rate=25, width=32, height=32, pix_fmt="rgba")
+        for picture in pictures:
+            pixels = np.asarray(picture.convert("RGB"))
+            alpha = np.where(pixels[..., :1] == 255, 0, 255).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(np.concatenate([pixels, alpha], -1), format="rgba")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    cfg = video.Config(resolution=(32, 32), past=2, future=4, background=(0, 0, 255))
+    expected = np.zeros((2, 3, 32, 32), np.uint8)
+    expected[:, 2] = 255
+    for frame, top in zip(expected, (4, 5), strict=True):
+        frame[:, top : top + 16] = np.array([0, 255, 0])[:, None, None]
+    source = video_files.load(video_files.Config(frames=6), tmp_path)
+    for name in ("a.gif", "a.mov"):
+        np.testing.assert_array_equal(video.take(cfg, "given", tmp_path / name), expected)
+    for item in items_of(source):
+        np.testing.assert_array_equal(video.encode(cfg, item.payload)["sample"][2:], expected)
+
+
 def test_a_folder_without_films_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(video_files.SourceError, match=r"no videos .* it holds 1 other files, as notes.txt"):
