@@ -34,7 +34,7 @@ class Config(_Base):
     """of a clip: those given and those to be made"""
     stride: PositiveInt | None = None
     """frames from the start of a clip to that of the next; null: as many as it has, so that none is in two clips"""
-    fps: Annotated[float, Field(gt=0.0)] | None = None
+    fps: Annotated[float, Field(gt=0.0, le=1000.0)] | None = None
     """take the frame on show so many times a second, also of files whose frames are not evenly spaced; null: all"""
     block: PositiveInt | None = None
     """cut files into blocks of so many frames (after `fps`), which clips do not cross and which are split like files of

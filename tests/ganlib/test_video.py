@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from runs import Kept
 from typer.testing import CliRunner
 from zoo import game_of
@@ -318,6 +319,20 @@ def test_moving_images_stay_on_the_canvas_and_move_by_their_speed():
         steps = np.abs(np.diff(middles, axis=0))
         assert steps.max() <= 4
         assert np.hypot(*steps.T).max() >= 2
+
+
+def test_moving_images_need_an_image(tmp_path):
+    for prefix, count in (("train", 1), ("t10k", 0)):
+        header = np.array([0x0803, count, 28, 28], ">u4").tobytes()
+        (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(header + bytes(count * 28 * 28))
+    with pytest.raises(moving_images.SourceError, match=r"^\S+/t10k-images-idx3-ubyte: no images$"):
+        moving_images.load(moving_images.Config(), tmp_path)
+
+
+@pytest.mark.parametrize("fps", [0.0, 1000.5, 1e9])
+def test_frames_a_second_have_bounds(fps):
+    with pytest.raises(ValidationError, match="fps"):
+        video_files.Config(fps=fps)
 
 
 def test_pictures_show_what_was_given_once_and_films_every_frame():
