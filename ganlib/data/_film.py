@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,17 @@ from ganlib.data import image
 if TYPE_CHECKING:
     import av
 
-__all__ = ["SUFFIXES", "Times", "by_number", "decoded", "frames_of_folder", "is_frame", "last_frames", "times"]
+__all__ = [
+    "SUFFIXES",
+    "Times",
+    "by_number",
+    "decoded",
+    "frames_of_folder",
+    "is_frame",
+    "last_frames",
+    "letters",
+    "times",
+]
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".gif", ".webm", ".mkv", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv")
 _IMAGES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
@@ -115,14 +125,22 @@ def last_frames(path: Path, count: int, max_megapixels: float = image.MAX_MEGAPI
 
 
 def frames_of_folder(folder: Path) -> list[Path]:
-    """The images in a folder, by the numbers in their names."""
-    return sorted((path for path in folder.iterdir() if is_frame(path) and path.is_file()), key=by_number)
+    """The images in a folder, by the numbers in their names; of several films, those of the last."""
+    found = sorted((path for path in folder.iterdir() if is_frame(path) and path.is_file()), key=by_number)
+    images = Counter(map(letters, found))
+    films = [path for path in found if images[letters(path)] > 1] or found
+    return [path for path in films if letters(path) == letters(films[-1])]
 
 
 def is_frame(path: Path) -> bool:
     """Whether a file may be a frame, by its name: an image's, with a number in it, and not hidden."""
     has_number = re.search(r"\d", path.stem) is not None
     return path.suffix.lower() in _IMAGES and has_number and not path.name.startswith(".")
+
+
+def letters(path: Path) -> str:
+    """What the names of a film's frames have in common."""
+    return "".join(filter(str.isalpha, path.stem))
 
 
 def by_number(path: Path) -> list[tuple[int, int, str]]:

@@ -1,14 +1,15 @@
 """Clips cut out of video files, and out of folders in which each frame is an image with a number in its name.
 
-Clips never go across files. All clips of a file are in one split, by the hash of the file's content; of few long files,
-`block` makes stretches that are split as files are. Frames that cannot be decoded take the clips that need them along.
+Clips never go across files, nor across images of a folder whose names differ in their letters. All clips of a file are
+in one split, by the hash of the file's content; of few long files, `block` makes stretches that are split as files are.
+Frames that cannot be decoded take the clips that need them along.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -81,7 +82,8 @@ def load(cfg: Config, raw: Path) -> Source:
 
 def _films(raw: Path, files: list[File]) -> tuple[list[_Film], list[Item], set[str]]:
     """`(films, items for files that are none, names of the files that are in either)`."""
-    films, faults, used, folders = list[_Film](), list[Item](), set[str](), dict[Path, list[File]]()
+    films, faults, used = list[_Film](), list[Item](), set[str]()
+    images = dict[tuple[Path, str], list[File]]()  # by folder, and the letters of their names
     for file in files:
         path = Path(file.path)
         if file.hidden:
@@ -99,11 +101,13 @@ def _films(raw: Path, files: list[File]) -> tuple[list[_Film], list[Item], set[s
                 faults.append(Item(printable(file.name), None, reason=file.fault))
                 used.add(file.name)
                 continue
-            folders.setdefault(path.parent, []).append(file)
-    for folder, frames in folders.items():
+            images.setdefault((path.parent, _film.letters(path)), []).append(file)
+    films_in = Counter(folder for (folder, _), frames in images.items() if len(frames) >= _LEAST_FRAMES)
+    for (folder, letters), frames in images.items():
         if len(frames) >= _LEAST_FRAMES:
             used |= {file.name for file in frames}
             name = frames[0].name.rpartition("/")[0] or raw.name
+            name = name if films_in[folder] == 1 else f"{name}/{letters}"
             films.append(_Film(name, folder, None, sorted((Path(f.path) for f in frames), key=_film.by_number)))
     return sorted(films, key=lambda film: film.name), faults, used
 

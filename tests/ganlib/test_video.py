@@ -195,6 +195,23 @@ def test_given_and_prepared_folders_have_the_same_frames(tmp_path):
     assert numbers_in(video.take(CONFIG, "given", tmp_path / "walk")) == [4, 5]
 
 
+def test_no_clip_has_frames_of_two_films_in_a_folder(tmp_path):
+    (tmp_path / "walk").mkdir()
+    for name in ("a_004", "a_005", "a_006", "b_000", "b_001", "b_002", "b_003", "poster2"):
+        Image.new("L", (20, 16), int(name[-1])).save(tmp_path / "walk" / f"{name}.png")
+    source = video_files.load(video_files.Config(frames=2, stride=1), tmp_path)
+    clips = {item.id: [path.stem for path in item.payload] for item in items_of(source)}
+    assert clips == {
+        "walk/a[0:2]": ["a_004", "a_005"],
+        "walk/a[1:3]": ["a_005", "a_006"],
+        "walk/b[0:2]": ["b_000", "b_001"],
+        "walk/b[1:3]": ["b_001", "b_002"],
+        "walk/b[2:4]": ["b_002", "b_003"],
+    }
+    assert source.passed_over == {".png": 1}
+    assert [path.stem for path in _film.frames_of_folder(tmp_path / "walk")] == ["b_000", "b_001", "b_002", "b_003"]
+
+
 def test_what_cannot_be_cut_is_said(tmp_path):
     film(tmp_path / "one.mp4", 1)
     (tmp_path / "empty.mp4").write_bytes(b"")
