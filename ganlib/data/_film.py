@@ -7,6 +7,7 @@ frames it has; in streams that state no times, by its number.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import itertools
 import re
 from collections import Counter, deque
@@ -45,6 +46,7 @@ _MAX_PIXELS = 200_000_000  # of any frame that is decoded
 _PADDING_PIXELS = 2**20  # FFmpeg counts rows as long as it pads them
 _UNSEEKABLE = ("mpeg", "mpegts", "mpegvideo")  # after a seek, their frames have other frames' times
 _SEEK_MARGIN_FRAMES = 32  # a container seeks by the time of decoding, which is before that of showing
+_MAX_REORDERED_FRAMES = 16  # of H.264 and HEVC
 
 Frame = NDArray[np.uint8]
 """`[H, W, 3]`, or `[H, W, 4]` where it has transparent pixels"""
@@ -165,8 +167,10 @@ def _numbered_frames(
         codec.options = {"max_pixels": str(most)}
         if start and known.stated is not None and container.format.name not in _UNSEEKABLE:
             container.seek(known.stated[start], stream=stream)
-        count = itertools.count()
-        for frame in _good_frames(container, stream):
+        frames, count = _good_frames(container, stream), itertools.count()
+        if container.format.name == "avi" and codec.name in ("h264", "hevc"):
+            frames = _with_sorted_times(frames)
+        for frame in frames:
             image._check_size((frame.height, frame.width), max_megapixels)
             yield next(count) if numbers is None else numbers.get(-1 if frame.pts is None else frame.pts), frame
 
@@ -204,6 +208,25 @@ def _good_frames(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
             continue
         except av.EOFError:
             return
+
+
+def _with_sorted_times(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """The same frames, which are in the order of showing, with their times in that order.
+
+    AVI states only the times of decoding, which FFmpeg passes on where H.264 and HEVC have B-frames.
+    """
+    waiting, times_ahead = deque[Any](), list[int]()
+    for frame in frames:
+        if frame.pts is None:
+            continue
+        waiting.append(frame)
+        heapq.heappush(times_ahead, frame.pts)
+        if len(waiting) > _MAX_REORDERED_FRAMES:
+            waiting[0].pts = heapq.heappop(times_ahead)
+            yield waiting.popleft()
+    for frame, pts in zip(waiting, sorted(times_ahead), strict=True):
+        frame.pts = pts
+        yield frame
 
 
 def _upright(frame: av.VideoFrame) -> Frame:
