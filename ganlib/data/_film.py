@@ -7,9 +7,10 @@ frames it has; in streams that state no times, by its number.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import itertools
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ganlib.data import image
+
 if TYPE_CHECKING:
     import av
 
-__all__ = ["SUFFIXES", "Times", "by_number", "decoded", "frames_of_folder", "is_frame", "last_frames", "times"]
+__all__ = [
+    "SUFFIXES",
+    "Times",
+    "by_number",
+    "decoded",
+    "frames_of_folder",
+    "is_frame",
+    "last_frames",
+    "letters",
+    "times",
+]
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".gif", ".webm", ".mkv", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv")
 _IMAGES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
@@ -29,10 +42,14 @@ _OPTIONS = {  # a playlist that is called a video would have FFmpeg read other f
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi,gif,matroska,webm,mpeg,mpegts,mpegvideo,ogg,asf,flv",
     "protocol_whitelist": "file",
 }
-_MAX_PIXELS = 200_000_000  # of a frame, which is decoded before `sample.max_megapixels` is asked
+_MAX_PIXELS = 200_000_000  # of any frame that is decoded
+_PADDING_PIXELS = 2**20  # FFmpeg counts rows as long as it pads them
+_UNSEEKABLE = ("mpeg", "mpegts", "mpegvideo")  # after a seek, their frames have other frames' times
+_SEEK_MARGIN_FRAMES = 32  # a container seeks by the time of decoding, which is before that of showing
+_MAX_REORDERED_FRAMES = 16  # of H.264 and HEVC
 
 Frame = NDArray[np.uint8]
-"""`[H, W, 3]`"""
+"""`[H, W, 3]`, or `[H, W, 4]` where it has transparent pixels"""
 
 
 class Times:
@@ -69,7 +86,8 @@ def times(path: Path) -> Times:
     Raises ValueError for a file that is no video.
     """
     with _opened(path) as (container, stream):
-        found = [packet.pts for packet in container.demux(stream) if packet.size]
+        # an edit list marks the packets before a cut: they are decoded for later frames, and not shown
+        found = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
         seconds = float(stream.time_base or 0)
     if not found:
         raise ValueError("a video without frames")
@@ -78,40 +96,83 @@ def times(path: Path) -> Times:
     return Times(stated if whole else None, len(found), seconds if whole else 0.0)
 
 
-def decoded(path: Path, known: Times, first: int = 0) -> Iterator[tuple[int, Frame]]:
-    """`(number, frame)` from number `first` on. Those that are damaged are left out."""
-    numbers = None if known.stated is None else {pts: i for i, pts in enumerate(known.stated)}
-    with _opened(path) as (container, stream):
-        if numbers is not None and first and known.stated is not None:
-            container.seek(known.stated[first], stream=stream)  # to the keyframe at or before it
-        count = itertools.count()
-        for frame in _good_frames(container, stream):
-            number = next(count) if numbers is None else numbers.get(-1 if frame.pts is None else frame.pts)
-            if number is not None and number >= first and not frame.is_corrupt:
-                yield number, _upright(frame)
+def decoded(
+    path: Path, known: Times, first: int = 0, max_megapixels: float = image.MAX_MEGAPIXELS
+) -> Iterator[tuple[int, Frame]]:
+    """`(number, frame)` from number `first` on. Those that are damaged are left out.
+
+    Raises ValueError at a frame of more pixels than that.
+    """
+    start = max(0, first - _SEEK_MARGIN_FRAMES)
+    frames = _numbered_frames(path, known, start, max_megapixels)
+    if start:
+        head = next(frames, None)
+        if head is None or head[0] is None or head[0] > first:  # as in FLV, and where an index is wrong
+            frames = _numbered_frames(path, known, 0, max_megapixels)
+        else:
+            frames = itertools.chain([head], frames)
+    for number, frame in frames:
+        if number is not None and number >= first and not frame.is_corrupt:
+            yield number, _upright(frame)
 
 
-def last_frames(path: Path, count: int) -> list[Frame]:
-    """As many frames from the end of a video, or fewer if it has no more. Raises ValueError for what is no video."""
+def last_frames(path: Path, count: int, max_megapixels: float = image.MAX_MEGAPIXELS) -> list[Frame]:
+    """As many frames from the end of a video, or fewer if it has no more.
+
+    Raises ValueError for what is no video, and for frames of more pixels than that.
+    """
     known = times(path)
-    found = deque((frame for _, frame in decoded(path, known, max(0, len(known) - count))), maxlen=count)
-    return [*found]
+    frames = decoded(path, known, max(0, len(known) - count), max_megapixels)
+    return [*deque((frame for _, frame in frames), maxlen=count)]
 
 
 def frames_of_folder(folder: Path) -> list[Path]:
-    """The images in a folder, by the numbers in their names."""
-    return sorted(filter(is_frame, folder.iterdir()), key=by_number)
+    """The images in a folder, by the numbers in their names; of several films, those of the last."""
+    found = sorted((path for path in folder.iterdir() if is_frame(path) and path.is_file()), key=by_number)
+    images = Counter(map(letters, found))
+    films = [path for path in found if images[letters(path)] > 1] or found
+    return [path for path in films if letters(path) == letters(films[-1])]
 
 
 def is_frame(path: Path) -> bool:
-    """Whether a file may be a frame, by its suffix."""
-    return path.suffix.lower() in _IMAGES
+    """Whether a file may be a frame, by its name: an image's, with a number in it, and not hidden."""
+    has_number = re.search(r"\d", path.stem) is not None
+    return path.suffix.lower() in _IMAGES and has_number and not path.name.startswith(".")
+
+
+def letters(path: Path) -> str:
+    """What the names of a film's frames have in common."""
+    return "".join(filter(str.isalpha, path.stem))
 
 
 def by_number(path: Path) -> list[tuple[int, int, str]]:
     """A key by which frame10 comes after frame9."""
     parts = re.split(r"(\d+)", path.name)
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
+
+
+def _numbered_frames(
+    path: Path, known: Times, start: int, max_megapixels: float
+) -> Iterator[tuple[int | None, av.VideoFrame]]:
+    """Frames with their numbers, from a keyframe before number `start`, or from the first on.
+
+    The number is None where the file does not state the frame's time.
+    """
+    numbers = None if known.stated is None else {pts: i for i, pts in enumerate(known.stated)}
+    with _opened(path) as (container, stream):
+        codec = stream.codec_context
+        image._check_size((codec.height, codec.width), max_megapixels)
+        # of files that state no size, and of frames that are larger than stated: the error is FFmpeg's
+        most = min(_MAX_PIXELS, int(2e6 * max_megapixels) + _PADDING_PIXELS)
+        codec.options = {"max_pixels": str(most)}
+        if start and known.stated is not None and container.format.name not in _UNSEEKABLE:
+            container.seek(known.stated[start], stream=stream)
+        frames, count = _good_frames(container, stream), itertools.count()
+        if container.format.name == "avi" and codec.name in ("h264", "hevc"):
+            frames = _with_sorted_times(frames)
+        for frame in frames:
+            image._check_size((frame.height, frame.width), max_megapixels)
+            yield next(count) if numbers is None else numbers.get(-1 if frame.pts is None else frame.pts), frame
 
 
 @contextlib.contextmanager
@@ -127,7 +188,6 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
                 raise ValueError("a file without a video stream")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}
             yield container, stream
     except av.FFmpegError as error:
         raise ValueError(f"no video that FFmpeg reads: {error.strerror}") from error
@@ -150,7 +210,30 @@ def _good_frames(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
             return
 
 
+def _with_sorted_times(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """The same frames, which are in the order of showing, with their times in that order.
+
+    AVI states only the times of decoding, which FFmpeg passes on where H.264 and HEVC have B-frames.
+    """
+    waiting, times_ahead = deque[Any](), list[int]()
+    for frame in frames:
+        if frame.pts is None:
+            continue
+        waiting.append(frame)
+        heapq.heappush(times_ahead, frame.pts)
+        if len(waiting) > _MAX_REORDERED_FRAMES:
+            waiting[0].pts = heapq.heappop(times_ahead)
+            yield waiting.popleft()
+    for frame, pts in zip(waiting, sorted(times_ahead), strict=True):
+        frame.pts = pts
+        yield frame
+
+
 def _upright(frame: av.VideoFrame) -> Frame:
-    """As RGB, turned as a phone says that it was held."""
-    pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-    return np.rot90(pixels, k=round((frame.rotation or 0) / 90) % 4)
+    """As RGB or RGBA, turned as a phone says that it was held."""
+    pixels = None
+    if any(component.is_alpha for component in frame.format.components):
+        pixels = frame.to_ndarray(format="rgba")
+    if pixels is None or pixels[..., 3].min() == 255:  # as in most GIFs, which FFmpeg decodes to BGRA
+        pixels = frame.to_ndarray(format="rgb24")
+    return np.rot90(pixels.astype(np.uint8, copy=False), k=round((frame.rotation or 0) / 90) % 4)

@@ -97,7 +97,7 @@ def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
     """
     count = parts(cfg)[part].shape[0]
     if isinstance(raw, Path):
-        found = frames_of_folder(raw)[-count:] if raw.is_dir() else last_frames(raw, count)
+        found = frames_of_folder(raw)[-count:] if raw.is_dir() else last_frames(raw, count, cfg.max_megapixels)
         if len(found) < count:
             raise ValueError(f"{len(found)} frames; expected {count} at the least")
         return np.stack([image.read(_as_image(cfg), frame) for frame in found])

@@ -49,10 +49,12 @@ class Config(_Base):
 
 
 def load(cfg: Config, raw: Path) -> Source:
-    """Raises SourceError if a file is missing, or images are larger than the canvas."""
+    """Raises SourceError if a file is missing or has no images, or images are larger than the canvas."""
     parts, about = [], []
     for split, prefix in _SPLITS:
         path, (count, height, width) = idx.images_of(raw, prefix)
+        if not count:
+            raise SourceError(f"{path}: no images")
         if max(height, width) > cfg.canvas:
             raise SourceError(f"{path}: images of {width}x{height} pixels; source.canvas is {cfg.canvas}")
         clips = getattr(cfg, split)

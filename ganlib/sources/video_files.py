@@ -1,15 +1,15 @@
 """Clips cut out of video files, and out of folders in which each frame is an image with a number in its name.
 
-Clips never go across files. All clips of a file are in one split, by the hash of the file's content; of few long files,
-`block` makes stretches that are split as files are. Frames that cannot be decoded take the clips that need them along.
+Clips never go across files, nor across images of a folder whose names differ in their letters. All clips of a file are
+in one split, by the hash of the file's content; of few long files, `block` makes stretches that are split as files are.
+Frames that cannot be decoded take the clips that need them along.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ class Config(_Base):
     """of a clip: those given and those to be made"""
     stride: PositiveInt | None = None
     """frames from the start of a clip to that of the next; null: as many as it has, so that none is in two clips"""
-    fps: Annotated[float, Field(gt=0.0)] | None = None
+    fps: Annotated[float, Field(gt=0.0, le=1000.0)] | None = None
     """take the frame on show so many times a second, also of files whose frames are not evenly spaced; null: all"""
     block: PositiveInt | None = None
     """cut files into blocks of so many frames (after `fps`), which clips do not cross and which are split like files of
@@ -82,7 +82,8 @@ def load(cfg: Config, raw: Path) -> Source:
 
 def _films(raw: Path, files: list[File]) -> tuple[list[_Film], list[Item], set[str]]:
     """`(films, items for files that are none, names of the files that are in either)`."""
-    films, faults, used, folders = list[_Film](), list[Item](), set[str](), dict[Path, list[File]]()
+    films, faults, used = list[_Film](), list[Item](), set[str]()
+    images = dict[tuple[Path, str], list[File]]()  # by folder, and the letters of their names
     for file in files:
         path = Path(file.path)
         if file.hidden:
@@ -95,16 +96,18 @@ def _films(raw: Path, files: list[File]) -> tuple[list[_Film], list[Item], set[s
                 films.append(_Film(file.name, path, _film.times(path)))
             except ValueError as error:
                 faults.append(Item(printable(file.name), None, reason=str(error)))
-        elif _film.is_frame(path) and re.search(r"\d", path.stem):
+        elif _film.is_frame(path):
             if file.fault:
                 faults.append(Item(printable(file.name), None, reason=file.fault))
                 used.add(file.name)
                 continue
-            folders.setdefault(path.parent, []).append(file)
-    for folder, frames in folders.items():
+            images.setdefault((path.parent, _film.letters(path)), []).append(file)
+    films_in = Counter(folder for (folder, _), frames in images.items() if len(frames) >= _LEAST_FRAMES)
+    for (folder, letters), frames in images.items():
         if len(frames) >= _LEAST_FRAMES:
             used |= {file.name for file in frames}
             name = frames[0].name.rpartition("/")[0] or raw.name
+            name = name if films_in[folder] == 1 else f"{name}/{letters}"
             films.append(_Film(name, folder, None, sorted((Path(f.path) for f in frames), key=_film.by_number)))
     return sorted(films, key=lambda film: film.name), faults, used
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from runs import Kept
 from typer.testing import CliRunner
 from zoo import game_of
@@ -48,6 +49,27 @@ def film(path, count=30, codec="mpeg4", pixels="yuv420p", size=(32, 24), times=N
     return path
 
 
+def coded_film(path, count=90, codec="mpeg4", container_format=None, gop=12, b_frames=None):
+    """A film of frames whose number is coded in black and white squares, which `codes_in` reads."""
+    with av.open(str(path), "w", format=container_format) as container:
+        stream = container.add_stream(codec, rate=25, width=32, height=32, pix_fmt="yuv420p")
+        stream.bit_rate, stream.codec_context.gop_size = 2_000_000, gop
+        if b_frames is not None:
+            stream.codec_context.max_b_frames = b_frames
+        for i in range(count):
+            squares = np.array([255 * (i >> bit & 1) for bit in range(16)], np.uint8).reshape(4, 4)
+            pixels = np.repeat(squares.repeat(8, 0).repeat(8, 1)[..., None], 3, -1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def codes_in(frames):
+    """Which frames of `coded_film` these are."""
+    levels = [np.asarray(frame).mean(-1).reshape(4, 8, 4, 8).mean((1, 3)).reshape(-1) for frame in frames]
+    return [sum(int(level > 128) << bit for bit, level in enumerate(squares)) for squares in levels]
+
+
 def numbers_in(frames):
     """Which frames of `film` these are."""
     return [round(float(np.asarray(frame).mean()) / 4) for frame in frames]
@@ -75,6 +97,49 @@ def test_every_frame_of_a_film_in_order_from_wherever_one_begins(tmp_path, name,
         numbers, frames = zip(*_film.decoded(path, known, first), strict=True)
         assert [*numbers] == [*range(first, 30)]
         assert np.abs(np.array(numbers_in(frames)) - numbers).max() <= (2 if name == "a.gif" else 1)  # 256 colours
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mp4", "mpeg4", {"b_frames": 2}),
+        ("a.mp4", "libx264", {}),
+        ("a.avi", "mpeg4", {"b_frames": 2}),
+        ("a.avi", "libx264", {}),
+        ("a.flv", "libx264", {}),
+        ("a.mpg", "mpeg1video", {}),
+        ("a.mpg", "mpeg2video", {"b_frames": 2}),
+        ("a.mpg", "mpeg2video", {"container_format": "mpegts"}),
+        ("a.wmv", "wmv2", {}),
+        ("a.webm", "libvpx", {}),
+    ],
+)
+def test_a_seek_finds_the_frame_and_loses_none(tmp_path, name, codec, options):
+    path = coded_film(tmp_path / name, codec=codec, **options)
+    known = _film.times(path)
+    assert len(known) == 90
+    for first in (*range(1, 90, 9), 86):
+        numbers, frames = zip(*_film.decoded(path, known, first), strict=True)
+        assert [*numbers] == codes_in(frames) == [*range(first, 90)]
+    assert codes_in(_film.last_frames(path, 4)) == [86, 87, 88, 89]
+
+
+def test_frames_cut_off_by_an_edit_list_are_not_counted(tmp_path):
+    path = tmp_path / "cut.mp4"
+    with av.open(str(coded_film(tmp_path / "a.mp4", codec="libx264", gop=50))) as whole, av.open(str(path), "w") as cut:
+        stream = whole.streams.video[0]
+        copied, start = cut.add_stream_from_template(stream), round(1 / stream.time_base)
+        for packet in whole.demux(stream):
+            if packet.size:
+                packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, copied
+                cut.mux(packet)
+    known = _film.times(path)
+    assert len(known) == 65
+    numbers, frames = zip(*_film.decoded(path, known), strict=True)
+    assert [*numbers] == [*range(65)]
+    assert codes_in(frames) == [*range(25, 90)]
+    numbers, frames = zip(*_film.decoded(path, known, 40), strict=True)
+    assert codes_in(frames) == [25 + number for number in numbers] == [*range(65, 90)]
 
 
 def test_uneven_frames_are_taken_by_the_clock(tmp_path):
@@ -116,6 +181,36 @@ def test_numbered_images_are_the_frames_of_a_film(tmp_path):
     assert numbers_in(video.encode(CONFIG, second.payload)["sample"]) == [8, 9, 10, 11]
     assert source.passed_over == {".png": 1}
     assert numbers_in(video.take(CONFIG, "given", tmp_path / "walk")) == [10, 11]
+
+
+def test_given_and_prepared_folders_have_the_same_frames(tmp_path):
+    (tmp_path / "walk").mkdir()
+    for i in range(6):
+        Image.new("L", (20, 16), 4 * i).save(tmp_path / "walk" / f"frame{i}.png")
+    for name in ("thumbnail.png", "preview.jpg"):
+        Image.new("L", (20, 16), 255).save(tmp_path / "walk" / name)
+    (tmp_path / "walk" / "._frame7.png").write_bytes(b"what macOS leaves")
+    (tmp_path / "walk" / "frame8.png").mkdir()
+    (only,) = items_of(video_files.load(video_files.Config(frames=6), tmp_path))
+    assert only.payload == _film.frames_of_folder(tmp_path / "walk")
+    assert numbers_in(video.take(CONFIG, "given", tmp_path / "walk")) == [4, 5]
+
+
+def test_no_clip_has_frames_of_two_films_in_a_folder(tmp_path):
+    (tmp_path / "walk").mkdir()
+    for name in ("a_004", "a_005", "a_006", "b_000", "b_001", "b_002", "b_003", "poster2"):
+        Image.new("L", (20, 16), int(name[-1])).save(tmp_path / "walk" / f"{name}.png")
+    source = video_files.load(video_files.Config(frames=2, stride=1), tmp_path)
+    clips = {item.id: [path.stem for path in item.payload] for item in items_of(source)}
+    assert clips == {
+        "walk/a[0:2]": ["a_004", "a_005"],
+        "walk/a[1:3]": ["a_005", "a_006"],
+        "walk/b[0:2]": ["b_000", "b_001"],
+        "walk/b[1:3]": ["b_001", "b_002"],
+        "walk/b[2:4]": ["b_002", "b_003"],
+    }
+    assert source.passed_over == {".png": 1}
+    assert [path.stem for path in _film.frames_of_folder(tmp_path / "walk")] == ["b_000", "b_001", "b_002", "b_003"]
 
 
 def test_what_cannot_be_cut_is_said(tmp_path):
@@ -169,6 +264,54 @@ def test_a_frame_of_too_many_pixels_is_not_decoded(tmp_path, monkeypatch):
     assert [item.payload for item in items] == [None]  # rejects, and not the end of the stage
 
 
+def test_the_last_frames_are_not_decoded_where_they_are_too_large(tmp_path, monkeypatch):
+    path = film(tmp_path / "a.gif", 4, "gif", "rgb8", (32, 32))
+    too_large = r"^32x32 are 0.00102 megapixels; sample.max_megapixels allows 0.001$"
+    assert video.take(CONFIG.model_copy(update={"max_megapixels": 0.001024}), "given", path).shape == (2, 1, 16, 16)
+    monkeypatch.setattr(_film, "_upright", None)
+    monkeypatch.setattr(_film, "_good_frames", None)
+    with pytest.raises(ValueError, match=too_large):
+        video.take(CONFIG.model_copy(update={"max_megapixels": 0.001}), "given", path)
+
+
+def test_no_frame_that_is_larger_than_the_limit_is_held(tmp_path):
+    small, large = (film(tmp_path / f"{size}.mpg", 4, "mpeg2video", size=(size, size)) for size in (16, 32))
+    path = tmp_path / "grows.mpg"
+    path.write_bytes(small.read_bytes() + large.read_bytes())
+    sizes = list[int]()
+    with pytest.raises(ValueError, match=r"^32x32 are 0.00102 megapixels; sample.max_megapixels allows 0.001$"):
+        sizes.extend(len(frame) for _, frame in _film.decoded(path, _film.times(path), 0, 0.001))
+    assert set(sizes) == {16}
+
+
+def test_the_background_lies_under_transparent_pixels_of_films(tmp_path):
+    pictures = [Image.new("P", (32, 32), 0) for _ in range(6)]
+    for i, picture in enumerate(pictures):
+        picture.putpalette([255, 0, 0, 0, 255, 0])
+        picture.paste(1, (0, i, 32, 16 + i))
+    pictures[0].save(
+        tmp_path / "a.gif", save_all=True, append_images=pictures[1:], transparency=0, disposal=2, duration=100
+    )
+    with av.open(str(tmp_path / "a.mov"), "w") as container:
+        stream = container.add_stream("png", rate=25, width=32, height=32, pix_fmt="rgba")
+        for picture in pictures:
+            pixels = np.asarray(picture.convert("RGB"))
+            alpha = np.where(pixels[..., :1] == 255, 0, 255).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(np.concatenate([pixels, alpha], -1), format="rgba")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    cfg = video.Config(resolution=(32, 32), past=2, future=4, background=(0, 0, 255))
+    expected = np.zeros((2, 3, 32, 32), np.uint8)
+    expected[:, 2] = 255
+    for frame, top in zip(expected, (4, 5), strict=True):
+        frame[:, top : top + 16] = np.array([0, 255, 0])[:, None, None]
+    source = video_files.load(video_files.Config(frames=6), tmp_path)
+    for name in ("a.gif", "a.mov"):
+        np.testing.assert_array_equal(video.take(cfg, "given", tmp_path / name), expected)
+    for item in items_of(source):
+        np.testing.assert_array_equal(video.encode(cfg, item.payload)["sample"][2:], expected)
+
+
 def test_a_folder_without_films_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(video_files.SourceError, match=r"no videos .* it holds 1 other files, as notes.txt"):
@@ -194,6 +337,20 @@ def test_moving_images_stay_on_the_canvas_and_move_by_their_speed():
         steps = np.abs(np.diff(middles, axis=0))
         assert steps.max() <= 4
         assert np.hypot(*steps.T).max() >= 2
+
+
+def test_moving_images_need_an_image(tmp_path):
+    for prefix, count in (("train", 1), ("t10k", 0)):
+        header = np.array([0x0803, count, 28, 28], ">u4").tobytes()
+        (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(header + bytes(count * 28 * 28))
+    with pytest.raises(moving_images.SourceError, match=r"^\S+/t10k-images-idx3-ubyte: no images$"):
+        moving_images.load(moving_images.Config(), tmp_path)
+
+
+@pytest.mark.parametrize("fps", [0.0, 1000.5, 1e9])
+def test_frames_a_second_have_bounds(fps):
+    with pytest.raises(ValidationError, match="fps"):
+        video_files.Config(fps=fps)
 
 
 def test_pictures_show_what_was_given_once_and_films_every_frame():
