@@ -1,8 +1,9 @@
 """Images of two domains without pairs: folders `A` and `B`, as the data sets of Zhu et al. 2017 come.
 
 Also `trainA`, `trainB`, `testA`, `testB`, or `A` and `B` inside or around folders `train` and `test` (or `val`, which
-trains where there is a `test`), which fix the split; else each image's content decides. Any other names of two folders
-will do if `domains` says them. Archives are read, and images are known by their content, as `image_folder` does.
+trains where there is a `test`), which fix the split, and images outside of them are left out; else each image's
+content decides. Any other names of two folders will do if `domains` says them. Archives are read, and images are known
+by their content, as `image_folder` does.
 
 An example is an image of one domain and one of the other, which have nothing to do with each other; each image is in
 one split alone. For training, images of the smaller domain are repeated; for testing, those of the larger that are
@@ -63,10 +64,13 @@ def load(cfg: Config, raw: Path) -> Source:
             "files); source.domains names the folders"
         )
     known = splits_of({name for _, name in placed.values() if name})
+    left_out = [file for file, (_, name) in placed.items() if known and name not in known]
     files: dict[Split, tuple[list[File], list[File]]] = {"train": ([], []), "test": ([], [])}
     copies, seen = 0, set[tuple[int, str]]()
     for file, (domain, name) in placed.items():
         assert domain is not None
+        if known and name not in known:
+            continue
         content = digest(file)
         copies += (domain, content) in seen
         if (domain, content) not in seen:
@@ -76,15 +80,17 @@ def load(cfg: Config, raw: Path) -> Source:
     for split, of in files.items():
         for domain, here in enumerate(of):
             if not here:
+                outside = f"; outside of {', '.join(sorted(known))}: {len(left_out)}" if left_out else ""
                 raise SourceError(
                     f"{raw}: no image of {cfg.domains[domain]} for {split}ing ({len(of[1 - domain])} of "
-                    f"{cfg.domains[1 - domain]}); expected some of both"
+                    f"{cfg.domains[1 - domain]}{outside}); expected some of both"
                 )
     examples = [example for split in files for example in _examples(files[split], split, cfg.direction)]
     counts = {split: " and ".join(f"{len(files[split][i])} {cfg.domains[i]}" for i in (0, 1)) for split in files}
     notes = [f"Different images: {counts['train']} for training, {counts['test']} for testing."]
     notes += [splits_note(known)] if known else ["The split is by each image's content."]
     notes += [f"Copies of another file of the same domain, left out: {copies}."] if copies else []
+    notes += [f"Images outside of these folders, left out: {len(left_out)}."] if left_out else []
     if left := abs(len(files["test"][0]) - len(files["test"][1])):
         larger = cfg.domains[len(files["test"][0]) < len(files["test"][1])]
         notes.append(f"{left} test images of {larger} have no counterpart in number and are left out.")

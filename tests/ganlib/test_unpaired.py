@@ -88,6 +88,15 @@ def test_layouts_that_fix_the_split(layout, tmp_path):
     assert any("1 test images of A" in note for note in source.notes)
 
 
+def test_images_outside_of_the_folders_of_the_split_are_left_out(tmp_path):
+    for folder, count in (("trainA", 4), ("trainB", 4), ("testA", 3), ("testB", 3), ("A", 5)):
+        save(tmp_path, *numbered(folder, count))
+    source, found = items_of(tmp_path)
+    assert not any(name.startswith("A/") for item in found for name in item.id.split(" -> "))
+    assert "Different images: 4 A and 4 B for training, 3 A and 3 B for testing." in source.notes
+    assert "Images outside of these folders, left out: 5." in source.notes
+
+
 def test_without_a_split_the_content_decides_and_no_image_is_in_both(tmp_path):
     save(tmp_path, *numbered("A", 60), *numbered("B", 40))
     (tmp_path / "A/copy.png").write_bytes((tmp_path / "A/0.png").read_bytes())
@@ -110,6 +119,7 @@ def test_without_a_split_the_content_decides_and_no_image_is_in_both(tmp_path):
     [
         (["A/1.png", "A/2.png"], {}, r"no image of A for testing|no image of B for"),
         (["trainA/1.png", "trainB/1.png", "testA/1.png"], {}, r"no image of B for testing \(1 of A\)"),
+        (["trainA/1.png", "testA/1.png", "B/1.png"], {}, r"B for training \(1 of A; outside of test, train: 1\)"),
         (["day/1.png", "night/1.png"], {}, r"day/1.png lies in no folder A or B \(2 such files\); source.domains"),
         (["A/1.png", "x.png"], {}, r"x.png lies in no folder A or B"),
     ],
