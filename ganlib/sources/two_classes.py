@@ -3,7 +3,8 @@ hub, folders with a table, files of MNIST's format.
 
 `of` is that source, and two of its classes are the domains. An example is an image of one and one of the other, which
 have nothing to do with each other; for both directions, counts and splits see `two_folders`. Rows are read in their
-order, in two places at a time; what is kept of each is where it is and 16 bytes of its hash.
+order, in two places at a time; what is kept of each is where it is and 16 bytes of its hash. Each image is decoded
+once beforehand: a damaged one is one reject and in no example.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ganlib._config import Config as _Base
 from ganlib.data._classes import label_of
 from ganlib.sources._images import split_of
 from ganlib.sources._source import Item, Part, Source, SourceError, Split
+from ganlib.sources.two_folders import decoding_fault, rejects_note
 
 __all__ = ["KINDS", "Config", "load"]
 
@@ -82,14 +84,18 @@ def load(cfg: Config, raw: Path) -> Source:
                 continue
             key = (domain, bytes.fromhex(content[:32]))
             copies += key in seen
-            if key not in seen:
-                seen.add(key)
-                of[item.split or split_of(content, cfg.test_share)][domain].append((number, place))
+            if key in seen:
+                continue
+            seen.add(key)
+            if why := decoding_fault(item.payload):
+                rejects.append(Item(item.id, None, reason=why))
+                continue
+            of[item.split or split_of(content, cfg.test_share)][domain].append((number, place))
     for split, (one, other) in of.items():
         if not one or not other:
             raise SourceError(
                 f"{source.about}: for {split}ing {len(one)} images of {domains[0]} and {len(other)} of {domains[1]}; "
-                "expected some of both"
+                f"expected some of both{rejects_note(rejects)}"
             )
     parts, count = list[Part](), len(rejects)
     for split, lists in of.items():
