@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
 import io
 import json
@@ -9,6 +11,7 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,6 +24,9 @@ __all__ = ["Table", "file_called"]
 _FILE_COLUMNS = ("file_name", "filename", "file", "path", "image")
 _CLASS_COLUMNS = ("label", "class", "category", "target")
 _SHOWN = 5
+_DELIMITERS = ",;\t|"
+_SNIFFED = 200  # records by which the delimiter is guessed
+_ENCODINGS = "tables are read in UTF-8, or in UTF-16 with a byte order mark: save it as UTF-8"
 _TRIED = 1_000  # rows of a table, to find the column of paths
 
 Row = tuple[int, str, Any]
@@ -51,7 +57,7 @@ class Table:
         try:
             if content is None:
                 raise ValueError(why)
-            text = (content.read_bytes() if isinstance(content, Path) else content).decode("utf-8-sig")
+            text = _decoded(content.read_bytes() if isinstance(content, Path) else content)
             (self._read_json if file.name.lower().endswith((".jsonl", ".ndjson")) else self._read_csv)(text)
         except (OSError, ValueError, csv.Error) as error:
             raise SourceError(f"{file.name}: {error}") from error
@@ -129,9 +135,7 @@ class Table:
                 self.columns += [name for name in cells if name not in self.columns]
 
     def _read_csv(self, text: str) -> None:
-        first = text.split("\n", 1)[0]
-        delimiter = max(",;\t|", key=first.count)
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+        rows = _records(text, _delimiter(text))
         try:
             header = [name.strip() for name in next(rows, [])]
             self.columns = [name for name in header if name]  # pandas leaves that of the index empty
@@ -197,6 +201,41 @@ class Table:
         if not math.isfinite(number):
             raise SourceError(f"{self.file.name}: line {line}: {name}: expected a finite number, found {cell!r}")
         return number
+
+
+def _decoded(content: bytes) -> str:
+    """Raises ValueError for what is neither UTF-8 nor UTF-16 with a byte order mark."""
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not {'UTF-16' if is_utf16 else 'UTF-8'}; {_ENCODINGS}") from error
+    if "\0" in text.split("\n", 1)[0]:  # UTF-16 without a mark is valid UTF-8 where it is Latin text
+        raise ValueError(f"its first line has null characters; {_ENCODINGS}")
+    return text
+
+
+def _records(text: str, delimiter: str) -> Any:
+    """The reader of `csv`."""
+    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+
+
+def _delimiter(text: str) -> str:
+    """By which most of the first records have as many cells as the header, more than one; where there is none such,
+    the most frequent one of the first line."""
+
+    def agreement(delimiter: str) -> tuple[bool, float, int]:
+        widths = list[int]()
+        # The wrong delimiter may find a quote that is never closed, and then a field above the limit.
+        with contextlib.suppress(csv.Error):
+            widths += (len(cells) for cells in islice(_records(text, delimiter), _SNIFFED) if cells)
+        header = widths[0] if widths else 0
+        share = widths.count(header) / max(1, len(widths))
+        return header > 1 and share > 0.5, share, header
+
+    best = max(_DELIMITERS, key=agreement)
+    first = text.split("\n", 1)[0]
+    return best if agreement(best)[0] else max(_DELIMITERS, key=first.count)
 
 
 def _is_number(text: str) -> bool:

@@ -7,7 +7,8 @@ trains where there is a `test`) fix the split; else each image's content decides
 compressed tars.
 
 For training each image is given `partners` times, with others at random, and is as often the other one, so that
-changes are 0 on average; for testing each is given once.
+changes are 0 on average; for testing each is given once. Each image is decoded once beforehand: a damaged one is one
+reject and in no example.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ganlib.sources._files import File, split_name, splits_note, splits_of
 from ganlib.sources._images import PART, Known, digest, images, read_two, split_of
 from ganlib.sources._source import Item, Source, SourceError, Split, passed_over, printable, ranges
 from ganlib.sources._tables import Table, file_called
+from ganlib.sources.two_folders import fault_of, rejects_note
 
 __all__ = ["KINDS", "Config", "load"]
 
@@ -68,19 +70,25 @@ def load(cfg: Config, raw: Path) -> Source:
     left = {image.name for image in found if known and folders[image] not in known}
     found = [image for image in found if image.name not in left]
     of: dict[Split, list[File]] = {"train": [], "test": []}
-    contents, copies = set[str](), 0
+    damaged, contents, copies = list[Item](), set[str](), 0
     for image in found:
         if image.fault or image.name not in numbers:
             rejects.append(Item(printable(image.name), None, reason=image.fault or "its attributes are not known"))
             continue
         content = digest(image)
         copies += content in contents
-        if content not in contents:
-            contents.add(content)
-            of[known.get(folders[image]) or split_of(content, cfg.test_share)].append(image)
+        if content in contents:
+            continue
+        contents.add(content)
+        if why := fault_of(image):
+            damaged.append(Item(printable(image.name), None, reason=why))
+            continue
+        of[known.get(folders[image]) or split_of(content, cfg.test_share)].append(image)
     for split, here in of.items():
         if len(here) < 2:
-            raise SourceError(f"{raw}: {len(here)} images with attributes for {split}ing; expected 2 or more")
+            raise SourceError(
+                f"{raw}: {len(here)} images with attributes for {split}ing; expected 2 or more{rejects_note(damaged)}"
+            )
     examples: list[_Example] = []
     for split, here in of.items():
         for given, sample in _paired(here, cfg.partners if split == "train" else 1):
@@ -92,6 +100,7 @@ def load(cfg: Config, raw: Path) -> Source:
     notes += [f"Copies of another file, left out: {copies}."] if copies else []
     notes += [f"Images outside of these folders, left out: {len(left)}."] if left else []
     notes += [f"Images without attributes, and rows without an image: {len(rejects)}."] if rejects else []
+    rejects += damaged
     return Source(
         f"images and changes of {', '.join(names)}",
         len(examples) + len(rejects),

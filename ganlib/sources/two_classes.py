@@ -3,7 +3,8 @@ hub, folders with a table, files of MNIST's format.
 
 `of` is that source, and two of its classes are the domains. An example is an image of one and one of the other, which
 have nothing to do with each other; for both directions, counts and splits see `two_folders`. Rows are read in their
-order, in two places at a time; what is kept of each is where it is and 16 bytes of its hash.
+order, in two places at a time; what is kept of each is where it is and 16 bytes of its hash. Each image is decoded
+once beforehand: a damaged one is one reject and in no example.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ganlib._config import Config as _Base
 from ganlib.data._classes import label_of
 from ganlib.sources._images import split_of
 from ganlib.sources._source import Item, Part, Source, SourceError, Split
+from ganlib.sources.two_folders import decoding_fault, rejects_note
 
 __all__ = ["KINDS", "Config", "load"]
 
@@ -69,25 +71,31 @@ def load(cfg: Config, raw: Path) -> Source:
     rejects, seen, copies = list[Item](), set[tuple[int, bytes]](), 0
     for number, part in enumerate(source.parts):
         for place, item in enumerate(part()):
+            if item.label is not None and source.classes[item.label] not in domains:
+                continue
             if item.payload is None or item.label is None:
                 rejects.append(Item(item.id, None, reason=item.reason if item.payload is None else "it has no label"))
-            elif source.classes[item.label] in domains:
-                domain = domains.index(source.classes[item.label])
-                try:
-                    content = _digest(item.payload)
-                except (OSError, ValueError) as error:
-                    rejects.append(Item(item.id, None, reason=str(error)))
-                    continue
-                key = (domain, bytes.fromhex(content[:32]))
-                copies += key in seen
-                if key not in seen:
-                    seen.add(key)
-                    of[item.split or split_of(content, cfg.test_share)][domain].append((number, place))
+                continue
+            domain = domains.index(source.classes[item.label])
+            try:
+                content = _digest(item.payload)
+            except (OSError, ValueError) as error:
+                rejects.append(Item(item.id, None, reason=str(error)))
+                continue
+            key = (domain, bytes.fromhex(content[:32]))
+            copies += key in seen
+            if key in seen:
+                continue
+            seen.add(key)
+            if why := decoding_fault(item.payload):
+                rejects.append(Item(item.id, None, reason=why))
+                continue
+            of[item.split or split_of(content, cfg.test_share)][domain].append((number, place))
     for split, (one, other) in of.items():
         if not one or not other:
             raise SourceError(
                 f"{source.about}: for {split}ing {len(one)} images of {domains[0]} and {len(other)} of {domains[1]}; "
-                "expected some of both"
+                f"expected some of both{rejects_note(rejects)}"
             )
     parts, count = list[Part](), len(rejects)
     for split, lists in of.items():
@@ -103,17 +111,18 @@ def load(cfg: Config, raw: Path) -> Source:
                     parts.append(partial(_items, used, *rows, made, split))
     parts += [partial(iter, rejects)] if rejects else []
     counts = {split: " and ".join(f"{len(lists[i])} {domains[i]}" for i in (0, 1)) for split, lists in of.items()}
+    notes = [*source.notes, f"Different images: {counts['train']} for training, {counts['test']} for testing."]
+    notes += [f"Copies of another image of the same domain, left out: {copies}."] if copies else []
+    if left := abs(len(of["test"][0]) - len(of["test"][1])):
+        larger = domains[len(of["test"][0]) < len(of["test"][1])]
+        notes.append(f"{left} test images of {larger} have no counterpart in number and are left out.")
     return Source(
         f"images of two domains, {domains[0]} and {domains[1]}, {cfg.direction}; {source.about}",
         count,
         parts,
         classes=domains if cfg.direction == "both" else (),
         passed_over=source.passed_over,
-        notes=(
-            *source.notes,
-            f"Different images: {counts['train']} for training, {counts['test']} for testing.",
-            *([f"Copies of another image of the same domain, left out: {copies}."] if copies else []),
-        ),
+        notes=tuple(notes),
     )
 
 

@@ -1,12 +1,14 @@
 """Images of two domains without pairs: folders `A` and `B`, as the data sets of Zhu et al. 2017 come.
 
 Also `trainA`, `trainB`, `testA`, `testB`, or `A` and `B` inside or around folders `train` and `test` (or `val`, which
-trains where there is a `test`), which fix the split; else each image's content decides. Any other names of two folders
-will do if `domains` says them. Archives are read, and images are known by their content, as `image_folder` does.
+trains where there is a `test`), which fix the split, and images outside of them are left out; else each image's
+content decides. Any other names of two folders will do if `domains` says them. Archives are read, and images are known
+by their content, as `image_folder` does.
 
 An example is an image of one domain and one of the other, which have nothing to do with each other; each image is in
 one split alone. For training, images of the smaller domain are repeated; for testing, those of the larger that are
-too many are left out, so that none is measured twice.
+too many are left out, so that none is measured twice. Each image is decoded once beforehand: a damaged one is one
+reject and in no example.
 """
 
 from __future__ import annotations
@@ -16,19 +18,21 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from ganlib._config import Config as _Base
-from ganlib.sources._files import File, split_name, splits_note, splits_of
+from ganlib.data import image
+from ganlib.sources._files import File, payloads, split_name, splits_note, splits_of
 from ganlib.sources._images import PART, Known, digest, images, read_two, split_of
-from ganlib.sources._source import Item, Source, SourceError, Split, passed_over, printable, ranges
+from ganlib.sources._source import Item, Part, Source, SourceError, Split, passed_over, printable, ranges
 
-__all__ = ["KINDS", "Config", "load"]
+__all__ = ["KINDS", "Config", "decoding_fault", "fault_of", "load", "rejects_note"]
 
 KINDS = ("unpaired",)
 _JOINED = re.compile(r"(train|test|val)[-_. ]?(.+)", re.IGNORECASE)
+_ANY_SIZE = image.Config(resolution=(1, 1))
 
 Direction = Literal["both", "a_to_b", "b_to_a"]
 
@@ -63,39 +67,71 @@ def load(cfg: Config, raw: Path) -> Source:
             "files); source.domains names the folders"
         )
     known = splits_of({name for _, name in placed.values() if name})
+    left_out = [file for file, (_, name) in placed.items() if known and name not in known]
     files: dict[Split, tuple[list[File], list[File]]] = {"train": ([], []), "test": ([], [])}
-    copies, seen = 0, set[tuple[int, str]]()
+    rejects, copies, seen = list[Item](), 0, set[tuple[int, str]]()
     for file, (domain, name) in placed.items():
         assert domain is not None
+        if known and name not in known:
+            continue
         content = digest(file)
         copies += (domain, content) in seen
-        if (domain, content) not in seen:
-            seen.add((domain, content))
-            split = known.get(name) or split_of(content, cfg.test_share)
-            files[split][domain].append(file)
+        if (domain, content) in seen:
+            continue
+        seen.add((domain, content))
+        if why := fault_of(file):
+            rejects.append(Item(printable(file.name), None, reason=why))
+            continue
+        files[known.get(name) or split_of(content, cfg.test_share)][domain].append(file)
     for split, of in files.items():
         for domain, here in enumerate(of):
             if not here:
+                outside = f"; outside of {', '.join(sorted(known))}: {len(left_out)}" if left_out else ""
                 raise SourceError(
                     f"{raw}: no image of {cfg.domains[domain]} for {split}ing ({len(of[1 - domain])} of "
-                    f"{cfg.domains[1 - domain]}); expected some of both"
+                    f"{cfg.domains[1 - domain]}{outside}); expected some of both{rejects_note(rejects)}"
                 )
     examples = [example for split in files for example in _examples(files[split], split, cfg.direction)]
+    parts: list[Part] = [partial(_items, examples[start:stop]) for start, stop in ranges(len(examples), PART)]
     counts = {split: " and ".join(f"{len(files[split][i])} {cfg.domains[i]}" for i in (0, 1)) for split in files}
     notes = [f"Different images: {counts['train']} for training, {counts['test']} for testing."]
     notes += [splits_note(known)] if known else ["The split is by each image's content."]
     notes += [f"Copies of another file of the same domain, left out: {copies}."] if copies else []
+    notes += [f"Images outside of these folders, left out: {len(left_out)}."] if left_out else []
     if left := abs(len(files["test"][0]) - len(files["test"][1])):
         larger = cfg.domains[len(files["test"][0]) < len(files["test"][1])]
         notes.append(f"{left} test images of {larger} have no counterpart in number and are left out.")
     return Source(
         f"images of two domains, {cfg.domains[0]} and {cfg.domains[1]}, {cfg.direction}",
-        len(examples),
-        [partial(_items, examples[start:stop]) for start, stop in ranges(len(examples), PART)],
+        len(examples) + len(rejects),
+        [*parts, *([partial(iter, rejects)] if rejects else [])],
         classes=cfg.domains if cfg.direction == "both" else (),
         passed_over=passed_over(others),
         notes=tuple(notes),
     )
+
+
+def fault_of(file: File) -> str:
+    """Why a file cannot be decoded as an image; empty for one that can."""
+    ((_, content, why),) = list(payloads([file]))
+    return why if content is None else decoding_fault(content)
+
+
+def decoding_fault(payload: Any) -> str:
+    """Why a path, bytes or an array cannot be decoded as an image; empty for one that can."""
+    # Every example of a damaged image would be a reject, and take a good image along.
+    try:
+        image._flatten(image._open(payload), _ANY_SIZE)
+    except image._TooManyPixels:
+        return ""  # sample.max_megapixels decides
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def rejects_note(rejects: list[Item]) -> str:
+    """The end of an error's line: how many images were rejected and why, if any."""
+    return f"; {len(rejects)} rejected, as {rejects[0].id}: {rejects[0].reason}" if rejects else ""
 
 
 _Example = tuple[File, File, int, Split]

@@ -89,6 +89,18 @@ def test_an_image_without_attributes_and_a_row_without_an_image_are_rejects(tmp_
     ]
 
 
+def test_a_damaged_image_is_one_reject_and_in_no_example(tmp_path):
+    save(tmp_path / "train", range(6))
+    save(tmp_path / "test", range(100, 104), start=6)
+    table(tmp_path, [(f"{i}.png", i) for i in range(11)], "path,age")
+    (tmp_path / "train/10.png").write_bytes((tmp_path / "train/0.png").read_bytes()[:45])
+    source, found = items_of(tmp_path)
+    assert [item.id for item in found if item.payload is None] == ["train/10.png"]
+    assert len(found) == 6 * 4 + 4 + 1
+    assert not any("10.png" in item.id for item in found[:-1])
+    assert not any("without attributes" in note for note in source.notes)
+
+
 def test_images_outside_of_the_folders_of_the_split_are_left_out(tmp_path):
     save(tmp_path / "train", range(6))
     save(tmp_path / "test", range(100, 104), start=6)

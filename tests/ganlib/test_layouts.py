@@ -299,6 +299,40 @@ def test_tables_that_are_wrong_are_one_clear_line(tmp_path, name, text, message)
         load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ('path;"age, in years"\n1.png;5\n2.png;7\n', "utf-8"),
+        ('path,"age; in; years"\n1.png,5\n2.png,7\n', "utf-8-sig"),
+        ("path,age; in; years\n1.png,5\n2.png,7\n", "utf-8"),
+        ("path\tage, in, years\n1.png\t5\n2.png\t7\n", "utf-16"),
+    ],
+)
+def test_the_delimiter_of_a_table_is_that_of_its_rows(tmp_path, text, encoding):
+    folder(tmp_path, "1.png", "2.png")
+    (tmp_path / "a.csv").write_text(text, encoding=encoding)
+    source = load(tmp_path, attributes="a.csv")
+    assert source.attributes[0].startswith("age")
+    assert [item.attributes for part in source.parts for item in part()] == [(5.0,), (7.0,)]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("latin-1", r"labels.csv: byte \d+ is not UTF-8; tables are read in UTF-8, or in UTF-16 with"),
+        ("utf-16-le", "labels.csv: its first line has null characters; tables are read in UTF-8, or in UTF-16 with"),
+    ],
+)
+def test_encodings_that_are_not_read_are_one_clear_line(tmp_path, encoding, message):
+    folder(tmp_path, "1.png", "2.png")
+    text = "file,label\n1.png,b\xe9te\n2.png,cat\n"
+    (tmp_path / "labels.csv").write_bytes(
+        (text if encoding == "latin-1" else text.replace("\xe9", "e")).encode(encoding)
+    )
+    with pytest.raises(SourceError, match=rf"\A{message}[^\n]*\Z"):
+        load(tmp_path)
+
+
 def test_a_table_and_its_column_can_be_named(tmp_path):
     folder(tmp_path, "1.png", "2.png")
     (tmp_path / "train.csv").write_text("image,first,second\n1.png,a,b\n2.png,a,c\n")

@@ -124,6 +124,16 @@ def test_what_is_no_image_is_a_reject(tmp_path):
     assert [item.id for item in found if item.payload is None] == ["day/gone.png"]
 
 
+def test_a_damaged_image_is_one_reject_and_in_no_example(tmp_path):
+    write(tmp_path / "a.parquet", range(60), range(100, 110))
+    _, sound = items_of(tmp_path, test_share=0.3)
+    write(tmp_path / "a.parquet", range(60), range(100, 110), [(png(200)[:45], "night")])
+    _, found = items_of(tmp_path, test_share=0.3)
+    assert found[:-1] == sound
+    assert (found[-1].id, found[-1].payload) == ("a.parquet[group 0, row 70]", None)
+    assert found[-1].reason
+
+
 def test_rows_without_an_image_or_a_label_are_rejects(tmp_path):
     write(tmp_path / "a.parquet", range(30), range(100, 130), [(None, "day"), (png(3), None)])
     _, found = items_of(tmp_path, test_share=0.3)
@@ -131,6 +141,22 @@ def test_rows_without_an_image_or_a_label_are_rejects(tmp_path):
         "there is no readable sample in it",
         "it has no label",
     ]
+
+
+def test_what_is_damaged_in_other_classes_is_no_reject(tmp_path):
+    write(tmp_path / "a.parquet", range(30), range(100, 130), [(None, "dusk"), (None, "day"), (png(3), None)])
+    _, found = items_of(tmp_path, domains=("day", "night"), test_share=0.3)
+    assert [item.id for item in found if item.payload is None] == [f"a.parquet[group 0, row {row}]" for row in (61, 62)]
+
+
+def test_test_images_without_a_counterpart_in_number_are_noted(tmp_path):
+    for folder, levels in (("train", range(4)), ("test", range(50, 55))):
+        for domain, number in (("day", 3), ("night", len(levels))):
+            (tmp_path / folder / domain).mkdir(parents=True)
+            for i in levels[:number]:
+                (tmp_path / folder / domain / f"{i}.png").write_bytes(png(i + 100 * (domain == "night")))
+    source, _ = items_of(tmp_path, {"name": "image_folder"})
+    assert source.notes[-1] == "2 test images of night have no counterpart in number and are left out."
 
 
 @pytest.mark.parametrize(

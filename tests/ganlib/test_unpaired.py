@@ -88,6 +88,42 @@ def test_layouts_that_fix_the_split(layout, tmp_path):
     assert any("1 test images of A" in note for note in source.notes)
 
 
+def test_images_outside_of_the_folders_of_the_split_are_left_out(tmp_path):
+    for folder, count in (("trainA", 4), ("trainB", 4), ("testA", 3), ("testB", 3), ("A", 5)):
+        save(tmp_path, *numbered(folder, count))
+    source, found = items_of(tmp_path)
+    assert not any(name.startswith("A/") for item in found for name in item.id.split(" -> "))
+    assert "Different images: 4 A and 4 B for training, 3 A and 3 B for testing." in source.notes
+    assert "Images outside of these folders, left out: 5." in source.notes
+
+
+def test_a_damaged_image_is_one_reject_and_in_no_example(tmp_path):
+    """However often images of its domain are repeated."""
+    for folder, count in (("trainA", 12), ("trainB", 3), ("testA", 2), ("testB", 2)):
+        save(tmp_path, *numbered(folder, count))
+    _, sound = items_of(tmp_path)
+    (tmp_path / "trainB/bad.png").write_bytes((tmp_path / "trainB/0.png").read_bytes()[:150])
+    (tmp_path / "trainB/gone.png").symlink_to(tmp_path / "nowhere.png")
+    source, found = items_of(tmp_path)
+    assert found[:-2] == sound
+    assert [(item.id, item.payload) for item in found[-2:]] == [("trainB/bad.png", None), ("trainB/gone.png", None)]
+    assert "truncated" in found[-2].reason
+    assert "12 A and 3 B for training" in source.notes[0]
+    for name in numbered("trainB", 3):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(SourceError, match=r"no image of B for training .*; 3 rejected, as trainB/0.png: not an image"):
+        items_of(tmp_path)
+
+
+def test_a_very_large_image_is_left_to_the_limit_of_the_kind(tmp_path, monkeypatch):
+    monkeypatch.setattr(two_folders.image._open, "__defaults__", (1e-6,))
+    for folder in ("trainA", "trainB", "testA", "testB"):
+        save(tmp_path, f"{folder}/0.png")
+    _, found = items_of(tmp_path)
+    assert len(found) == 4
+    assert all(item.payload for item in found)
+
+
 def test_without_a_split_the_content_decides_and_no_image_is_in_both(tmp_path):
     save(tmp_path, *numbered("A", 60), *numbered("B", 40))
     (tmp_path / "A/copy.png").write_bytes((tmp_path / "A/0.png").read_bytes())
@@ -110,6 +146,7 @@ def test_without_a_split_the_content_decides_and_no_image_is_in_both(tmp_path):
     [
         (["A/1.png", "A/2.png"], {}, r"no image of A for testing|no image of B for"),
         (["trainA/1.png", "trainB/1.png", "testA/1.png"], {}, r"no image of B for testing \(1 of A\)"),
+        (["trainA/1.png", "testA/1.png", "B/1.png"], {}, r"B for training \(1 of A; outside of test, train: 1\)"),
         (["day/1.png", "night/1.png"], {}, r"day/1.png lies in no folder A or B \(2 such files\); source.domains"),
         (["A/1.png", "x.png"], {}, r"x.png lies in no folder A or B"),
     ],
@@ -149,7 +186,7 @@ def folder(tmp_path_factory):
 def test_both_domains_are_in_one_prepared_set(folder):
     spec = shards.read_spec(folder)
     assert (spec.classes, spec.counts, spec.given) == (("A", "B"), {"train": 60, "test": 20}, ("given",))
-    assert len((folder / "rejects.csv").read_text().splitlines()) == 3  # a damaged image, once in each direction
+    assert len((folder / "rejects.csv").read_text().splitlines()) == 2  # a damaged image, once
     rows = shards.read(folder, "train")
     of_a = {x.numpy().tobytes() for x in rows["sample"][rows["label"] == 0]}
     assert of_a == {x.numpy().tobytes() for x in rows["given"][rows["label"] == 1]}
