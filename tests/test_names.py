@@ -37,9 +37,6 @@ ALLOWED = {
     "ganlib/data/pair.py": {"image": "a pair is two images"},
     "ganlib/spaces/video/_frames.py": {"efficientnet_lite0": "which sees each frame as an image"},
     "ganlib/sources/moving_images.py": {"idx": "whose files it reads"},
-    "ganlib/sources/two_folders.py": {"image": "which says whether an image can be decoded"},
-    "ganlib/sources/two_classes.py": {"two_folders": "whose check of damaged images it shares"},
-    "ganlib/sources/attribute_changes.py": {"two_folders": "the same"},
     "ganlib/data/video.py": {"image": "a frame is an image"},
     "ganlib/data/unpaired.py": {"image": "an example is two images"},
     "ganlib/models/_translation.py": {

@@ -7,12 +7,24 @@ import io
 from collections.abc import Iterable, Iterator
 from itertools import chain, tee
 from pathlib import Path
+from typing import Any
 
 from ganlib.data import image
 from ganlib.sources._files import File, head, payloads, tree
 from ganlib.sources._source import Item, SourceError, Split, printable
 
-__all__ = ["PART", "Known", "digest", "images", "read", "read_two", "split_of"]
+__all__ = [
+    "PART",
+    "Known",
+    "decoding_fault",
+    "digest",
+    "fault_of",
+    "images",
+    "read",
+    "read_two",
+    "rejects_note",
+    "split_of",
+]
 
 PART = 256
 Known = tuple[int | None, Split | None, tuple[float, ...] | None]
@@ -21,6 +33,7 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),
     *(".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
+_ANY_SIZE = image.Config(resolution=(1, 1))
 _ARCHIVES = (".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tgz", ".tbz2")
 
 
@@ -84,3 +97,26 @@ def digest(file: File) -> str:
 def split_of(digest: str, test_share: float) -> Split:
     """The split of a file by its content."""
     return "test" if int(digest[:16], 16) < test_share * 2**64 else "train"
+
+
+def fault_of(file: File) -> str:
+    """Why a file cannot be decoded as an image; empty for one that can."""
+    ((_, content, why),) = list(payloads([file]))
+    return why if content is None else decoding_fault(content)
+
+
+def decoding_fault(payload: Any) -> str:
+    """Why a path, bytes or an array cannot be decoded as an image; empty for one that can."""
+    # Every example of a damaged image would be a reject, and take a good image along.
+    try:
+        image._flatten(image._open(payload), _ANY_SIZE)
+    except image._TooManyPixels:
+        return ""  # sample.max_megapixels decides
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def rejects_note(rejects: list[Item]) -> str:
+    """The end of an error's line: how many images were rejected and why, if any."""
+    return f"; {len(rejects)} rejected, as {rejects[0].id}: {rejects[0].reason}" if rejects else ""

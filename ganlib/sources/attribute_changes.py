@@ -24,10 +24,9 @@ from pydantic import Field, PositiveInt, model_validator
 
 from ganlib._config import Config as _Base
 from ganlib.sources._files import File, split_name, splits_note, splits_of
-from ganlib.sources._images import PART, Known, digest, images, read_two, split_of
+from ganlib.sources._images import PART, Known, digest, fault_of, images, read_two, rejects_note, split_of
 from ganlib.sources._source import Item, Source, SourceError, Split, passed_over, printable, ranges
 from ganlib.sources._tables import Table, file_called
-from ganlib.sources.two_folders import fault_of, rejects_note
 
 __all__ = ["KINDS", "Config", "load"]
 

@@ -22,9 +22,8 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from ganlib import registry
 from ganlib._config import Config as _Base
 from ganlib.data._classes import label_of
-from ganlib.sources._images import split_of
+from ganlib.sources._images import decoding_fault, rejects_note, split_of
 from ganlib.sources._source import Item, Part, Source, SourceError, Split
-from ganlib.sources.two_folders import decoding_fault, rejects_note
 
 __all__ = ["KINDS", "Config", "load"]
 

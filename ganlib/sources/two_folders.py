@@ -18,21 +18,19 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from ganlib._config import Config as _Base
-from ganlib.data import image
-from ganlib.sources._files import File, payloads, split_name, splits_note, splits_of
-from ganlib.sources._images import PART, Known, digest, images, read_two, split_of
+from ganlib.sources._files import File, split_name, splits_note, splits_of
+from ganlib.sources._images import PART, Known, digest, fault_of, images, read_two, rejects_note, split_of
 from ganlib.sources._source import Item, Part, Source, SourceError, Split, passed_over, printable, ranges
 
-__all__ = ["KINDS", "Config", "decoding_fault", "fault_of", "load", "rejects_note"]
+__all__ = ["KINDS", "Config", "load"]
 
 KINDS = ("unpaired",)
 _JOINED = re.compile(r"(train|test|val)[-_. ]?(.+)", re.IGNORECASE)
-_ANY_SIZE = image.Config(resolution=(1, 1))
 
 Direction = Literal["both", "a_to_b", "b_to_a"]
 
@@ -109,29 +107,6 @@ def load(cfg: Config, raw: Path) -> Source:
         passed_over=passed_over(others),
         notes=tuple(notes),
     )
-
-
-def fault_of(file: File) -> str:
-    """Why a file cannot be decoded as an image; empty for one that can."""
-    ((_, content, why),) = list(payloads([file]))
-    return why if content is None else decoding_fault(content)
-
-
-def decoding_fault(payload: Any) -> str:
-    """Why a path, bytes or an array cannot be decoded as an image; empty for one that can."""
-    # Every example of a damaged image would be a reject, and take a good image along.
-    try:
-        image._flatten(image._open(payload), _ANY_SIZE)
-    except image._TooManyPixels:
-        return ""  # sample.max_megapixels decides
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def rejects_note(rejects: list[Item]) -> str:
-    """The end of an error's line: how many images were rejected and why, if any."""
-    return f"; {len(rejects)} rejected, as {rejects[0].id}: {rejects[0].reason}" if rejects else ""
 
 
 _Example = tuple[File, File, int, Split]
