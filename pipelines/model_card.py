@@ -22,7 +22,7 @@ Card = list[tuple[str, list[str]]]
 def model_card(generator: Generator, metrics: Metrics, data: Mapping[str, Any]) -> Card:
     """Of a generator, its metrics, and the data card (`card.json` of the stage `prepare`)."""
     spec, about = generator.spec, generator.about
-    shape, given = " x ".join(map(str, spec.shape)), ", ".join(spec.given)
+    shape, given = " x ".join(map(str, spec.shape)), bool(spec.given)
     more = f" It is class-conditional: {len(spec.classes)} classes." if generator.conditional else ""
     more += f" It is conditional on {', '.join(spec.attributes)}." if generator.game.attributes else ""
     more += f" Its training started from the weights of {about['parent']}." if "parent" in about else ""
@@ -30,11 +30,11 @@ def model_card(generator: Generator, metrics: Metrics, data: Mapping[str, Any]) 
         f"A generative adversarial network, {about.get('model', 'of an unknown family')}, trained on "
         f"{about.get('data', 'unknown data')} for {about.get('kimg', 0):g} thousand examples, seed "
         f"{about.get('seed', 0)}. It makes {spec.modality} data, [{shape}] as the network sees it"
-        f"{f', of {given}' if given else ', of noise'}.{more}"
+        f"{', of what it is given' if given else ', of noise'}.{more}"
     )
     use = (
-        f"To make {spec.modality} data of the given {given} in the manner of the training data: for previews, "
-        "research, and tests of software."
+        "To turn what it is given into samples like those of the training data: for previews, research, and tests of "
+        "software."
         if given
         else "To draw samples that resemble the training data, where real ones are not needed or cannot be shared: "
         "research, tests of software, teaching, more data for a model that is then tested on real data."
