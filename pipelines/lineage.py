@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shlex
 import subprocess
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from ganlib.config import ConfigError, Params
 from ganlib.shards import read_spec
 from ganlib.warm_start import read_parent
 from pipelines._stage import INIT, PREPARED, StageError
+from pipelines.tracking import allowed_name
 
 __all__ = ["GIT_SHA", "Check", "experiment_commit", "facts", "git_fault", "git_sha", "verify"]
 
@@ -171,8 +171,7 @@ def _dvc(lock: Path) -> dict[str, str]:
             *stage.get("outs", []),
             *(dep for dep in stage.get("deps", []) if dep["path"].startswith("data/raw")),
         ]
-        # MLflow takes no other characters in a tag's name
-        found.update({re.sub(r"[^\w/. :-]", "_", f"dvc.{entry['path']}"): str(entry.get("md5", "")) for entry in kept})
+        found.update({allowed_name(f"dvc.{entry['path']}"): str(entry.get("md5", "")) for entry in kept})
     return found
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "Run",
     "Store",
     "StoreError",
+    "allowed_name",
     "begin_run",
     "environment",
     "error_text",
@@ -393,14 +394,17 @@ def log_past_stats(run: Run, rows: Iterable[Mapping[str, float]]) -> None:
     log_stats(run, rows, None if rolled_back else run.latest_ms)
 
 
+def allowed_name(name: str) -> str:
+    """With an underscore for what MLflow takes in no name of a tag or metric, as the name of a class may have it."""
+    return re.sub(r"[^\w/. :-]", "_", name)
+
+
 def log_metrics(run: Run, metrics: Mapping[str, float]) -> None:
-    """Figures that are no curve; logged again, the latest counts. What MLflow allows in no name, as a class may have it
-    in its own, is an underscore."""
+    """Figures that are no curve; logged again, the latest counts. Their names are made `allowed_name`s."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    names = {re.sub(r"[^\w/. :-]", "_", name): value for name, value in metrics.items()}
-    points = [Metric(name, float(value), now, 0) for name, value in names.items()]
+    points = [Metric(allowed_name(name), float(value), now, 0) for name, value in metrics.items()]
     for start in range(0, len(points), CHUNK):
         run.store.client.log_batch(run.id, metrics=points[start : start + CHUNK])
 

@@ -187,17 +187,17 @@ def jitter(images: Tensor, noise: Noise) -> Tensor:
     """Enlarge by 286/256 and cut the old size out at random: Isola et al. 2017, appendix 6.2; aligned over channels."""
     _, _, height, width = images.shape
     uniform = noise.uniform(2)
-    larger = (round(height * 286 / 256), round(width * 286 / 256))
-    images = F.interpolate(images, larger, mode="bilinear", align_corners=False)
+    size = (round(height * 286 / 256), round(width * 286 / 256))
+    larger = F.interpolate(images, size, mode="bilinear", align_corners=False)
     top, left = (
-        (uniform[:, axis, None] * (images.shape[2 + axis] - side + 1)).long()
+        (uniform[:, axis, None] * (larger.shape[2 + axis] - side + 1)).long()
         for axis, side in ((0, height), (1, width))
     )
     rows, columns = (torch.arange(side, device=images.device).expand(len(images), -1) for side in (height, width))
     every = torch.arange(len(images), device=images.device)[:, None, None]
-    # indexed examples, rows and columns come first, then the channels; left so, all layers would follow in that layout
-    cut = images[every, :, (top + rows)[:, :, None], (left + columns)[:, None, :]]
-    return cut.permute(0, 3, 1, 2).contiguous()
+    # indexed examples, rows and columns come first, then the channels; all layers would follow in that layout
+    cut = larger[every, :, (top + rows)[:, :, None], (left + columns)[:, None, :]]
+    return torch.empty_like(images).copy_(cut.permute(0, 3, 1, 2))
 
 
 def padded(translate: Callable[[Tensor], Tensor], images: Tensor, multiple: int, least: int = 0) -> Tensor:

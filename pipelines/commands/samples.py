@@ -447,11 +447,12 @@ def _translate(generator: Generator, paths: list[Path], output: Path, **options:
     if into_folder and output.is_file():
         raise ValueError(f"--output: {output}: expected a folder for {len(paths)} pictures, found a file")
     targets = [output / name for name in names] if into_folder else [output]
+    written = {target.resolve() for target in targets}
     for path in paths:
         if not path.is_file():
             found = "a folder" if path.is_dir() else "nothing there"
             raise ValueError(f"--given: {printable(path)}: expected a picture, found {found}")
-        if any(target.exists() and target.samefile(path) for target in targets):
+        if path.resolve() in written:
             raise ValueError(f"--output: {printable(path)} is given, and would be overwritten")
     if into_folder:
         output.mkdir(parents=True, exist_ok=True)

@@ -189,7 +189,7 @@ def compare(family, args):
 KINDS = {  # of operators, by a part of their names
     "convolution": ("convolution", "conv2d", "conv_transpose"),
     "matrix products": ("mm", "linear", "bmm"),
-    "normalisation": ("batch_norm", "instance_norm"),
+    "normalisation": ("batch_norm", "instance_norm", "group_norm"),
     "optimiser, average": ("_fused_adam", "lerp", "_foreach"),
     "copies, layout": ("copy_", "clone", "contiguous", "cat", "fill_", "zero_"),
 }
