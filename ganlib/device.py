@@ -128,7 +128,7 @@ def configured(device: torch.device, *, deterministic: bool) -> Iterator[None]:
 
 
 def memory_format(device: torch.device, networks: Iterable[nn.Module], *, channels_last: bool) -> torch.memory_format:
-    """How networks and images lie in memory: channels-last if that is wanted, in which convolutions are fastest; not
+    """How networks and images lie in memory: channels-last if `channels_last`, in which convolutions are fastest; not
     where a CPU normalises groups, which takes it ten times as long in that layout (`tests/bench/step.py`)."""
     slow = device.type == "cpu" and any(isinstance(m, nn.GroupNorm) for network in networks for m in network.modules())
     return torch.channels_last if channels_last and not slow else torch.preserve_format

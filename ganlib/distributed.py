@@ -35,18 +35,18 @@ __all__ = [
 ]
 
 SHM = "/dev/shm"
-PLACE = 2**20
-"""bytes of shared memory in which a rank lays down what it brings, piece by piece"""
-LINE = 64
-"""bytes of a cache line; ranks that wrote to the same one would hold each other up"""
-SMALL = 2**17
-"""elements of all ranks; below, Gloo's all-reduce spends its time in waiting, not in sending"""
+SLOT_BYTES = 2**20
+"""of a rank's slot in shared memory; larger tensors are reduced in pieces of this size"""
+CACHE_LINE_BYTES = 64
+"""ranks that wrote to the same line would slow each other down"""
+SMALL_ELEMENTS = 2**17
+"""of all ranks; below, Gloo's all-reduce spends its time in waiting, not in sending"""
 BUCKET_BYTES = 25 * 2**20
 """bytes of gradients that are summed by one collective while backward runs; DistributedDataParallel's default"""
-HURRY = 0.02
-"""seconds that a rank asks without a pause whether the others have come; collectives in a step are over long before"""
-PATIENCE = 30 * 60.0
-"""seconds until a rank gives the others up, as torch's process groups do"""
+SPIN_SECONDS = 0.02
+"""for which a rank polls the others without a pause; collectives in a step are over long before"""
+TIMEOUT_SECONDS = 30 * 60.0
+"""after which a rank gives up waiting, as torch's process groups do"""
 
 
 class WorkerLost(RuntimeError):
@@ -97,7 +97,7 @@ def all_reduce(x: Tensor, *, overwrite: bool = False) -> Tensor:
         memory = _memory()
         if memory is not None:
             return memory.all_reduce(x)
-        if x.numel() * world_size() < SMALL:
+        if x.numel() * world_size() < SMALL_ELEMENTS:
             flat = x.flatten()
             everyones = flat.new_empty(world_size() * flat.numel())
             dist.all_to_all_single(everyones, flat.repeat(world_size()))
@@ -243,50 +243,53 @@ def _bucketed(parameters: list[nn.Parameter], bucket_bytes: int) -> list[list[nn
 
 @dataclass
 class _Memory:
-    """What the ranks of one machine share: each lays down its part, says so, waits for the others, and sums all parts.
+    """Shared memory of the ranks of one machine: each writes its part, publishes a counter, waits for the others and
+    sums all parts.
 
     A collective by Gloo puts threads to sleep and wakes them, which can take longer than a small step's work
-    (`tests/bench/all_reduce.py`). Here a rank asks again and again, yielding its core to other processes.
-    There are two sets of places, used in turn: a rank that has reached collective k + 1 has read all of collective k,
-    so its places are free for k + 2. As for torch's collectives, all ranks must bring the same sizes in the same order.
+    (`tests/bench/all_reduce.py`). Here a rank polls, yielding its core to other processes.
+    There are two sets of slots, used in turn: a rank that has reached collective k + 1 has read all of collective k,
+    so its slots are free for k + 2. As for torch's collectives, all ranks must bring the same sizes in the same order.
     """
 
     file: BinaryIO
     """each rank keeps one byte of it locked while it lives"""
     heads: memoryview
-    """the number of each rank's last collective, a line apart"""
-    places: Tensor
-    """bytes, `[2, world, PLACE]`"""
+    """the number of each rank's last collective, a cache line apart"""
+    slots: Tensor
+    """bytes, `[2, world, SLOT_BYTES]`"""
     rank: int
     collectives: int = 0
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        flat, size = x.flatten(), PLACE // x.element_size()
+        flat, size = x.flatten(), SLOT_BYTES // x.element_size()
         summed = torch.empty_like(flat)
         for piece, into in zip(flat.split(size), summed.split(size), strict=True):
-            parts = self.places[self.collectives % 2, :, : piece.numel() * piece.element_size()].view(x.dtype)
+            parts = self.slots[self.collectives % 2, :, : piece.numel() * piece.element_size()].view(x.dtype)
             parts[self.rank].copy_(piece)
             self.synchronise()
             into.copy_(parts.sum(0, dtype=x.dtype))
         return summed.view(x.shape)
 
     def synchronise(self) -> None:
-        """Wait for all. x86 keeps the order of stores: who sees the number sees what was laid down before it."""
+        """Wait for all ranks. x86 keeps the order of stores: who sees a counter sees the data written before it."""
         self.collectives += 1
-        self.heads[self.rank * LINE // 8] = self.collectives
+        self.heads[self.rank * CACHE_LINE_BYTES // 8] = self.collectives
         began = looked = time.monotonic()
-        for other in range(self.places.shape[1]):
-            while self.heads[other * LINE // 8] < self.collectives:
+        for other in range(self.slots.shape[1]):
+            while self.heads[other * CACHE_LINE_BYTES // 8] < self.collectives:
                 os.sched_yield()
                 now = time.monotonic()
-                if now - began > HURRY:
-                    time.sleep(HURRY / 100)
+                if now - began > SPIN_SECONDS:
+                    time.sleep(SPIN_SECONDS / 100)
                 if now - looked > 1.0:
                     looked = now
-                    if not self._is_alive(other) and self.heads[other * LINE // 8] < self.collectives:
+                    if not self._is_alive(other) and self.heads[other * CACHE_LINE_BYTES // 8] < self.collectives:
                         raise WorkerLost(f"rank {other} is gone")
-                if now - began > PATIENCE:
-                    raise WorkerLost(f"rank {other} has not come for {PATIENCE / 60:.0f} minutes")
+                if now - began > TIMEOUT_SECONDS:
+                    raise WorkerLost(
+                        f"rank {other} did not reach the collective within {TIMEOUT_SECONDS / 60:.0f} minutes"
+                    )
 
     def _is_alive(self, other: int) -> bool:
         try:
@@ -313,7 +316,7 @@ def _open(rank: int, world: int) -> _Memory | None:
     made, name = None, [""]
     if rank == 0 and platform.machine() == "x86_64":
         with contextlib.suppress(OSError):
-            made, name[0] = _allocate(world * (LINE + 2 * PLACE))
+            made, name[0] = _allocate(world * (CACHE_LINE_BYTES + 2 * SLOT_BYTES))
     try:
         dist.broadcast_object_list(name)
         memory = None
@@ -322,8 +325,10 @@ def _open(rank: int, world: int) -> _Memory | None:
             file = made or os.fdopen(os.open(name[0], os.O_RDWR), "r+b")
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
             shared = mmap.mmap(file.fileno(), 0)
-            heads = memoryview(shared)[: world * LINE].cast("q")
-            places = torch.frombuffer(shared, dtype=torch.uint8, offset=world * LINE).view(2, world, PLACE)
+            heads = memoryview(shared)[: world * CACHE_LINE_BYTES].cast("q")
+            places = torch.frombuffer(shared, dtype=torch.uint8, offset=world * CACHE_LINE_BYTES).view(
+                2, world, SLOT_BYTES
+            )
             memory = _Memory(file, heads, places, rank)
         all_have = torch.tensor(int(memory is not None))
         dist.all_reduce(all_have, dist.ReduceOp.MIN)

@@ -54,7 +54,7 @@ says of the first N examples of a split"""
 
 Metrics = dict[str, dict[str, dict[str, float]]]
 """`{space, "samples" or "answers": {metric: {"value", "low", "high", "floor", "copy", "before"}}}`; the floor where
-there is one, what copies of the given images score where there are such, and what the generator scored before the game
+there is one, what copies of the given parts score where there are such, and what the generator scored before the game
 where it had been fitted"""
 
 
@@ -81,7 +81,7 @@ def sample_for_evaluation(generator: Generator, prepared: str | Path, n: int, *,
     """`n` samples to be measured, made of noise; or made of the given parts of the first `n` test examples in
     `prepared`, or of all if there are fewer: then with `given` and `target`.
 
-    Images are made when they are accessed, at most `batch` at a time.
+    Samples are made when they are accessed, at most `batch` at a time.
     """
     spec, size = generator.spec, _at_a_time(generator.spec, batch)
     answers = {ANSWERS: functools.cache(functools.partial(_answers, generator, prepared, n, size))}
@@ -311,17 +311,17 @@ def extract_features(
     scores: dict[str, dict[str, list[Tensor]]] = {}
     for start in range(0, len(samples["sample"]), size):
         rows = slice(start, start + size)
-        images = samples["sample"][rows]
+        chunk = samples["sample"][rows]
         for space, found in features.items():
             of_space = reference.spaces[space]
-            found.append(of_space.extract(images))
+            found.append(of_space.extract(chunk))
             if of_space.column == "features" and not (found[-1].abs() <= _LARGEST).all():  # false for NaN, too
                 raise ValueError(
-                    f"samples {start} to {start + len(images) - 1} have features in {space} that are no numbers, or "
+                    f"samples {start} to {start + len(chunk) - 1} have features in {space} that are no numbers, or "
                     f"beyond {_LARGEST:g}: the generator diverged while it was trained"
                 )
         if "target" in samples:
-            made, targets = (spec.kind.views(spec.sample, x) for x in (images, samples["target"][rows]))
+            made, targets = (spec.kind.views(spec.sample, x) for x in (chunk, samples["target"][rows]))
             for section, target in targets.items():
                 # one by one: how many are looked at together then does not matter, not even to rounding
                 pairs = list(zip(made[section].split(1), target.split(1), strict=True))
@@ -368,8 +368,8 @@ def compare(
     if section == ANSWERS:
         sides = [_answer_sides(made, reference) for made in (challenger, champion)]
     else:
-        wanted = "classifier" if section == SAMPLES else section.partition("/")[0]
-        spaces = [space for space in reference.spaces if space == wanted]
+        space_name = "classifier" if section == SAMPLES else section.partition("/")[0]
+        spaces = [space for space in reference.spaces if space == space_name]
         if section != SAMPLES and spaces:  # the other metrics of it are not needed
             needed = {"sample"} | _labels_needed(reference.spec)
             challenger, champion = (

@@ -234,7 +234,7 @@ class Generator:
         noise = Noise.of_rows(torch.full((len(rows),), seed_of(seed, "sample")), rows)
         ends = self.game.ask({}, noise, truncation)
         if not any(_is_latent(x) for x in tensors_of(ends)):
-            raise ValueError("this generator has no latent to go along")
+            raise ValueError("cannot interpolate: this generator has no latent input")
         conditions, made = self.conditions(n, 0 if self.conditional and label is None else label, attributes), []
         if self.game.attributes and attributes is None:
             conditions["attributes"] = conditions["attributes"][:1].expand(n, -1)
@@ -387,7 +387,7 @@ class Generator:
         expected = {name: [n, *self.spec.parts[name].shape] for name in self.spec.given}
         found = {name: list(x.shape) for name, x in given.items()}
         if found and not expected:
-            raise ValueError("this generator makes samples of noise: it is given nothing")
+            raise ValueError("this generator makes samples of noise and takes no given parts")
         if expected and not found:
             raise ValueError(f"this generator needs to be given {', '.join(expected)}")
         if found != expected:

@@ -1,7 +1,7 @@
 """A GAN is a game: two players, what each is dealt, and the extra terms each pays.
 
-A family is a `Game`, data rather than a class. `adversarial_step` plays one turn of each player and is the only
-training step of the project; no family's name appears in it.
+A family is a `Game`, data rather than a class. `turns_of` lists the turns of a step and `play` plays them: the
+only training step of the project; no family's name appears in it.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Game:
     """how many numbers `cond` holds for each example; 0 where the game is not conditional on it"""
     terms: tuple[Term, ...] = ()
     progress: Callable[[nn.Module, float], None] | None = None
-    """`(player or averaged generator, kimg)`, called before each step: for networks that grow"""
+    """`(a player or the EMA generator, kimg)`, called before each step: for networks that grow"""
     augmentation: Augmentation | None = None
     """between samples and discriminator"""
     group: int = 1
@@ -148,9 +148,11 @@ class Game:
     others: Mapping[str, nn.Module] = field(default_factory=dict)
     """further modules, which learn in a fit"""
     pool: Pool | None = None
-    """of past fakes, some of which the discriminator is shown in place of new ones; None: it is shown the new ones"""
+    """of past fakes, some shown to the discriminator in place of new ones; None: it is shown the new ones"""
     before: tuple[Fit, ...] = ()
+    """fits that run before the game, in order"""
     after: tuple[Fit, ...] = ()
+    """fits that run after it, in order; the game's generator is then the EMA"""
     answers: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
     """`(parts) -> {name: [N], [N, K] or [N, *shape]}`: what the trained game says of examples, as a score, a class or a
     likelihood; of a sample's shape, something to be looked at next to the example, such as a reconstruction. In

@@ -277,7 +277,7 @@ class Monitor:
         return f"sign/real {real:.2f} and sign/fake {fake:.2f}, logits {row.get('logit/gap', math.nan):.3g} apart"
 
     def _discriminator_lost(self, row: Mapping[str, float]) -> str:
-        """Fakes are judged the more real: the discriminator does not follow."""
+        """Fakes get higher logits than reals: the discriminator cannot keep up."""
         return f"logit/gap {row['logit/gap']:.3g}" if row.get("logit/gap", 1.0) <= 0 else ""
 
     def _overfitting(self, row: Mapping[str, float]) -> str:

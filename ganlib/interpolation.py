@@ -17,7 +17,7 @@ def slerp(start: Tensor, end: Tensor, share: Tensor | float) -> Tensor:
     Raises ValueError for integers, such as keys of noise.
     """
     if not start.is_floating_point():
-        raise ValueError("this generator's inputs are no points between which there are others")
+        raise ValueError("cannot interpolate: this generator's inputs are integers, not latent vectors")
     share = torch.as_tensor(share)
     angle = torch.cosine_similarity(start, end, -1).clamp(-1, 1)[..., None].acos()
     by_circle = (((1 - share) * angle).sin() * start + (share * angle).sin() * end) / angle.sin().clamp(min=1e-4)

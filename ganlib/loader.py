@@ -250,8 +250,8 @@ class Loader:
             return self._chances_of_all
         rows = torch.from_numpy(np.arange(len(next(iter(columns.values())))) if places is None else places)
         found = []
-        for some in rows.split(_WEIGHED):
-            stored = {name: columns[name][some.to(columns[name].device)].cpu() for name in self.spec.parts}
+        for chunk in rows.split(_WEIGHED):
+            stored = {name: columns[name][chunk.to(columns[name].device)].cpu() for name in self.spec.parts}
             seen = {name: self.spec.kind.decode(self.spec.sample, name, part) for name, part in stored.items()}
             found.append(self._weights(seen).double().cpu())
         weights = torch.cat(found).numpy()

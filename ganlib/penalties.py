@@ -246,6 +246,7 @@ class LeCam(nn.Module):
         self.register_buffer("started", torch.tensor(False))
 
     def forward(self, round: Round) -> Tensor:
+        """A discriminator's turn → `[N]`; updates the running means."""
         assert round.real_logits is not None, "a discriminator's turn has judged the reals"
         real, fake = round.real_logits, round.fake_logits
         now = torch.stack([real.detach().mean(), fake.detach().mean()]).to(self.means)

@@ -1,4 +1,4 @@
-"""A pool of past fakes, of which the discriminator is shown some in place of new ones. Shrivastava et al. 2017, section
+"""A pool of past fakes, some shown to the discriminator in place of new ones. Shrivastava et al. 2017, section
 2.3; Zhu et al. 2017, section 4."""
 
 from __future__ import annotations

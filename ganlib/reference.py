@@ -127,11 +127,11 @@ class Reference:
             return {f"quality/{self.space.name}.fd": math.inf}
         space = self.space
         reals = space.train[: len(features)]
-        some = health.evenly_spaced(len(reals))
+        rows = health.evenly_spaced(len(reals))
         found = {
             f"quality/{space.name}.fd": self._distance(features, label),
-            "diversity/features": health.diversity(features[some], reals[some]),
-            "nearest_neighbour_ratio/features": health.nearest_neighbour_ratio(features[some], reals[some]),
+            "diversity/features": health.diversity(features[rows], reals[rows]),
+            "nearest_neighbour_ratio/features": health.nearest_neighbour_ratio(features[rows], reals[rows]),
             "rank/features": health.effective_rank(features) / max(health.effective_rank(reals), 1e-12),
         }
         if self.classifier is not None:
@@ -170,8 +170,8 @@ def build(
 ) -> dict[str, Any]:
     """Write the folder from the stored splits; returns `reference.json`.
 
-    A split has `sample`, uint8 `[N, *shape]`, a tensor or `shards.LazyRows`, and `label`, int64 `[N]`, where labelled.
-    Samples are read once and never held, except for the classifier's, at the size of its input.
+    A split has `sample`, as stored, `[N, *stored]`, a tensor or `shards.LazyRows`, and `label`, int64 `[N]`, where
+    labelled. Samples are read once and never held, except for the classifier's, at the size of its input.
     Raises ConfigError for data that have no feature space here, or too few of them, OSError if they cannot be written.
     """
     directory, device = Path(directory), devices.default_device()
@@ -195,9 +195,9 @@ def build(
     small: dict[str, list[Tensor]] = {"train": [], "test": []}
     for split, stored in splits.items():
         for part in stored["sample"].split(shards.rows_per_chunk(spec.size)):
-            images = decode(part)
+            chunk = decode(part)
             for name, extract in extractors.items():
-                parts[name][split].append(extract(images))
+                parts[name][split].append(extract(chunk))
             if spec.classes:
                 small[split].append(shrink(part))
 

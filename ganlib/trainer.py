@@ -1,6 +1,6 @@
 """Training, the same for every family, every Ray worker, every Tune trial and a debug run in this process.
 
-`train(params, report)` plays `adversarial_step` until `train.kimg` thousand real samples were seen. Its only
+`train(params, report)` plays the turns of a step until `train.kimg` thousand real samples were seen. Its only
 outlet is `report(row, folder)`. Random draws and data order are functions of (seed, step), and ranks share one
 global batch, so a resume continues bit for bit, and any number of ranks computes what one would.
 """
@@ -116,6 +116,7 @@ class Phase:
     start_kimg: float
     """thousands of real samples seen in the phases before, as planned"""
     after: bool = False
+    """whether it follows the game"""
 
 
 def phases(params: Params, game: Game, timing: Plan) -> list[Phase]:
@@ -138,8 +139,8 @@ def check_groups(params: Params, game: Game, world: int) -> None:
     if shares > 1 and share % game.group:
         raise ConfigError(
             f"{params.model_file}: batch: {params.game.batch} leaves {share} examples to each of {world} workers x "
-            f"{params.train.accumulate} microbatches; the networks take {game.group} together, expected a multiple of "
-            f"{shares * game.group}"
+            f"{params.train.accumulate} microbatches; the networks process examples in groups of {game.group}: "
+            f"expected a multiple of {shares * game.group}"
         )
 
 
@@ -216,7 +217,7 @@ def _check_fits(game: Game, configs: Mapping[str, FitConfig], where: str) -> Non
         raise ConfigError(f"{where}: fits: expected {', '.join(names) or 'none'}, found {', '.join(configs) or 'none'}")
     for fit in (*game.before, *game.after):
         if fit.module not in game.modules or (fit.module == "generator" and fit in game.after):
-            raise ValueError(f"fit {fit.name!r}: there is no module {fit.module!r} to fit then")
+            raise ValueError(f"fit {fit.name!r}: module {fit.module!r} does not exist, or is the finished generator")
 
 
 def train(
@@ -310,7 +311,7 @@ class _Run:
             done = state["step"]
             if not timing.report_due(done):
                 continue
-            means = statistics.means(self.world)  # waits for the device
+            means = statistics.means()  # waits for the device
             elapsed = time.perf_counter() - since
             state["seconds"] += elapsed
             speed = (done - first) * timing.examples_per_step / elapsed
@@ -559,8 +560,8 @@ class _Training:
         halflife = value(cfg.ema_halflife_kimg, kimg)
         if cfg.ema_rampup is not None:  # Karras et al. 2020a: no longer than a share of the training so far
             halflife = min(halflife, kimg * cfg.ema_rampup)
-        images = self.phase.plan.examples_per_step
-        update_ema(self.ema, self.game.generator, 0.5 ** (images / max(halflife * 1000, 1e-9)))
+        examples = self.phase.plan.examples_per_step
+        update_ema(self.ema, self.game.generator, 0.5 ** (examples / max(halflife * 1000, 1e-9)))
         if self.game.progress is not None:
             self.game.progress(self.ema, kimg)
         self.state["step"] += 1
@@ -642,7 +643,7 @@ class _Statistics:
         names = tuple(stats)
         self.sums[names] = self.sums[names] + row if names in self.sums else row
 
-    def means(self, world: int) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         """Means over ranks and over the steps that had the statistic."""
         sums: dict[str, float] = {}
         counts: dict[str, float] = {}

@@ -29,7 +29,7 @@ _KEPT = 128  # row groups, of 2 MiB, that hold a few examples of each class
 
 
 class Watch:
-    """Looks at the averaged generator now and then: pictures of fixed deals, diversity, quality, health."""
+    """Measures the EMA generator at each report: pictures of fixed deals, diversity, quality, alarms."""
 
     def __init__(
         self,

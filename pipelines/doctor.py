@@ -429,9 +429,9 @@ def _fit(params: Params, available: Mapping[str, float]) -> Finding:
     scale = resolve_scale(params.scale, available, possible)
     workers, auto = scale.num_workers, params.scale.num_workers == "auto"
     cpus, gpus = workers * scale.cpus_per_worker, workers * scale.gpus_per_worker
-    who = f"{workers} workers{' (auto)' if auto else ''} want"
+    who = f"{workers} workers{' (auto)' if auto else ''} need"
     if params.scale.num_workers == 0:
-        who = "training in the stage's own process wants"
+        who = "training in the stage's own process needs"
     what = f"{who} {cpus} CPUs and {gpus:g} GPUs; there are {available.get('CPU', 0):g} and {available.get('GPU', 0):g}"
     try:
         check_resources(scale, "num_workers", available)

@@ -215,7 +215,7 @@ class _Runs:
         changes = {
             "models": {**params.models, params.model: game},
             "preset": "none",
-            # whose the first weights are costs nothing
+            # speed does not depend on the initial weights
             "train": params.train.model_copy(update={**short, "init": None, "freeze": ()}),
         }
         params = params.model_copy(update=changes)

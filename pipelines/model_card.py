@@ -84,7 +84,7 @@ def _limits(generator: Generator, metrics: Metrics) -> list[str]:
     meanings = {
         "coverage": "of test examples have a sample nearby",
         "label_accuracy": "of samples are taken for the class that was asked for",
-        "c2st": "of real and generated examples are told apart by a classifier, 0.5 being chance",
+        "c2st": "of real and generated examples are classified correctly as real or generated; 0.5 is chance",
         "psnr": "dB is the likeness to the target",
     }
     for name, meaning in meanings.items():

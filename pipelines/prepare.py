@@ -143,11 +143,11 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
 
 def _labels_of(cfg: DatasetConfig, classes: tuple[str, ...]) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The label of each of the source's classes, and the names of those that are trained on: all, or the normal ones,
-    which come first. Raises StageError where `normal` does not tell normal examples from anomalies."""
+    which come first. Raises StageError where `normal` does not separate normal examples from anomalies."""
     if not cfg.normal:
         return tuple(range(len(classes))), classes
     if not classes:
-        raise StageError("normal: the data have no labels, so no example can be told to be normal or an anomaly")
+        raise StageError("normal: the data have no labels, so normal examples cannot be distinguished from anomalies")
     try:
         chosen = {classes[label_of(classes, asked)] for asked in cfg.normal}
     except ValueError as error:

@@ -45,7 +45,7 @@ def page(variables: Sequence[Variable]) -> Image.Image:
     """One histogram a column, generated values over real ones; the association of all pairs of columns in both tables,
     and their difference; the pairs that are most associated in the real one. Of more than 40 columns those that
     differ most."""
-    # here, as it takes a second, which those who only read the data need not wait
+    # imported here: it takes a second, and callers that only read data do not need it
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -27,7 +27,7 @@ def curve(real: Examples, fake: Examples) -> dict[str, list[float]]:
 
 
 def compute(real: Examples, fake: Examples) -> float:
-    # here, as it takes a second, which those that only look up the metrics need not wait
+    # imported here: it takes a second, and callers that only list metrics do not need it
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(*_labelled(real, fake)))

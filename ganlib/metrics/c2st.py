@@ -18,7 +18,7 @@ BOUNDS = (0.0, 1.0)
 
 
 def compute(real: Examples, fake: Examples) -> float:
-    # here, as it takes a second, which those that only look up the metrics need not wait
+    # imported here: it takes a second, and callers that only list metrics do not need it
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.model_selection import cross_val_predict

@@ -22,5 +22,5 @@ def compute(real: Examples, fake: Examples) -> float:
         torch.bincount(predicted, minlength=classes).double() / len(predicted)
         for predicted in (real["predicted"], fake["predicted"])
     )
-    wanted = of_real > 0
-    return float((of_fake >= of_real / 5)[wanted].double().mean())
+    present = of_real > 0
+    return float((of_fake >= of_real / 5)[present].double().mean())

@@ -140,6 +140,7 @@ class Head(nn.Module):
             self.embedding = Embedding(condition, _PROJECTED)
 
     def forward(self, features: Tensor, cond: Tensor | None) -> DiscriminatorOutput:
+        """Features `[N, D]`, condition → logits `[N]`, features `[N, D]` in float32."""
         with full_precision(features):
             features = features.to(torch.promote_types(features.dtype, torch.float32))
             logits = self.logit(features).squeeze(1)

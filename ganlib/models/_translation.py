@@ -173,9 +173,9 @@ def check_domains(family: str, spec: Spec) -> None:
         )
 
 
-def check_size(size: tuple[int, int], patch_levels: int, least: int = 16) -> None:
+def check_size(size: tuple[int, int], patch_levels: int) -> None:
     """Raises ValueError for images too small for the networks or for the patches."""
-    smallest = max(least, 3 << patch_levels)
+    smallest = max(16, 3 << patch_levels)
     if not all(smallest <= side <= 1024 for side in size):
         raise ValueError(
             f"expected images of {smallest} to 1024 pixels a side (network.patch_levels {patch_levels} needs "

@@ -211,6 +211,7 @@ class _Trunk(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`[N, *shape]` → features, `[N, D, h, w]` of images or `[N, D]` of rows."""
         features: Tensor = self.layers(x)
         return features
 
@@ -226,6 +227,7 @@ class _Discriminator(nn.Module):
         self.logit = nn.Linear(self.trunk.size, 1)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> DiscriminatorOutput:
+        """Examples `[N, *shape]` → logits `[N]`, features `[N, D]`."""
         features = self.trunk(x).flatten(1)
         return DiscriminatorOutput(self.logit(features).squeeze(1), features)
 
@@ -244,6 +246,7 @@ class _Encoder(nn.Module):
         self.score = _Score([residual, features], cfg.shrinkage)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Examples `[N, *shape]` → codes `[N, latent_dim]`."""
         codes: Tensor = self.code(self.trunk(x).flatten(1))
         return codes
 

@@ -66,7 +66,7 @@ def pixels_of(path: Path) -> NDArray[np.uint8]:
 
 
 def _companion(images: Path) -> Path | None:
-    """The file of labels beside it, or in a folder of its own name beside that of the images, as on Kaggle."""
+    """The file of labels next to the images, or in a folder of its own name next to theirs, as on Kaggle."""
     stem = images.name.removesuffix(".gz").replace("-images", "-labels").replace("idx3", "idx1")
     for name in (stem, f"{stem}.gz"):
         in_its_folder = [images.parent.with_name(name) / name] if images.parent.name == images.name else []

@@ -130,7 +130,7 @@ def _split(folders: _Folders, level: int) -> tuple[_Folders, dict[str, Split], l
     for name, parts in folders.items():
         folder = parts[level] if len(parts) > level else ""
         if folder not in known:
-            left[f"images in {printable(folder)}" if folder else "images beside those of the split"] += 1
+            left[f"images in {printable(folder)}" if folder else "images outside the folders of the split"] += 1
             continue
         rest = parts[level + 1 :]
         while rest and (rest[0] == folder or (split_name(rest[0]) and split_name(rest[0]) == split_name(folder))):

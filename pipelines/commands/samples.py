@@ -90,7 +90,7 @@ def sample(
             if truncation is not None or where:
                 raise ValueError("--given: it goes with a --seed, and with --label or --attribute where there are any")
             if not generator.translates:
-                raise ValueError("--given: this generator makes samples of noise: it is given nothing")
+                raise ValueError("--given: this generator makes samples of noise and takes no given parts")
             if single:
                 raise ValueError("--output: {index} is not known with --given")
             n = len(given)
@@ -398,7 +398,7 @@ def _pictures(generator: Generator, samples: Tensor) -> list[Any]:
 
     shown = generator.present(samples)
     if not isinstance(shown, np.ndarray) or shown.dtype != np.uint8 or shown.ndim != 4 or shown.shape[-1] not in (1, 3):
-        raise ValueError(f"--output: {generator.spec.modality} data are no pictures of one each")
+        raise ValueError(f"--output: {generator.spec.modality} samples cannot be written as one picture each")
     return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in shown]
 
 

@@ -28,7 +28,7 @@ def principal_directions(generator: Generator) -> list[Sample]:
     given parts.
     """
     if generator.translates:
-        raise ValueError("directions: this generator is given what it makes samples of")
+        raise ValueError("directions: not available for a generator with given parts")
     inputs = generator.game.ask({}, Noise(0, "sample", size=SAMPLES), None)
     points = _flat(inputs)
     labels = generator.conditions(SAMPLES).get("label")
@@ -55,7 +55,7 @@ def _flat(inputs: Sample) -> Tensor:
     """All inputs of each sample next to each other, float64 `[N, D]`."""
     tensors = tensors_of(inputs)
     if not all(x.is_floating_point() for x in tensors):
-        raise ValueError("directions: this generator's inputs are no points")
+        raise ValueError("directions: this generator's inputs are not all floats")
     return torch.cat([x.flatten(1) for x in tensors], 1).double()
 
 

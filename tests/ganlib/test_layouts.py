@@ -118,13 +118,13 @@ def test_a_split_without_classes(tmp_path):
     }
 
 
-def test_folders_beside_those_of_the_split_are_left_out_and_counted(tmp_path):
+def test_folders_outside_those_of_the_split_are_left_out_and_counted(tmp_path):
     source = load(folder(tmp_path, "train/good/1.png", "test/bad/1.png", "ground_truth/bad/1_mask.png", "card.png"))
     assert {name: known[:2] for name, known in read(source).items()} == {
         "train/good/1.png": ("good", "train"),
         "test/bad/1.png": ("bad", "test"),
     }
-    assert source.passed_over == {"images in ground_truth": 1, "images beside those of the split": 1}
+    assert source.passed_over == {"images in ground_truth": 1, "images outside the folders of the split": 1}
     assert load(tmp_path, labels="none", splits="none").count == 4
 
 
@@ -220,7 +220,7 @@ def read_levels(source) -> dict[str, int | None]:
         "id;breed\r\n1;dog\r\n2;cat\r\n3;dog\r\n",
     ],
 )
-def test_images_beside_labels_csv(tmp_path, table):
+def test_images_next_to_labels_csv(tmp_path, table):
     folder(tmp_path, "images/1.png", "images/2.png", "images/3.png")
     (tmp_path / "labels.csv").write_text(table, newline="")
     source = load(tmp_path)

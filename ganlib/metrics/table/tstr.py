@@ -52,7 +52,7 @@ def _target(cfg: Any) -> int:
 
 
 def _r2(categorical: Column, train: tuple[Column, Column], test: tuple[Column, Column]) -> float:
-    # here, as it takes a second, which those that only look up the metrics need not wait
+    # imported here: it takes a second, and callers that only list metrics do not need it
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     (x, y), (at, true) = ((of[~np.isnan(wanted)], wanted[~np.isnan(wanted)]) for of, wanted in (train, test))

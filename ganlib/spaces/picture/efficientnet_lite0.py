@@ -46,6 +46,7 @@ def feature_maps(device: torch.device = CPU) -> Callable[[Tensor], list[Tensor]]
     network = _network(device)
 
     def maps(images: Tensor) -> list[Tensor]:
+        # private names: the package has no public way to inner maps; pyproject.toml pins its version for this
         x = network._swish(network._bn0(network._conv_stem(rgb(images).contiguous(memory_format=torch.channels_last))))
         found = []
         for index, block in enumerate(network._blocks[: _LAST_OF_STAGE[-1] + 1]):
