@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -60,3 +62,30 @@ def test_every_requirement_has_an_upper_bound_that_holds_here(requirement):
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"{requirement.name} is not installed")
     assert requirement.specifier.contains(version, prereleases=True)
+
+
+def test_data_of_your_own_travel_with_dvc(tmp_path):
+    """`dvc add data/raw/NAME`, pushed and pulled: DVC has to see the `.dvc` file in a folder that Git mostly ignores."""
+    project, store = tmp_path / "project", tmp_path / "store"
+
+    def run(*command):
+        subprocess.run(command, cwd=project, check=True, capture_output=True)
+
+    for name in (".gitignore", "data/raw/.gitignore"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, project / name)
+    run("git", "init", "--quiet")
+    run("dvc", "init", "--quiet")
+    run("dvc", "remote", "add", "--default", "store", str(store))
+    mine = project / "data/raw/mine/one.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    run("dvc", "add", "data/raw/mine")
+    run("dvc", "push")
+    shutil.rmtree(mine.parent)
+    shutil.rmtree(project / ".dvc/cache")
+    run("dvc", "pull")
+    assert mine.read_text() == "mine"
+    listed = ["git", "ls-files", "--others", "--exclude-standard", "data"]
+    added = subprocess.run(listed, cwd=project, check=True, capture_output=True, text=True).stdout.split()
+    assert added == ["data/raw/.gitignore", "data/raw/mine.dvc"]
