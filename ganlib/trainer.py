@@ -195,7 +195,7 @@ def build_game(params: Params, spec: Spec) -> Game:
         if shrink > 1 and cfg.batch % (game.group * shrink):
             raise ConfigError(
                 f"{where}: penalties.{name}.batch_shrink: {shrink} x {game.group} examples that the networks take "
-                f"together do not divide the batch of {cfg.batch}; choose a divisor of {cfg.batch // game.group}"
+                f"together do not divide the batch of {cfg.batch}; choose a divisor of {cfg.batch // game.group or 1}"
             )
         penalties.append(
             Term(
@@ -422,7 +422,7 @@ class _Training:
         torch.manual_seed(seed_of(params.seed, "weights"))  # the same first weights on every rank
         game = build_game(params, spec)
         if parent is not None:
-            warm_start(game, params, parent)
+            warm_start(game, params, spec, parent)
         networks = game.modules.values()
         self.layout = devices.memory_format(device, networks, channels_last=cfg.channels_last)
         for module in networks:

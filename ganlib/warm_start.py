@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ganlib import registry
 from ganlib.config import ConfigError, Params
+from ganlib.data._spec import Spec
 from ganlib.game import Game
 
 __all__ = ["DISCRIMINATOR", "PARENT", "PLAYERS", "WarmStart", "read_parent", "save_discriminator", "warm_start"]
@@ -45,6 +46,8 @@ class WarmStart:
     frozen: tuple[str, ...]
     settings: Mapping[str, str]
     """settings of the networks that are not the parent's, as "32 here, 24 there\""""
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    """the same of what both are conditioned on: weights of a class or an attribute are taken by its place"""
 
     def lines(self) -> list[str]:
         """For the log."""
@@ -52,6 +55,7 @@ class WarmStart:
         lines = [f"warm start from {self.parent}: tensors taken: {counts}"]
         if self.settings:
             lines.append("  settings: " + "; ".join(f"network.{key}: {why}" for key, why in self.settings.items()))
+        lines += [f"  {name}: {why}; what is taken of each goes by its place" for name, why in self.conditions.items()]
         lines += [f"  not taken: {name}: {why}" for name, why in self.not_taken.items()]
         return lines + ([f"  frozen: {', '.join(self.frozen)}"] if self.frozen else [])
 
@@ -70,15 +74,16 @@ def read_parent(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"train.init: {folder / PARENT}: {' '.join(str(error).split())}") from error
 
 
-def warm_start(game: Game, params: Params, folder: Path) -> WarmStart:
-    """Give the players of a new game the parent's weights, and freeze those that `train.freeze` names.
+def warm_start(game: Game, params: Params, spec: Spec, folder: Path) -> WarmStart:
+    """Give the players of a new game, on data of `spec`, the parent's weights; freeze those that `train.freeze` names.
 
     Raises ConfigError for a folder that is no parent, where nothing of it suits, and for what cannot be frozen.
     """
     name = str(read_parent(folder)["name"])
     taken, not_taken = dict[str, tuple[int, int]](), dict[str, str]()
     try:
-        network = json.loads((folder / "generator/generator.json").read_text(encoding="utf-8"))["network"]
+        described = json.loads((folder / "generator/generator.json").read_text(encoding="utf-8"))
+        network, data = described["network"], described["spec"]
         parent = {
             "generator": load_file(folder / "generator/generator.safetensors"),
             "discriminator": load_file(folder / DISCRIMINATOR) if (folder / DISCRIMINATOR).is_file() else None,
@@ -106,7 +111,8 @@ def warm_start(game: Game, params: Params, folder: Path) -> WarmStart:
         raise ConfigError(
             f"train.init: {name}: none of its tensors has the name and shape of one of {params.model_file}"
         )
-    return WarmStart(name, taken, not_taken, _freeze(game, params.train.freeze, not_taken), _settings(own, network))
+    frozen = _freeze(game, params.train.freeze, not_taken)
+    return WarmStart(name, taken, not_taken, frozen, _settings(own, network), _conditions(game, spec, data))
 
 
 def _differences(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
@@ -123,6 +129,15 @@ def _settings(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, st
         key: f"{own.get(key)} here, {theirs.get(key)} there"
         for key in {**own, **theirs}
         if own.get(key) != theirs.get(key)
+    }
+
+
+def _conditions(game: Game, spec: Spec, theirs: Mapping[str, Any]) -> dict[str, str]:
+    own = {"classes": spec.classes * bool(game.classes), "attributes": spec.attributes * bool(game.attributes)}
+    return {
+        key: f"{', '.join(names)} here, {', '.join(theirs[key])} there"
+        for key, names in own.items()
+        if names and theirs.get(key) and [*names] != theirs[key]
     }
 
 

@@ -61,6 +61,8 @@ class Estimate:
     """how often a trial starts, or goes on from a rung"""
     search_seconds: float
     """of all trials by successive halving, as the model stands"""
+    starts_ray: bool
+    """whether the stage `train` does, which is not counted"""
 
     @property
     def train_seconds(self) -> float:
@@ -79,7 +81,7 @@ class Estimate:
             f"parameters: {counts}",
             f"peak memory of a worker: {self.peak_memory_mb:,.0f} MB",
             f"steps of the game: {self.examples_per_second:,.0f} examples/s, workers: {self.workers}",
-            f"training: {_clock(self.train_seconds)} ({parts}), and Ray's start",
+            f"training: {_clock(self.train_seconds)} ({parts}){', and the start of Ray' if self.starts_ray else ''}",
             f"search: {search}",
         ]
 
@@ -131,6 +133,7 @@ def estimate(params: Params, prepared: Path, reference: Path | None = None) -> E
         checkpoints * checkpoint_s,
         fits,
         search_s + search_reports * (report_s + checkpoint_s) / max(1.0, at_once),
+        params.scale.num_workers != 0,
     )
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "StoreError",
     "allowed_name",
     "begin_run",
+    "check_not_copied",
     "environment",
     "error_text",
     "file_errors",
@@ -194,8 +195,7 @@ def open_store(config: TrackingConfig, *, create: bool = True) -> Store:
             f"tracking.experiment: {config.experiment!r} was deleted from {shown(uri)}; "
             f"choose another name or run `mlflow experiments restore -x {found.experiment_id}`"
         )
-    if create:
-        _check_not_copied(uri, found.artifact_location)
+    check_not_copied(uri, found.artifact_location, reads=not create)
     return Store(uri, client, found.experiment_id)
 
 
@@ -213,12 +213,15 @@ def _create_experiment(client: Any, name: str, uri: str) -> Any:
     return client.get_experiment_by_name(name)
 
 
-def _check_not_copied(uri: str, artifacts: str) -> None:
-    """Raise StageError if the project's own SQLite file came from another folder: it names that one's artifacts."""
+def check_not_copied(uri: str, artifacts: str, *, reads: bool = False) -> None:
+    """Raise StageError if the project's own SQLite file came from another folder: it names that one's artifacts, which
+    can still be read where they are there."""
     place, file = urlsplit(artifacts), sqlite_file(uri)
     if file is None or place.scheme not in ("", "file"):
         return
     folder = Path(unquote(place.path))
+    if reads and folder.is_dir():
+        return
     if file.is_relative_to(project_folder()) and not folder.is_relative_to(project_folder()):
         raise StageError(
             f"tracking store {file} came from another folder: its artifacts lie in {folder}; move it away and a new "

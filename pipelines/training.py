@@ -73,7 +73,7 @@ class Job:
         game = build_game(params, spec)
         check_groups(params, game, world)
         parent = parent_folder(params)
-        warm = None if parent is None else warm_start(game, params, parent)
+        warm = None if parent is None else warm_start(game, params, spec, parent)
         possible = tuple(possible_workers(params, game))
         if isinstance(asked := params.scale.num_workers, tuple) and not any(
             asked[0] <= n <= asked[1] for n in possible

@@ -65,7 +65,7 @@ def test_every_requirement_has_an_upper_bound_that_holds_here(requirement):
 
 
 def test_data_of_your_own_travel_with_dvc(tmp_path):
-    """`dvc add data/raw/NAME`, pushed and pulled: DVC has to see the `.dvc` file in a folder that Git mostly ignores."""
+    """`dvc add data/raw/NAME`, pushed and pulled: DVC has to see a `.dvc` file in a folder that Git mostly ignores."""
     project, store = tmp_path / "project", tmp_path / "store"
 
     def run(*command):

@@ -44,7 +44,7 @@ def test_both_players_start_from_the_parent(family, small, data_of, tmp_path):
     parent = write_parent(tmp_path, params, spec)
     game = game_of(params, spec, 2)
     assert not equal(dict(game.generator.state_dict()), dict(parent.generator.state_dict()))
-    found = warm_start(game, params, tmp_path)
+    found = warm_start(game, params, spec, tmp_path)
     for player in ("generator", "discriminator"):
         assert equal(dict(game.modules[player].state_dict()), dict(parent.modules[player].state_dict()))
         assert found.taken[player] == (len(parent.modules[player].state_dict()),) * 2
@@ -57,8 +57,10 @@ def test_what_has_other_shapes_or_names_starts_as_without_a_parent(small, tmp_pa
     wider = override(params, {"network.discriminator_norm": "batch", "penalties": {}})
     three = image_spec((1, 16, 16), CLASSES[:3])
     game, alone = game_of(wider, three, 2), game_of(wider, three, 2)
-    found = warm_start(game, wider, tmp_path)
+    found = warm_start(game, wider, three, tmp_path)
     assert found.settings == {"discriminator_norm": "batch here, none there"}
+    assert found.conditions == {"classes": "0, 1, 2 here, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 there"}
+    assert any(line.startswith("  classes: 0, 1, 2 here, ") for line in found.lines())
     assert found.not_taken["generator.embedding.table.weight"] == "[3, 20] here, [10, 20] there"
     assert "not in the parent" in found.not_taken.values()
     assert "only in the parent" in found.not_taken.values()
@@ -70,7 +72,7 @@ def test_what_has_other_shapes_or_names_starts_as_without_a_parent(small, tmp_pa
     said = found.lines()
     assert said[0].startswith("warm start from models:/parent/1: tensors taken: generator ")
     assert "  settings: network.discriminator_norm: batch here, none there" in said
-    assert len(said) == 2 + len(found.not_taken)
+    assert len(said) == 3 + len(found.not_taken)
 
 
 def test_frozen_layers_stay_the_parents_and_a_resume_is_exact(small, prepared, tmp_path):
@@ -99,7 +101,7 @@ def test_without_a_discriminator_it_is_said(small, prepared, tmp_path):
     write_parent(tmp_path, params, spec)
     (tmp_path / DISCRIMINATOR).unlink()
     game, alone = game_of(params, spec, 2), game_of(params, spec, 2)
-    found = warm_start(game, params, tmp_path)
+    found = warm_start(game, params, spec, tmp_path)
     assert equal(dict(game.discriminator.state_dict()), dict(alone.discriminator.state_dict()))
     assert found.taken["discriminator"][0] == 0
     assert set(found.not_taken.values()) == {"no discriminator is kept with the parent"}
@@ -107,7 +109,7 @@ def test_without_a_discriminator_it_is_said(small, prepared, tmp_path):
     with pytest.raises(
         ConfigError, match=r"is not the parent's .no discriminator is kept with the parent.: it would stay"
     ):
-        warm_start(game, frozen, tmp_path)
+        warm_start(game, frozen, spec, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_what_cannot_be_frozen_is_one_line(small, prepared, tmp_path, freeze, me
     params, spec = of_train(small("dcgan"), init="parent", freeze=(freeze,)), read_spec(prepared)
     write_parent(tmp_path, params, spec)
     with pytest.raises(ConfigError, match=f"^train.freeze: {message}") as error:
-        warm_start(game_of(params, spec, 2), params, tmp_path)
+        warm_start(game_of(params, spec, 2), params, spec, tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -133,20 +135,20 @@ def test_what_is_no_parent_is_one_line(small, prepared, tmp_path):
     params, spec = small("dcgan"), read_spec(prepared)
     game = game_of(params, spec, 2)
     with pytest.raises(ConfigError, match=r"^train\.init: .*parent\.json: .*No such file"):
-        warm_start(game, params, tmp_path)
+        warm_start(game, params, spec, tmp_path)
     write_parent(tmp_path, params, spec)
     with pytest.raises(ConfigError, match=r"^train\.init: parent: the parent that it names was not given with it"):
         train(of_train(params, init="parent"), print, prepared=prepared)
     other = small("mlp")
     message = r"^train\.init: models:/parent/1: expected a parent of model mlp, found dcgan"
     with pytest.raises(ConfigError, match=message):
-        warm_start(game_of(other, spec, 2), other, tmp_path)
+        warm_start(game_of(other, spec, 2), other, spec, tmp_path)
     (tmp_path / "generator/generator.safetensors").write_bytes(b"no weights")
     with pytest.raises(ConfigError, match=r"^train\.init: models:/parent/1: not a generator: "):
-        warm_start(game, params, tmp_path)
+        warm_start(game, params, spec, tmp_path)
     shutil.rmtree(tmp_path / "generator")
     with pytest.raises(ConfigError, match=r"not a generator: .*generator\.json"):
-        warm_start(game, params, tmp_path)
+        warm_start(game, params, spec, tmp_path)
     with pytest.raises(
         ValueError, match=r"freeze: without init there are no weights of a parent to keep; set train.init"
     ):
