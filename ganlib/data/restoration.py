@@ -170,13 +170,13 @@ def encode(cfg: Config, raw: Path | bytes | NDArray[Any] | Image.Image) -> Store
 
     Raises ValueError if it cannot be read, or is too small to be cut.
     """
-    opened = image._open(raw, cfg.max_megapixels)
+    opened = image.open_image(raw, cfg.max_megapixels)
     if cfg.fit == "cut":
         height, width = cfg.resolution
         left, top = (opened.width - width) // 2, (opened.height - height) // 2
         if left < 0 or top < 0:
             raise ValueError(f"{opened.width}x{opened.height} pixels, too small to cut {width}x{height} out")
-        with image._without_pillows_limit():
+        with image.without_pixel_limit():
             opened = opened.crop((left, top, left + width, top + height))
     sample = image.read(_as_image(cfg), opened)
     return {"given": cfg.degradation.degrade(sample), "sample": sample}
@@ -188,7 +188,7 @@ def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> Pixels:
     Raises ValueError if it cannot be read, or has other channels.
     """
     if isinstance(raw, Path):
-        return _pixels(image._flatten(image._open(raw, cfg.max_megapixels), _as_image(cfg)))
+        return _pixels(image.flatten(image.open_image(raw, cfg.max_megapixels), _as_image(cfg)))
     raw = image.as_levels(raw)
     if raw.ndim != 3 or raw.shape[2] != cfg.channels or not raw.size:
         raise ValueError(f"expected images of shape [height, width, {cfg.channels}], found {list(raw.shape)}")

@@ -94,7 +94,7 @@ def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
     Raises ValueError if it cannot be read, has other channels, or numbers outside 0 to 255.
     """
     if isinstance(raw, Path):
-        pixels = np.asarray(image._flatten(image._open(raw, cfg.max_megapixels), _as_image(cfg)), dtype=np.uint8)
+        pixels = np.asarray(image.flatten(image.open_image(raw, cfg.max_megapixels), _as_image(cfg)), dtype=np.uint8)
         pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     else:
         pixels = image.as_levels(raw)

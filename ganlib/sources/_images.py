@@ -109,8 +109,8 @@ def decoding_fault(payload: Any) -> str:
     """Why a path, bytes or an array cannot be decoded as an image; empty for one that can."""
     # Every example of a damaged image would be a reject, and take a good image along.
     try:
-        image._flatten(image._open(payload), _ANY_SIZE)
-    except image._TooManyPixels:
+        image.flatten(image.open_image(payload), _ANY_SIZE)
+    except image.TooManyPixels:
         return ""  # sample.max_megapixels decides
     except ValueError as error:
         return str(error)
