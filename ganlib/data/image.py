@@ -42,12 +42,14 @@ __all__ = [
     "may_be_image",
     "open_image",
     "parts",
+    "picture",
     "present",
     "present_tensor",
     "preview",
     "quantise",
     "read",
     "take",
+    "take_any_size",
     "take_tensor",
     "tiny",
     "without_pixel_limit",
@@ -122,6 +124,20 @@ def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.moveaxis(raw, -1, 0))
 
 
+def take_any_size(cfg: Config, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
+    """An image of a user in its own size, uint8 `[C, H, W]`: a file, or an array `[H, W, C]`.
+
+    Raises ValueError if it cannot be read, has other channels, or numbers outside 0 to 255.
+    """
+    if isinstance(raw, Path):
+        pixels = np.atleast_3d(np.asarray(flatten(open_image(raw, cfg.max_megapixels), cfg), dtype=np.uint8))
+    else:
+        pixels = as_levels(raw)
+        if pixels.ndim != 3 or pixels.shape[2] != cfg.channels or not pixels.size:
+            raise ValueError(f"expected images of shape [height, width, {cfg.channels}], found {list(pixels.shape)}")
+    return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+
+
 def as_levels(raw: Any) -> NDArray[np.uint8]:
     """An array of a user as uint8, of the same shape. Raises ValueError for what is not of numbers from 0 to 255."""
     array = np.asarray(raw)
@@ -180,6 +196,12 @@ def preview(cfg: object, samples: Mapping[str, Tensor], columns: int) -> Image.I
     pixels = torch.cat([pixels, pixels.new_full((empty, *pixels.shape[1:]), 128)])
     tiles = pixels.expand(-1, 3, -1, -1).reshape(-1, columns, 3, *pixels.shape[2:])
     return Image.fromarray(tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).numpy())
+
+
+def picture(cfg: object, sample: Tensor) -> Image.Image:
+    """One image `[1, C, H, W]` in [-1, 1]."""
+    pixels = quantise(cfg, sample)[0].numpy()
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1))
 
 
 def describe(cfg: object, stored: Stored) -> dict[str, Any]:
