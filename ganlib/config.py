@@ -330,9 +330,7 @@ def _read_space(named: Any) -> Config:
     if isinstance(named[1], Config):
         return named[1]
     name, section = named
-    everywhere = {
-        one: folder for folder in (None, *registry.folders("spaces")) for one in registry.names("spaces", folder)
-    }
+    everywhere = registry.places("spaces")
     if name not in everywhere:
         known = ", ".join(sorted(everywhere))
         raise ValueError(f"{name!r} is not a feature space{registry.nearest(str(name), everywhere)}; known: {known}")
@@ -342,7 +340,7 @@ def _read_space(named: Any) -> Config:
 
 def _metric(name: str) -> str:
     """A metric's name, in any folder of metrics."""
-    known = {one for folder in (None, *registry.folders("metrics")) for one in registry.names("metrics", folder)}
+    known = registry.places("metrics")
     if name not in known:
         raise ValueError(f"{name!r} is not a metric{registry.nearest(name, known)}; known: {', '.join(sorted(known))}")
     return name

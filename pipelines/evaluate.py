@@ -194,8 +194,6 @@ def _about(
     reference: Reference, generator: Generator, n: int, cfg: EvaluateConfig, seed: int, *, fitted: bool
 ) -> dict[str, Any]:
     """What a reader of metrics.json should know; text and settings, so not in it."""
-    looks = reference.spec.kind.LOOKS
-    modules = {name: registry.load("metrics", name, looks) for name in registry.names("metrics", looks)}
     return {
         "samples": n,
         "seed": seed,
@@ -209,18 +207,17 @@ def _about(
         "content_hash": reference.spec.content_hash,
         "metrics": {
             name: {"better": module.DIRECTION, "meaning": (module.__doc__ or "").split("\n")[0]}
-            for name, module in modules.items()
+            for name, module in registry.load_all("metrics", reference.spec.kind.LOOKS).items()
         },
     }
 
 
 def _not_measured(metrics: Metrics, spec: Spec) -> dict[str, list[str]]:
     """Metrics that no section has, each with the columns that it needs; no section has all of these."""
-    looks, found = spec.kind.LOOKS, {name for section in metrics.values() for name in section}
-    modules = {name: registry.load("metrics", name, looks) for name in registry.names("metrics", looks)}
+    found = {name for section in metrics.values() for name in section}
     return {
         name: [*module.NEEDS]
-        for name, module in modules.items()
+        for name, module in registry.load_all("metrics", spec.kind.LOOKS).items()
         if found.isdisjoint({name, *getattr(module, "ALIASES", {}).values()})
     }
 

@@ -168,10 +168,8 @@ def failed_thresholds(metrics: Metrics, gate: GateConfig, *, labelled: bool) -> 
 
 def _needs_labels(metric: str) -> bool:
     """Whether a metric reads the classes that a generator was conditioned on."""
-    for folder in (None, *registry.folders("metrics")):
-        if metric in registry.names("metrics", folder):
-            return "label" in registry.load("metrics", metric, folder).NEEDS
-    return False
+    places = registry.places("metrics")
+    return metric in places and "label" in registry.load("metrics", metric, places[metric]).NEEDS
 
 
 def decide_between(store: Store, params: Params, champion: Version, challenger: Version) -> Decision:

@@ -92,7 +92,7 @@ def imported(file: str) -> tuple[list[str], list[str]]:
                 modules += [alias.name for alias in names]
             case ast.ImportFrom(str(module), names):
                 modules += [module, *(f"{module}.{alias.name}" for alias in names)]
-            case ast.Call(ast.Attribute(ast.Name("registry"), "load"), [ast.Constant(kind), *_]):
+            case ast.Call(ast.Attribute(ast.Name("registry"), "load" | "load_all"), [ast.Constant(kind), *_]):
                 folders.append(kind)
     return modules, folders
 
