@@ -18,9 +18,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from ganlib.config import GateConfig, Params, override
+from ganlib.config import GateConfig, Params
 from ganlib.device import default_device
 from ganlib.export import Generator, load_generator
 from ganlib.graph import TOLERANCE, GraphError, export_graph
@@ -38,7 +36,7 @@ from pipelines._stage import (
     atomic_folder,
     main,
 )
-from pipelines.budget import with_budget
+from pipelines.budget import tuned
 from pipelines.comparison import read_report, report_with_champion
 from pipelines.gate import Metrics, deciding_figures, metric_of
 from pipelines.model_card import markdown, model_card
@@ -46,7 +44,6 @@ from pipelines.model_registry import Version
 from pipelines.outbox import send_kept
 from pipelines.promotion import settle
 from pipelines.tracking import Store
-from pipelines.train import BEST
 from pipelines.training import fingerprint
 
 __all__ = ["stage"]
@@ -122,17 +119,17 @@ def _log(
     graphs: Path,
 ) -> Version:
     """Log cards, figures, pictures and lineage to the run that trained the model, then register the model."""
-    tuned = with_budget(override(params, YAML(typ="safe").load((TUNED / BEST).read_text()) or {}), PREPARED, quiet=True)
+    trained = tuned(params, quiet=True)
     facts = lineage.facts(params)
     if fault := lineage.git_fault():
         print(f"lineage: the commit is not known: {fault}", flush=True)
     tags = {f"lineage.{name}": value for name, value in facts.items()}
     # The run is a new one if the training came out of DVC's cache or was tracked in another store.
-    name = fingerprint(tuned, PREPARED, "train")
+    name = fingerprint(trained, PREPARED, "train")
     with tracking.run(store, name, name, tags=tags) as run:
-        tracking.log_params(run, tuned.model_dump(mode="json", include={"seed", "data", "model", "train"}))
-        tracking.log_params(run, {"preset": params.preset, "game": tuned.game.model_dump(mode="json")})
-        used = tuned.chosen()
+        tracking.log_params(run, trained.model_dump(mode="json", include={"seed", "data", "model", "train"}))
+        tracking.log_params(run, {"preset": params.preset, "game": trained.game.model_dump(mode="json")})
+        used = trained.chosen()
         del used["tracking"]["uri"]  # the store's address may hold a password
         tracking.log_json(run, used, "params.json")
         tracking.log_json(run, facts, "lineage.json")

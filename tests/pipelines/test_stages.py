@@ -40,8 +40,6 @@ WITHOUT_EFFECT = {
     "pipelines/training.py -> ganlib/evaluate.py": "names of metrics, to refuse what is not one",
     "pipelines/training.py -> pipelines/gate.py": "the same",
     "pipelines/training.py -> pipelines/code.py": "a run's name",
-    "pipelines/tune.py -> pipelines/train.py": "a file's name",
-    "pipelines/register.py -> pipelines/train.py": "a file's name",
     "pipelines/register.py -> pipelines/training.py": "a run's name",
 }
 TRAINING = {  # of no use but to learners
