@@ -34,7 +34,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from ganlib import registry
-from ganlib._config import Config
+from ganlib._config import Config, refuse_moved
 from ganlib.augment import AugmentConfig
 from ganlib.data import _kind
 from ganlib.health import HealthConfig
@@ -346,14 +346,6 @@ def _metric(name: str) -> str:
     return name
 
 
-def _refuse_moved(section: Any, moved: Mapping[str, str]) -> Any:
-    """Raise ValueError for a key that has another name since the last version."""
-    for old, new in moved.items():
-        if isinstance(section, Mapping) and old in section:
-            raise ValueError(f"{old} is now {new}")
-    return section
-
-
 class ReferenceConfig(Config):
     max_samples: Annotated[int, Field(ge=10)] = 50_000
     classifier: ClassifierConfig = ClassifierConfig()
@@ -367,7 +359,7 @@ class ReferenceConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _moved(cls, section: Any) -> Any:
-        return _refuse_moved(section, {"inception": "spaces.inception.file"})
+        return refuse_moved(section, {"inception": "spaces.inception.file"})
 
 
 def _none_or_enough(samples: int) -> int:
@@ -441,7 +433,7 @@ class GateConfig(Config):
     @classmethod
     def _moved(cls, section: Any) -> Any:
         names = ("coverage", "memorisation_ratio", "label_accuracy")
-        return _refuse_moved(section, {f"min_{name}": f"at_least.{name}" for name in names})
+        return refuse_moved(section, {f"min_{name}": f"at_least.{name}" for name in names})
 
 
 class TrackingConfig(Config):
