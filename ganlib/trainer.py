@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ganlib import checkpoint, distributed, health, registry, shards
 from ganlib import device as devices
@@ -690,7 +691,7 @@ def update_ema(ema: nn.Module, module: nn.Module, decay: float) -> None:
         *zip(ema.buffers(), module.buffers(), strict=True),
     ]
     floats = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
-    torch._foreach_lerp_([mine for mine, _ in floats], [theirs for _, theirs in floats], 1 - decay)
+    get_ema_multi_avg_fn(decay)([mine for mine, _ in floats], [theirs for _, theirs in floats], None)
     for mine, theirs in pairs:
         if not mine.is_floating_point():
             mine.copy_(theirs)
