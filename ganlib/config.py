@@ -37,6 +37,8 @@ from ganlib import registry
 from ganlib._config import Config, refuse_moved
 from ganlib.augment import AugmentConfig
 from ganlib.data import _kind
+from ganlib.game import OPTIMIZERS
+from ganlib.graph import FORMATS
 from ganlib.health import HealthConfig
 from ganlib.losses import LOSSES
 from ganlib.penalties import MOVE, PENALTIES
@@ -204,7 +206,7 @@ def _read_penalty(named: Any) -> PenaltyConfig:
 class PlayerConfig(Config):
     """How one player learns."""
 
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Annotated[str, _one_of(OPTIMIZERS)] = "adam"
     lr: Annotated[PositiveFloat | Schedule, _ends(NonNegativeFloat)] = 2e-4
     betas: tuple[Share, Annotated[Share | Schedule, _ends(Share)]] = (0.5, 0.99)
     weight_decay: NonNegativeFloat = 0.0
@@ -426,7 +428,7 @@ class GateConfig(Config):
         default={"coverage": 0.3, "memorisation_ratio": 0.5, "label_accuracy": 0.5}
     )
     at_most: dict[Annotated[str, AfterValidator(_metric)], float] = Field(default={})
-    export: tuple[Literal["onnx", "torch"], ...] = ("onnx", "torch")
+    export: tuple[Annotated[str, _one_of(FORMATS)], ...] = ("onnx", "torch")
     approval: Literal["automatic", "human"] = "automatic"
 
     @model_validator(mode="before")

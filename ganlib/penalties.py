@@ -126,7 +126,7 @@ class R1Approx:
 
 @dataclass(frozen=True)
 class R2Approx:
-    """`R1Approx` at the fakes: r2 by a finite difference."""
+    """The same at the fakes: r2 by a finite difference."""
 
     sigma: PositiveFloat = 0.01
     """as of `R1Approx`"""

@@ -30,6 +30,7 @@ from ganlib.config import ConfigError, FitConfig, Params, PlayerConfig
 from ganlib.data._spec import Spec
 from ganlib.export import save_generator
 from ganlib.game import (
+    OPTIMIZERS,
     Batch,
     Fit,
     Game,
@@ -667,11 +668,10 @@ def _from_rank_0(found: tuple[str, bool], world: int) -> tuple[str, bool]:
 
 
 def _learner(module: nn.Module, cfg: PlayerConfig, compile: bool) -> Learner:
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
     trained = [p for p in module.parameters() if p.requires_grad]
     # the learning rate is set at every step, from `cfg.lr`
     betas = (cfg.betas[0], value(cfg.betas[1], 0.0))
-    optimizer = kind(trained, lr=0.0, betas=betas, weight_decay=cfg.weight_decay, fused=True)
+    optimizer = OPTIMIZERS[cfg.optimizer](trained, lr=0.0, betas=betas, weight_decay=cfg.weight_decay, fused=True)
     return Learner(
         module,
         optimizer,
