@@ -159,7 +159,7 @@ def build_game(params: Params, spec: Spec) -> Game:
         raise ConfigError(f"{where}: {error}") from error
     moving = sorted(MOVE & cfg.penalties.keys())
     asked = [*(["mirror"] if cfg.mirror else []), *(["augment"] if cfg.augment else []), *moving]
-    if asked and spec.kind.LOOKS != "picture":
+    if asked and not spec.kind.is_picture:
         raise ConfigError(f"{where}: {', '.join(asked)} is for images, these are {spec.modality}; leave it out")
     _check_fits(game, cfg.fits, where)
     per_example = sorted(PER_EXAMPLE & cfg.penalties.keys())

@@ -33,7 +33,7 @@ FEW = 10_000
 
 def resolve_budget(cfg: BudgetConfig, spec: Spec) -> dict[str, Any]:
     """`kimg`, `augment` (settings of a model's file, or None) and `because`, for the data card."""
-    examples, picture = spec.counts["train"], spec.kind.LOOKS == "picture"
+    examples, picture = spec.counts["train"], spec.kind.is_picture
     size = "x".join(map(str, spec.shape[1:])) if picture else ""
     because = "as the data set's file says"
     if "auto" in (cfg.kimg, cfg.augment):

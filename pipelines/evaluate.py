@@ -186,7 +186,7 @@ def _what_samples_show(generator: Generator, spec: Spec) -> str:
             "data shows one, what a fitted generator made of it before the game where there was one, what the "
             "generator makes of it, and the target."
         )
-    by_class = generator.conditional and spec.kind.LOOKS == "picture"
+    by_class = generator.conditional and spec.kind.is_picture
     return "Not chosen. " + (f"A row for each class: {', '.join(spec.classes[:ROWS])}." if by_class else "")
 
 
