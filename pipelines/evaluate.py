@@ -40,7 +40,7 @@ from ganlib.evaluate import (
 from ganlib.export import Generator, load_generator
 from ganlib.metrics._types import Examples
 from ganlib.reference import Reference
-from pipelines._stage import EVALUATED, PREPARED, REFERENCE, TRAINED, StageError, atomic_folder, main
+from pipelines._stage import EVALUATED, PREPARED, REFERENCE, TRAINED, StageError, atomic_folder, main, read_json
 from pipelines.model_card import model_card
 from pipelines.neighbours import nearest_examples, space_of_features
 from pipelines.pictures import (
@@ -118,7 +118,7 @@ def stage(params: Params) -> None:
         write_report(
             folder / "report.html",
             generator=generator,
-            card=model_card(generator, metrics, _data_card()),
+            card=model_card(generator, metrics, read_json(PREPARED / "card.json", {})),
             metrics=metrics,
             about=about,
             exhibits=exhibits,
@@ -127,13 +127,6 @@ def stage(params: Params) -> None:
             prepared=PREPARED,
         )
     _print_metrics(metrics, n, cfg)
-
-
-def _data_card() -> dict[str, Any]:
-    """What the stage `prepare` says of the data; empty where it does not."""
-    file = PREPARED / "card.json"
-    card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return card
 
 
 def show_samples(

@@ -35,6 +35,8 @@ from pipelines._stage import (
     StageError,
     atomic_folder,
     main,
+    read_json,
+    read_jsonl,
 )
 from pipelines.budget import tuned
 from pipelines.comparison import read_report, report_with_champion
@@ -75,8 +77,8 @@ def stage(params: Params) -> None:
             "version": version.number,
             "key": key,
             "export": exported,
-            "kept": _written(TRAINED / "kept.json"),
-            "warm_start": _written(TRAINED / "warm_start.json"),
+            "kept": read_json(TRAINED / "kept.json", None),
+            "warm_start": read_json(TRAINED / "warm_start.json", None),
             **dataclasses.asdict(decision),
         }
         (out / "decision.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
@@ -133,7 +135,7 @@ def _log(
         del used["tracking"]["uri"]  # the store's address may hold a password
         tracking.log_json(run, used, "params.json")
         tracking.log_json(run, facts, "lineage.json")
-        tracking.log_past_stats(run, _curves(TRAINED / "stats.jsonl"))
+        tracking.log_past_stats(run, read_jsonl(TRAINED / "stats.jsonl"))
         tracking.log_metrics(run, _flat(metrics))
         with scratch_folder() as scratch:
             for folder in (PREPARED, REFERENCE, TUNED, TRAINED, EVALUATED):
@@ -141,8 +143,7 @@ def _log(
             tracking.log_folder(run, Path(scratch), "stages")
         if any(graphs.iterdir()):
             tracking.log_folder(run, graphs, "export")
-        data = json.loads(file.read_text(encoding="utf-8")) if (file := PREPARED / "card.json").is_file() else {}
-        card = markdown(model_card(generator, metrics, data))
+        card = markdown(model_card(generator, metrics, read_json(PREPARED / "card.json", {})))
         tags |= {f"export.{format}": json.dumps(about) for format, about in exported.items()}
         discriminator = file if (file := TRAINED / DISCRIMINATOR).is_file() else None
         return model_registry.register_generator(
@@ -162,12 +163,6 @@ def _copy_viewable(folder: Path, into: Path) -> None:
             shutil.copyfile(file, into / within)
 
 
-def _curves(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
 def _flat(metrics: Metrics) -> dict[str, float]:
     """`space/metric` and, where known, its `.low`, `.high`, `.floor`, `.copy` and `.before`."""
     return {
@@ -184,11 +179,6 @@ def _challenger(folder: Path) -> Generator:
         return load_generator(folder, default_device())
     except ValueError as error:
         raise StageError(str(error)) from error
-
-
-def _written(file: Path) -> dict[str, Any] | None:
-    """What `train` wrote of the checkpoint that was kept, or of the warm start; None where it did not."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _metrics(file: Path, gate: GateConfig) -> Metrics:
