@@ -125,7 +125,7 @@ def _log(
     facts = lineage.facts(params)
     if fault := lineage.git_fault():
         print(f"lineage: the commit is not known: {fault}", flush=True)
-    tags = {f"lineage.{name}": value for name, value in facts.items()}
+    tags = {f"{lineage.PREFIX}{name}": value for name, value in facts.items()}
     # The run is a new one if the training came out of DVC's cache or was tracked in another store.
     name = fingerprint(trained, PREPARED, "train")
     with tracking.run(store, name, name, tags=tags) as run:
