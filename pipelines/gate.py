@@ -24,13 +24,13 @@ from ganlib.registry import nearest
 from ganlib.scratch import scratch_folder
 from pipelines import model_registry
 from pipelines._stage import PREPARED, REFERENCE, StageError
+from pipelines.model_card import Metrics
 from pipelines.model_registry import Version
 from pipelines.tracking import Store
 
 __all__ = [
     "CHAMPION",
     "Decision",
-    "Metrics",
     "compare_generators",
     "decide",
     "decide_between",
@@ -41,8 +41,6 @@ __all__ = [
 ]
 
 CHAMPION = "champion"
-
-Metrics = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 
 
 @dataclass(frozen=True)

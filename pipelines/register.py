@@ -40,8 +40,8 @@ from pipelines._stage import (
 )
 from pipelines.budget import tuned
 from pipelines.comparison import read_report, report_with_champion
-from pipelines.gate import Metrics, deciding_figures, metric_of
-from pipelines.model_card import markdown, model_card
+from pipelines.gate import deciding_figures, metric_of
+from pipelines.model_card import Metrics, markdown, model_card
 from pipelines.model_registry import Version
 from pipelines.outbox import send_kept
 from pipelines.promotion import settle
