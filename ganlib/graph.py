@@ -67,6 +67,12 @@ class Exported:
     def agrees(self) -> bool:
         return self.difference <= TOLERANCE  # not so where it is not a number
 
+    @property
+    def fault(self) -> str:
+        """How far it is from the generator, in words; empty where it `agrees`."""
+        far = f"its samples are up to {self.difference:.3g} from the generator's, at most {TOLERANCE:g} is allowed"
+        return "" if self.agrees else far
+
 
 def export_graph(generator: Generator, folder: str | Path, format: str = "onnx", *, latent: bool = False) -> Exported:
     """Write the generator, which is on the CPU, to its file of `FORMATS` in `folder`, and run that at `BATCHES`.
