@@ -14,6 +14,7 @@ from ganlib.sources._files import File, head, payloads, tree
 from ganlib.sources._source import Item, SourceError, Split, printable
 
 __all__ = [
+    "MADE",
     "PART",
     "Known",
     "decoding_fault",
@@ -27,6 +28,8 @@ __all__ = [
 ]
 
 PART = 256
+MADE = {"both": (1, 0), "a_to_b": (1,), "b_to_a": (0,)}
+"""which of two domains are made of the other, in the order of their examples, by the direction"""
 Known = tuple[int | None, Split | None, tuple[float, ...] | None]
 """label, split, attributes"""
 SUFFIXES = (
