@@ -22,17 +22,7 @@ from ganlib.warm_start import read_parent
 from pipelines._stage import INIT, PREPARED, StageError
 from pipelines.tracking import allowed_name
 
-__all__ = [
-    "GIT_SHA",
-    "PREFIX",
-    "Check",
-    "experiment_commit",
-    "facts",
-    "git_fault",
-    "git_sha",
-    "recorded_facts",
-    "verify",
-]
+__all__ = ["GIT_SHA", "PREFIX", "Check", "experiment_commit", "facts", "git_fault", "git_sha", "recorded", "verify"]
 
 GIT_SHA = "GANLIB_GIT_SHA"
 """the variable that says what `git_sha` would where there is no Git, as in a submitted job"""
@@ -88,7 +78,7 @@ def facts(params: Params) -> dict[str, str]:
     }
 
 
-def recorded_facts(tags: Mapping[str, str]) -> dict[str, str]:
+def recorded(tags: Mapping[str, str]) -> dict[str, str]:
     """The facts that the tags of a version hold."""
     return {tag.removeprefix(PREFIX): value for tag, value in tags.items() if tag.startswith(PREFIX)}
 

@@ -35,7 +35,7 @@ def verify(store: Store, version: Version) -> tuple[list[Check], list[str]]:
 
     Raises StageError where the commit is not known here.
     """
-    recorded = lineage.recorded_facts(version.tags)
+    recorded = lineage.recorded(version.tags)
     notes: list[str] = []
     weights = "whole"
     try:
