@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -9,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from ganlib.registry import nearest
 
-__all__ = ["Config"]
+__all__ = ["Config", "refuse_moved"]
 
 
 class Config(BaseModel):
@@ -33,3 +34,11 @@ class Config(BaseModel):
                         },
                     )
         return data
+
+
+def refuse_moved(section: Any, moved: Mapping[str, str]) -> Any:
+    """`section` as it is. Raises ValueError for a key that has another name, `moved[key]`, since the last version."""
+    for old, new in moved.items():
+        if isinstance(section, Mapping) and old in section:
+            raise ValueError(f"{old} is now {new}")
+    return section

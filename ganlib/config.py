@@ -34,9 +34,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from ganlib import registry
-from ganlib._config import Config
+from ganlib._config import Config, refuse_moved
 from ganlib.augment import AugmentConfig
 from ganlib.data import _kind
+from ganlib.game import OPTIMIZERS
+from ganlib.graph import FORMATS
 from ganlib.health import HealthConfig
 from ganlib.losses import LOSSES
 from ganlib.penalties import MOVE, PENALTIES
@@ -204,7 +206,7 @@ def _read_penalty(named: Any) -> PenaltyConfig:
 class PlayerConfig(Config):
     """How one player learns."""
 
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Annotated[str, _one_of(OPTIMIZERS)] = "adam"
     lr: Annotated[PositiveFloat | Schedule, _ends(NonNegativeFloat)] = 2e-4
     betas: tuple[Share, Annotated[Share | Schedule, _ends(Share)]] = (0.5, 0.99)
     weight_decay: NonNegativeFloat = 0.0
@@ -330,9 +332,7 @@ def _read_space(named: Any) -> Config:
     if isinstance(named[1], Config):
         return named[1]
     name, section = named
-    everywhere = {
-        one: folder for folder in (None, *registry.folders("spaces")) for one in registry.names("spaces", folder)
-    }
+    everywhere = registry.places("spaces")
     if name not in everywhere:
         known = ", ".join(sorted(everywhere))
         raise ValueError(f"{name!r} is not a feature space{registry.nearest(str(name), everywhere)}; known: {known}")
@@ -342,18 +342,10 @@ def _read_space(named: Any) -> Config:
 
 def _metric(name: str) -> str:
     """A metric's name, in any folder of metrics."""
-    known = {one for folder in (None, *registry.folders("metrics")) for one in registry.names("metrics", folder)}
+    known = registry.places("metrics")
     if name not in known:
         raise ValueError(f"{name!r} is not a metric{registry.nearest(name, known)}; known: {', '.join(sorted(known))}")
     return name
-
-
-def _refuse_moved(section: Any, moved: Mapping[str, str]) -> Any:
-    """Raise ValueError for a key that has another name since the last version."""
-    for old, new in moved.items():
-        if isinstance(section, Mapping) and old in section:
-            raise ValueError(f"{old} is now {new}")
-    return section
 
 
 class ReferenceConfig(Config):
@@ -369,7 +361,7 @@ class ReferenceConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _moved(cls, section: Any) -> Any:
-        return _refuse_moved(section, {"inception": "spaces.inception.file"})
+        return refuse_moved(section, {"inception": "spaces.inception.file"})
 
 
 def _none_or_enough(samples: int) -> int:
@@ -436,14 +428,14 @@ class GateConfig(Config):
         default={"coverage": 0.3, "memorisation_ratio": 0.5, "label_accuracy": 0.5}
     )
     at_most: dict[Annotated[str, AfterValidator(_metric)], float] = Field(default={})
-    export: tuple[Literal["onnx", "torch"], ...] = ("onnx", "torch")
+    export: tuple[Annotated[str, _one_of(FORMATS)], ...] = ("onnx", "torch")
     approval: Literal["automatic", "human"] = "automatic"
 
     @model_validator(mode="before")
     @classmethod
     def _moved(cls, section: Any) -> Any:
         names = ("coverage", "memorisation_ratio", "label_accuracy")
-        return _refuse_moved(section, {f"min_{name}": f"at_least.{name}" for name in names})
+        return refuse_moved(section, {f"min_{name}": f"at_least.{name}" for name in names})
 
 
 class TrackingConfig(Config):

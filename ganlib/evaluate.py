@@ -127,7 +127,7 @@ def _answers(generator: Generator, prepared: str | Path, n: int, size: int, spli
     if shards.ANOMALIES in shards.read_spec(prepared).counts:
         known["anomalous"] = torch.full((n,), is_anomalous)
     conditions = {name: stored[name] for name in generator.conditioned_on if not is_anomalous}
-    needed = {need for metric in _metrics(kind.LOOKS).values() for need in metric.NEEDS}
+    needed = {need for metric in registry.load_all("metrics", kind.LOOKS).values() for need in metric.NEEDS}
     found: dict[str, list[Tensor]] = {}
     for start in range(0, n, size):
         rows = slice(start, start + size)
@@ -173,7 +173,7 @@ def available_metrics(reference: Reference, *, labelled: bool, answers: Iterable
 
 def _check_needs(looks: str, columns: set[str]) -> None:
     columns = columns | {*_columns("features"), "predicted", "label", "anomalous", *_scoring(looks)}
-    for name, metric in _metrics(looks).items():
+    for name, metric in registry.load_all("metrics", looks).items():
         for need in metric.NEEDS:
             # what else is unknown may be filled by another space or family
             if need not in columns and (alike := difflib.get_close_matches(need, columns, 1, 0.8)):
@@ -436,18 +436,14 @@ def _available(section: str, looks: str, *sides: Collection[str]) -> dict[str, A
     """Metrics whose needs are columns of all sides, by the name they go by in this section."""
     return {
         getattr(metric, "ALIASES", {}).get(section.partition("/")[0], name): metric
-        for name, metric in _metrics(looks).items()
+        for name, metric in registry.load_all("metrics", looks).items()
         if all(need in side for need in metric.NEEDS for side in sides)
     }
 
 
 def _scoring(looks: str) -> dict[str, Any]:
     """Metrics that score each sample against its target."""
-    return {name: metric for name, metric in _metrics(looks).items() if hasattr(metric, "score")}
-
-
-def _metrics(looks: str) -> dict[str, Any]:
-    return {name: registry.load("metrics", name, looks) for name in registry.names("metrics", looks)}
+    return {name: metric for name, metric in registry.load_all("metrics", looks).items() if hasattr(metric, "score")}
 
 
 def _columns(column: str) -> tuple[str, ...]:
@@ -471,7 +467,7 @@ def _of_split(reference: Reference, split: str, n: int, spaces: Iterable[str]) -
 def _features_of(reference: Reference, features: dict[str, Tensor], label: Tensor | None, split: str = "") -> Features:
     """The same examples, the first of a split or made, as each section sees them."""
     seen: Features = {}
-    metrics = _metrics(reference.spec.kind.LOOKS).values()
+    metrics = registry.load_all("metrics", reference.spec.kind.LOOKS).values()
     for name, of in features.items():
         space = reference.spaces[name]
         seen[name] = {space.column: of}

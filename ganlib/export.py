@@ -334,6 +334,16 @@ class Generator:
         conditions = {"label": self._labels(n, index, label), "attributes": self._attributes(n, index, attributes)}
         return {name: cond for name, cond in conditions.items() if cond is not None}
 
+    def where(self, conditions: Sequence[str]) -> Where:
+        """What samples have to be like, for `stream`, of conditions as a user writes them, such as `age<12`.
+
+        Raises ValueError for those that are not understood, and for data that have no columns.
+        """
+        kind = self.spec.kind
+        if kind.where is None:
+            raise ValueError(f"where: {self.spec.modality} data have no columns to set conditions on")
+        return kind.where(self.spec.sample, conditions)
+
     @torch.inference_mode()
     def answer(self, parts: Mapping[str, Tensor], *, batch: int = 100) -> dict[str, Tensor]:
         """What the game says of examples, whose parts are `[N, *shape]` each as networks see them: `[N]`, `[N, K]`, or

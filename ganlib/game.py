@@ -25,6 +25,7 @@ from ganlib.pool import Pool
 from ganlib.schedules import Schedule, value
 
 __all__ = [
+    "OPTIMIZERS",
     "Augmentation",
     "Batch",
     "Deal",
@@ -222,6 +223,13 @@ class Term:
     every: int = 1
     needs_input_grad: bool = True
     """whether a discriminator's term needs gradients with respect to the samples"""
+
+
+OPTIMIZERS: dict[str, type[torch.optim.Adam | torch.optim.AdamW]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+"""by the names of a model's file"""
 
 
 @dataclass

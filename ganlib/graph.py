@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ganlib.data._spec import Spec
 from ganlib.export import Generator
 from ganlib.game import sample_of
 from ganlib.noise import Noise, seed_of
@@ -66,6 +67,12 @@ class Exported:
     def agrees(self) -> bool:
         return self.difference <= TOLERANCE  # not so where it is not a number
 
+    @property
+    def fault(self) -> str:
+        """How far it is from the generator, in words; empty where it `agrees`."""
+        far = f"its samples are up to {self.difference:.3g} from the generator's, at most {TOLERANCE:g} is allowed"
+        return "" if self.agrees else far
+
 
 def export_graph(generator: Generator, folder: str | Path, format: str = "onnx", *, latent: bool = False) -> Exported:
     """Write the generator, which is on the CPU, to its file of `FORMATS` in `folder`, and run that at `BATCHES`.
@@ -74,7 +81,7 @@ def export_graph(generator: Generator, folder: str | Path, format: str = "onnx",
     such a graph; then nothing is written.
     """
     path = Path(folder) / FORMATS[format]
-    graph: _Graph = _FromLatent(generator) if latent else _FromKey(generator)
+    graph = _FromLatent(generator) if latent else _FromKey(generator)
     inputs = graph.inputs(generator, 3)
     rows = torch.export.Dim.DYNAMIC
     sizes = {name: {0: rows} if x.dim() else None for name, x in inputs.items()}
@@ -100,25 +107,12 @@ def export_graph(generator: Generator, folder: str | Path, format: str = "onnx",
     return Exported(path, tuple(inputs), difference, rounded)
 
 
-class _Graph(nn.Module):
-    """The generator and what surrounds it, of one mapping of inputs to one of outputs."""
+class _FromKey(nn.Module):
+    """Of a key, the numbers of rows, conditions in the data's units and given parts as a user has them."""
 
     def __init__(self, generator: Generator):
         super().__init__()
         self.network, self.game, self.spec = generator.game.generator.eval(), generator.game, generator.spec
-
-    def inputs(self, generator: Generator, n: int) -> Inputs:
-        """Inputs for `n` samples, which begin at another row for each n."""
-        raise NotImplementedError
-
-    def finished(self, sample: Tensor) -> dict[str, Tensor]:
-        kind, cfg = self.spec.kind, self.spec.sample
-        sample = sample.float()
-        return {"sample": sample, "presented": kind.present_tensor(cfg, "sample", kind.quantise(cfg, sample))}
-
-
-class _FromKey(_Graph):
-    """Of a key, the numbers of rows, conditions in the data's units and given parts as a user has them."""
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:
         kind, cfg = self.spec.kind, self.spec.sample
@@ -127,27 +121,29 @@ class _FromKey(_Graph):
         cond = inputs.get("label")
         if "attributes" in inputs:
             cond = self.spec.standardise(inputs["attributes"])
-        return self.finished(sample_of(self.network(asked, cond)))
+        return _outputs(self.spec, sample_of(self.network(asked, cond)))
 
     def inputs(self, generator: Generator, n: int) -> Inputs:
+        """Inputs for `n` samples, which begin at another row for each n."""
         spec, cfg = self.spec, self.spec.sample
         given = {name: spec.kind.present_tensor(cfg, name, _stored(generator, name, n)) for name in spec.given}
         conditions = {name: x.clone() for name, x in generator.conditions(n).items()}
         return {"key": torch.tensor(seed_of(n, "sample")), "rows": torch.arange(n) + n, **conditions, **given}
 
 
-class _FromLatent(_Graph):
+class _FromLatent(nn.Module):
     """Of what `Game.ask` gives, by its names or as `latent`, and `condition`, as networks see both."""
+
+    def __init__(self, generator: Generator):
+        super().__init__()
+        self.network, self.game, self.spec = generator.game.generator.eval(), generator.game, generator.spec
+        self.by_name = isinstance(self._asked(generator, 1), dict)
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:
         asked: Any = {name: x for name, x in inputs.items() if name != "condition"}
         if [*asked] == ["latent"] and not self.by_name:
             asked = asked["latent"]
-        return self.finished(sample_of(self.network(asked, inputs.get("condition"))))
-
-    def __init__(self, generator: Generator):
-        super().__init__(generator)
-        self.by_name = isinstance(self._asked(generator, 1), dict)
+        return _outputs(self.spec, sample_of(self.network(asked, inputs.get("condition"))))
 
     def _asked(self, generator: Generator, n: int) -> Any:
         spec = self.spec
@@ -155,6 +151,7 @@ class _FromLatent(_Graph):
         return self.game.ask(given, Noise(n, "sample", size=n), None)
 
     def inputs(self, generator: Generator, n: int) -> Inputs:
+        """Inputs for `n` samples."""
         asked, conditions = self._asked(generator, n), generator.conditions(n)
         if "attributes" in conditions:
             conditions = {"attributes": self.spec.standardise(conditions["attributes"])}
@@ -165,6 +162,13 @@ class _FromLatent(_Graph):
         }
 
 
+def _outputs(spec: Spec, sample: Tensor) -> dict[str, Tensor]:
+    """A sample as the graph gives it: as networks see it, and as the kind of data presents it."""
+    sample = sample.float()
+    shown = spec.kind.present_tensor(spec.sample, "sample", spec.kind.quantise(spec.sample, sample))
+    return {"sample": sample, "presented": shown}
+
+
 def _stored(generator: Generator, part: str, n: int) -> Tensor:
     """A given part of `n` examples, made up: random bytes, or zeros where it is not stored as bytes."""
     about = generator.spec.parts[part]
@@ -173,7 +177,7 @@ def _stored(generator: Generator, part: str, n: int) -> Tensor:
     return torch.zeros(n, *about.stored, dtype=getattr(torch, about.dtype))
 
 
-def _difference(graph: _Graph, run: Callable[[Inputs], dict[str, Tensor]], inputs: Inputs) -> tuple[float, float]:
+def _difference(graph: nn.Module, run: Callable[[Inputs], dict[str, Tensor]], inputs: Inputs) -> tuple[float, float]:
     """The largest difference of `sample`, and the share of `presented` that is another."""
     expected, found = graph(inputs), run(inputs)
     if found["sample"].shape != expected["sample"].shape:

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
-from ganlib._config import Config
+from ganlib._config import Config, refuse_moved
 
 __all__ = [
     "HELP",
@@ -120,9 +120,7 @@ class HealthConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _moved(cls, section: Any) -> Any:
-        if isinstance(section, Mapping) and "sure" in section:
-            raise ValueError("sure is now strict_only")
-        return section
+        return refuse_moved(section, {"sure": "strict_only"})
 
 
 @dataclass(frozen=True)

@@ -121,53 +121,61 @@ class R1Approx:
     def __call__(self, round: Round) -> Tensor:
         """A discriminator's turn → `[N / batch_shrink]`."""
         assert round.real_logits is not None, "a discriminator's turn has judged the reals"
-        return self._penalty(round, round.real, round.real_logits)
-
-    def _penalty(self, round: Round, sample: Sample, logits: Tensor) -> Tensor:
-        game, rows = round.game, self._rows(round, logits)
-        device = logits.device.type
-
-        def logits_of(seen: Sample) -> Tensor:
-            """The logits of the chosen rows, already augmented."""
-            cond = None if round.deal.cond is None else round.deal.cond[rows]
-            plain = dataclasses.replace(game, augmentation=None)
-            return discriminate(plain, map_tensors(lambda x: x[rows], seen), cond, round.noise).logits
-
-        def perturb(x: Tensor) -> Tensor:
-            return x + self.sigma * round.noise.normal(*x.shape[1:]).to(x)
-
-        again = game.augmentation is not None or torch.is_autocast_enabled(device) or _moves_weights(game.discriminator)
-        with torch.autocast(device, enabled=False), parametrize.cached():  # one weight for both forwards
-            # fakes may be of half precision
-            sample = _map_floats(lambda x: x.detach().to(torch.promote_types(x.dtype, torch.float32)), sample)
-            near = _map_floats(perturb, sample)
-            if game.augmentation is not None:
-                sample = game.augmentation(sample, copy.copy(round.noise))
-                near = game.augmentation(near, round.noise)
-            difference = _of_each(logits_of(near)) - _of_each(logits_of(sample) if again else logits[rows])
-            return 0.5 * (difference / self.sigma).square()
-
-    def _rows(self, round: Round, logits: Tensor) -> Tensor | slice:
-        """The rows at which the penalty is computed: of each run of `Game.group` rows the leading ones.
-
-        So they are the same for any number of ranks and microbatches, and hold whole groups of minibatch deviation.
-        """
-        group = round.game.group
-        if self.batch_shrink == 1:
-            return slice(None)
-        if group % self.batch_shrink:
-            raise ValueError(f"batch_shrink: {self.batch_shrink} does not divide Game.group, {group}")
-        rows = torch.arange(len(logits), device=logits.device).view(-1, group)
-        return rows[:, : group // self.batch_shrink].flatten()
+        return _squared_difference(round, round.real, round.real_logits, self.sigma, self.batch_shrink)
 
 
 @dataclass(frozen=True)
-class R2Approx(R1Approx):
+class R2Approx:
     """The same at the fakes: r2 by a finite difference."""
+
+    sigma: PositiveFloat = 0.01
+    """as of `R1Approx`"""
+    batch_shrink: PositiveInt = 1
+    """as of `R1Approx`"""
 
     def __call__(self, round: Round) -> Tensor:
         """A discriminator's turn → `[N / batch_shrink]`."""
-        return self._penalty(round, round.fake, round.fake_logits)
+        return _squared_difference(round, round.fake, round.fake_logits, self.sigma, self.batch_shrink)
+
+
+def _squared_difference(round: Round, sample: Sample, logits: Tensor, sigma: float, batch_shrink: int) -> Tensor:
+    """½ (D(x + σε) − D(x))² / σ² at samples with these logits, `[N / batch_shrink]`."""
+    game, rows = round.game, _leading_rows(round, logits, batch_shrink)
+    device = logits.device.type
+
+    def logits_of(seen: Sample) -> Tensor:
+        """The logits of the chosen rows, already augmented."""
+        cond = None if round.deal.cond is None else round.deal.cond[rows]
+        plain = dataclasses.replace(game, augmentation=None)
+        return discriminate(plain, map_tensors(lambda x: x[rows], seen), cond, round.noise).logits
+
+    def perturb(x: Tensor) -> Tensor:
+        return x + sigma * round.noise.normal(*x.shape[1:]).to(x)
+
+    again = game.augmentation is not None or torch.is_autocast_enabled(device) or _moves_weights(game.discriminator)
+    with torch.autocast(device, enabled=False), parametrize.cached():  # one weight for both forwards
+        # fakes may be of half precision
+        sample = _map_floats(lambda x: x.detach().to(torch.promote_types(x.dtype, torch.float32)), sample)
+        near = _map_floats(perturb, sample)
+        if game.augmentation is not None:
+            sample = game.augmentation(sample, copy.copy(round.noise))
+            near = game.augmentation(near, round.noise)
+        difference = _of_each(logits_of(near)) - _of_each(logits_of(sample) if again else logits[rows])
+        return 0.5 * (difference / sigma).square()
+
+
+def _leading_rows(round: Round, logits: Tensor, batch_shrink: int) -> Tensor | slice:
+    """The rows at which the penalty is computed: of each run of `Game.group` rows the leading ones.
+
+    So they are the same for any number of ranks and microbatches, and hold whole groups of minibatch deviation.
+    """
+    group = round.game.group
+    if batch_shrink == 1:
+        return slice(None)
+    if group % batch_shrink:
+        raise ValueError(f"batch_shrink: {batch_shrink} does not divide Game.group, {group}")
+    rows = torch.arange(len(logits), device=logits.device).view(-1, group)
+    return rows[:, : group // batch_shrink].flatten()
 
 
 def gradient_penalty(round: Round) -> Tensor:

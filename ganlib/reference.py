@@ -190,7 +190,7 @@ def build(
             f"reference: no feature space for {spec.modality} data without labels; add one in ganlib/spaces/"
             f"{spec.kind.LOOKS}/"
         )
-    shrink = shrunk if spec.kind.LOOKS == "picture" else lambda stored: stored
+    shrink = shrunk if spec.kind.is_picture else lambda stored: stored
     parts: dict[str, dict[str, list[Tensor]]] = {name: {"train": [], "test": []} for name in extractors}
     small: dict[str, list[Tensor]] = {"train": [], "test": []}
     for split, stored in splits.items():
@@ -215,7 +215,7 @@ def build(
                 decode,
                 cfg.classifier,
                 seed,
-                shift=spec.kind.LOOKS == "picture",
+                shift=spec.kind.is_picture,
             )
         extract = extractors["classifier"] = _of_classifier(classifier, device)
         parts["classifier"] = {split: [extract(decode(part)) for part in small[split]] for split in splits}

@@ -13,7 +13,7 @@ import pkgutil
 from collections.abc import Iterable
 from types import ModuleType
 
-__all__ = ["KINDS", "folders", "load", "modalities", "module_name", "names", "nearest"]
+__all__ = ["KINDS", "folders", "load", "load_all", "modalities", "module_name", "names", "nearest", "places"]
 
 KINDS = ("models", "data", "sources", "spaces", "metrics")
 """folders of `ganlib` whose files are registered by being there"""
@@ -30,9 +30,22 @@ def folders(kind: str) -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg)
 
 
+def places(kind: str) -> dict[str, str | None]:
+    """The folder that each name of `kind` is registered in, None for those outside of folders; the first of several."""
+    found = dict[str, str | None]()
+    for folder in (*reversed(folders(kind)), None):
+        found |= dict.fromkeys(names(kind, folder), folder)
+    return found
+
+
 def load(kind: str, name: str, folder: str | None = None) -> ModuleType:
     """Import the module registered as `name`. Raises ValueError naming the nearest entry if there is none."""
     return importlib.import_module(module_name(kind, name, folder))
+
+
+def load_all(kind: str, folder: str | None = None) -> dict[str, ModuleType]:
+    """The modules of all `names(kind, folder)`, imported, by name."""
+    return {name: load(kind, name, folder) for name in names(kind, folder)}
 
 
 def module_name(kind: str, name: str, folder: str | None = None) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ganlib import checkpoint, distributed, health, registry, shards
 from ganlib import device as devices
@@ -29,6 +30,7 @@ from ganlib.config import ConfigError, FitConfig, Params, PlayerConfig
 from ganlib.data._spec import Spec
 from ganlib.export import save_generator
 from ganlib.game import (
+    OPTIMIZERS,
     Batch,
     Fit,
     Game,
@@ -158,7 +160,7 @@ def build_game(params: Params, spec: Spec) -> Game:
         raise ConfigError(f"{where}: {error}") from error
     moving = sorted(MOVE & cfg.penalties.keys())
     asked = [*(["mirror"] if cfg.mirror else []), *(["augment"] if cfg.augment else []), *moving]
-    if asked and spec.kind.LOOKS != "picture":
+    if asked and not spec.kind.is_picture:
         raise ConfigError(f"{where}: {', '.join(asked)} is for images, these are {spec.modality}; leave it out")
     _check_fits(game, cfg.fits, where)
     per_example = sorted(PER_EXAMPLE & cfg.penalties.keys())
@@ -667,11 +669,10 @@ def _from_rank_0(found: tuple[str, bool], world: int) -> tuple[str, bool]:
 
 
 def _learner(module: nn.Module, cfg: PlayerConfig, compile: bool) -> Learner:
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
     trained = [p for p in module.parameters() if p.requires_grad]
     # the learning rate is set at every step, from `cfg.lr`
     betas = (cfg.betas[0], value(cfg.betas[1], 0.0))
-    optimizer = kind(trained, lr=0.0, betas=betas, weight_decay=cfg.weight_decay, fused=True)
+    optimizer = OPTIMIZERS[cfg.optimizer](trained, lr=0.0, betas=betas, weight_decay=cfg.weight_decay, fused=True)
     return Learner(
         module,
         optimizer,
@@ -691,7 +692,7 @@ def update_ema(ema: nn.Module, module: nn.Module, decay: float) -> None:
         *zip(ema.buffers(), module.buffers(), strict=True),
     ]
     floats = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
-    torch._foreach_lerp_([mine for mine, _ in floats], [theirs for _, theirs in floats], 1 - decay)
+    get_ema_multi_avg_fn(decay)([mine for mine, _ in floats], [theirs for _, theirs in floats], None)
     for mine, theirs in pairs:
         if not mine.is_floating_point():
             mine.copy_(theirs)

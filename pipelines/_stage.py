@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from ganlib.config import ConfigError, Params, load_params
 from pipelines.clean import sweep_scratch
@@ -30,6 +32,8 @@ __all__ = [
     "main",
     "printable_error",
     "project_folder",
+    "read_json",
+    "read_jsonl",
 ]
 
 CODE = Path("outputs/code")
@@ -84,6 +88,16 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         partial.rename(final)
     finally:
         tidy()
+
+
+def read_json(file: Path, default: Any) -> Any:
+    """What a JSON file holds, or `default` where there is no such file. Raises ValueError for what is not JSON."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else default
+
+
+def read_jsonl(file: Path) -> list[Any]:
+    """What each line of a file of JSON lines holds; none where there is no such file. Raises ValueError likewise."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
 def printable_error(error: BaseException) -> str:

@@ -11,12 +11,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from ganlib.config import BudgetConfig, Params, override
 from ganlib.data._spec import Spec
-from pipelines._stage import StageError
+from pipelines._stage import PREPARED, TUNED, StageError
 
-__all__ = ["resolve_budget", "with_budget"]
+__all__ = ["BEST", "resolve_budget", "tuned", "with_budget"]
 
+BEST = "best_params.yaml"
+"""in the folder TUNED: the changes to parameters that the search found best"""
 # Chosen by what tests/bench/budgets.py measured; docs/images.md has the figures.
 EPOCHS = 45
 """passes over the training examples"""
@@ -29,7 +33,7 @@ FEW = 10_000
 
 def resolve_budget(cfg: BudgetConfig, spec: Spec) -> dict[str, Any]:
     """`kimg`, `augment` (settings of a model's file, or None) and `because`, for the data card."""
-    examples, picture = spec.counts["train"], spec.kind.LOOKS == "picture"
+    examples, picture = spec.counts["train"], spec.kind.is_picture
     size = "x".join(map(str, spec.shape[1:])) if picture else ""
     because = "as the data set's file says"
     if "auto" in (cfg.kimg, cfg.augment):
@@ -42,6 +46,12 @@ def resolve_budget(cfg: BudgetConfig, spec: Spec) -> dict[str, Any]:
     few = cfg.augment == "auto" and picture and not spec.given and examples < FEW
     augment = {"kind": "diffaugment"} if few else None
     return {"kimg": kimg, "augment": augment, "because": because}
+
+
+def tuned(params: Params, *, quiet: bool = False) -> Params:
+    """What the stage `train` trains: `params` with the changes that the stage `tune` found best, then `with_budget`."""
+    changes = YAML(typ="safe").load((TUNED / BEST).read_text()) or {}
+    return with_budget(override(params, changes), PREPARED, quiet=quiet)
 
 
 def with_budget(params: Params, prepared: Path, *, quiet: bool = False) -> Params:

@@ -12,7 +12,8 @@ from ganlib.evaluate import Samples, sample_for_evaluation
 from ganlib.export import Generator
 from ganlib.scratch import scratch_folder
 from pipelines._stage import EVALUATED, PREPARED, StageError
-from pipelines.gate import Decision, Metrics, deciding_figures, load_or_reason
+from pipelines.gate import Decision, deciding_figures, load_or_reason
+from pipelines.model_card import Metrics
 from pipelines.model_registry import Version
 from pipelines.pictures import picture_of_samples
 from pipelines.report import Exhibits, figure_rows, formatted, template

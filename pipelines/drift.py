@@ -69,8 +69,7 @@ def measure_drift(params: Params, data: str, spec: Spec) -> Drift:
     metric = metric_of(chosen, known)
     section, _, name = metric.partition(".")
     found = metrics[section][name]
-    folder = next(f for f in (None, *registry.folders("metrics")) if name in registry.names("metrics", f))
-    drifted = is_drift(found, registry.load("metrics", name, folder).DIRECTION)
+    drifted = is_drift(found, registry.load("metrics", name, registry.places("metrics")[name]).DIRECTION)
     return Drift(drifted, metric, len(samples), items, rejected, metrics)
 
 

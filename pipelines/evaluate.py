@@ -40,7 +40,7 @@ from ganlib.evaluate import (
 from ganlib.export import Generator, load_generator
 from ganlib.metrics._types import Examples
 from ganlib.reference import Reference
-from pipelines._stage import EVALUATED, PREPARED, REFERENCE, TRAINED, StageError, atomic_folder, main
+from pipelines._stage import EVALUATED, PREPARED, REFERENCE, TRAINED, StageError, atomic_folder, main, read_json
 from pipelines.model_card import model_card
 from pipelines.neighbours import nearest_examples, space_of_features
 from pipelines.pictures import (
@@ -118,7 +118,7 @@ def stage(params: Params) -> None:
         write_report(
             folder / "report.html",
             generator=generator,
-            card=model_card(generator, metrics, _data_card()),
+            card=model_card(generator, metrics, read_json(PREPARED / "card.json", {})),
             metrics=metrics,
             about=about,
             exhibits=exhibits,
@@ -127,13 +127,6 @@ def stage(params: Params) -> None:
             prepared=PREPARED,
         )
     _print_metrics(metrics, n, cfg)
-
-
-def _data_card() -> dict[str, Any]:
-    """What the stage `prepare` says of the data; empty where it does not."""
-    file = PREPARED / "card.json"
-    card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return card
 
 
 def show_samples(
@@ -186,7 +179,7 @@ def _what_samples_show(generator: Generator, spec: Spec) -> str:
             "data shows one, what a fitted generator made of it before the game where there was one, what the "
             "generator makes of it, and the target."
         )
-    by_class = generator.conditional and spec.kind.LOOKS == "picture"
+    by_class = generator.conditional and spec.kind.is_picture
     return "Not chosen. " + (f"A row for each class: {', '.join(spec.classes[:ROWS])}." if by_class else "")
 
 
@@ -194,8 +187,6 @@ def _about(
     reference: Reference, generator: Generator, n: int, cfg: EvaluateConfig, seed: int, *, fitted: bool
 ) -> dict[str, Any]:
     """What a reader of metrics.json should know; text and settings, so not in it."""
-    looks = reference.spec.kind.LOOKS
-    modules = {name: registry.load("metrics", name, looks) for name in registry.names("metrics", looks)}
     return {
         "samples": n,
         "seed": seed,
@@ -209,18 +200,17 @@ def _about(
         "content_hash": reference.spec.content_hash,
         "metrics": {
             name: {"better": module.DIRECTION, "meaning": (module.__doc__ or "").split("\n")[0]}
-            for name, module in modules.items()
+            for name, module in registry.load_all("metrics", reference.spec.kind.LOOKS).items()
         },
     }
 
 
 def _not_measured(metrics: Metrics, spec: Spec) -> dict[str, list[str]]:
     """Metrics that no section has, each with the columns that it needs; no section has all of these."""
-    looks, found = spec.kind.LOOKS, {name for section in metrics.values() for name in section}
-    modules = {name: registry.load("metrics", name, looks) for name in registry.names("metrics", looks)}
+    found = {name for section in metrics.values() for name in section}
     return {
         name: [*module.NEEDS]
-        for name, module in modules.items()
+        for name, module in registry.load_all("metrics", spec.kind.LOOKS).items()
         if found.isdisjoint({name, *getattr(module, "ALIASES", {}).values()})
     }
 

@@ -24,13 +24,13 @@ from ganlib.registry import nearest
 from ganlib.scratch import scratch_folder
 from pipelines import model_registry
 from pipelines._stage import PREPARED, REFERENCE, StageError
+from pipelines.model_card import Metrics
 from pipelines.model_registry import Version
 from pipelines.tracking import Store
 
 __all__ = [
     "CHAMPION",
     "Decision",
-    "Metrics",
     "compare_generators",
     "decide",
     "decide_between",
@@ -41,8 +41,6 @@ __all__ = [
 ]
 
 CHAMPION = "champion"
-
-Metrics = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 
 
 @dataclass(frozen=True)
@@ -168,10 +166,8 @@ def failed_thresholds(metrics: Metrics, gate: GateConfig, *, labelled: bool) -> 
 
 def _needs_labels(metric: str) -> bool:
     """Whether a metric reads the classes that a generator was conditioned on."""
-    for folder in (None, *registry.folders("metrics")):
-        if metric in registry.names("metrics", folder):
-            return "label" in registry.load("metrics", metric, folder).NEEDS
-    return False
+    places = registry.places("metrics")
+    return metric in places and "label" in registry.load("metrics", metric, places[metric]).NEEDS
 
 
 def decide_between(store: Store, params: Params, champion: Version, challenger: Version) -> Decision:

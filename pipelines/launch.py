@@ -34,7 +34,7 @@ from pipelines.scale import await_workers, resources_per_worker, why_fewer
 from pipelines.storage import Storage, exclusive
 from pipelines.training import Job, fingerprint, storage, train_worker
 
-__all__ = ["choose", "keep", "run_workers", "train_distributed"]
+__all__ = ["choose", "keep", "run_workers", "train_and_keep", "train_distributed"]
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """errors of a disk that is full, of a quota, or that cannot be written"""
@@ -123,17 +123,18 @@ def _fit(job: Job, scale: ResolvedScale, workers: int, run: Storage, start: Save
 def _worker(job: Job, run: Storage, start: Saved | None) -> None:
     import ray.train
 
-    _work(job, run, start, ray.train.report)
+    train_and_keep(job, run, start, ray.train.report)
 
 
-def _work(job: Job, run: Storage, start: Saved | None, tell: Callable[[dict[str, float]], None]) -> None:
-    """Train from a checkpoint on, keep checkpoints, and `tell(row)` of each report."""
+def train_and_keep(job: Job, run: Storage, start: Saved | None, report_row: Callable[[dict[str, float]], None]) -> None:
+    """Train in this process from the checkpoint `start` of `run` on, or from the beginning where that is None; keep
+    checkpoints in `run`, and call `report_row(row)` for each report."""
     checkpoints = Checkpoints(run / "checkpoints", start)
 
     def report(row: dict[str, float], folder: Path | None) -> None:
         if folder is not None:
             keep(checkpoints, row, folder)
-        tell(row)
+        report_row(row)
 
     with nullcontext() if start is None else checkpoints.as_folder(start) as resume:
         train_worker(job, report, resume)
@@ -150,7 +151,7 @@ def _by_this_process(job: Job, params: Params, run: Storage, live: Path, start: 
     """Train without Ray, which takes seconds to start and processes to run. Nothing is retried."""
     with _one_line_error():
         try:
-            _work(job, run, start, partial(_append, live))
+            train_and_keep(job, run, start, partial(_append, live))
         except OSError as error:
             if error.errno not in DISK:
                 raise

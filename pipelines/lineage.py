@@ -22,10 +22,13 @@ from ganlib.warm_start import read_parent
 from pipelines._stage import INIT, PREPARED, StageError
 from pipelines.tracking import allowed_name
 
-__all__ = ["GIT_SHA", "Check", "experiment_commit", "facts", "git_fault", "git_sha", "verify"]
+__all__ = ["GIT_SHA", "PREFIX", "Check", "experiment_commit", "facts", "git_fault", "git_sha", "recorded", "verify"]
 
 GIT_SHA = "GANLIB_GIT_SHA"
 """the variable that says what `git_sha` would where there is no Git, as in a submitted job"""
+
+PREFIX = "lineage."
+"""of the tags of a version that hold facts"""
 
 PACKAGES = ("ganlib", "torch", "ray", "mlflow", "dvc", "numpy", "pyarrow")
 # what a working tree can be compared on; the rest says where it happened
@@ -73,6 +76,11 @@ def facts(params: Params) -> dict[str, str]:
         **_software(),
         **_hardware(),
     }
+
+
+def recorded(tags: Mapping[str, str]) -> dict[str, str]:
+    """The facts that the tags of a version hold."""
+    return {tag.removeprefix(PREFIX): value for tag, value in tags.items() if tag.startswith(PREFIX)}
 
 
 def verify(recorded: Mapping[str, str], here: Mapping[str, str]) -> list[Check]:

@@ -70,7 +70,7 @@ def truncated(generator: Generator, n: int, seed: int) -> Tensor | None:
 def interpolations(generator: Generator, rows: int, seed: int) -> Tensor | None:
     """`rows` times `STEPS` pictures on the great circle between two latents of one class; None where samples are no
     pictures, or are made of something."""
-    if generator.translates or generator.spec.kind.LOOKS != "picture":
+    if generator.translates or not generator.spec.kind.is_picture:
         return None
     made = []
     for row in range(rows):
@@ -95,7 +95,7 @@ def _preview(spec: Spec, samples: Mapping[str, Tensor], columns: int) -> Image:
 
 def _by_class(samples: Samples, spec: Spec) -> Tensor:
     """A row of pictures for each of the first classes, or the first samples."""
-    if "label" not in samples or spec.kind.LOOKS != "picture":
+    if "label" not in samples or not spec.kind.is_picture:
         first: Tensor = samples["sample"][: COLUMNS * COLUMNS]
         return first
     of = [(samples["label"] == label).nonzero()[:COLUMNS, 0] for label in range(min(ROWS, len(spec.classes)))]

@@ -414,7 +414,7 @@ def _attributes(columns: dict[str, Tensor], spec: Spec) -> dict[str, dict[str, f
 
 def _grid(stored: Tensor, labels: Tensor | None, spec: Spec) -> Tensor:
     """What to look at, ten a row: a row of labelled pictures for each of the first 20 classes, else the first 100."""
-    if labels is None or spec.kind.LOOKS != "picture":
+    if labels is None or not spec.kind.is_picture:
         return stored[:100]
     rows = []
     for label in range(min(20, len(spec.classes))):

@@ -29,7 +29,8 @@ from ganlib.config import Params
 from ganlib.export import Generator
 from pipelines import model_registry
 from pipelines._stage import StageError
-from pipelines.gate import CHAMPION, Decision, Metrics, decide, decide_between
+from pipelines.gate import CHAMPION, Decision, decide, decide_between
+from pipelines.model_card import Metrics
 from pipelines.model_registry import Version
 from pipelines.tracking import Store
 

@@ -120,10 +120,7 @@ class GeneratorModel(PythonModel):
 
     def _sample(self, asked: dict[str, Any], given: dict[str, Tensor] | None = None) -> Tensor:
         if conditions := _strings("where", asked["where"]):
-            spec = self.generator.spec
-            if spec.kind.where is None:
-                raise ValueError(f"where: {spec.modality} data have no columns to set conditions on")
-            where = spec.kind.where(spec.sample, conditions)
+            where = self.generator.where(conditions)
             return torch.cat(list(self.generator.stream(asked["n"], where=where, seed=asked["seed"])))
         attributes = _numbers("attributes", asked["attributes"], 1)
         return self.generator.sample(

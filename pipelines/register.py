@@ -18,9 +18,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from ganlib.config import GateConfig, Params, override
+from ganlib.config import GateConfig, Params
 from ganlib.device import default_device
 from ganlib.export import Generator, load_generator
 from ganlib.graph import TOLERANCE, GraphError, export_graph
@@ -37,16 +35,17 @@ from pipelines._stage import (
     StageError,
     atomic_folder,
     main,
+    read_json,
+    read_jsonl,
 )
-from pipelines.budget import with_budget
+from pipelines.budget import tuned
 from pipelines.comparison import read_report, report_with_champion
-from pipelines.gate import Metrics, deciding_figures, metric_of
-from pipelines.model_card import markdown, model_card
+from pipelines.gate import deciding_figures, metric_of
+from pipelines.model_card import Metrics, markdown, model_card
 from pipelines.model_registry import Version
 from pipelines.outbox import send_kept
 from pipelines.promotion import settle
 from pipelines.tracking import Store
-from pipelines.train import BEST
 from pipelines.training import fingerprint
 
 __all__ = ["stage"]
@@ -78,8 +77,8 @@ def stage(params: Params) -> None:
             "version": version.number,
             "key": key,
             "export": exported,
-            "kept": _written(TRAINED / "kept.json"),
-            "warm_start": _written(TRAINED / "warm_start.json"),
+            "kept": read_json(TRAINED / "kept.json", None),
+            "warm_start": read_json(TRAINED / "warm_start.json", None),
             **dataclasses.asdict(decision),
         }
         (out / "decision.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
@@ -106,8 +105,7 @@ def _export(folder: Path, gate: GateConfig, into: Path) -> dict[str, dict[str, A
         if made.agrees:
             found[format] = {"within": TOLERANCE}  # not the difference itself: rounding that no two runs share
             continue
-        far = f"its samples are up to {made.difference:.3g} from the generator's, at most {TOLERANCE:g} is allowed"
-        found[format] = {"fault": far}
+        found[format] = {"fault": made.fault}
         made.path.unlink()
     return found
 
@@ -122,21 +120,21 @@ def _log(
     graphs: Path,
 ) -> Version:
     """Log cards, figures, pictures and lineage to the run that trained the model, then register the model."""
-    tuned = with_budget(override(params, YAML(typ="safe").load((TUNED / BEST).read_text()) or {}), PREPARED, quiet=True)
+    trained = tuned(params, quiet=True)
     facts = lineage.facts(params)
     if fault := lineage.git_fault():
         print(f"lineage: the commit is not known: {fault}", flush=True)
-    tags = {f"lineage.{name}": value for name, value in facts.items()}
+    tags = {f"{lineage.PREFIX}{name}": value for name, value in facts.items()}
     # The run is a new one if the training came out of DVC's cache or was tracked in another store.
-    name = fingerprint(tuned, PREPARED, "train")
+    name = fingerprint(trained, PREPARED, "train")
     with tracking.run(store, name, name, tags=tags) as run:
-        tracking.log_params(run, tuned.model_dump(mode="json", include={"seed", "data", "model", "train"}))
-        tracking.log_params(run, {"preset": params.preset, "game": tuned.game.model_dump(mode="json")})
-        used = tuned.chosen()
+        tracking.log_params(run, trained.model_dump(mode="json", include={"seed", "data", "model", "train"}))
+        tracking.log_params(run, {"preset": params.preset, "game": trained.game.model_dump(mode="json")})
+        used = trained.chosen()
         del used["tracking"]["uri"]  # the store's address may hold a password
         tracking.log_json(run, used, "params.json")
         tracking.log_json(run, facts, "lineage.json")
-        tracking.log_past_stats(run, _curves(TRAINED / "stats.jsonl"))
+        tracking.log_past_stats(run, read_jsonl(TRAINED / "stats.jsonl"))
         tracking.log_metrics(run, _flat(metrics))
         with scratch_folder() as scratch:
             for folder in (PREPARED, REFERENCE, TUNED, TRAINED, EVALUATED):
@@ -144,8 +142,7 @@ def _log(
             tracking.log_folder(run, Path(scratch), "stages")
         if any(graphs.iterdir()):
             tracking.log_folder(run, graphs, "export")
-        data = json.loads(file.read_text(encoding="utf-8")) if (file := PREPARED / "card.json").is_file() else {}
-        card = markdown(model_card(generator, metrics, data))
+        card = markdown(model_card(generator, metrics, read_json(PREPARED / "card.json", {})))
         tags |= {f"export.{format}": json.dumps(about) for format, about in exported.items()}
         discriminator = file if (file := TRAINED / DISCRIMINATOR).is_file() else None
         return model_registry.register_generator(
@@ -165,12 +162,6 @@ def _copy_viewable(folder: Path, into: Path) -> None:
             shutil.copyfile(file, into / within)
 
 
-def _curves(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
 def _flat(metrics: Metrics) -> dict[str, float]:
     """`space/metric` and, where known, its `.low`, `.high`, `.floor`, `.copy` and `.before`."""
     return {
@@ -187,11 +178,6 @@ def _challenger(folder: Path) -> Generator:
         return load_generator(folder, default_device())
     except ValueError as error:
         raise StageError(str(error)) from error
-
-
-def _written(file: Path) -> dict[str, Any] | None:
-    """What `train` wrote of the checkpoint that was kept, or of the warm start; None where it did not."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _metrics(file: Path, gate: GateConfig) -> Metrics:

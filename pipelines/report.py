@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from ganlib.data._spec import Spec
 from ganlib.export import Generator
 from ganlib.health import Alarm, HealthConfig, Monitor, quality_name
+from pipelines._stage import read_json, read_jsonl
 from pipelines.model_card import Card, Metrics
 
 __all__ = ["Exhibits", "figure_rows", "formatted", "template", "write_report"]
@@ -57,9 +58,8 @@ def write_report(
 ) -> None:
     """Write the report. `health` has the settings of the training's alarms; `trained` and `prepared` are folders of
     stages. What is missing there is left out."""
-    rows = _statistics(trained / "stats.jsonl")
-    kept = json.loads(text) if (text := _text(trained / "kept.json")) else {}
-    data = json.loads(_text(prepared / "card.json") or "{}")
+    rows = read_jsonl(trained / "stats.jsonl")
+    kept, data = read_json(trained / "kept.json", {}), read_json(prepared / "card.json", {})
     html = template("report.html").render(
         title=f"{generator.about.get('model', 'generator')} on {generator.about.get('data', 'data')}",
         card=card,
@@ -103,14 +103,6 @@ def figure_rows(named: Mapping[str, Mapping[str, float | None]], meanings: Mappi
 
 def formatted(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
-
-
-def _statistics(file: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (_text(file) or "").splitlines()]
-
-
-def _text(file: Path) -> str | None:
-    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def _alarms(rows: Sequence[Mapping[str, float]], health: HealthConfig) -> list[Alarm]:

@@ -7,19 +7,17 @@ import json
 from pathlib import Path
 
 from rich.console import Console
-from ruamel.yaml import YAML
 
-from ganlib.config import Params, TrainConfig, override
+from ganlib.config import Params, TrainConfig
 from ganlib.health import Monitor, quality_name
-from pipelines._stage import PREPARED, REFERENCE, TRAINED, TUNED, atomic_folder, main
-from pipelines.budget import with_budget
+from pipelines._stage import PREPARED, REFERENCE, TRAINED, atomic_folder, main
+from pipelines.budget import tuned
 from pipelines.launch import train_distributed
 from pipelines.outbox import Draft, open_outbox, try_run
 from pipelines.training import fingerprint
 
-__all__ = ["BEST", "stage"]
+__all__ = ["stage"]
 
-BEST = "best_params.yaml"
 TIMES = ("seconds", "examples_per_second")
 SHOWN = {
     "loss/discriminator": "D",
@@ -30,7 +28,7 @@ SHOWN = {
 
 def stage(params: Params) -> None:
     preset = params.preset  # which the changes are laid over
-    params = with_budget(override(params, YAML(typ="safe").load((TUNED / BEST).read_text()) or {}), PREPARED)
+    params = tuned(params)
     key = fingerprint(params, PREPARED, "train")
     outbox = open_outbox(params.tracking)
     with atomic_folder(TRAINED) as out, try_run(outbox, key, key, tags={"stage": "train"}) as run:

@@ -8,8 +8,7 @@ import json
 import os
 import uuid
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext, suppress
-from pathlib import Path
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -21,10 +20,10 @@ from pipelines._stage import StageError
 from pipelines.checkpoints import Checkpoints
 from pipelines.cluster import cluster, one_line
 from pipelines.halving import Outcome, Trial
-from pipelines.launch import keep, run_workers
+from pipelines.launch import run_workers, train_and_keep
 from pipelines.scale import check_resources, gpu_slots, resolve_scale, resources_per_worker
 from pipelines.storage import Storage
-from pipelines.training import Job, train_worker
+from pipelines.training import Job
 
 __all__ = ["TrialRunner"]
 
@@ -152,16 +151,8 @@ def _train_trial(job: Job, scale: ResolvedScale, folder: Storage, checkpoints: C
         run_workers(job, scale, key="workers_per_trial", run=folder, callbacks=lambda: [TuneReportCallback()])
         return
     start = checkpoints.newest()
-    if job.is_done(start):
-        return
-
-    def report(row: dict[str, float], files: Path | None) -> None:
-        if files is not None:
-            keep(checkpoints, row, files)
-        tune.report(row)
-
-    with nullcontext() if start is None else checkpoints.as_folder(start) as resume:
-        train_worker(job, report, resume)
+    if not job.is_done(start):
+        train_and_keep(job, folder, start, tune.report)
 
 
 def _progress() -> Any:

@@ -23,12 +23,11 @@ from ganlib.health import quality_name
 from ganlib.shards import read_spec
 from ganlib.trainer import build_game
 from pipelines._stage import PREPARED, REFERENCE, TUNED, StageError, atomic_folder, main
-from pipelines.budget import with_budget
+from pipelines.budget import BEST, with_budget
 from pipelines.halving import Trial, best, rungs, search
 from pipelines.outbox import open_outbox, try_run
 from pipelines.proposals import OptunaProposals, starting_points
 from pipelines.storage import exclusive
-from pipelines.train import BEST
 from pipelines.training import Job, fingerprint, storage
 from pipelines.trials import TrialRunner
 

@@ -29,15 +29,13 @@ from pipelines.tracking import Store, flatten
 
 __all__ = ["verify"]
 
-PREFIX = "lineage."
-
 
 def verify(store: Store, version: Version) -> tuple[list[Check], list[str]]:
     """Each fact as it was recorded and as it was found, and what else there is to say of those that differ.
 
     Raises StageError where the commit is not known here.
     """
-    recorded = {tag.removeprefix(PREFIX): value for tag, value in version.tags.items() if tag.startswith(PREFIX)}
+    recorded = lineage.recorded(version.tags)
     notes: list[str] = []
     weights = "whole"
     try:

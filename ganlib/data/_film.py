@@ -161,7 +161,7 @@ def _numbered_frames(
     numbers = None if known.stated is None else {pts: i for i, pts in enumerate(known.stated)}
     with _opened(path) as (container, stream):
         codec = stream.codec_context
-        image._check_size((codec.height, codec.width), max_megapixels)
+        image.check_pixels((codec.height, codec.width), max_megapixels)
         # of files that state no size, and of frames that are larger than stated: the error is FFmpeg's
         most = min(_MAX_PIXELS, int(2e6 * max_megapixels) + _PADDING_PIXELS)
         codec.options = {"max_pixels": str(most)}
@@ -171,7 +171,7 @@ def _numbered_frames(
         if container.format.name == "avi" and codec.name in ("h264", "hevc"):
             frames = _with_sorted_times(frames)
         for frame in frames:
-            image._check_size((frame.height, frame.width), max_megapixels)
+            image.check_pixels((frame.height, frame.width), max_megapixels)
             yield next(count) if numbers is None else numbers.get(-1 if frame.pts is None else frame.pts), frame
 
 

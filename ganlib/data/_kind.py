@@ -169,6 +169,11 @@ class Kind:
     domain or another, all together would be distributed like what was given"""
 
     @property
+    def is_picture(self) -> bool:
+        """Whether samples are pictures: they may be mirrored, moved and shown one each."""
+        return self.LOOKS == "picture"
+
+    @property
     def learns(self) -> bool:
         """Whether its `Config` is completed by what it finds in the data."""
         return self.scan is not None or self.settle is not _same

@@ -30,22 +30,29 @@ __all__ = [
     "MODALITY",
     "Config",
     "Megapixels",
+    "TooManyPixels",
+    "check_pixels",
     "decode",
     "describe",
     "encode",
+    "flatten",
     "glance",
     "is_image",
     "levels",
     "may_be_image",
+    "open_image",
     "parts",
+    "picture",
     "present",
     "present_tensor",
     "preview",
     "quantise",
     "read",
     "take",
+    "take_any_size",
     "take_tensor",
     "tiny",
+    "without_pixel_limit",
 ]
 
 MODALITY = "image"
@@ -88,7 +95,7 @@ def read(cfg: Config, raw: Path | bytes | NDArray[Any] | Image.Image) -> NDArray
     Arrays are `[H, W]`, `[H, W, C]` or `[C, H, W]` with 1, 3 or 4 channels (last, where both would fit): uint8 or
     other integers of 0 to 255, uint16 of 0 to 65535, bool, or floats of 0 to 1. Raises ValueError if unreadable.
     """
-    image = _flatten(_open(raw, cfg.max_megapixels), cfg)
+    image = flatten(open_image(raw, cfg.max_megapixels), cfg)
     height, width = cfg.resolution
     lanczos = Image.Resampling.LANCZOS  # Pillow widens the kernel when it shrinks an image: no aliasing
     if image.size != (width, height):
@@ -115,6 +122,20 @@ def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
     if raw.shape != expected:
         raise ValueError(f"expected images of shape {list(expected)}, found {list(raw.shape)}")
     return np.ascontiguousarray(np.moveaxis(raw, -1, 0))
+
+
+def take_any_size(cfg: Config, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
+    """An image of a user in its own size, uint8 `[C, H, W]`: a file, or an array `[H, W, C]`.
+
+    Raises ValueError if it cannot be read, has other channels, or numbers outside 0 to 255.
+    """
+    if isinstance(raw, Path):
+        pixels = np.atleast_3d(np.asarray(flatten(open_image(raw, cfg.max_megapixels), cfg), dtype=np.uint8))
+    else:
+        pixels = as_levels(raw)
+        if pixels.ndim != 3 or pixels.shape[2] != cfg.channels or not pixels.size:
+            raise ValueError(f"expected images of shape [height, width, {cfg.channels}], found {list(pixels.shape)}")
+    return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
 
 
 def as_levels(raw: Any) -> NDArray[np.uint8]:
@@ -177,6 +198,12 @@ def preview(cfg: object, samples: Mapping[str, Tensor], columns: int) -> Image.I
     return Image.fromarray(tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).numpy())
 
 
+def picture(cfg: object, sample: Tensor) -> Image.Image:
+    """One image `[1, C, H, W]` in [-1, 1]."""
+    pixels = quantise(cfg, sample)[0].numpy()
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1))
+
+
 def describe(cfg: object, stored: Stored) -> dict[str, Any]:
     return {"levels": levels(stored)}
 
@@ -208,7 +235,7 @@ def tiny() -> tuple[Config, list[NDArray[np.uint8]]]:
 
 def is_image(file: BinaryIO) -> bool:
     """Whether the content starts as an image of one of `FORMATS`; what follows may be damaged."""
-    with warnings.catch_warnings(), _without_pillows_limit():
+    with warnings.catch_warnings(), without_pixel_limit():
         warnings.simplefilter("ignore")
         try:
             Image.open(file, formats=FORMATS)
@@ -227,14 +254,17 @@ def may_be_image(head: bytes) -> bool:
     return any(accept is None or accept(head) for accept in (Image.OPEN[name][1] for name in FORMATS))
 
 
-class _TooManyPixels(ValueError):
-    pass
+class TooManyPixels(ValueError):
+    """An image has more pixels than `max_megapixels` allows."""
 
 
-def _open(raw: Path | bytes | NDArray[Any] | Image.Image, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
-    """Decode the first frame and turn it as its EXIF tag says. Metadata that cannot be read change nothing."""
+def open_image(raw: Path | bytes | NDArray[Any] | Image.Image, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
+    """Decode the first frame and turn it as its EXIF tag says. Metadata that cannot be read change nothing.
+
+    Raises TooManyPixels, and ValueError for what cannot be read.
+    """
     if isinstance(raw, np.ndarray):
-        _check_size(raw.shape[:2] if raw.ndim < 3 or raw.shape[2] in (1, 3, 4) else raw.shape[1:], max_megapixels)
+        check_pixels(raw.shape[:2] if raw.ndim < 3 or raw.shape[2] in (1, 3, 4) else raw.shape[1:], max_megapixels)
         return Image.fromarray(_as_levels(raw))
     try:
         with warnings.catch_warnings():
@@ -244,14 +274,14 @@ def _open(raw: Path | bytes | NDArray[Any] | Image.Image, max_megapixels: float 
             with io.BytesIO(raw) if isinstance(raw, bytes) else raw.open("rb") as file:
                 try:
                     return _decoded(file, max_megapixels)
-                except _TooManyPixels:
+                except TooManyPixels:
                     raise
                 except Exception:
                     bare = _without_metadata(file)
                     if bare is None:
                         raise
             return _decoded(io.BytesIO(bare), max_megapixels)
-    except _TooManyPixels:
+    except TooManyPixels:
         raise
     except UnidentifiedImageError as error:  # whose own message holds an absolute path or an address
         raise ValueError("not an image, or of an unknown format") from error
@@ -260,9 +290,9 @@ def _open(raw: Path | bytes | NDArray[Any] | Image.Image, max_megapixels: float 
 
 
 def _decoded(file: BinaryIO, max_megapixels: float) -> Image.Image:
-    with _without_pillows_limit():
+    with without_pixel_limit():
         image = Image.open(file, formats=FORMATS)
-    _check_size(image.size[::-1], max_megapixels)
+    check_pixels(image.size[::-1], max_megapixels)
     return _upright(image)
 
 
@@ -287,11 +317,11 @@ _ORIENTATIONS = {
 }
 
 
-def _check_size(size: tuple[int, ...], max_megapixels: float) -> None:
-    """Raises ValueError for `(height, width)` of more pixels than that."""
+def check_pixels(size: tuple[int, ...], max_megapixels: float) -> None:
+    """Raises TooManyPixels for `(height, width)` of more pixels than that."""
     pixels = math.prod(size)
     if pixels > max_megapixels * 1e6:
-        raise _TooManyPixels(
+        raise TooManyPixels(
             f"{'x'.join(map(str, size[::-1]))} are {pixels / 1e6:.3g} megapixels; "
             f"sample.max_megapixels allows {max_megapixels:g}"
         )
@@ -301,8 +331,8 @@ _limit_lock = threading.RLock()
 
 
 @contextlib.contextmanager
-def _without_pillows_limit() -> Iterator[None]:
-    """Inside, Pillow opens and crops images of any size: `_check_size` says which are too large, before decoding."""
+def without_pixel_limit() -> Iterator[None]:
+    """Inside, Pillow opens and crops images of any size: `check_pixels` says which are too large, before decoding."""
     with _limit_lock:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -350,8 +380,8 @@ def _jpeg_segments(data: bytes) -> Iterator[bytes]:
     yield data[at:]
 
 
-def _flatten(image: Image.Image, cfg: Config) -> Image.Image:
-    """To 8-bit "L" or "RGB", transparency laid over the background."""
+def flatten(image: Image.Image, cfg: Config) -> Image.Image:
+    """To 8-bit "L" or "RGB", transparency laid over the background. Raises ValueError for pixels out of range."""
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_as_levels(_sixteen_bits(image)))
     if image.has_transparency_data:

@@ -91,7 +91,7 @@ def encode(cfg: Config, raw: tuple[Any, Any] | SideBySide) -> Stored:
     that holds both has an odd width.
     """
     limit = cfg.max_megapixels
-    halves = _halves(raw, limit) if isinstance(raw, SideBySide) else tuple(image._open(one, limit) for one in raw)
+    halves = _halves(raw, limit) if isinstance(raw, SideBySide) else tuple(image.open_image(one, limit) for one in raw)
     (width, height), (other_width, other_height) = (half.size for half in halves)
     if (width, height) != (other_width, other_height) and cfg.fit != "stretch":
         raise ValueError(
@@ -126,10 +126,10 @@ def _half(cfg: Config, part: str) -> image.Config:
 
 def _halves(raw: SideBySide, max_megapixels: float) -> tuple[Image, ...]:
     """`(given, generated)`."""
-    whole = image._open(raw.raw, max_megapixels)
+    whole = image.open_image(raw.raw, max_megapixels)
     width, height = whole.size
     if width % 2:
         raise ValueError(f"{width}x{height} pixels: an odd width has no halves")
-    with image._without_pillows_limit():
+    with image.without_pixel_limit():
         left, right = whole.crop((0, 0, width // 2, height)), whole.crop((width // 2, 0, width, height))
     return (left, right) if raw.given == "left" else (right, left)

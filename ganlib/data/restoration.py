@@ -35,6 +35,7 @@ from ganlib.data.image import (
     decode,
     describe,
     glance,
+    picture,
     present,
     present_tensor,
     quantise,
@@ -170,29 +171,21 @@ def encode(cfg: Config, raw: Path | bytes | NDArray[Any] | Image.Image) -> Store
 
     Raises ValueError if it cannot be read, or is too small to be cut.
     """
-    opened = image._open(raw, cfg.max_megapixels)
+    opened = image.open_image(raw, cfg.max_megapixels)
     if cfg.fit == "cut":
         height, width = cfg.resolution
         left, top = (opened.width - width) // 2, (opened.height - height) // 2
         if left < 0 or top < 0:
             raise ValueError(f"{opened.width}x{opened.height} pixels, too small to cut {width}x{height} out")
-        with image._without_pillows_limit():
+        with image.without_pixel_limit():
             opened = opened.crop((left, top, left + width, top + height))
     sample = image.read(_as_image(cfg), opened)
     return {"given": cfg.degradation.degrade(sample), "sample": sample}
 
 
 def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> Pixels:
-    """A degraded image of any size, uint8 `[C, H, W]`: a file, or an array `[H, W, C]`.
-
-    Raises ValueError if it cannot be read, or has other channels.
-    """
-    if isinstance(raw, Path):
-        return _pixels(image._flatten(image._open(raw, cfg.max_megapixels), _as_image(cfg)))
-    raw = image.as_levels(raw)
-    if raw.ndim != 3 or raw.shape[2] != cfg.channels or not raw.size:
-        raise ValueError(f"expected images of shape [height, width, {cfg.channels}], found {list(raw.shape)}")
-    return np.ascontiguousarray(np.moveaxis(raw, -1, 0))
+    """A degraded image of any size, by `ganlib.data.image.take_any_size`. Raises ValueError as it does."""
+    return image.take_any_size(_as_image(cfg), raw)
 
 
 def naive(cfg: Config, given: Mapping[str, Tensor]) -> Tensor:
@@ -235,10 +228,6 @@ def preview(cfg: Config, samples: Mapping[str, Tensor], columns: int) -> Image.I
         larger = given["given"].repeat_interleave(cfg.factor, 2).repeat_interleave(cfg.factor, 3)
         shown = {"given": larger, "naive": naive(cfg, given), **shown}
     return image.preview(cfg, shown, columns)
-
-
-def picture(cfg: Config, sample: Tensor) -> Image.Image:
-    return _drawn(quantise(cfg, sample)[0].numpy())
 
 
 def tiny() -> tuple[Config, list[Pixels]]:

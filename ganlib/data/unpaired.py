@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image, fromarray
 from torch import Tensor
 
 from ganlib._config import Config as _Base
@@ -27,6 +26,7 @@ from ganlib.data.image import (
     decode,
     describe,
     glance,
+    picture,
     present,
     present_tensor,
     preview,
@@ -89,18 +89,8 @@ def encode(cfg: Config, raw: tuple[Any, Any]) -> Stored:
 
 
 def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
-    """An image of a user in its own size, uint8 `[C, H, W]`: a file, or an array `[H, W, C]`.
-
-    Raises ValueError if it cannot be read, has other channels, or numbers outside 0 to 255.
-    """
-    if isinstance(raw, Path):
-        pixels = np.asarray(image._flatten(image._open(raw, cfg.max_megapixels), _as_image(cfg)), dtype=np.uint8)
-        pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-    else:
-        pixels = image.as_levels(raw)
-        if pixels.ndim != 3 or pixels.shape[2] != cfg.channels or not pixels.size:
-            raise ValueError(f"expected images of shape [height, width, {cfg.channels}], found {list(pixels.shape)}")
-    return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+    """An image of a user in its own size, by `ganlib.data.image.take_any_size`. Raises ValueError as it does."""
+    return image.take_any_size(_as_image(cfg), raw)
 
 
 def naive(cfg: Config, given: Mapping[str, Tensor]) -> Tensor:
@@ -112,11 +102,6 @@ def tiled(cfg: Config, given: Mapping[str, Tensor], margin: int, make: Callable[
     """A sample made of a given image of any size, `[1, C, H, W]`, whole: instance normalisation, which families of
     translation have, takes its statistics from the whole image, so that tiles of it would not fit each other."""
     return make(dict(given))
-
-
-def picture(cfg: Config, sample: Tensor) -> Image:
-    pixels = quantise(cfg, sample)[0].numpy()
-    return fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1))
 
 
 def tiny() -> tuple[Config, list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]]:

@@ -26,6 +26,7 @@ __all__ = [
     "activate",
     "equalised",
     "gaussian_latent",
+    "halvings",
     "unit",
 ]
 
@@ -122,6 +123,14 @@ class _BatchNorm(torch.autograd.Function):
         slope = -weight * inverse * inverse * means[1]
         shift = -weight * inverse * means[0] - slope * mean
         return scaled.addcmul_(x, slope.view(shape)).add_(shift.view(shape)), by_weight, by_bias, None
+
+
+def halvings(height: int, width: int) -> int:
+    """How many times a network halves images: as long as both sides stay whole and at least 4, and at least once."""
+    levels = 1
+    while all(side % 2 ** (levels + 1) == 0 and side >> (levels + 1) >= 4 for side in (height, width)):
+        levels += 1
+    return levels
 
 
 def gaussian_latent(noise: Noise, dim: int, truncation: float | None = None) -> Tensor:

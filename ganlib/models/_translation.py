@@ -152,8 +152,8 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 1))
         self.apply(initialise)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images `[N, C, H, W]` → logits `[N, h, w]`, one a patch."""
+    def forward(self, images: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Images `[N, C, H, W]` → logits `[N, h, w]`, one a patch; there is no condition."""
         logits: Tensor = self.layers(images).squeeze(1)
         return logits
 

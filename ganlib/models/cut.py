@@ -82,7 +82,7 @@ def build(cfg: Config, spec: Spec) -> Game:
         terms.append(Term("identity", "generator", _identity, cfg.identity_weight))
     return Game(
         generator,
-        _Discriminator(channels, cfg.discriminator_width, cfg.patch_levels, cfg.norm),
+        PatchDiscriminator(channels, cfg.discriminator_width, cfg.patch_levels, cfg.norm),
         deal,
         ask=lambda given, noise, truncation: given["given"],
         terms=tuple(terms),
@@ -152,9 +152,3 @@ class _Generator(nn.Module):
         chosen = features.flatten(2).gather(2, places[:, None].expand(-1, features.shape[1], -1))
         embedded: Tensor = F.normalize(head(chosen.mT), dim=2, eps=1e-3)
         return embedded
-
-
-class _Discriminator(PatchDiscriminator):
-    def forward(self, images: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Images `[N, C, H, W]` → logits `[N, h, w]`."""
-        return super().forward(images)

@@ -26,7 +26,7 @@ from ganlib.models._conditioning import (
     condition_of,
     noise_game,
 )
-from ganlib.models._layers import BatchNorm, MinibatchDeviation
+from ganlib.models._layers import BatchNorm, MinibatchDeviation, halvings
 
 __all__ = ["MODALITY", "Config", "build"]
 
@@ -56,12 +56,7 @@ def build(cfg: Config, spec: Spec) -> Game:
         )
     condition = condition_of(cfg.conditioning, spec, auto="projection")
 
-    # halve while both sides stay whole and at least 4
-    levels = 1
-    while (
-        height % 2 ** (levels + 1) == 0 and width % 2 ** (levels + 1) == 0 and min(height, width) >> (levels + 1) >= 4
-    ):
-        levels += 1
+    levels = halvings(height, width)
     base = (height >> levels, width >> levels)
     widths = [min(cfg.width << level, cfg.max_width) for level in range(levels)]  # outermost first
 

@@ -29,7 +29,7 @@ from ganlib.data._kind import Block
 from ganlib.data._spec import Spec
 from ganlib.device import full_precision
 from ganlib.game import Batch, Deal, DiscriminatorOutput, Fit, Game
-from ganlib.models._layers import BatchNorm, gaussian_latent
+from ganlib.models._layers import BatchNorm, gaussian_latent, halvings
 
 __all__ = ["MODALITY", "Config", "build"]
 
@@ -186,11 +186,8 @@ class _Score(nn.Module):
 
 
 def _widths(cfg: Config, shape: tuple[int, ...]) -> list[int]:
-    """Channels after each halving of an image, the outermost first: while both sides stay whole and at least 4."""
-    levels = 1
-    while all(side % 2 ** (levels + 1) == 0 and side >> (levels + 1) >= 4 for side in shape[1:]):
-        levels += 1
-    return [min(cfg.width << level, cfg.max_width) for level in range(levels)]
+    """Channels after each of the `halvings` of an image `[C, H, W]`, the outermost first."""
+    return [min(cfg.width << level, cfg.max_width) for level in range(halvings(*shape[1:]))]
 
 
 class _Trunk(nn.Module):

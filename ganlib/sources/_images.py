@@ -14,6 +14,7 @@ from ganlib.sources._files import File, head, payloads, tree
 from ganlib.sources._source import Item, SourceError, Split, printable
 
 __all__ = [
+    "MADE",
     "PART",
     "Known",
     "decoding_fault",
@@ -27,6 +28,8 @@ __all__ = [
 ]
 
 PART = 256
+MADE = {"both": (1, 0), "a_to_b": (1,), "b_to_a": (0,)}
+"""which of two domains are made of the other, in the order of their examples, by the direction"""
 Known = tuple[int | None, Split | None, tuple[float, ...] | None]
 """label, split, attributes"""
 SUFFIXES = (
@@ -109,8 +112,8 @@ def decoding_fault(payload: Any) -> str:
     """Why a path, bytes or an array cannot be decoded as an image; empty for one that can."""
     # Every example of a damaged image would be a reject, and take a good image along.
     try:
-        image._flatten(image._open(payload), _ANY_SIZE)
-    except image._TooManyPixels:
+        image.flatten(image.open_image(payload), _ANY_SIZE)
+    except image.TooManyPixels:
         return ""  # sample.max_megapixels decides
     except ValueError as error:
         return str(error)

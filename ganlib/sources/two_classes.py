@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from ganlib import registry
 from ganlib._config import Config as _Base
 from ganlib.data._classes import label_of
-from ganlib.sources._images import decoding_fault, rejects_note, split_of
+from ganlib.sources._images import MADE, decoding_fault, rejects_note, split_of
 from ganlib.sources._source import Item, Part, Source, SourceError, Split
 
 __all__ = ["KINDS", "Config", "load"]
@@ -99,15 +99,14 @@ def load(cfg: Config, raw: Path) -> Source:
     parts, count = list[Part](), len(rejects)
     for split, lists in of.items():
         n = max(map(len, lists)) if split == "train" else min(map(len, lists))
-        for made in (1, 0):
-            if cfg.direction in ("both", ("b_to_a", "a_to_b")[made]):
-                count += n
-                # a third further on, so that rows which did come in pairs are none here
-                given, sample = _from(lists[1 - made], 0, n), _from(lists[made], len(lists[made]) // 3, n)
-                for start, stop in pairwise([*_starts(given), n]):
-                    rows = given[start:stop], sample[start:stop]
-                    used = {number: source.parts[number] for positions in rows for number, _ in positions}
-                    parts.append(partial(_items, used, *rows, made, split))
+        for made in MADE[cfg.direction]:
+            count += n
+            # a third further on, so that rows which did come in pairs are none here
+            given, sample = _from(lists[1 - made], 0, n), _from(lists[made], len(lists[made]) // 3, n)
+            for start, stop in pairwise([*_starts(given), n]):
+                rows = given[start:stop], sample[start:stop]
+                used = {number: source.parts[number] for positions in rows for number, _ in positions}
+                parts.append(partial(_items, used, *rows, made, split))
     parts += [partial(iter, rejects)] if rejects else []
     counts = {split: " and ".join(f"{len(lists[i])} {domains[i]}" for i in (0, 1)) for split, lists in of.items()}
     notes = [*source.notes, f"Different images: {counts['train']} for training, {counts['test']} for testing."]

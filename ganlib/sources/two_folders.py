@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 
 from ganlib._config import Config as _Base
 from ganlib.sources._files import File, split_name, splits_note, splits_of
-from ganlib.sources._images import PART, Known, digest, fault_of, images, read_two, rejects_note, split_of
+from ganlib.sources._images import MADE, PART, Known, digest, fault_of, images, read_two, rejects_note, split_of
 from ganlib.sources._source import Item, Part, Source, SourceError, Split, passed_over, printable, ranges
 
 __all__ = ["KINDS", "Config", "load"]
@@ -117,13 +117,12 @@ def _examples(files: tuple[list[File], list[File]], split: Split, direction: Dir
     """Each domain's images in an order that says nothing, the smaller one's again and again in training."""
     lengths = [len(of) for of in files]
     n = max(lengths) if split == "train" else min(lengths)
-    for made in (1, 0):
-        if direction in ("both", ("b_to_a", "a_to_b")[made]):
-            rng = random.Random(made)  # other partners in the other direction
-            shuffled = [rng.sample(of, len(of)) for of in files]
-            given, sample = shuffled[1 - made], shuffled[made]
-            for i in range(n):
-                yield given[i % len(given)], sample[i % len(sample)], made, split
+    for made in MADE[direction]:
+        rng = random.Random(made)  # other partners in the other direction
+        shuffled = [rng.sample(of, len(of)) for of in files]
+        given, sample = shuffled[1 - made], shuffled[made]
+        for i in range(n):
+            yield given[i % len(given)], sample[i % len(sample)], made, split
 
 
 def _items(examples: list[_Example]) -> Iterator[Item]:

@@ -23,7 +23,7 @@ def export(
 ) -> None:
     """Write a generator as one graph, for runtimes without this code, and check that it makes the same samples."""
     import ganlib
-    from ganlib.graph import FORMATS, TOLERANCE, GraphError, export_graph
+    from ganlib.graph import FORMATS, GraphError, export_graph
     from ganlib.registry import nearest
     from pipelines._stage import StageError
 
@@ -35,10 +35,7 @@ def export(
         raise StageError(f"{model_uri}: {error}") from error
     except ValueError as error:  # which names the folder
         raise StageError(str(error)) from error
-    if not made.agrees:
+    if made.fault:
         made.path.unlink()
-        raise StageError(
-            f"{model_uri}: {format}: its samples are up to {made.difference:.3g} from the generator's, "
-            f"at most {TOLERANCE:g} is allowed"
-        )
+        raise StageError(f"{model_uri}: {format}: {made.fault}")
     typer.echo(f"{made.path}: of {', '.join(made.inputs)}; within {made.difference:.1e} of the generator")

@@ -33,8 +33,7 @@ def show(model_uri: VersionURI, as_json: AsJson = False) -> None:
     from pipelines.model_registry import version_by_uri
 
     version = version_by_uri(default_store(), model_uri)
-    prefix = "lineage."
-    recorded = {tag.removeprefix(prefix): value for tag, value in version.tags.items() if tag.startswith(prefix)}
+    recorded = facts.recorded(version.tags)
     checks, notes = facts.verify(recorded, facts.facts(load_params())), []
     both_changed = any(check.verdict == "changed" for check in checks)
     if name := recorded.get("dvc_exp_name"):

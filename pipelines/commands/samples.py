@@ -119,7 +119,7 @@ def sample(
                     raise ValueError("--where: expected a file such as rows.parquet; shards take no conditions")
                 _fill(model_uri, generator, n, seed, options, output, rows_per_shard, ray_address)
             else:
-                conditions = _where(where, spec)
+                conditions = _where(where, generator)
                 write = _writer(generator, output)
                 chunks = _chunks(generator, n, seed, conditions, options)
                 write(generator, progress(chunks, n, output.name, lambda chunk: len(chunk["sample"])), n, output)
@@ -468,12 +468,11 @@ def _translate(generator: Generator, paths: list[Path], output: Path, **options:
 # -- reading what is asked -----------------------------------------------------------------------------------
 
 
-def _where(conditions: list[str] | None, spec: Spec) -> Any:
-    if not conditions:
-        return None
-    if spec.kind.where is None:
-        raise ValueError(f"--where: {spec.modality} data have no columns to set conditions on")
-    return spec.kind.where(spec.sample, conditions)
+def _where(conditions: list[str] | None, generator: Generator) -> Any:
+    try:
+        return generator.where(conditions) if conditions else None
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
 
 
 def _given(paths: list[Path], spec: Spec) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def shown_as(spec: Spec) -> str:
         case list():
             return "texts"
         case _:
-            return "pictures" if spec.kind.LOOKS == "picture" else "array"
+            return "pictures" if spec.kind.is_picture else "array"
 
 
 def asked_by(spec: Spec) -> str:

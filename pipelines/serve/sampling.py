@@ -144,12 +144,9 @@ def samples(asked: Samples) -> Work:
 
 
 def _rows_where(generator: Generator, asked: Samples) -> Tensor:
-    spec = generator.spec
-    if spec.kind.where is None:
-        raise ValueError(f"where: {spec.modality} data have no columns to set conditions on")
+    where = generator.where(asked.where)
     if asked.first or asked.label is not None or asked.attributes or asked.truncation is not None:
         raise ValueError("where: it goes with n and seed alone")
-    where = spec.kind.where(spec.sample, list(asked.where))
     return torch.cat(list(generator.stream(asked.n, where=where, seed=asked.seed)))
 
 

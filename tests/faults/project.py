@@ -46,7 +46,7 @@ BUDGET: dict[str, Any] = {
     "gate.at_least.label_accuracy": 0,
 }
 RESULTS = ("data/prepared", "data/reference", "outputs")
-HALF_WRITTEN = ("**/*.partial", "**/.*.partial", "**/.*.old", "**/*.tmp")
+HALF_WRITTEN = ("**/*.partial", "**/.partial*", "**/partial", "**/.*.partial", "**/.*.old", "**/*.tmp")
 STUCK = 600.0
 """seconds after which a run that prints nothing new counts as hanging"""
 

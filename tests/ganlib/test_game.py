@@ -119,7 +119,7 @@ def test_each_player_moves_itself_and_only_itself(family, conditioning, loss, pe
     penalties = [] if penalty == "none" else [penalty]
     game = game_of(family, spec, penalties, **network)
     paired = (cond := game.deal(batches(spec)[0]).cond) is not None and cond.ndim > 2  # the condition is an image
-    if (paired or spec.kind.LOOKS != "picture") and "consistency" in penalty:  # refused by `build_game`, too
+    if (paired or not spec.kind.is_picture) and "consistency" in penalty:  # refused by `build_game`, too
         with pytest.raises(ValueError, match=r"paired with|needs images"):
             contract(game, spec, loss)
         return
@@ -168,7 +168,7 @@ def on_trial(family, view):
         return Round(played, shown, Batch({}, noise), real, fake, of_real.logits, of_fake.logits)
 
     reals = [x.double() for x in tensors_of(deal.real)]
-    if spec.kind.LOOKS != "picture":  # away from ties, as of two tokens that are the same, where a maximum has a kink
+    if not spec.kind.is_picture:  # away from ties, as of two tokens that are the same, where a maximum has a kink
         generator = torch.Generator().manual_seed(0)
         reals = [x + 0.01 * torch.rand(x.shape, generator=generator, dtype=x.dtype) for x in reals]
     return turn, [x.requires_grad_() for x in reals], list(weights.values())

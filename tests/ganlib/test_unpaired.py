@@ -116,7 +116,7 @@ def test_a_damaged_image_is_one_reject_and_in_no_example(tmp_path):
 
 
 def test_a_very_large_image_is_left_to_the_limit_of_the_kind(tmp_path, monkeypatch):
-    monkeypatch.setattr(image._open, "__defaults__", (1e-6,))
+    monkeypatch.setattr(image.open_image, "__defaults__", (1e-6,))
     for folder in ("trainA", "trainB", "testA", "testB"):
         save(tmp_path, f"{folder}/0.png")
     _, found = items_of(tmp_path)

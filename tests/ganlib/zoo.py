@@ -80,7 +80,7 @@ def penalty(name):
 def batches(spec, n=8, parts=1, key=0):
     """A global batch of `n` in equal microbatches."""
     generator = torch.Generator().manual_seed(seed_of(key))
-    if spec.kind.LOOKS == "picture":
+    if spec.kind.is_picture:
         data = {name: torch.rand(n, *part.shape, generator=generator) * 2 - 1 for name, part in spec.parts.items()}
     else:
         rows = torch.randint(40, (n,), generator=generator)

@@ -50,7 +50,7 @@ def one_step(device, family, loss="non_saturating", penalties=(), augment=None, 
     In float64 where data are images and no pretrained network looks at them; others have constants of float32.
     """
     spec = spec_of(family)
-    dtype = torch.float64 if spec.kind.LOOKS == "picture" and family != "restore" else torch.float32
+    dtype = torch.float64 if spec.kind.is_picture and family != "restore" else torch.float32
     game = game_of(family, spec, (), **network)
     if augment is not None:
         view = Augment(AugmentConfig(kind=augment, operations=OPERATIONS[augment], probability=0.8, target=None)).to(

@@ -219,4 +219,4 @@ def test_samples_of_every_kind_are_shown(family, data, tmp_path):
     read = isinstance(presented(spec, samples["sample"][:2]), pd.DataFrame | list)
     assert [("rows" in one) for one in exhibits.shown] == [read and heading != "Distributions" for heading in headings]
     assert all(one["rows"] for one in exhibits.shown if "rows" in one)
-    assert ("Interpolations" in headings) == (spec.kind.LOOKS == "picture" and not spec.given)
+    assert ("Interpolations" in headings) == (spec.kind.is_picture and not spec.given)

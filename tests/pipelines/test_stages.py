@@ -40,8 +40,6 @@ WITHOUT_EFFECT = {
     "pipelines/training.py -> ganlib/evaluate.py": "names of metrics, to refuse what is not one",
     "pipelines/training.py -> pipelines/gate.py": "the same",
     "pipelines/training.py -> pipelines/code.py": "a run's name",
-    "pipelines/tune.py -> pipelines/train.py": "a file's name",
-    "pipelines/register.py -> pipelines/train.py": "a file's name",
     "pipelines/register.py -> pipelines/training.py": "a run's name",
 }
 TRAINING = {  # of no use but to learners
@@ -92,7 +90,7 @@ def imported(file: str) -> tuple[list[str], list[str]]:
                 modules += [alias.name for alias in names]
             case ast.ImportFrom(str(module), names):
                 modules += [module, *(f"{module}.{alias.name}" for alias in names)]
-            case ast.Call(ast.Attribute(ast.Name("registry"), "load"), [ast.Constant(kind), *_]):
+            case ast.Call(ast.Attribute(ast.Name("registry"), "load" | "load_all"), [ast.Constant(kind), *_]):
                 folders.append(kind)
     return modules, folders
 
