@@ -141,7 +141,7 @@ class _FromLatent(nn.Module):
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:
         asked: Any = {name: x for name, x in inputs.items() if name != "condition"}
-        if [*asked] == ["latent"] and not self.by_name:
+        if not self.by_name:
             asked = asked["latent"]
         return _outputs(self.spec, sample_of(self.network(asked, inputs.get("condition"))))
 

@@ -147,7 +147,7 @@ def keep(checkpoints: Checkpoints, row: Mapping[str, float], folder: Path) -> Sa
     return checkpoints.save(folder, kimg=row["kimg"], score=row.get(quality_name(row) or ""))
 
 
-def _by_this_process(job: Job, params: Params, run: Storage, live: Path, start: Saved | None) -> Saved:
+def _by_this_process(job: Job, run: Storage, live: Path, start: Saved | None) -> Saved:
     """Train without Ray, which takes seconds to start and processes to run. Nothing is retried."""
     with _one_line_error():
         try:
@@ -162,7 +162,7 @@ def _by_this_process(job: Job, params: Params, run: Storage, live: Path, start: 
     return done
 
 
-def _by_workers(job: Job, params: Params, run: Storage, live: Path, start: Saved | None) -> Saved:
+def _by_workers(job: Job, params: Params, run: Storage, live: Path) -> Saved:
     with cluster(params) as available:
         if fewer := why_fewer(params.scale, available, job.possible_workers):
             print(fewer)
@@ -194,11 +194,13 @@ def train_distributed(
             print(f"{run.name} {state}: {done.kimg:g} kimg, from {checkpoints.folder / done.name}", flush=True)
         if not job.is_done(done):
             print(f"training to {params.budget_kimg:g} kimg; {_where(params.scale)}", flush=True)
-            by = _by_this_process if params.scale.num_workers == 0 else _by_workers
             with scratch_folder() as scratch:
                 live = Path(scratch) / "rows.jsonl"
                 with _following(live, on_row):
-                    done = by(job, params, run, live, done)
+                    if params.scale.num_workers == 0:
+                        done = _by_this_process(job, run, live, done)
+                    else:
+                        done = _by_workers(job, params, run, live)
         kept, why = choose(params.train.keep, checkpoints, done)
         about = {"kimg": kept.kimg, "score": kept.score, "last_kimg": done.kimg, "last_score": done.score, "why": why}
         (into / "kept.json").write_text(json.dumps(about, indent=2) + "\n")

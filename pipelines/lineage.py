@@ -123,13 +123,13 @@ def git_sha(project: Path = Path()) -> str:
     return f"{sha}-dirty" if changed else sha
 
 
-def git_fault(project: Path = Path()) -> str:
-    """Why Git does not say what it holds of `project`, in a line with what to do about it; empty if it does."""
+def git_fault() -> str:
+    """Why Git does not say what it holds of this folder, in a line with what to do about it; empty if it does."""
     if os.environ.get(GIT_SHA):
         return ""
     try:
         asked = subprocess.run(
-            ["git", "-C", str(project), "rev-parse", "HEAD"],
+            ["git", "rev-parse", "HEAD"],
             env={**os.environ, "LC_ALL": "C"},
             capture_output=True,
             text=True,
@@ -140,17 +140,17 @@ def git_fault(project: Path = Path()) -> str:
     if asked.returncode == 0:
         return ""
     if "dubious ownership" in asked.stderr:
-        folder = shlex.quote(str(project.resolve()))
+        folder = shlex.quote(str(Path.cwd()))
         return f"Git: another user owns {folder}; `git config --global --add safe.directory {folder}`"
     if "not a git repository" in asked.stderr:
         return "Git: not a repository; `git init` and commit"
     return "Git: no commit yet; commit"
 
 
-def experiment_commit(name: str, project: Path = Path()) -> str:
+def experiment_commit(name: str) -> str:
     """The commit that DVC made of the experiment `name`: it holds what `-S` changed; empty if it is not here."""
     listed = ("for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{name}")
-    return _command("git", "-C", str(project), *listed).partition("\n")[0]
+    return _command("git", *listed).partition("\n")[0]
 
 
 def _git() -> dict[str, str]:
