@@ -101,6 +101,7 @@ def sample(
                         typer.echo(sentence)
             else:
                 _check_file(output, *(() if spec.kind.film is None else _MOVING))
+                _check_not_given([output], given)
                 parts = _given(given, spec)
                 made = {**parts, "sample": generator.sample(n, given=parts, seed=seed, **condition)["sample"]}
                 if spec.kind.film is not None and output.suffix.lower() in _MOVING:
@@ -225,6 +226,17 @@ def _check_file(output: Path, *suffixes: str, picture: bool = True) -> None:
         raise ValueError(f"--output: {output}: expected a file, found a folder")
     if not output.parent.is_dir() and "{index}" not in str(output):
         raise ValueError(f"--output: {output.parent}: no such folder")
+
+
+def _check_not_given(targets: Iterable[Path], given: Iterable[Path]) -> None:
+    """Raise ValueError where a target is a given file, or one of a given folder of frames."""
+    from ganlib.sources._source import printable
+
+    kept = {path.resolve() for path in given}
+    for target in targets:
+        resolved = target.resolve()
+        if resolved in kept or (resolved.is_file() and resolved.parent in kept):
+            raise ValueError(f"--output: {printable(target)} is given, and would be overwritten")
 
 
 def _is_picture(suffix: str) -> bool:
@@ -447,17 +459,17 @@ def _translate(generator: Generator, paths: list[Path], output: Path, **options:
     if into_folder and output.is_file():
         raise ValueError(f"--output: {output}: expected a folder for {len(paths)} pictures, found a file")
     targets = [output / name for name in names] if into_folder else [output]
-    written = {target.resolve() for target in targets}
     for path in paths:
         if not path.is_file():
             found = "a folder" if path.is_dir() else "nothing there"
             raise ValueError(f"--given: {printable(path)}: expected a picture, found {found}")
-        if path.resolve() in written:
-            raise ValueError(f"--output: {printable(path)} is given, and would be overwritten")
+    _check_not_given(targets, paths)
+    if not into_folder:
+        _check_file(output)
+    for path in paths:  # a file that cannot be read is said before the first is translated
+        _given([path], generator.spec)
     if into_folder:
         output.mkdir(parents=True, exist_ok=True)
-    else:
-        _check_file(output)
     for target, path in zip(targets, paths, strict=True):
         made = generator.sample_any_size(_given([path], generator.spec), **options)
         _save(picture(generator.spec.sample, made), target)
