@@ -22,6 +22,7 @@ from ganlib.data._classes import label_of
 from ganlib.sources._source import SourceError
 
 ROOT = Path(__file__).parents[2]
+DIRECTIONS = ("a_to_b", "b_to_a")
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 5, 6), dtype=np.uint8)
 
 
@@ -211,7 +212,7 @@ class TestPairedFolder:
     def level(path):
         return sum(path.encode()) % 256
 
-    @pytest.mark.parametrize("direction", ["a_to_b", "b_to_a"])
+    @pytest.mark.parametrize("direction", DIRECTIONS)
     def test_two_folders(self, tmp_path, direction):
         self.save(tmp_path, "A/1.png", "B/1.bmp", "A/x/2.png", "B/x/2.png")
         source = load("paired_folder", tmp_path, direction=direction)
@@ -222,7 +223,7 @@ class TestPairedFolder:
             for a, b in (("A/1.png", "B/1.bmp"), ("A/x/2.png", "B/x/2.png"))
         }
 
-    @pytest.mark.parametrize("direction", ["a_to_b", "b_to_a"])
+    @pytest.mark.parametrize("direction", DIRECTIONS)
     def test_side_by_side(self, tmp_path, direction):
         both = np.concatenate([np.full((4, 8), 10, np.uint8), np.full((4, 8), 20, np.uint8)], 1)
         Image.fromarray(both).save(tmp_path / "1.png")
@@ -250,11 +251,11 @@ class TestPairedFolder:
     def test_folders_that_fix_the_split(self, tmp_path, order, folders, splits):
         for split in folders:
             for side in ("A", "B"):
-                self.save(tmp_path, order.format(side=side, split=split, name="1.png"))
+                self.save(tmp_path, order.format(side=side, split=split, name=f"{split}.png"))
         found = {item.id: item.split for item in items(load("paired_folder", tmp_path))}
         expected = {}
         for folder, split in zip(folders, splits, strict=True):
-            paths = [order.format(side=side, split=folder, name="1.png") for side in ("A", "B")]
+            paths = [order.format(side=side, split=folder, name=f"{folder}.png") for side in ("A", "B")]
             expected[" + ".join(dict.fromkeys(paths))] = split
         assert found == expected
 
@@ -264,6 +265,17 @@ class TestPairedFolder:
         self.save(tmp_path / "flat", "1.png")
         with pytest.raises(SourceError, match=r"1.png lies in neither of the folders A and B"):
             load("paired_folder", tmp_path / "flat", layout="folders")
+
+    def test_a_given_image_with_several_targets_is_in_one_split(self, tmp_path):
+        self.save(tmp_path, *(f"{side}/{i}.png" for side in "AB" for i in range(4)))
+        for name in ("A/2.png", "B/1.png"):
+            (tmp_path / name).write_bytes((tmp_path / name[0] / "3.png").read_bytes())
+        groups = {d: [item.group for item in items(load("paired_folder", tmp_path, direction=d))] for d in DIRECTIONS}
+        assert [[group is not None for group in of] for of in groups.values()] == [
+            [False, False, True, True],
+            [False, True, False, True],
+        ]
+        assert [len({*of}) for of in groups.values()] == [2, 2]
 
     def test_files_without_a_partner(self, tmp_path):
         self.save(tmp_path, *(f"A/{i}.png" for i in range(5)), *(f"B/{i}.png" for i in (0, 1, 3)))
