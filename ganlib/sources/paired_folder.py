@@ -34,8 +34,8 @@ _A_SIDE = re.compile(r"((train|test|val)[-_]?)?[ab]|inputs?|targets?|sources?|ma
 class Config(_Base):
     name: Literal["paired_folder"] = "paired_folder"
     layout: Literal["auto", "folders", "side_by_side"] = "auto"
-    """"folders": `A` and `B`; "side_by_side": A left, B right in one file; "auto": folders if there is an `A` or `B`, and an
-    error where other folders hold files of equal names"""
+    """"folders": `A` and `B`; "side_by_side": A left, B right in one file; "auto": folders if there is an `A` or `B`,
+    and an error where other folders hold files of equal names"""
     direction: Literal["a_to_b", "b_to_a"] = "a_to_b"
     """which half is given, and which is to be made of it"""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import pickle
+import re
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -583,13 +584,52 @@ def test_a_csv_file_with_an_unusual_header_or_cells_is_read(tmp_path, text, colu
     assert list(rows_of(load("csv", tmp_path))[0]) == columns
 
 
-@pytest.mark.parametrize("names", [("train.csv", "test.csv"), ("set/train/x.csv", "set/test/y.csv")])
-def test_the_split_of_csv_files_is_kept(tmp_path, names):
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("a\n1\n")
-    found = {item.id: item.split for item in items(load("csv", tmp_path))}
-    assert found == {f"{name}, row 1": split for name, split in zip(names, ("train", "test"), strict=True)}
+@pytest.mark.parametrize("name", ["csv", "lines", "parquet"])
+@pytest.mark.parametrize(
+    ("training", "testing"),
+    [
+        ("train", "test"),
+        ("train", "validation"),
+        ("set/train/x", "set/test/y"),
+        ("data/train-00000-of-00001", "data/test-00000-of-00001"),
+        ("train-00000-of-00001-a09b74b3ef9c3b56", "test-00000-of-00001-0123456789abcdef"),
+        ("adult.data", "adult.test"),
+    ],
+)
+def test_the_split_of_files_of_rows_is_kept(tmp_path, name, training, testing):
+    suffix = {"csv": "csv", "lines": "txt", "parquet": "parquet"}[name]
+    for place in (training, testing):
+        path = tmp_path / f"{place}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("a\n1\n")
+        if name == "parquet":
+            pq.write_table(pa.table({"a": [1]}), path)
+    source = load(name, tmp_path, **({"image": None, "label": None} if name == "parquet" else {}))
+    found = {(tmp_path / re.split(r"[,:[]", item.id)[0]).with_suffix(""): item.split for item in items(source)}
+    assert found == {tmp_path / training: "train", tmp_path / testing: "test"}
+    assert source.notes[0].startswith("The split is that of the folders: ")
+
+
+def test_files_that_are_classes_are_no_splits(tmp_path):
+    for folder in ("train", "test"):
+        (tmp_path / folder).mkdir()
+        for file in ("train", "test"):
+            (tmp_path / folder / f"{file}.txt").write_text("a\n")
+    found = {item.id: (item.split, item.label) for item in items(load("lines", tmp_path, labels="files"))}
+    assert found["train/test.txt:1"] == ("train", 0)
+    assert found["test/train.txt:1"] == ("test", 1)
+    (tmp_path / "train" / "test.txt").rename(tmp_path / "test.txt")
+    (tmp_path / "train" / "train.txt").rename(tmp_path / "train.txt")
+    assert {item.split for item in items(load("lines", tmp_path, labels="files", files=["*.txt"]))} == {None}
+
+
+def test_a_note_names_some_of_many_files(tmp_path):
+    for i in range(30):
+        (tmp_path / f"train-{i:05}-of-00030.txt").write_text("a\n")
+    (tmp_path / "test.txt").write_text("a\n")
+    (note,) = load("lines", tmp_path).notes
+    assert note.count("for training") == 7
+    assert note.endswith(" and 23 others.")
 
 
 def test_a_mark_of_utf_8_is_no_part_of_a_name(tmp_path):
