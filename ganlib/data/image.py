@@ -46,6 +46,7 @@ __all__ = [
     "take",
     "take_tensor",
     "tiny",
+    "to_uint8",
 ]
 
 MODALITY = "image"
@@ -104,25 +105,35 @@ def read(cfg: Config, raw: Path | bytes | NDArray[Any] | Image.Image) -> NDArray
 
 
 def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
-    """An image of a user, uint8 `[C, H, W]`: a file, which is made to fit, or an array `[H, W, C]`, which has to.
+    """An image of a user, uint8 `[C, H, W]`: a file, which is made to fit, or an array `[H, W, C]` of numbers as `read`
+    takes them, which has to.
 
     Raises ValueError if it cannot be read, or has another shape.
     """
     if isinstance(raw, Path):
         return read(cfg, raw)
-    raw = as_levels(raw)
+    raw = to_uint8(raw)
     expected = (*cfg.resolution, cfg.channels)
     if raw.shape != expected:
         raise ValueError(f"expected images of shape {list(expected)}, found {list(raw.shape)}")
     return np.ascontiguousarray(np.moveaxis(raw, -1, 0))
 
 
-def as_levels(raw: Any) -> NDArray[np.uint8]:
-    """An array of a user as uint8, of the same shape. Raises ValueError for what is not of numbers from 0 to 255."""
-    array = np.asarray(raw)
-    if array.dtype.kind not in "uif" or not ((array >= 0) & (array <= 255)).all():
-        raise ValueError("expected an array of numbers from 0 to 255")
-    return array.astype(np.uint8)
+def to_uint8(raw: Any) -> NDArray[np.uint8]:
+    """Pixels as uint8, of the same shape: integers of 0 to 255, uint16 of 0 to 65535, bool, or floats of 0 to 1. Raises
+    ValueError for others."""
+    array, expected = np.asarray(raw), "expected integers of 0 to 255, or floats of 0 to 1"
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"{expected}; found no array of numbers")
+    if array.dtype == np.bool_:
+        return np.where(array, np.uint8(255), np.uint8(0))
+    if array.dtype == np.uint16:
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    top = 1 if array.dtype.kind == "f" else 255
+    if not ((array >= 0) & (array <= top)).all():  # so written that NaN fails too
+        raise ValueError(f"{expected}; found {array.dtype} of {array.min()} to {array.max()}")
+    scaled = np.rint(array * 255.0) if top == 1 else array
+    return np.ascontiguousarray(scaled, dtype=np.uint8)
 
 
 def decode(cfg: object, part: str, stored: Tensor) -> Tensor:
@@ -381,15 +392,7 @@ def _as_levels(array: NDArray[Any]) -> NDArray[np.uint8]:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or not array.size:
         raise ValueError(f"an array of shape {list(array.shape)} is not an image")
-    if array.dtype == np.bool_:
-        return np.where(array, np.uint8(255), np.uint8(0))
-    if array.dtype == np.uint16:
-        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    top = 1 if np.issubdtype(array.dtype, np.floating) else 255
-    if not (array.min() >= 0 and array.max() <= top):  # so written that NaN fails too
-        raise ValueError(f"{array.dtype} pixels of {array.min()} to {array.max()}; expected 0 to {top}")
-    scaled = np.rint(array * 255.0) if top == 1 else array
-    return np.ascontiguousarray(scaled, dtype=np.uint8)
+    return to_uint8(array)
 
 
 def _background(mode: str, cfg: Config) -> int | tuple[int, ...]:

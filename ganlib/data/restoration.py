@@ -189,7 +189,7 @@ def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> Pixels:
     """
     if isinstance(raw, Path):
         return _pixels(image._flatten(image._open(raw, cfg.max_megapixels), _as_image(cfg)))
-    raw = image.as_levels(raw)
+    raw = image.to_uint8(raw)
     if raw.ndim != 3 or raw.shape[2] != cfg.channels or not raw.size:
         raise ValueError(f"expected images of shape [height, width, {cfg.channels}], found {list(raw.shape)}")
     return np.ascontiguousarray(np.moveaxis(raw, -1, 0))

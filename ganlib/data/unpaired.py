@@ -91,13 +91,13 @@ def encode(cfg: Config, raw: tuple[Any, Any]) -> Stored:
 def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
     """An image of a user in its own size, uint8 `[C, H, W]`: a file, or an array `[H, W, C]`.
 
-    Raises ValueError if it cannot be read, has other channels, or numbers outside 0 to 255.
+    Raises ValueError if it cannot be read, has other channels, or numbers that are no levels.
     """
     if isinstance(raw, Path):
         pixels = np.asarray(image._flatten(image._open(raw, cfg.max_megapixels), _as_image(cfg)), dtype=np.uint8)
         pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     else:
-        pixels = image.as_levels(raw)
+        pixels = image.to_uint8(raw)
         if pixels.ndim != 3 or pixels.shape[2] != cfg.channels or not pixels.size:
             raise ValueError(f"expected images of shape [height, width, {cfg.channels}], found {list(pixels.shape)}")
     return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
