@@ -16,6 +16,7 @@ import typer
 from pipelines.commands._common import AsJson, ModelURI, load_generator, one_line_errors, progress
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
     from ganlib.data._spec import Spec
@@ -182,7 +183,7 @@ def interpolate(
 def answer(
     model_uri: ModelURI,
     name: Annotated[str, typer.Argument(help="which answer, such as score")],
-    files: Annotated[list[Path], typer.Argument(help="an example each, such as an image")],
+    files: Annotated[list[Path], typer.Argument(help="an example each: an image, or a line of text")],
 ) -> None:
     """Print what a model says of examples: a line for each file, the answer first."""
     from pipelines._stage import StageError
@@ -324,20 +325,28 @@ def _write_arrays(generator: Generator, chunks: Iterable[Made], n: int, output: 
     columns: dict[str, list[Any]] = {}
     for chunk in chunks:
         shown = generator.present(chunk["sample"])
-        found = (
-            {name: shown[name].to_numpy() for name in shown} if isinstance(shown, pd.DataFrame) else {"sample": shown}
-        )
+        is_table = isinstance(shown, pd.DataFrame)
+        found = {name: _without_objects(shown[name]) for name in shown} if is_table else {"sample": np.asarray(shown)}
         if "label" in chunk:
             found["label"] = np.array([generator.spec.classes[label] for label in chunk["label"].tolist()])
         if "attributes" in chunk:
             found["attributes"] = chunk["attributes"].numpy()
         for name, column in found.items():
-            # text as text: an array of objects would be a pickle
-            column = np.asarray(column)
-            columns.setdefault(name, []).append(column.astype(str) if column.dtype == object else column)
+            columns.setdefault(name, []).append(column)
     arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
     with _whole_file(output) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)
+
+
+def _without_objects(column: pd.Series) -> Any:
+    """An array of objects would be a pickle: text is text, empty where it is missing; numbers and booleans, some of
+    which may be missing, are floats."""
+    import numpy as np
+
+    if column.dtype.name in ("Int64", "boolean"):
+        return column.to_numpy(np.float64, na_value=np.nan)
+    array = column.to_numpy()
+    return column.to_numpy(object, na_value="").astype(str) if array.dtype == object else array
 
 
 def _write_rows(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:

@@ -249,6 +249,17 @@ def test_sample_of_attributes_and_of_given_images(project):
     )
 
 
+def test_missing_values_of_a_table_are_no_words(project):
+    saved = save("ctgan", project / "ctgan")
+    assert ganlib("sample", saved, "-n", 300, "-o", "rows.npz").exit_code == 0
+    assert ganlib("sample", saved, "-n", 300, "-o", "rows.csv").exit_code == 0
+    rows = pd.read_csv("rows.csv")
+    with np.load("rows.npz") as arrays:
+        assert set(arrays["colour"]) == {"red", "green", "blue", ""}
+        assert np.array_equal(arrays["colour"] == "", rows["colour"].isna())
+        np.testing.assert_array_equal(arrays["children"], rows["children"].astype(float))
+
+
 def test_a_film_overwrites_no_frame_that_is_given(project):
     saved = save("frames", project / "frames")
     Path("walk").mkdir()
