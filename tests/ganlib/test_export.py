@@ -1,12 +1,14 @@
 import dataclasses
 import json
+import re
 import resource
 
+import numpy as np
 import pytest
 import torch
 from zoo import CONDITIONED, FAMILIES, config, game_of, spec_of
 
-from ganlib.export import _along, load_generator, save_generator
+from ganlib.export import Generator, _along, load_generator, save_generator
 from ganlib.game import tensors_of
 from ganlib.noise import Noise
 
@@ -109,6 +111,20 @@ def test_rows_may_be_told_what_they_are_of(saved):
         torch.testing.assert_close(row, generator.sample(8, seed=seed, label=label)["sample"][7])
     with pytest.raises(ValueError, match="indices: expected one for each of 1 seeds, found 2"):
         generator.sample_rows([1], [1, 2])
+
+
+@pytest.mark.parametrize("family", ["restore", "cut"])
+@pytest.mark.parametrize("side", [1, 24])
+def test_arrays_of_another_size_are_refused(family, side):
+    """One of a pixel would be repeated without a word."""
+    spec = spec_of(family)
+    generator = Generator(game_of(family, spec), spec, {}, torch.device("cpu"))
+    (part,) = spec.given
+    channels, *size = spec.parts[part].stored
+    images = np.zeros((2, side, side, channels), np.uint8)
+    expected = f"{part}: expected examples of shape {[*size, channels]}, found {[side, side, channels]}"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        generator.take(part, images)
 
 
 def test_small_samples_are_made_with_one_thread_and_threads_are_as_before(saved):
