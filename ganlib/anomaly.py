@@ -25,7 +25,7 @@ class OutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """An outlier detector whose score is an answer of a trained model, high for anomalies.
 
     `model` is a `Generator`, the folder of an exported one, or what MLflow loads. Rows are as the model presents them:
-    an array of images, a DataFrame.
+    an array of images (integers of 0 to 255 or floats of 0 to 1), a DataFrame.
     """
 
     def __init__(self, model: Any = None, *, contamination: float = 0.1, answer: str = "score"):

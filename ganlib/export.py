@@ -369,17 +369,24 @@ class Generator:
         return kind.present(self.spec.sample, "sample", kind.quantise(self.spec.sample, samples).numpy())
 
     def take(self, part: str, rows: Any) -> Tensor:
-        """Rows of a part as a user has them (what `present` gives: an array, a DataFrame, a list) as networks see them.
+        """Rows of a part as a user has them (what `present` gives: an array, a DataFrame, a list; or a Series) as
+        networks see them.
 
-        Raises ValueError for rows that are not like those it was trained on.
+        Raises ValueError for rows that are not like those it was trained on, and for one that is in no list.
         """
-        kind, about = self.spec.kind, self.spec.parts[part]
+        kind, cfg, about = self.spec.kind, self.spec.sample, self.spec.parts[part]
         if kind.take is None:
             raise ValueError(f"{part}: {self.spec.modality} data cannot be given to a model")
+        if isinstance(rows, str | bytes | Mapping) or not hasattr(rows, "__len__"):
+            raise ValueError(f"{part}: expected a list of examples, or of one; found {type(rows).__name__}")
         stored = np.empty((len(rows), *about.stored), about.dtype)
-        for i, row in enumerate(rows.to_dict("records") if hasattr(rows, "to_dict") else rows):
-            stored[i] = kind.take(self.spec.sample, part, row)
-        return kind.decode(self.spec.sample, part, torch.from_numpy(stored))
+        for i, row in enumerate(rows.to_dict("records") if hasattr(rows, "columns") else rows):
+            taken = kind.take(cfg, part, row)
+            if taken.shape != about.stored:  # of a kind whose given parts may have any size
+                expected, found = (list(np.shape(kind.present(cfg, part, one[None]))[1:]) for one in (stored[i], taken))
+                raise ValueError(f"{part}: expected examples of shape {expected}, found {found}")
+            stored[i] = taken
+        return kind.decode(cfg, part, torch.from_numpy(stored))
 
     def answer_shapes(self) -> dict[str, tuple[int, ...]]:
         """The names of the answers, each with its shape for one example; empty where there are none."""

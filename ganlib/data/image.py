@@ -52,6 +52,7 @@ __all__ = [
     "take_any_size",
     "take_tensor",
     "tiny",
+    "to_uint8",
     "without_pixel_limit",
 ]
 
@@ -111,13 +112,14 @@ def read(cfg: Config, raw: Path | bytes | NDArray[Any] | Image.Image) -> NDArray
 
 
 def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
-    """An image of a user, uint8 `[C, H, W]`: a file, which is made to fit, or an array `[H, W, C]`, which has to.
+    """An image of a user, uint8 `[C, H, W]`: a file, which is made to fit, or an array `[H, W, C]` of numbers as `read`
+    takes them, which has to.
 
     Raises ValueError if it cannot be read, or has another shape.
     """
     if isinstance(raw, Path):
         return read(cfg, raw)
-    raw = as_levels(raw)
+    raw = to_uint8(raw)
     expected = (*cfg.resolution, cfg.channels)
     if raw.shape != expected:
         raise ValueError(f"expected images of shape {list(expected)}, found {list(raw.shape)}")
@@ -127,23 +129,32 @@ def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
 def take_any_size(cfg: Config, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
     """An image of a user in its own size, uint8 `[C, H, W]`: a file, or an array `[H, W, C]`.
 
-    Raises ValueError if it cannot be read, has other channels, or numbers outside 0 to 255.
+    Raises ValueError if it cannot be read, has other channels, or numbers that `to_uint8` refuses.
     """
     if isinstance(raw, Path):
         pixels = np.atleast_3d(np.asarray(flatten(open_image(raw, cfg.max_megapixels), cfg), dtype=np.uint8))
     else:
-        pixels = as_levels(raw)
+        pixels = to_uint8(raw)
         if pixels.ndim != 3 or pixels.shape[2] != cfg.channels or not pixels.size:
             raise ValueError(f"expected images of shape [height, width, {cfg.channels}], found {list(pixels.shape)}")
     return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
 
 
-def as_levels(raw: Any) -> NDArray[np.uint8]:
-    """An array of a user as uint8, of the same shape. Raises ValueError for what is not of numbers from 0 to 255."""
-    array = np.asarray(raw)
-    if array.dtype.kind not in "uif" or not ((array >= 0) & (array <= 255)).all():
-        raise ValueError("expected an array of numbers from 0 to 255")
-    return array.astype(np.uint8)
+def to_uint8(raw: Any) -> NDArray[np.uint8]:
+    """Pixels as uint8, of the same shape: integers of 0 to 255, uint16 of 0 to 65535, bool, or floats of 0 to 1. Raises
+    ValueError for others."""
+    array, expected = np.asarray(raw), "expected integers of 0 to 255, or floats of 0 to 1"
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"{expected}; found no array of numbers")
+    if array.dtype == np.bool_:
+        return np.where(array, np.uint8(255), np.uint8(0))
+    if array.dtype == np.uint16:
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    top = 1 if array.dtype.kind == "f" else 255
+    if not ((array >= 0) & (array <= top)).all():  # so written that NaN fails too
+        raise ValueError(f"{expected}; found {array.dtype} of {array.min()} to {array.max()}")
+    scaled = np.rint(array * 255.0) if top == 1 else array
+    return np.ascontiguousarray(scaled, dtype=np.uint8)
 
 
 def decode(cfg: object, part: str, stored: Tensor) -> Tensor:
@@ -265,7 +276,7 @@ def open_image(raw: Path | bytes | NDArray[Any] | Image.Image, max_megapixels: f
     """
     if isinstance(raw, np.ndarray):
         check_pixels(raw.shape[:2] if raw.ndim < 3 or raw.shape[2] in (1, 3, 4) else raw.shape[1:], max_megapixels)
-        return Image.fromarray(_as_levels(raw))
+        return Image.fromarray(_as_pixels(raw))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd but readable files
@@ -383,7 +394,7 @@ def _jpeg_segments(data: bytes) -> Iterator[bytes]:
 def flatten(image: Image.Image, cfg: Config) -> Image.Image:
     """To 8-bit "L" or "RGB", transparency laid over the background. Raises ValueError for pixels out of range."""
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_as_levels(_sixteen_bits(image)))
+        image = Image.fromarray(_as_pixels(_sixteen_bits(image)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, cfg.background), image).convert("RGB")
@@ -403,7 +414,7 @@ def _sixteen_bits(image: Image.Image) -> NDArray[Any]:
     return pixels.astype(np.uint16)
 
 
-def _as_levels(array: NDArray[Any]) -> NDArray[np.uint8]:
+def _as_pixels(array: NDArray[Any]) -> NDArray[np.uint8]:
     """`[H, W]` or `[H, W, C]` uint8 as Pillow takes it. Raises ValueError."""
     if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = array.transpose(1, 2, 0)
@@ -411,15 +422,7 @@ def _as_levels(array: NDArray[Any]) -> NDArray[np.uint8]:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or not array.size:
         raise ValueError(f"an array of shape {list(array.shape)} is not an image")
-    if array.dtype == np.bool_:
-        return np.where(array, np.uint8(255), np.uint8(0))
-    if array.dtype == np.uint16:
-        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    top = 1 if np.issubdtype(array.dtype, np.floating) else 255
-    if not (array.min() >= 0 and array.max() <= top):  # so written that NaN fails too
-        raise ValueError(f"{array.dtype} pixels of {array.min()} to {array.max()}; expected 0 to {top}")
-    scaled = np.rint(array * 255.0) if top == 1 else array
-    return np.ascontiguousarray(scaled, dtype=np.uint8)
+    return to_uint8(array)
 
 
 def _background(mode: str, cfg: Config) -> int | tuple[int, ...]:

@@ -132,9 +132,19 @@ def encode(cfg: Config, line: Any) -> Stored:
 
 
 def take(cfg: Config, part: str, raw: Any) -> NDArray[Any]:
-    """A line of text, or the first one of a file."""
+    """A line of text, alone in a file or in a row, or an empty one, which models make. Raises ValueError as `encode`
+    does, and for a file of other than one line."""
     if isinstance(raw, Path):
-        raw = next(iter(raw.read_text(encoding="utf-8").splitlines()), "")
+        lines = [line for line in raw.read_bytes().decode("utf-8-sig").split("\n") if line.strip()]
+        if len(lines) != 1:
+            raise ValueError(f"expected one line of text, found {len(lines)}: each file is one example")
+        (raw,) = lines
+    if isinstance(raw, Mapping):
+        if len(raw) != 1:
+            raise ValueError(f"expected one column of text, found {len(raw)}")
+        (raw,) = raw.values()
+    if raw == "":
+        return np.full(parts(cfg)[part].stored, END, parts(cfg)[part].dtype)
     return encode(cfg, raw)[part]
 
 

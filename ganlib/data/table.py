@@ -18,6 +18,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -136,6 +137,8 @@ def encode(cfg: Config, row: Mapping[str, Any]) -> Stored:
 
 def take(cfg: Config, part: str, raw: Mapping[str, Any]) -> NDArray[Any]:
     """A row of what `present` shows. Raises ValueError as `encode` does."""
+    if isinstance(raw, Path):
+        raise ValueError("rows are not read from files; expected rows of a DataFrame, given to the registered model")
     if not isinstance(raw, Mapping):
         raise ValueError(f"expected a row: names of columns with values, found {type(raw).__name__}")
     return encode(cfg, raw)[part]

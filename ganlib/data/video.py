@@ -93,7 +93,7 @@ def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
     """The last frames of a video file, or of a folder of numbered frames, which are made to fit; or an array
     `[T, H, W, C]`, which has to. uint8 `[T, C, H, W]`.
 
-    Raises ValueError if it cannot be read, has too few frames, another shape, or numbers outside 0 to 255.
+    Raises ValueError if it cannot be read, has too few frames, another shape, or numbers that are no levels.
     """
     count = parts(cfg)[part].shape[0]
     if isinstance(raw, Path):
@@ -101,7 +101,7 @@ def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
         if len(found) < count:
             raise ValueError(f"{len(found)} frames; expected {count} at the least")
         return np.stack([image.read(_as_image(cfg), frame) for frame in found])
-    raw = image.as_levels(raw)
+    raw = image.to_uint8(raw)
     expected = (count, *cfg.resolution, cfg.channels)
     if raw.shape != expected:
         raise ValueError(f"expected frames of shape {list(expected)}, found {list(raw.shape)}")

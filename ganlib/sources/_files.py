@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby, pairwise
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple, TypeVar
 
 __all__ = [
     "File",
@@ -27,11 +27,13 @@ __all__ = [
     "payloads",
     "split_name",
     "splits_of",
+    "splits_of_files",
     "tree",
     "walk",
     "without_wrapper",
 ]
 
+T = TypeVar("T")
 Split = Literal["train", "test"]
 
 MEMBER_BYTES = 2**29
@@ -125,8 +127,11 @@ def chunks(files: list[File], size: int) -> list[list[File]]:
 # -- what folders are called ---------------------------------------------------------------------------------------
 
 _SPLIT = re.compile(
-    r"(train|training|test|testing|val|valid|validation)([-_. ]?(set|data|imgs?|images?|\d+))*", re.IGNORECASE
+    r"(train|training|test|testing|val|valid|validation)([-_. ]?(set|data|imgs?|images?|\d+))*"
+    r"(-\d+-of-\d+(-[\da-f]{16})?)?",  # shards of Hugging Face
+    re.IGNORECASE,
 )
+_NOTED = 8
 
 
 def split_name(folder: str) -> str:
@@ -137,12 +142,14 @@ def split_name(folder: str) -> str:
 
 def splits_of(folders: Iterable[str]) -> dict[str, Split]:
     """The split of each folder called so, as `train`, `Testing` or `val2017`, where there is one to train and one to
-    test on; also after what all names begin with, as in `seg_train`. `val` trains where there is a `test`; other
-    folders have none."""
+    test on; also after what all names begin with, as in `seg_train`, where `data` next to `test` is to train on (UCI's
+    `adult.data`). `val` trains where there is a `test`; other folders have none."""
     folders = list(folders)
     headings = {re.split(r"[^-_. ]+$", folder)[0] for folder in folders}
     common = headings.pop() if len(headings) == 1 else ""
     named = {folder: name for folder in folders if (name := split_name(folder.removeprefix(common)))}
+    if common and "train" not in named.values():
+        named |= {folder: "train" for folder in folders if folder.removeprefix(common).lower() == "data"}
     found = set(named.values())
     if "train" not in found or len(found) == 1:
         return {}
@@ -152,11 +159,22 @@ def splits_of(folders: Iterable[str]) -> dict[str, Split]:
 
 def splits_note(splits: Mapping[str, Split]) -> str:
     """What `splits_of` found, for the card."""
-    said = (f"{name} for {'training' if split == 'train' else 'testing'}" for name, split in sorted(splits.items()))
-    return f"The split is that of the folders: {', '.join(said)}."
+    said = [f"{name} for {'training' if split == 'train' else 'testing'}" for name, split in sorted(splits.items())]
+    more = f" and {len(said) - _NOTED} others" if len(said) > _NOTED else ""
+    return f"The split is that of the folders: {', '.join(said[:_NOTED])}{more}."
 
 
-def without_wrapper(places: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+def splits_of_files(folder: Path, paths: Iterable[Path], *, by_name: bool = True) -> tuple[dict[Path, Split], str]:
+    """The split of each file that has one, by the folder below those that hold all, or by its own name where it lies in
+    none; and the note for the card, empty where there is no split."""
+    parts = {path: path.relative_to(folder).parts for path in paths}
+    places = without_wrapper({path: (*of[:-1], path.stem) if by_name else of[:-1] for path, of in parts.items()})
+    known = splits_of({of[0] for of in places.values() if of})
+    found = {path: known[of[0]] for path, of in places.items() if of and of[0] in known}
+    return found, splits_note(known) if known else ""
+
+
+def without_wrapper(places: dict[T, tuple[str, ...]]) -> dict[T, tuple[str, ...]]:
     """The folders of each file without those that hold all, as unpacking makes them; the innermost folder stays."""
     while len({folders[:1] for folders in places.values()}) == 1 and all(len(f) > 1 for f in places.values()):
         places = {key: folders[1:] for key, folders in places.items()}

@@ -1,7 +1,7 @@
 """CSV files with a header, one or many, in the raw folder: rows of cells by column name.
 
-Where it has folders or files `train` and `test` or `val`, these are the splits; otherwise rows are split by their
-content.
+Where it has folders or files `train` and `test` or `val` (or `NAME.data` and `NAME.test`), these are the splits;
+otherwise rows are split by their content.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ganlib._config import Config as _Base
-from ganlib.sources._files import SourceError, Split, splits_note, splits_of, without_wrapper
+from ganlib.sources._files import SourceError, Split, splits_of_files
 from ganlib.sources._source import Item, Source, class_names, files, labels_of, left_over
 
 __all__ = ["KINDS", "Config", "load"]
@@ -57,9 +57,8 @@ def load(cfg: Config, raw: Path) -> Source:
     """Every file is read once, to count rows. Raises SourceError for a file that is empty or not text in the encoding,
     has no header or an open quote, for headers that differ or name a column twice, and a label that is no column."""
     paths = files(raw, "CSV files", (".csv", ".tsv", ".txt"))
-    places = without_wrapper({str(path): (*path.relative_to(raw).parts[:-1], path.stem) for path in paths})
-    splits = splits_of({parts[0] for parts in places.values()})
-    found = [_opened(path, cfg, splits.get(places[str(path)][0])) for path in paths]
+    splits, note = splits_of_files(raw, paths)
+    found = [_opened(path, cfg, splits.get(path)) for path in paths]
     first = found[0]
     for other in found[1:]:
         if sorted(other.header) != sorted(first.header):
@@ -85,7 +84,7 @@ def load(cfg: Config, raw: Path) -> Source:
     columns = tuple(name for name in first.header if name != cfg.label)
     parts = [partial(_items, raw, file, columns, offset, row, cfg.label, known) for file, offset, row in starts]
     about = f"{len(found)} CSV files, {first.encoding}, delimiter {first.delimiter!r}"
-    notes = (splits_note(splits),) if splits else ()
+    notes = (note,) if note else ()
     return Source(about, count, parts, class_names(known), passed_over=left_over(raw, paths), notes=notes)
 
 

@@ -1,6 +1,8 @@
 """Text files, UTF-8, in which each line is an example; blank lines are none.
 
-Of a line all is text, or one of its columns; its class is that of its file, or another column.
+Of a line all is text, or one of its columns; its class is that of its file, or another column. A header is a line like
+any other. Where there are folders or files `train` and `test` or `val`, these are the splits (folders alone where files
+are classes); otherwise lines are split by their content.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ganlib._config import Config as _Base
+from ganlib.sources._files import Split, splits_of_files
 from ganlib.sources._source import Item, Source, SourceError, class_names, labels_of, left_over
 
 __all__ = ["Config", "load"]
@@ -73,10 +76,12 @@ def load(cfg: Config, raw: Path) -> Source:
     if not count:
         raise SourceError(f"{folder}: no line of text in {len(paths)} files, as {paths[0].name}")
     known = labels_of(labels) if cfg.labels == "column" else labels_of(p.stem for p in paths if cfg.labels == "files")
-    parts = [partial(_items, cfg, folder, path, start, number, known) for path, start, number in starts]
+    splits, note = splits_of_files(folder, paths, by_name=cfg.labels != "files")
+    parts = [partial(_items, cfg, folder, path, at, number, known, splits.get(path)) for path, at, number in starts]
     what = about or f"{len(paths)} text files"
     left = left_over(raw, paths) if cfg.package is None else {}  # a package has code next to its text
-    return Source(f"{what}: {count} lines", count, parts, class_names(known), passed_over=left)
+    notes = (note,) if note else ()
+    return Source(f"{what}: {count} lines", count, parts, class_names(known), passed_over=left, notes=notes)
 
 
 def _matching(folder: Path, pattern: str) -> Iterator[Path]:
@@ -128,7 +133,9 @@ def _lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes | None]]:
             yield position, whole if start - position <= _LINE_BYTES else None
 
 
-def _items(cfg: Config, folder: Path, path: Path, start: int, number: int, known: dict[str, int]) -> Iterator[Item]:
+def _items(
+    cfg: Config, folder: Path, path: Path, start: int, number: int, known: dict[str, int], split: Split | None
+) -> Iterator[Item]:
     """The next `_PART_LINES` lines from a position, which is that of line `number`."""
     lines, name = 0, str(path.relative_to(folder))
     for at, (_, line) in enumerate(_lines(path, start), number):
@@ -140,7 +147,7 @@ def _items(cfg: Config, folder: Path, path: Path, start: int, number: int, known
         try:
             text = _column(_text(line), cfg, cfg.column)
             label = known[path.stem] if cfg.labels == "files" else known.get(_label(cfg, line) or "")
-            yield Item(f"{name}:{at}", text, label)
+            yield Item(f"{name}:{at}", text, label, split)
         except ValueError as error:
             yield Item(f"{name}:{at}", None, reason=str(error))
 

@@ -1,4 +1,8 @@
-"""Parquet files: a column of images (bytes, `{bytes, path}`, tensors, lists of numbers), or whole rows."""
+"""Parquet files: a column of images (bytes, `{bytes, path}`, tensors, lists of numbers), or whole rows.
+
+Where there are folders or files `train` and `test` or `val`, also in shards (`train-00000-of-00002`), these are the
+splits; otherwise examples are split by their content.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import model_validator
 
 from ganlib._config import Config as _Base
+from ganlib.sources._files import Split, splits_of_files
 from ganlib.sources._source import Item, Source, SourceError, class_names, files, labels_of, left_over
 
 __all__ = ["KINDS", "Config", "load"]
@@ -81,9 +86,10 @@ def load(cfg: Config, raw: Path) -> Source:
                     kind = batch.schema.types[0]
                     raise SourceError(f"{path}: column {cfg.label!r} of {kind} cannot be labels") from error
     known = labels_of(values)
-    parts = [partial(_items, raw, path, group, cfg, known) for path, group in groups]
-    classes = class_names(known)
-    return Source(f"{len(paths)} Parquet files", count, parts, classes, cfg.attributes, left_over(raw, paths))
+    splits, note = splits_of_files(raw, paths)
+    parts = [partial(_items, raw, path, group, cfg, known, splits.get(path)) for path, group in groups]
+    about, classes, notes = f"{len(paths)} Parquet files", class_names(known), (note,) if note else ()
+    return Source(about, count, parts, classes, cfg.attributes, left_over(raw, paths), notes)
 
 
 def _columns(file: pq.ParquetFile) -> list[str]:
@@ -98,7 +104,9 @@ def _partitions(raw: Path, path: Path, file: pq.ParquetFile) -> dict[str, str | 
     return {name: value for name, value in found.items() if name not in file.schema_arrow.names}
 
 
-def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]) -> Iterator[Item]:
+def _items(
+    raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int], split: Split | None
+) -> Iterator[Item]:
     file = pq.ParquetFile(path)
     folders = _partitions(raw, path, file)
     condition_columns = [*([cfg.label] if cfg.label and cfg.label not in folders else []), *cfg.attributes]
@@ -137,7 +145,7 @@ def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]
                 payload = None
             complete = all(number is not None and math.isfinite(number) for number in numbers)
             known_numbers = tuple(float(number) for number in numbers) if complete else None
-            yield Item(f"{where}, row {row}]", payload, known.get(label), attributes=known_numbers)
+            yield Item(f"{where}, row {row}]", payload, known.get(label), split, known_numbers)
             row += 1
 
 

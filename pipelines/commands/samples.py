@@ -16,6 +16,7 @@ import typer
 from pipelines.commands._common import AsJson, ModelURI, load_generator, one_line_errors, progress
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
     from ganlib.data._spec import Spec
@@ -101,6 +102,7 @@ def sample(
                         typer.echo(sentence)
             else:
                 _check_file(output, *(() if spec.kind.film is None else _MOVING))
+                _check_not_given([output], given)
                 parts = _given(given, spec)
                 made = {**parts, "sample": generator.sample(n, given=parts, seed=seed, **condition)["sample"]}
                 if spec.kind.film is not None and output.suffix.lower() in _MOVING:
@@ -181,7 +183,7 @@ def interpolate(
 def answer(
     model_uri: ModelURI,
     name: Annotated[str, typer.Argument(help="which answer, such as score")],
-    files: Annotated[list[Path], typer.Argument(help="an example each, such as an image")],
+    files: Annotated[list[Path], typer.Argument(help="an example each: an image, or a line of text")],
 ) -> None:
     """Print what a model says of examples: a line for each file, the answer first."""
     from pipelines._stage import StageError
@@ -225,6 +227,17 @@ def _check_file(output: Path, *suffixes: str, picture: bool = True) -> None:
         raise ValueError(f"--output: {output}: expected a file, found a folder")
     if not output.parent.is_dir() and "{index}" not in str(output):
         raise ValueError(f"--output: {output.parent}: no such folder")
+
+
+def _check_not_given(targets: Iterable[Path], given: Iterable[Path]) -> None:
+    """Raise ValueError where a target is a given file, or one of a given folder of frames."""
+    from ganlib.sources._source import printable
+
+    kept = {path.resolve() for path in given}
+    for target in targets:
+        resolved = target.resolve()
+        if resolved in kept or (resolved.is_file() and resolved.parent in kept):
+            raise ValueError(f"--output: {printable(target)} is given, and would be overwritten")
 
 
 def _is_picture(suffix: str) -> bool:
@@ -312,20 +325,28 @@ def _write_arrays(generator: Generator, chunks: Iterable[Made], n: int, output: 
     columns: dict[str, list[Any]] = {}
     for chunk in chunks:
         shown = generator.present(chunk["sample"])
-        found = (
-            {name: shown[name].to_numpy() for name in shown} if isinstance(shown, pd.DataFrame) else {"sample": shown}
-        )
+        is_table = isinstance(shown, pd.DataFrame)
+        found = {name: _without_objects(shown[name]) for name in shown} if is_table else {"sample": np.asarray(shown)}
         if "label" in chunk:
             found["label"] = np.array([generator.spec.classes[label] for label in chunk["label"].tolist()])
         if "attributes" in chunk:
             found["attributes"] = chunk["attributes"].numpy()
         for name, column in found.items():
-            # text as text: an array of objects would be a pickle
-            column = np.asarray(column)
-            columns.setdefault(name, []).append(column.astype(str) if column.dtype == object else column)
+            columns.setdefault(name, []).append(column)
     arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
     with _whole_file(output) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)
+
+
+def _without_objects(column: pd.Series) -> Any:
+    """An array of objects would be a pickle: text is text, empty where it is missing; numbers and booleans, some of
+    which may be missing, are floats."""
+    import numpy as np
+
+    if column.dtype.name in ("Int64", "boolean"):
+        return column.to_numpy(np.float64, na_value=np.nan)
+    array = column.to_numpy()
+    return column.to_numpy(object, na_value="").astype(str) if array.dtype == object else array
 
 
 def _write_rows(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
@@ -447,17 +468,17 @@ def _translate(generator: Generator, paths: list[Path], output: Path, **options:
     if into_folder and output.is_file():
         raise ValueError(f"--output: {output}: expected a folder for {len(paths)} pictures, found a file")
     targets = [output / name for name in names] if into_folder else [output]
-    written = {target.resolve() for target in targets}
     for path in paths:
         if not path.is_file():
             found = "a folder" if path.is_dir() else "nothing there"
             raise ValueError(f"--given: {printable(path)}: expected a picture, found {found}")
-        if path.resolve() in written:
-            raise ValueError(f"--output: {printable(path)} is given, and would be overwritten")
+    _check_not_given(targets, paths)
+    if not into_folder:
+        _check_file(output)
+    for path in paths:  # a file that cannot be read is said before the first is translated
+        _given([path], generator.spec)
     if into_folder:
         output.mkdir(parents=True, exist_ok=True)
-    else:
-        _check_file(output)
     for target, path in zip(targets, paths, strict=True):
         made = generator.sample_any_size(_given([path], generator.spec), **options)
         _save(picture(generator.spec.sample, made), target)

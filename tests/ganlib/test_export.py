@@ -1,12 +1,14 @@
 import dataclasses
 import json
+import re
 import resource
 
+import numpy as np
 import pytest
 import torch
 from zoo import CONDITIONED, FAMILIES, config, game_of, spec_of
 
-from ganlib.export import _along, load_generator, save_generator
+from ganlib.export import Generator, _along, load_generator, save_generator
 from ganlib.game import tensors_of
 from ganlib.noise import Noise
 
@@ -111,6 +113,20 @@ def test_rows_may_be_told_what_they_are_of(saved):
         generator.sample_rows([1], [1, 2])
 
 
+@pytest.mark.parametrize("family", ["restore", "cut"])
+@pytest.mark.parametrize("side", [1, 24])
+def test_arrays_of_another_size_are_refused(family, side):
+    """One of a pixel would be repeated without a word."""
+    spec = spec_of(family)
+    generator = Generator(game_of(family, spec), spec, {}, torch.device("cpu"))
+    (part,) = spec.given
+    channels, *size = spec.parts[part].stored
+    images = np.zeros((2, side, side, channels), np.uint8)
+    expected = f"{part}: expected examples of shape {[*size, channels]}, found {[side, side, channels]}"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        generator.take(part, images)
+
+
 def test_small_samples_are_made_with_one_thread_and_threads_are_as_before(saved):
     generator, before, seen = load_generator(saved[0]), torch.get_num_threads(), []
     generator.game.generator.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
@@ -160,7 +176,7 @@ def test_a_translator_wants_images(family, tmp_path):
 
 
 def test_a_generator_from_noise_takes_no_images(tmp_path):
-    with pytest.raises(ValueError, match="is given nothing"):
+    with pytest.raises(ValueError, match="takes no given parts"):
         load_generator(save("mlp", tmp_path)[0]).sample(1, given={"sample": torch.zeros(1, 1, 8, 8)})
 
 

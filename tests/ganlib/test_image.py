@@ -125,6 +125,17 @@ def test_arrays():
             image.read(cfg, array)
 
 
+def test_a_model_is_given_arrays_as_they_are_read():
+    """Floats of 0 to 1 were truncated to black."""
+    grey = np.arange(15, dtype=np.uint8).reshape(3, 5, 1)
+    cfg = config(3, 5, 1)
+    for same in (grey, grey.tolist(), grey / 255, (grey / 255).astype(np.float32), grey.astype(np.uint16) * 257):
+        np.testing.assert_array_equal(image.take(cfg, "sample", same), image.read(cfg, np.asarray(same)))
+    for scale in (grey.astype(float), grey / 127.5 - 1, grey * np.nan):
+        with pytest.raises(ValueError, match="expected integers of 0 to 255, or floats of 0 to 1; found float64 of"):
+            image.take(cfg, "sample", scale)
+
+
 def test_unreadable_files_say_why_in_one_line(tmp_path, noise):
     good = stored(Image.fromarray(noise), "png")
     (tmp_path / "text.png").write_text("no image")

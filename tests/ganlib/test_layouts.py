@@ -677,7 +677,15 @@ def test_a_caption_may_hold_any_end_of_line_but_that_of_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", [("trainA/0.png", "trainB/0.png", "testA/1.png", "testB/1.png"), ("input/0.png", "target/0.png")]
+    "names",
+    [
+        ("trainA/0.png", "trainB/0.png", "testA/1.png", "testB/1.png"),
+        ("input/0.png", "target/0.png"),
+        ("masks/0_mask.png",),
+        ("drawn/0.png", "drawn/1.jpg", "drawn/2.png", "real/1.png", "real/2.jpg", "real/3.png", "x/9.png"),
+        ("train/drawn/0.png", "train/real/0.png", "test/drawn/1.png", "test/real/1.png"),
+        ("all/drawn/x/e\N{COMBINING ACUTE ACCENT}.png", "all/real/x/\N{LATIN SMALL LETTER E WITH ACUTE}.png"),
+    ],
 )
 def test_pairs_in_folders_of_other_names_are_not_cut_in_halves(tmp_path, names):
     raw = folder(tmp_path, *names)
@@ -689,3 +697,13 @@ def test_pairs_in_folders_of_other_names_are_not_cut_in_halves(tmp_path, names):
 def test_pairs_side_by_side_keep_their_split(tmp_path):
     found = load(folder(tmp_path, "maps/train/0.jpg", "maps/val/1.jpg"), "paired_folder")
     assert [item.split for part in found.parts for item in part()] == ["train", "test"]
+
+
+def test_pairs_side_by_side_may_lie_in_folders_of_other_names(tmp_path):
+    names = ("summer/0.png", "summer/1.png", "winter/1.png", "winter/2.png", "train/0.png", "train/1.png")
+    assert load(folder(tmp_path, *names), "paired_folder").count == len(names)
+
+
+def test_pairs_have_equal_names_however_accents_are_written(tmp_path):
+    folder(tmp_path, "A/e\N{COMBINING ACUTE ACCENT}.png", "B/\N{LATIN SMALL LETTER E WITH ACUTE}.png")
+    assert load(tmp_path, "paired_folder").count == 1

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from runs import Kept, equal, without_clock
@@ -16,7 +18,7 @@ from specs import tiny_folder, tiny_spec
 from ganlib import checkpoint, registry, shards
 from ganlib.config import DatasetConfig, override
 from ganlib.data import _kind, sequence
-from ganlib.export import load_generator
+from ganlib.export import Generator, load_generator
 from ganlib.game import Batch, Learner, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.metrics import copied, nll
@@ -193,6 +195,35 @@ def test_a_line_that_is_too_long_to_be_held(tmp_path, monkeypatch):
         ("z" * 63, "there "),
     ]
     assert [item.id for item in items] == ["a.txt:1", "a.txt:2", "a.txt:3", "a.txt:4"]
+
+
+# -- what a model is asked about -----------------------------------------------------------------------------------
+
+
+def test_lines_are_taken_in_every_form_that_holds_them():
+    (made, spec), lines = game(), ["ab", "", "a"]
+    generator = Generator(made, spec, {}, torch.device("cpu"))
+    taken = generator.take("sample", lines)
+    assert generator.present(taken) == lines
+    assert generator.answer({"sample": taken})["nll"].isfinite().all()
+    for same in (np.array(lines), pd.Series(lines, index=[7, 8, 9]), pd.DataFrame({"text": lines}), (*lines,)):
+        assert torch.equal(generator.take("sample", same), taken)
+    for one, found in (("ab", "str"), ({"text": "ab"}, "dict"), (Path("a"), "PosixPath"), (3, "int")):
+        with pytest.raises(ValueError, match=f"sample: expected a list of examples, or of one; found {found}"):
+            generator.take("sample", one)
+    with pytest.raises(ValueError, match="expected one column of text, found 2"):
+        generator.take("sample", pd.DataFrame({"text": lines, "more": lines}))
+
+
+def test_a_file_is_one_line_as_the_source_reads_it(tmp_path):
+    cfg, file = config(["ab\N{LINE SEPARATOR}c", "ba"]), tmp_path / "a.txt"
+    expected = sequence.encode(cfg, "ab\N{LINE SEPARATOR}c")["sample"]
+    file.write_bytes("\ufeff\r\nab\N{LINE SEPARATOR}c\r\n\n".encode())
+    np.testing.assert_array_equal(sequence.take(cfg, "sample", file), expected)
+    for content, found in ((b"ab\nba\n", 2), (b" \n", 0)):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=f"expected one line of text, found {found}: each file is one example"):
+            sequence.take(cfg, "sample", file)
 
 
 # -- metrics and spaces --------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import pickle
+import re
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -22,6 +23,7 @@ from ganlib.data._classes import label_of
 from ganlib.sources._source import SourceError
 
 ROOT = Path(__file__).parents[2]
+DIRECTIONS = ("a_to_b", "b_to_a")
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 5, 6), dtype=np.uint8)
 
 
@@ -211,7 +213,7 @@ class TestPairedFolder:
     def level(path):
         return sum(path.encode()) % 256
 
-    @pytest.mark.parametrize("direction", ["a_to_b", "b_to_a"])
+    @pytest.mark.parametrize("direction", DIRECTIONS)
     def test_two_folders(self, tmp_path, direction):
         self.save(tmp_path, "A/1.png", "B/1.bmp", "A/x/2.png", "B/x/2.png")
         source = load("paired_folder", tmp_path, direction=direction)
@@ -222,7 +224,7 @@ class TestPairedFolder:
             for a, b in (("A/1.png", "B/1.bmp"), ("A/x/2.png", "B/x/2.png"))
         }
 
-    @pytest.mark.parametrize("direction", ["a_to_b", "b_to_a"])
+    @pytest.mark.parametrize("direction", DIRECTIONS)
     def test_side_by_side(self, tmp_path, direction):
         both = np.concatenate([np.full((4, 8), 10, np.uint8), np.full((4, 8), 20, np.uint8)], 1)
         Image.fromarray(both).save(tmp_path / "1.png")
@@ -250,11 +252,11 @@ class TestPairedFolder:
     def test_folders_that_fix_the_split(self, tmp_path, order, folders, splits):
         for split in folders:
             for side in ("A", "B"):
-                self.save(tmp_path, order.format(side=side, split=split, name="1.png"))
+                self.save(tmp_path, order.format(side=side, split=split, name=f"{split}.png"))
         found = {item.id: item.split for item in items(load("paired_folder", tmp_path))}
         expected = {}
         for folder, split in zip(folders, splits, strict=True):
-            paths = [order.format(side=side, split=folder, name="1.png") for side in ("A", "B")]
+            paths = [order.format(side=side, split=folder, name=f"{folder}.png") for side in ("A", "B")]
             expected[" + ".join(dict.fromkeys(paths))] = split
         assert found == expected
 
@@ -264,6 +266,17 @@ class TestPairedFolder:
         self.save(tmp_path / "flat", "1.png")
         with pytest.raises(SourceError, match=r"1.png lies in neither of the folders A and B"):
             load("paired_folder", tmp_path / "flat", layout="folders")
+
+    def test_a_given_image_with_several_targets_is_in_one_split(self, tmp_path):
+        self.save(tmp_path, *(f"{side}/{i}.png" for side in "AB" for i in range(4)))
+        for name in ("A/2.png", "B/1.png"):
+            (tmp_path / name).write_bytes((tmp_path / name[0] / "3.png").read_bytes())
+        groups = {d: [item.group for item in items(load("paired_folder", tmp_path, direction=d))] for d in DIRECTIONS}
+        assert [[group is not None for group in of] for of in groups.values()] == [
+            [False, False, True, True],
+            [False, True, False, True],
+        ]
+        assert [len({*of}) for of in groups.values()] == [2, 2]
 
     def test_files_without_a_partner(self, tmp_path):
         self.save(tmp_path, *(f"A/{i}.png" for i in range(5)), *(f"B/{i}.png" for i in (0, 1, 3)))
@@ -571,13 +584,52 @@ def test_a_csv_file_with_an_unusual_header_or_cells_is_read(tmp_path, text, colu
     assert list(rows_of(load("csv", tmp_path))[0]) == columns
 
 
-@pytest.mark.parametrize("names", [("train.csv", "test.csv"), ("set/train/x.csv", "set/test/y.csv")])
-def test_the_split_of_csv_files_is_kept(tmp_path, names):
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("a\n1\n")
-    found = {item.id: item.split for item in items(load("csv", tmp_path))}
-    assert found == {f"{name}, row 1": split for name, split in zip(names, ("train", "test"), strict=True)}
+@pytest.mark.parametrize("name", ["csv", "lines", "parquet"])
+@pytest.mark.parametrize(
+    ("training", "testing"),
+    [
+        ("train", "test"),
+        ("train", "validation"),
+        ("set/train/x", "set/test/y"),
+        ("data/train-00000-of-00001", "data/test-00000-of-00001"),
+        ("train-00000-of-00001-a09b74b3ef9c3b56", "test-00000-of-00001-0123456789abcdef"),
+        ("adult.data", "adult.test"),
+    ],
+)
+def test_the_split_of_files_of_rows_is_kept(tmp_path, name, training, testing):
+    suffix = {"csv": "csv", "lines": "txt", "parquet": "parquet"}[name]
+    for place in (training, testing):
+        path = tmp_path / f"{place}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("a\n1\n")
+        if name == "parquet":
+            pq.write_table(pa.table({"a": [1]}), path)
+    source = load(name, tmp_path, **({"image": None, "label": None} if name == "parquet" else {}))
+    found = {(tmp_path / re.split(r"[,:[]", item.id)[0]).with_suffix(""): item.split for item in items(source)}
+    assert found == {tmp_path / training: "train", tmp_path / testing: "test"}
+    assert source.notes[0].startswith("The split is that of the folders: ")
+
+
+def test_files_that_are_classes_are_no_splits(tmp_path):
+    for folder in ("train", "test"):
+        (tmp_path / folder).mkdir()
+        for file in ("train", "test"):
+            (tmp_path / folder / f"{file}.txt").write_text("a\n")
+    found = {item.id: (item.split, item.label) for item in items(load("lines", tmp_path, labels="files"))}
+    assert found["train/test.txt:1"] == ("train", 0)
+    assert found["test/train.txt:1"] == ("test", 1)
+    (tmp_path / "train" / "test.txt").rename(tmp_path / "test.txt")
+    (tmp_path / "train" / "train.txt").rename(tmp_path / "train.txt")
+    assert {item.split for item in items(load("lines", tmp_path, labels="files", files=["*.txt"]))} == {None}
+
+
+def test_a_note_names_some_of_many_files(tmp_path):
+    for i in range(30):
+        (tmp_path / f"train-{i:05}-of-00030.txt").write_text("a\n")
+    (tmp_path / "test.txt").write_text("a\n")
+    (note,) = load("lines", tmp_path).notes
+    assert note.count("for training") == 7
+    assert note.endswith(" and 23 others.")
 
 
 def test_a_mark_of_utf_8_is_no_part_of_a_name(tmp_path):

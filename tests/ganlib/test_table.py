@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -384,3 +385,8 @@ def test_the_last_moment_of_all_dates(tmp_path):
     spec = shards.read_spec(tmp_path / "out")
     shown = spec.kind.present(spec.sample, "sample", np.array([[spec.sample.columns[0].high]]))
     assert "9999" in str(shown.iloc[0, 0])
+
+
+def test_a_file_is_no_row():
+    with pytest.raises(ValueError, match="rows are not read from files; expected rows of a DataFrame"):
+        table.take(table.Config(), "sample", Path("rows.csv"))

@@ -185,6 +185,9 @@ def test_sample_of_given_images_of_any_size(project, monkeypatch):
     refused(ganlib(*both[:-1], "."), "--output: a.png is given, and would be overwritten")
     refused(ganlib(*both, "--given", "none.png"), "--given: none.png: expected a picture, found nothing there")
     refused(ganlib(*both, "--given", "both"), "--given: both: expected a picture, found a folder")
+    Path("bad.png").write_bytes(b"bad")
+    refused(ganlib(*both[:-1], "none", "--given", "bad.png"), "--given: bad.png: not an image")
+    assert not Path("none").exists()
     refused(ganlib("sample", saved, "-n", "4"), "--given: expected a file or more: this generator makes")
     refused(ganlib(*one, "c.npz"), "--output: c.npz: expected .png, .jpg or another picture; found .npz")
     refused(ganlib(*one, "missing/c.png"), "--output: missing: no such folder")
@@ -218,7 +221,7 @@ def test_sample_of_attributes_and_of_given_images(project):
     refused(ganlib("sample", told, "--attribute", "tilt=1"), "size, tilt; found tilt")
     refused(ganlib("sample", told, "--attribute", "tilt=x"), "NAME=NUMBER")
     Image.linear_gradient("L").resize((40, 30)).save("given.png")
-    refused(ganlib("sample", told, "--given", "given.png"), "is given nothing")
+    refused(ganlib("sample", told, "--given", "given.png"), "takes no given parts")
 
     changing = save("stargan", project / "stargan")
     one = ("sample", changing, "--given", "given.png")
@@ -237,10 +240,37 @@ def test_sample_of_attributes_and_of_given_images(project):
     refused(ganlib("sample", translator, "--given", "given.png", "--label", "1"), "--label: '1' is not a class")
     refused(ganlib("sample", translator, "--given", "given.png", "--truncation", "0.5"), "--given")
     refused(ganlib("sample", translator, "--given", "given.png", "--attribute", "age=1"), "the data have no attributes")
+    before = Path("given.png").read_bytes()
+    refused(ganlib("sample", translator, "--given", "given.png", "-o", "./given.png"), "--output: given.png is given")
+    assert Path("given.png").read_bytes() == before
     refused(
         ganlib("sample", translator),
         "--given: expected a file or more: this generator makes samples of what it is given, source",
     )
+
+
+def test_missing_values_of_a_table_are_no_words(project):
+    saved = save("ctgan", project / "ctgan")
+    assert ganlib("sample", saved, "-n", 300, "-o", "rows.npz").exit_code == 0
+    assert ganlib("sample", saved, "-n", 300, "-o", "rows.csv").exit_code == 0
+    rows = pd.read_csv("rows.csv")
+    with np.load("rows.npz") as arrays:
+        assert set(arrays["colour"]) == {"red", "green", "blue", ""}
+        assert np.array_equal(arrays["colour"] == "", rows["colour"].isna())
+        np.testing.assert_array_equal(arrays["children"], rows["children"].astype(float))
+
+
+def test_a_film_overwrites_no_frame_that_is_given(project):
+    saved = save("frames", project / "frames")
+    Path("walk").mkdir()
+    for number in range(4):
+        Image.new("L", (16, 16), 60 * number).save(f"walk/{number}.png")
+    before = Path("walk/3.png").read_bytes()
+    refused(ganlib("sample", saved, "--given", "walk", "-o", "walk/3.png"), "--output: walk/3.png is given, and would")
+    assert Path("walk/3.png").read_bytes() == before
+    done = ganlib("sample", saved, "--given", "walk", "-o", "next.gif")
+    assert done.exit_code == 0, done.output
+    refused(ganlib("sample", saved, "--given", "next.gif", "-o", "next.gif"), "--output: next.gif is given")
 
 
 def test_sample_of_what_is_not_there(project):
@@ -414,7 +444,7 @@ def test_doctor(project, monkeypatch):
 
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(text.replace("num_workers: auto", "num_workers: 99999"))
-    assert "99999 workers want" in next(line for line in ganlib("doctor").stdout.splitlines() if "workers" in line)
+    assert "99999 workers need" in next(line for line in ganlib("doctor").stdout.splitlines() if "workers" in line)
     (project / "params.yaml").write_text("seed: x")
     assert any(line.startswith("fail  params.yaml: seed") for line in ganlib("doctor").stdout.splitlines())
 

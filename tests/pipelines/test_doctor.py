@@ -95,7 +95,7 @@ def test_each_gpu_is_named_and_what_auto_makes_of_them(params, monkeypatch):
     assert (status, remedy) == ("warn", "scale.num_workers: auto is 2, not 3: the batch does not divide into more")
     alone = params.model_copy(update={"scale": params.scale.model_copy(update={"num_workers": 0})})
     status, what, _ = doctor._resources(alone)
-    assert (status, what.split(";")[0]) == ("ok", "training in the stage's own process wants 1 CPUs and 1 GPUs")
+    assert (status, what.split(";")[0]) == ("ok", "training in the stage's own process needs 1 CPUs and 1 GPUs")
 
 
 @pytest.mark.parametrize(("built", "reason"), [(False, "is built without CUDA"), (True, "does not start")])

@@ -339,7 +339,7 @@ def test_folders_of_splits_and_of_anomalies(tmp_path):
 @pytest.mark.parametrize(
     ("names", "normal", "said"),
     [
-        ([f"{i}.png" for i in range(60)], "good", "normal: the data have no labels, so no example can be told"),
+        ([f"{i}.png" for i in range(60)], "good", "normal: the data have no labels, so normal examples cannot be"),
         ([f"good/{i}.png" for i in range(60)], "good", r"normal: names every class \(good\)"),
         (
             [f"{c}/{i}.png" for c in ("good", "bad") for i in range(30)],

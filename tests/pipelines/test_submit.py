@@ -503,7 +503,7 @@ def test_a_cluster_is_looked_at_node_by_node(project, ray_cluster):
     assert done.returncode == int(hidden), done.stdout
     lines = done.stdout.splitlines()
     expected = ("answers", "takes the token", "CPUs, 0 GPUs", f"kept in {folder}", "tracking store", "DVC remote r")
-    for part in (*expected, "1 workers want 1 CPUs"):
+    for part in (*expected, "1 workers need 1 CPUs"):
         assert any(line.startswith("ok") and part in line for line in lines), f"no word of {part}:\n{done.stdout}"
     faults = [line for line in lines if not line.startswith("ok")]
     assert len(faults) == int(hidden)
