@@ -124,6 +124,8 @@ class ModeTensors:
     middle: Tensor
     half: Tensor
     """of the range; 1 where it is a point"""
+    low: Tensor
+    high: Tensor
 
 
 def mode_tensors(columns: list[tuple[Mode, ...]]) -> ModeTensors:
@@ -139,6 +141,8 @@ def mode_tensors(columns: list[tuple[Mode, ...]]) -> ModeTensors:
         table(lambda mode: mode.std, 1.0),
         table(lambda mode: (mode.low + mode.high) / 2, 0.0),
         table(lambda mode: (mode.high - mode.low) / 2 or 1.0, 1.0),
+        table(lambda mode: mode.low, np.inf),
+        table(lambda mode: mode.high, -np.inf),
     )
 
 

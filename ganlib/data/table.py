@@ -5,8 +5,8 @@ and 1, dates as seconds since 1970, what is missing as NaN. What a column holds 
 unless the user wrote it in `columns`; range, decimals and modes are learnt by `settle` from training rows.
 
 Networks see blocks next to each other (`layout`). A column of few different values is a one-hot choice among them. Any
-other number is a choice among the modes of its distribution and a scalar in [-1, 1], its place within the mode:
-mode-specific normalisation (Xu et al. 2019, section 4.2), with the modes of a Bayesian Gaussian mixture. Where a value
+other number is a choice among the modes of its distribution and a scalar, its place within the mode, [-1, 1] in
+training rows: mode-specific normalisation (Xu et al. 2019, section 4.2), with the modes of a Bayesian Gaussian mixture. Where a value
 may be missing, that is one more choice.
 """
 
@@ -61,6 +61,7 @@ MODALITY = "table"
 DUPLICATES = True
 
 _CHUNK = 4096  # rows whose values are counted together
+_FARTHEST = 10.0  # scalar that networks see of a value beyond its mode's range, at most
 
 
 class Config(_Base):
@@ -294,8 +295,8 @@ def _tables(cfg: Config) -> _Tables:
 
 
 def decode(cfg: Config, part: str, stored: Tensor) -> Tensor:
-    """Codes `[N, columns]` to float32 `[N, width]`. Where numbers are a choice, one that no training row has becomes
-    the nearest that one has."""
+    """Codes `[N, columns]` to float32 `[N, width]`. A scalar lies in [-1, 1] for what training rows have, and goes
+    beyond it with the distance for what none has. Where numbers are a choice, such a one becomes the nearest."""
     tables = _tables(cfg)
     chosen, scalars = _choices(tables, stored)
     out = torch.zeros(len(stored), tables.width, device=stored.device)
@@ -311,11 +312,14 @@ def _choices(tables: _Tables, stored: Tensor) -> tuple[Tensor, Tensor]:
     if tables.with_modes:
         modes = ModeTensors(*(getattr(tables.modes, name).to(device) for name in ModeTensors.__dataclass_fields__))
         values = stored[:, tables.with_modes].nan_to_num(0.0)
-        of, columns = mode_of(values, modes), torch.arange(len(tables.with_modes), device=device)
+        # far from all training rows the widest mode is the most probable, wherever it lies
+        of = mode_of(values.clamp(modes.low.amin(1), modes.high.amax(1)), modes)
         chosen[:, tables.with_modes] = of
+        columns = torch.arange(len(tables.with_modes), device=device)
         places = (values - modes.middle[columns, of]) / modes.half[columns, of]
-        # of values beyond all training rows', too
-        scalars = places.masked_fill(missing[:, tables.with_modes], 0.0).clamp(-1.0, 1.0)
+        inside = (modes.low[columns, of] <= values) & (values <= modes.high[columns, of])
+        farthest = torch.where(inside, 1.0, _FARTHEST)
+        scalars = places.masked_fill(missing[:, tables.with_modes], 0.0).clamp(-farthest, farthest)
     if tables.without and tables.codes.shape[1]:
         codes, columns = tables.codes.to(device), torch.arange(len(tables.without), device=device)
         values = stored[:, tables.without].nan_to_num(0.0)

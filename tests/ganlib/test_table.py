@@ -16,6 +16,7 @@ import torch
 from ganlib import registry, shards
 from ganlib.config import DatasetConfig
 from ganlib.data import table
+from ganlib.data._modes import mode_of, mode_tensors
 from ganlib.sources import csv as csv_source
 from ganlib.sources import parquet, rdatasets
 from ganlib.sources._source import SourceError
@@ -185,6 +186,32 @@ def test_modes_are_those_of_the_mixture():
     assert of[:, 0].abs().max() <= 1
     np.testing.assert_allclose(cfg.columns[0].shares, of[:, 1:].double().mean(0))
     np.testing.assert_allclose(table.quantise(cfg, of).numpy(), codes, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["normal", "uniform", "lognormal", "broad and narrow"])
+def test_values_beyond_the_training_rows_are_seen_as_far_away(name):
+    """And those of training rows as before: by the most probable mode, with scalars within [-1, 1]."""
+    rng = np.random.default_rng(1)
+    values = {
+        "normal": rng.normal(50, 10, 2000),
+        "uniform": rng.uniform(0, 100, 2000),
+        "lognormal": rng.lognormal(3, 1, 2000),
+        "broad and narrow": np.where(rng.random(2000) < 0.6, rng.normal(0, 10, 2000), rng.normal(100, 1, 2000)),
+    }[name]
+    cfg, codes = learnt([{"x": value} for value in values])
+    low, high, modes = values.min(), values.max(), mode_tensors([cfg.columns[0].modes])
+    seen = table.decode(cfg, "sample", torch.from_numpy(codes))
+    assert seen[:, 0].abs().max() <= 1
+    assert torch.equal(seen[:, 1:].argmax(1), mode_of(torch.from_numpy(codes), modes)[:, 0])
+    for end, sign in ((low, -1), (high, 1)):
+        beyond = torch.tensor([[end + sign * far * (high - low)] for far in (0.0, 0.01, 0.02, 0.05, 1e2, 1e4)])
+        seen = table.decode(cfg, "sample", beyond.double())
+        assert len(set(seen[:, 1:].argmax(1).tolist())) == 1
+        scalars = (seen[:, 0] * sign).tolist()
+        assert scalars == sorted(scalars)
+        assert scalars[1] > 1
+        assert scalars[-2:] == [10.0, 10.0]
+        np.testing.assert_allclose(table.quantise(cfg, seen).numpy(), end)
 
 
 def test_conditions_on_rows():
