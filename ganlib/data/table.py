@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ganlib._config import Config as _Base
 from ganlib.data import _charts
+from ganlib.data._classes import MISSING_WORDS
 from ganlib.data._column import EPOCH, FORMATS, Column, Guess, Mode, as_date, as_number, as_text, changed
 from ganlib.data._kind import Block, Part, Stored, Where
 from ganlib.data._modes import ModeTensors, Numbers, Ranges, mode_of, mode_tensors
@@ -77,11 +78,8 @@ class Config(_Base):
     max_values: PositiveInt = 30
     """a number with no more different values than this is a choice among them"""
     max_modes: Annotated[int, Field(ge=1, le=50)] = 10
-    missing_values: tuple[str, ...] = (
-        *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
-        *("N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
-    )
-    """words for a missing value: by default those of pandas"""
+    missing_values: tuple[str, ...] = MISSING_WORDS
+    """words for a missing value, in the column of labels, too: by default those of pandas"""
 
     @model_validator(mode="after")
     def _named_once(self) -> Config:
