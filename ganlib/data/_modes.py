@@ -61,6 +61,8 @@ class Numbers:
             changes["decimals"] = 0
         if said.type == "date":
             changes["step"] = self.step if said.step is None else said.step
+            if not changes["step"] and said.decimals is None and self.decimals <= 6:
+                changes["decimals"] = self.decimals
         if not changes["values"] and not said.modes:
             changes["modes"] = _mixture(self.first, max_modes)
         return changed(said, **changes)

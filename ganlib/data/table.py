@@ -6,8 +6,8 @@ unless the user wrote it in `columns`; range, decimals and modes are learnt by `
 
 Networks see blocks next to each other (`layout`). A column of few different values is a one-hot choice among them. Any
 other number is a choice among the modes of its distribution and a scalar, its place within the mode, [-1, 1] in
-training rows: mode-specific normalisation (Xu et al. 2019, section 4.2), with the modes of a Bayesian Gaussian mixture. Where a value
-may be missing, that is one more choice.
+training rows: mode-specific normalisation (Xu et al. 2019, section 4.2), with the modes of a Bayesian Gaussian mixture.
+Where a value may be missing, that is one more choice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor
 from ganlib._config import Config as _Base
 from ganlib.data import _charts
 from ganlib.data._classes import MISSING_WORDS
-from ganlib.data._column import EPOCH, FORMATS, Column, Guess, Mode, as_date, as_number, as_text, changed
+from ganlib.data._column import EPOCH, FORMATS, Column, Guess, Mode, as_date, as_number, as_text, changed, written
 from ganlib.data._kind import Block, Part, Stored, Where
 from ganlib.data._modes import ModeTensors, Numbers, Ranges, mode_of, mode_tensors
 from ganlib.registry import nearest
@@ -383,7 +383,7 @@ def _series(column: Column, codes: NDArray[np.float64]) -> Any:
             return pd.Series(pd.to_datetime(codes, unit="s"))
         distinct, of = np.unique(codes[~missing], return_inverse=True)
         words = np.full(len(codes), None, object)
-        words[~missing] = np.array([_written(column, second) for second in distinct.tolist()], object)[of]
+        words[~missing] = np.array([written(column, second) for second in distinct.tolist()], object)[of]
         return pd.Series(words)
     names = [*column.categories, None]
     if column.shown in ("integer", "number"):
@@ -391,10 +391,6 @@ def _series(column: Column, codes: NDArray[np.float64]) -> Any:
         chosen = pd.Series(numbers[np.where(missing, -1, codes).astype(np.int64)])
         return chosen.astype(integer) if column.shown == "integer" else chosen
     return pd.Series(np.array(names, object)[np.where(missing, -1, codes).astype(np.int64)])
-
-
-def _written(column: Column, seconds: float) -> str:
-    return (EPOCH + datetime.timedelta(seconds=seconds)).strftime(column.formats[0])
 
 
 def preview(cfg: Config, samples: Mapping[str, Tensor], columns: int) -> Image.Image:

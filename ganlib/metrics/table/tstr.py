@@ -4,7 +4,8 @@ Train on synthetic, test on real: Esteban et al. 2017, section 4. The column `ta
 or else the last, is predicted from all others. Categories: the area under the ROC curve of each against the rest, the
 mean over those that the reals have (0.5 is chance); beyond ten, the rarer ones count as one. Numbers and dates: R²,
 the share of the variance that is explained (0 is the mean, below 0 is worse). Rows whose number to predict is missing
-are left out, and so is a column of which no row to train on has a value. scikit-learn's histogram gradient boosting with its defaults, but a fixed number of trees.
+are left out, and so are columns without a value in the rows to train on. scikit-learn's histogram gradient boosting
+with its defaults, but a fixed number of trees.
 """
 
 from __future__ import annotations
