@@ -365,6 +365,8 @@ def _card(
     for name, std, mean in zip(spec.attributes, found.attributes.std, spec.attribute_means, strict=True):
         if not std:
             notes.append(f"Attribute {name!r} is {mean:g} in all training examples: it tells nothing.")
+    described = kind.describe(spec.sample, {name: columns[name].numpy() for name in spec.parts})
+    notes += described.pop("notes", ())
     notes += [f"Class {name!r} has no test example." for label, name in enumerate(spec.classes) if not in_test[label]]
     return {
         "source": {**cfg.source.model_dump(mode="json"), "about": source.about},
@@ -394,7 +396,7 @@ def _card(
             for label, name in enumerate(spec.classes)
         },
         **({"attributes": _attributes(columns, spec)} if spec.attributes else {}),
-        **kind.describe(spec.sample, {name: columns[name].numpy() for name in spec.parts}),
+        **described,
         "budget": resolve_budget(cfg.budget, spec),
         "content_hash": spec.content_hash,
         "made_with": {name: version(name) for name in ("pillow", "pyarrow")},

@@ -103,8 +103,8 @@ def as_text(value: Any, missing: frozenset[str]) -> str | None:
 _INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*)")
 _POINT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _COMMA = re.compile(r"[+-]?([0-9]+,?[0-9]*|,[0-9]+)([eE][+-]?[0-9]+)?")
-_THOUSANDS_COMMA = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?")
-_THOUSANDS_POINT = re.compile(r"[+-]?[0-9]{1,3}(\.[0-9]{3})+(,[0-9]*)?")
+_THOUSANDS_COMMA = re.compile(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+(\.[0-9]*)?")
+_THOUSANDS_POINT = re.compile(r"[+-]?[1-9][0-9]{0,2}(\.[0-9]{3})+(,[0-9]*)?")
 _LEADING_ZERO = re.compile(r"[+-]?0[0-9]+")
 
 
@@ -177,13 +177,21 @@ def _date(text: str, form: str) -> float | None:
         found = datetime.datetime.strptime(text, form.replace("%-", "%"))
     except ValueError:
         return None
+    return _seconds(found)
+
+
+def _seconds(moment: datetime.datetime) -> float:
     # the last moment of 9999, rounded to a float, is in the year 10000
-    return min((found.replace(tzinfo=found.tzinfo or datetime.UTC) - EPOCH).total_seconds(), _LAST)
+    return min((moment.replace(tzinfo=moment.tzinfo or datetime.UTC) - EPOCH).total_seconds(), _LAST)
 
 
-def as_date(text: str, formats: Iterable[str]) -> float | None:
-    """By the first format that suits."""
-    return next((found for form in formats if (found := _date(text, form)) is not None), None)
+def as_date(value: str | datetime.date, formats: Iterable[str]) -> float | None:
+    """By the first format that suits, where it is text."""
+    if isinstance(value, datetime.datetime):
+        return _seconds(value)
+    if isinstance(value, datetime.date):
+        return _seconds(datetime.datetime.combine(value, datetime.time()))
+    return next((found for form in formats if (found := _date(value, form)) is not None), None)
 
 
 def written(column: Column, seconds: float) -> str:
@@ -345,7 +353,7 @@ class Guess:
         if self.distinct is None:
             raise ValueError(
                 f"column {said.name!r} has more than {self.max_categories} categories; leave it out by `exclude: "
-                f"[{said.name}]`, write its type in `columns`, or raise max_categories"
+                f"[{said.name}]`{'' if said.type else ', write its type in `columns`'}, or raise max_categories"
             )
         numbers = all(_POINT.fullmatch(text) for text in self.distinct)
         return tuple(sorted(self.distinct, key=(lambda text: (float(text), text)) if numbers else str))

@@ -69,6 +69,8 @@ MANY = [f"{i * 7919 % 997 / 8:.3f}" for i in range(200)]
         ([str(2**60), str(2**60 + 1)], {"type": "category"}),
         (["a", "", "NA", " b "], {"type": "category", "missing": True, "categories": ("a", "b")}),
         (["1", "2", "x"], {"type": "category", "categories": ("1", "2", "x")}),
+        (["0,125", "1,125"], {"type": "number", "decimal": ",", "values": (0.125, 1.125)}),
+        (["1,250", "1,125"], {"type": "number", "decimal": ".", "values": (1125.0, 1250.0)}),
         (["", ""], {"type": "number", "missing": True, "shares": (1.0,)}),
         (["2020-01-31", "2021-02-28"], {"type": "date", "formats": ("%Y-%m-%d",), "step": 86400.0}),
         (["31/01/2020", "02/03/2020"], {"type": "date", "formats": ("%d/%m/%Y",)}),
@@ -271,6 +273,80 @@ def test_conditions_on_rows():
             table.where(cfg, [wrong])
 
 
+def test_conditions_on_columns_of_any_name_and_in_iso_form():
+    rows = [
+        {
+            "income": str(i),
+            "income>50K": str(i % 2),
+            "a=b": "xy"[i % 2],
+            "since": f"{i % 28 + 1:02}.01.2021",
+            "price": f"{i},5",
+        }
+        for i in range(90)
+    ]
+    cfg, codes = learnt(rows)
+
+    def holds(*conditions):
+        return table.where(cfg, conditions).holds(torch.from_numpy(codes)).nonzero().flatten().tolist()
+
+    assert holds("income>50K=1") == holds("a=b=y") == holds(" income>50K = 1 ") == list(range(1, 90, 2))
+    assert holds("income>87") == [88, 89]
+    assert holds("income >= 88") == [88, 89]
+    assert holds("since>=2021-01-28") == holds("since>=28.01.2021") == holds("since>2021-01-27T12:00") == [27, 55, 83]
+    assert holds("price>88,5") == [89]
+    for wrong, message in (
+        ("since>soon", r"'soon' is not a date as expected there: %d\.%m\.%Y, or ISO 8601"),
+        ("price>88.5", "'88.5' is not a number as expected there, with a decimal comma"),
+        ("incom>3", "no column 'incom', did you mean 'income'|no column 'incom'.*did you mean 'income'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            table.where(cfg, [wrong])
+
+
+def test_rows_of_pandas_are_taken_as_those_of_the_file():
+    """A category of whole numbers is float where some are missing, and int where pandas drops leading zeros."""
+    n = 60
+    words = {
+        "store": [("1", "2", "3", "")[i % 4] for i in range(n)],
+        "code": [("007", "012", "100")[i % 3] for i in range(n)],
+        "when": [f"{i % 28 + 1:02}/02/2021" for i in range(n)],
+        "member": [("no", "yes")[i % 2] for i in range(n)],
+        "flag": [("0", "1", "")[i % 3] for i in range(n)],
+        "price": [f"{i},125" for i in range(n)],
+        "count": [str(i) for i in range(n)],
+    }
+    columns = [{"name": "store", "type": "category"}, *({"name": n, "type": "boolean"} for n in ("member", "flag"))]
+    rows = pd.DataFrame(words).to_dict("records")
+    cfg, codes = learnt(rows, columns=columns)
+
+    def taken(frame):
+        return np.stack([table.take(cfg, "sample", row) for row in frame.to_dict("records")])
+
+    frame = pd.read_csv(io.StringIO(pd.DataFrame(words).to_csv(index=False)), decimal=",")
+    assert [str(frame[name].dtype) for name in ("store", "code", "price")] == ["float64", "int64", "float64"]
+    np.testing.assert_array_equal(taken(frame), codes)
+    frame["when"] = pd.to_datetime(frame["when"], dayfirst=True)
+    frame["count"] = frame["count"].astype(float)
+    frame["member"] = frame["member"] == "yes"
+    np.testing.assert_array_equal(taken(frame), codes)
+    for name, value, message in (
+        ("store", 9.0, "'9.0' is not a category as expected there; known: 1, 2, 3"),
+        ("store", datetime.date(2020, 1, 1), "is not a category as expected there; known: 1, 2, 3"),
+        ("when", "2021-02-01", "is not a date as expected there: %d/%m/%Y"),
+        ("count", 3.5, "'3.5' is not an integer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            table.take(cfg, "sample", {**rows[0], name: value})
+
+
+def test_a_remedy_that_was_taken_is_not_named_again():
+    values = [f"id{i}" for i in range(600)]
+    with pytest.raises(ValueError, match=r"more than 500 categories; .*write its type in `columns`, or raise"):
+        column(values)
+    with pytest.raises(ValueError, match=r"by `exclude: \[x\]`, or raise max_categories"):
+        column(values, columns=[{"name": "x", "type": "category"}])
+
+
 # -- sources ------------------------------------------------------------------------------------------------------
 
 
@@ -402,7 +478,7 @@ def test_text_of_parquet_stays_text_and_float32_keeps_its_digits(tmp_path):
         assert found[name].tolist() == frame[name].tolist()
     assert cfg.columns[4].decimals == 1
     assert found["weight"].tolist() == [i / 10 for i in range(n)]
-    assert table.take(cfg, "sample", frame.iloc[1].to_dict())[4] == 0.1
+    assert table.take(cfg, "sample", {**frame.iloc[1], "weight": frame["weight"][1]})[4] == 0.1
     _, found = shown(columns=[{"name": "zip", "type": "integer"}, {"name": "flag", "type": "boolean"}])
     assert [str(found[name].dtype) for name in ("zip", "flag")] == ["int64", "bool"]
 
@@ -436,6 +512,24 @@ def test_the_card_states_what_was_guessed(tmp_path):
     assert card["rank"]["missing_share"] == pytest.approx(0.25, abs=0.1)
     assert set(card["kind"]["shares"]) == {"a", "b"}
     assert card["size"]["decimals"] == 3
+
+
+def test_whole_numbers_that_are_dates_are_noted(tmp_path):
+    (tmp_path / "raw").mkdir()
+    days = pd.to_datetime("2020-01-01") + pd.to_timedelta(np.arange(200), unit="D")
+    pd.DataFrame({"day": days.strftime("%Y%m%d"), "id": 20200101 + np.arange(200)}).to_csv(tmp_path / "raw/x.csv")
+    sample = {"kind": "table", "exclude": ["Unnamed: 0"]}
+
+    def notes():
+        cfg = DatasetConfig(source={"name": "csv"}, sample=sample, test_share=0.3)
+        prepare(cfg, tmp_path / "raw", tmp_path / "out")
+        return json.loads((tmp_path / "out/card.json").read_text())["notes"]
+
+    (note,) = notes()
+    assert "Column 'day' holds dates as YYYYMMDD" in note
+    assert "{name: day, type: date, formats: ['%Y%m%d']}" in note
+    sample["columns"] = [{"name": "day", "type": "date", "formats": ["%Y%m%d"]}]
+    assert notes() == []
 
 
 def test_a_column_that_is_nearly_empty_has_modes():
