@@ -353,7 +353,7 @@ def _card(
         notes.append(f"All examples are of one class, {classes[0]!r}: treated as unlabelled.")
     if called := [name for name in classes if name in MISSING_WORDS]:
         notes.append(
-            f"A class is called {', '.join(map(repr, called))}: where that means a missing label, leave the label empty."
+            f"A class is called {', '.join(map(repr, called))}: if that means a missing label, leave the label empty."
         )
     if cfg.normal:
         notes.append(

@@ -276,7 +276,8 @@ class Guess:
             for text, count in self.distinct.items():
                 self._count(text, count)
         present = self.count - self.missing
-        guessed, decimal = self._type(present)
+        is_text = Text.__name__ in self.types and said.type in (None, "category")
+        guessed, decimal = self._type(present, is_text)
         kind = said.type or guessed
         known: dict[str, Any] = {
             "name": said.name,
@@ -295,7 +296,7 @@ class Guess:
         kept = {name: getattr(said, name) for name in LEARNT}
         return Column(**known, **kept)
 
-    def _type(self, present: int) -> tuple[ColumnType, str | None]:
+    def _type(self, present: int, is_text: bool) -> tuple[ColumnType, str | None]:
         """Type and decimal mark."""
         forms: list[tuple[str, ColumnType, str | None]] = [
             ("boolean", "boolean", None),
@@ -306,7 +307,7 @@ class Guess:
         ]
         if not present:
             return "number", "."
-        if Text.__name__ in self.types:  # and dates are given back as text, in their format
+        if is_text:  # dates are, too, once they are given back
             forms = forms[-1:]
         for form, kind, decimal in forms:
             if self.fits[form] == present:

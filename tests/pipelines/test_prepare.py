@@ -340,7 +340,7 @@ def test_folders_of_splits_and_of_anomalies(tmp_path):
 @pytest.mark.parametrize(
     ("names", "normal", "said"),
     [
-        ([f"{i}.png" for i in range(60)], "good", "normal: the data have no labels, so no example can be told"),
+        ([f"{i}.png" for i in range(60)], "good", "normal: the data have no labels, so normal examples cannot be"),
         ([f"good/{i}.png" for i in range(60)], "good", r"normal: names every class \(good\)"),
         (
             [f"{c}/{i}.png" for c in ("good", "bad") for i in range(30)],
@@ -414,7 +414,7 @@ def test_a_class_called_as_a_missing_value_is_noted(tmp_path):
     save(tmp_path / "raw", [f"{name}/{i}.png" for name in ("NA", "EU") for i in range(30)])
     stage.prepare(config(), tmp_path / "raw", tmp_path / "out")
     (note,) = json.loads((tmp_path / "out" / "card.json").read_text())["notes"]
-    assert note.startswith("A class is called 'NA': where that means a missing label")
+    assert note.startswith("A class is called 'NA': if that means a missing label")
 
 
 def test_normal_goes_by_labels():
