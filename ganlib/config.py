@@ -156,6 +156,15 @@ class DatasetConfig(Config):
     budget: BudgetConfig = BudgetConfig()
     licence: Annotated[str, Field(min_length=1)] | None = None
 
+    @model_validator(mode="after")
+    def _normal_by_label(self) -> DatasetConfig:
+        if self.normal and self.unlabelled == "keep":
+            raise ValueError(
+                "unlabelled: keep does not go with normal, as an example without a label is neither normal nor an "
+                "anomaly; expected reject, with a max_reject_share of at least their share"
+            )
+        return self
+
     @field_validator("sample", mode="before")
     @classmethod
     def _fed_by_the_source(cls, sample: Any, info: ValidationInfo) -> Any:

@@ -31,7 +31,7 @@ from torch import Tensor
 from ganlib import registry, shards
 from ganlib.config import DatasetConfig
 from ganlib.data import _kind
-from ganlib.data._classes import label_of
+from ganlib.data._classes import MISSING_WORDS, label_of
 from ganlib.data._kind import Kind, Stored
 from ganlib.data._spec import NO_LABEL, Spec
 from ganlib.reference import LEAST
@@ -118,7 +118,7 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
             attributes=bool(source.attributes),
             labels=labels,
             normals=len(normals) if cfg.normal else None,
-            keep_unlabelled=cfg.unlabelled == "keep" and not cfg.normal,
+            keep_unlabelled=cfg.unlabelled == "keep",
             test_share=cfg.test_share,
         )
         with rejects.file:
@@ -141,11 +141,13 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
 # -- encoding ------------------------------------------------------------------------------------------------
 
 
-def _labels_of(cfg: DatasetConfig, classes: tuple[str, ...]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The label of each of the source's classes, and the names of those that are trained on: all, or the normal ones,
-    which come first. Raises StageError where `normal` does not separate normal examples from anomalies."""
+def _labels_of(cfg: DatasetConfig, names: tuple[str, ...]) -> tuple[tuple[int | None, ...], tuple[str, ...]]:
+    """The label of each of the source's classes, None for a word that means a missing value in the data, and the names
+    of those that are trained on: all, or the normal ones, which come first. Raises StageError where `normal` does not
+    separate normal examples from anomalies."""
+    classes = tuple(name for name in names if name not in getattr(cfg.sample, "missing_values", ()))
     if not cfg.normal:
-        return tuple(range(len(classes))), classes
+        return tuple(classes.index(name) if name in classes else None for name in names), classes
     if not classes:
         raise StageError("normal: the data have no labels, so normal examples cannot be distinguished from anomalies")
     try:
@@ -156,7 +158,7 @@ def _labels_of(cfg: DatasetConfig, classes: tuple[str, ...]) -> tuple[tuple[int,
     normals = tuple(name for name in classes if name in chosen)
     if len(normals) == len(classes):
         raise StageError(f"normal: names every class ({', '.join(classes)}), so no example is an anomaly")
-    return tuple(ordered.index(name) for name in classes), normals
+    return tuple(ordered.index(name) if name in classes else None for name in names), normals
 
 
 def encode_part(
@@ -166,14 +168,14 @@ def encode_part(
     cfg: Any,
     labelled: bool,
     attributes: bool = False,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int | None] | None = None,
     normals: int | None = None,
     keep_unlabelled: bool = False,
     test_share: float = 0.0,
 ) -> Iterator[pa.Table]:
     """Tables as of `shards.table`, with `id` and `reason`: a rejected item has a reason and empty parts.
 
-    `labels` are those of the source's classes, if not the source's own; from `normals` on they are of anomalies. Items
+    `labels` are those of the source's classes (None: missing), if not its own; from `normals` on of anomalies. Items
     without a label are rejected unless they are to be kept with none.
     """
     encode, parts = _kind.load(kind).encode, _kind.load(kind).parts(cfg)
@@ -184,7 +186,8 @@ def encode_part(
         try:
             if item.payload is None:
                 raise ValueError(item.reason)
-            if labelled and item.label is None and not keep_unlabelled:
+            known = item.label if labels is None or item.label is None else labels[item.label]
+            if labelled and known is None and not keep_unlabelled:
                 raise ValueError("it has no label")
             if attributes and item.attributes is None:
                 raise ValueError("its attributes are not known")
@@ -192,9 +195,7 @@ def encode_part(
                 if not abs(number) <= _LARGEST:  # so written that NaN fails too
                     raise ValueError(f"an attribute is {number}, expected numbers of at most {_LARGEST:.2g}")
             digest, packed = shards.pack(parts, encode(cfg, item.payload))
-            label = 0
-            if labelled:
-                label = NO_LABEL if item.label is None else item.label if labels is None else labels[item.label]
+            label = 0 if not labelled else NO_LABEL if known is None else known
             split: str | None = item.split
             if split is None and item.group is not None:
                 split = shards.split_of_group(item.group, test_share)
@@ -346,9 +347,14 @@ def _card(
     if source.passed_over:
         passed = ", ".join(f"{count} {what}" for what, count in source.passed_over.items())
         notes.append(f"Files that are no items: {passed}.")
-    if len(source.classes) == 1:
-        notes.append(f"All examples are of one class, {source.classes[0]!r}: treated as unlabelled.")
     normals, anomalies = _named(cfg, source, spec)
+    classes = [*normals, *(name for _, name in anomalies)]
+    if len(classes) == 1:
+        notes.append(f"All examples are of one class, {classes[0]!r}: treated as unlabelled.")
+    if called := [name for name in classes if name in MISSING_WORDS]:
+        notes.append(
+            f"A class is called {', '.join(map(repr, called))}: if that means a missing label, leave the label empty."
+        )
     if cfg.normal:
         notes.append(
             f"Normal is {', '.join(normals)}; {spec.counts[shards.ANOMALIES]} examples of other classes are anomalies, "
@@ -359,6 +365,8 @@ def _card(
     for name, std, mean in zip(spec.attributes, found.attributes.std, spec.attribute_means, strict=True):
         if not std:
             notes.append(f"Attribute {name!r} is {mean:g} in all training examples: it tells nothing.")
+    described = kind.describe(spec.sample, {name: columns[name].numpy() for name in spec.parts})
+    notes += described.pop("notes", ())
     notes += [f"Class {name!r} has no test example." for label, name in enumerate(spec.classes) if not in_test[label]]
     return {
         "source": {**cfg.source.model_dump(mode="json"), "about": source.about},
@@ -388,7 +396,7 @@ def _card(
             for label, name in enumerate(spec.classes)
         },
         **({"attributes": _attributes(columns, spec)} if spec.attributes else {}),
-        **kind.describe(spec.sample, {name: columns[name].numpy() for name in spec.parts}),
+        **described,
         "budget": resolve_budget(cfg.budget, spec),
         "content_hash": spec.content_hash,
         "made_with": {name: version(name) for name in ("pillow", "pyarrow")},
@@ -399,7 +407,7 @@ def _card(
 def _named(cfg: DatasetConfig, source: Source, spec: Spec) -> tuple[tuple[str, ...], list[tuple[int, str]]]:
     """The names of normal classes, and labels and names of those of anomalies."""
     labels, normals = _labels_of(cfg, source.classes)
-    named = sorted(zip(labels, source.classes, strict=True))
+    named = sorted((label, name) for label, name in zip(labels, source.classes, strict=True) if label is not None)
     return normals, named[len(normals) :] if shards.ANOMALIES in spec.counts else []
 
 

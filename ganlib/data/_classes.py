@@ -14,7 +14,13 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["class_name", "label_of", "natural_order"]
+__all__ = ["MISSING_WORDS", "class_name", "label_of", "natural_order"]
+
+MISSING_WORDS = (
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
+    *("N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+)
+"""what pandas reads as a missing value. Tables do so, too; elsewhere a class may be called so"""
 
 _WHOLE = re.compile(r"([+-]?\d+)\.0*")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")

@@ -47,7 +47,8 @@ class Column(_Base):
     categories: tuple[str, ...] = ()
     """of a category, in the order of their codes; of a boolean, the words for false and true"""
     formats: tuple[str, ...] = ()
-    """of a date, as `strptime` has them; what is made is written in the first. Empty where dates came as such"""
+    """of a date, as `strptime` has them, and `%-d` for numbers without a leading zero; what is made is written in the
+    first. Empty where dates came as such"""
     decimal: Literal[".", ","] | None = None
     """mark of decimals in numbers that are text; the other one may group thousands"""
     shown: Literal["text", "integer", "number", "boolean", "date"] | None = None
@@ -55,7 +56,7 @@ class Column(_Base):
     low: float | None = None
     high: float | None = None
     decimals: Annotated[int, Field(ge=0, le=15)] | None = None
-    """of a number; None: as many as float64 has"""
+    """of a number, or of a date's seconds; None: as many as float64 has"""
     step: float | None = None
     """of a date, in seconds: 86400 where all are whole days"""
     values: tuple[float, ...] = ()
@@ -68,6 +69,12 @@ class Column(_Base):
 
 def changed(column: Column, **changes: Any) -> Column:
     return Column(**{**dict(column), **changes})
+
+
+class Text(str):
+    """Text of a file that has types: no number or boolean, though it may be written like one."""
+
+    __slots__ = ()
 
 
 # -- reading values -----------------------------------------------------------------------------------------------
@@ -85,7 +92,7 @@ def as_text(value: Any, missing: frozenset[str]) -> str | None:
     if isinstance(value, int | np.integer):
         return str(int(value))
     if isinstance(value, float | np.floating):
-        return None if value != value else repr(float(value))
+        return None if value != value else str(value)  # of float32 the digits that tell it apart
     if isinstance(value, datetime.date):  # a datetime, too
         return value.isoformat(" ") if isinstance(value, datetime.datetime) else value.isoformat()
     if isinstance(value, (bytes, list, dict, tuple)) or not hasattr(value, "__float__"):
@@ -96,8 +103,8 @@ def as_text(value: Any, missing: frozenset[str]) -> str | None:
 _INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*)")
 _POINT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _COMMA = re.compile(r"[+-]?([0-9]+,?[0-9]*|,[0-9]+)([eE][+-]?[0-9]+)?")
-_THOUSANDS_COMMA = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?")
-_THOUSANDS_POINT = re.compile(r"[+-]?[0-9]{1,3}(\.[0-9]{3})+(,[0-9]*)?")
+_THOUSANDS_COMMA = re.compile(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+(\.[0-9]*)?")
+_THOUSANDS_POINT = re.compile(r"[+-]?[1-9][0-9]{0,2}(\.[0-9]{3})+(,[0-9]*)?")
 _LEADING_ZERO = re.compile(r"[+-]?0[0-9]+")
 
 
@@ -167,16 +174,32 @@ def _formats_by_marks() -> dict[str, list[str]]:
 def _date(text: str, form: str) -> float | None:
     """Seconds since 1970, or None where the text does not have this format. Without a time zone it is UTC."""
     try:
-        found = datetime.datetime.strptime(text, form)
+        found = datetime.datetime.strptime(text, form.replace("%-", "%"))
     except ValueError:
         return None
+    return _seconds(found)
+
+
+def _seconds(moment: datetime.datetime) -> float:
     # the last moment of 9999, rounded to a float, is in the year 10000
-    return min((found.replace(tzinfo=found.tzinfo or datetime.UTC) - EPOCH).total_seconds(), _LAST)
+    return min((moment.replace(tzinfo=moment.tzinfo or datetime.UTC) - EPOCH).total_seconds(), _LAST)
 
 
-def as_date(text: str, formats: Iterable[str]) -> float | None:
-    """By the first format that suits."""
-    return next((found for form in formats if (found := _date(text, form)) is not None), None)
+def as_date(value: str | datetime.date, formats: Iterable[str]) -> float | None:
+    """By the first format that suits, where it is text."""
+    if isinstance(value, datetime.datetime):
+        return _seconds(value)
+    if isinstance(value, datetime.date):
+        return _seconds(datetime.datetime.combine(value, datetime.time()))
+    return next((found for form in formats if (found := _date(value, form)) is not None), None)
+
+
+def written(column: Column, seconds: float) -> str:
+    """A date as text in the column's first format, in UTC."""
+    moment, form = EPOCH + datetime.timedelta(seconds=seconds), column.formats[0].replace("%z", "+00:00")
+    if column.decimals:
+        form = form.replace("%f", f"{moment.microsecond:06}"[: column.decimals])
+    return moment.strftime(form)
 
 
 _FALSE, _TRUE = ("false", "f", "no", "n", "0"), ("true", "t", "yes", "y", "1")
@@ -197,6 +220,8 @@ class Guess:
         self.fits: Counter[str] = Counter()
         """how many values each of the forms below has"""
         self.formats: Counter[str] = Counter()
+        self.unpadded: set[str] = set()
+        """directives of formats whose numbers have no leading zero"""
 
     def add(self, values: list[Any], missing: frozenset[str]) -> None:
         self.types |= {type(value).__name__ for value in values}
@@ -237,6 +262,11 @@ class Guess:
         elif forms := [f for f in _formats_by_marks().get(_marks(text), ()) if _date(text, f) is not None]:
             self.formats.update(dict.fromkeys(forms, count))
             self.fits["date"] += count
+            date, colon, _ = text.partition(":")
+            numbers = re.findall(r"[0-9]+", date)
+            for directives, found in (("HI", numbers[-1:]), ("dm", numbers[:-1])) if colon else (("dm", numbers),):
+                if any(len(number) == 1 for number in found):
+                    self.unpadded.update(directives)
         if _THOUSANDS_POINT.fullmatch(text) and not _POINT.fullmatch(text):
             self.fits["comma"] += count
 
@@ -246,7 +276,8 @@ class Guess:
             for text, count in self.distinct.items():
                 self._count(text, count)
         present = self.count - self.missing
-        guessed, decimal = self._type(present)
+        is_text = Text.__name__ in self.types and said.type in (None, "category")
+        guessed, decimal = self._type(present, is_text)
         kind = said.type or guessed
         known: dict[str, Any] = {
             "name": said.name,
@@ -265,7 +296,7 @@ class Guess:
         kept = {name: getattr(said, name) for name in LEARNT}
         return Column(**known, **kept)
 
-    def _type(self, present: int) -> tuple[ColumnType, str | None]:
+    def _type(self, present: int, is_text: bool) -> tuple[ColumnType, str | None]:
         """Type and decimal mark."""
         forms: list[tuple[str, ColumnType, str | None]] = [
             ("boolean", "boolean", None),
@@ -276,6 +307,8 @@ class Guess:
         ]
         if not present:
             return "number", "."
+        if is_text:  # dates are, too, once they are given back
+            forms = forms[-1:]
         for form, kind, decimal in forms:
             if self.fits[form] == present:
                 return kind, decimal
@@ -290,7 +323,7 @@ class Guess:
         if kind == "category":
             return guessed if guessed in ("integer", "number", "boolean") else "text"
         if kind == "date":
-            typed = self.types & {"date", "datetime", "Timestamp"} and "str" not in self.types
+            typed = self.types & {"date", "datetime", "Timestamp"} and not self.types & {"str", Text.__name__}
             return "date" if typed else "text"
         return kind
 
@@ -300,7 +333,8 @@ class Guess:
         by_count = sorted(self.formats, key=lambda form: (-self.formats[form], ranks[form]))
         if not by_count:
             raise ValueError("no known format of dates suits its values; write `formats`, as strptime has them")
-        return tuple(by_count[:1] if self.formats[by_count[0]] == self.fits["date"] else by_count)
+        first = re.sub(r"%([dmHI])", lambda of: f"%-{of[1]}" if of[1] in self.unpadded else of[0], by_count[0])
+        return (first,) if self.formats[by_count[0]] == self.fits["date"] else (first, *by_count[1:])
 
     def _words(self, said: Column) -> tuple[str, ...]:
         """The words for false and true."""
@@ -320,7 +354,7 @@ class Guess:
         if self.distinct is None:
             raise ValueError(
                 f"column {said.name!r} has more than {self.max_categories} categories; leave it out by `exclude: "
-                f"[{said.name}]`, write its type in `columns`, or raise max_categories"
+                f"[{said.name}]`{'' if said.type else ', write its type in `columns`'}, or raise max_categories"
             )
         numbers = all(_POINT.fullmatch(text) for text in self.distinct)
         return tuple(sorted(self.distinct, key=(lambda text: (float(text), text)) if numbers else str))

@@ -61,6 +61,8 @@ class Numbers:
             changes["decimals"] = 0
         if said.type == "date":
             changes["step"] = self.step if said.step is None else said.step
+            if not changes["step"] and said.decimals is None and self.decimals <= 6:
+                changes["decimals"] = self.decimals
         if not changes["values"] and not said.modes:
             changes["modes"] = _mixture(self.first, max_modes)
         return changed(said, **changes)
@@ -124,6 +126,8 @@ class ModeTensors:
     middle: Tensor
     half: Tensor
     """of the range; 1 where it is a point"""
+    low: Tensor
+    high: Tensor
 
 
 def mode_tensors(columns: list[tuple[Mode, ...]]) -> ModeTensors:
@@ -139,6 +143,8 @@ def mode_tensors(columns: list[tuple[Mode, ...]]) -> ModeTensors:
         table(lambda mode: mode.std, 1.0),
         table(lambda mode: (mode.low + mode.high) / 2, 0.0),
         table(lambda mode: (mode.high - mode.low) / 2 or 1.0, 1.0),
+        table(lambda mode: mode.low, np.inf),
+        table(lambda mode: mode.high, -np.inf),
     )
 
 

@@ -5,13 +5,14 @@ and 1, dates as seconds since 1970, what is missing as NaN. What a column holds 
 unless the user wrote it in `columns`; range, decimals and modes are learnt by `settle` from training rows.
 
 Networks see blocks next to each other (`layout`). A column of few different values is a one-hot choice among them. Any
-other number is a choice among the modes of its distribution and a scalar in [-1, 1], its place within the mode:
-mode-specific normalisation (Xu et al. 2019, section 4.2), with the modes of a Bayesian Gaussian mixture. Where a value
-may be missing, that is one more choice.
+other number is a choice among the modes of its distribution and a scalar, its place within the mode, [-1, 1] in
+training rows: mode-specific normalisation (Xu et al. 2019, section 4.2), with the modes of a Bayesian Gaussian mixture.
+Where a value may be missing, that is one more choice.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
 from collections import Counter, deque
@@ -31,7 +32,8 @@ from torch import Tensor
 
 from ganlib._config import Config as _Base
 from ganlib.data import _charts
-from ganlib.data._column import EPOCH, FORMATS, Column, Guess, Mode, as_date, as_number, as_text, changed
+from ganlib.data._classes import MISSING_WORDS
+from ganlib.data._column import EPOCH, FORMATS, Column, Guess, Mode, as_date, as_number, as_text, changed, written
 from ganlib.data._kind import Block, Part, Stored, Where
 from ganlib.data._modes import ModeTensors, Numbers, Ranges, mode_of, mode_tensors
 from ganlib.registry import nearest
@@ -62,6 +64,8 @@ MODALITY = "table"
 DUPLICATES = True
 
 _CHUNK = 4096  # rows whose values are counted together
+_SHOWN = 20  # categories in an error
+_FARTHEST = 10.0  # scalar that networks see of a value beyond its mode's range, at most
 
 
 class Config(_Base):
@@ -77,11 +81,8 @@ class Config(_Base):
     max_values: PositiveInt = 30
     """a number with no more different values than this is a choice among them"""
     max_modes: Annotated[int, Field(ge=1, le=50)] = 10
-    missing_values: tuple[str, ...] = (
-        *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
-        *("N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
-    )
-    """words for a missing value: by default those of pandas"""
+    missing_values: tuple[str, ...] = MISSING_WORDS
+    """words for a missing value, in the column of labels, too: by default those of pandas"""
 
     @model_validator(mode="after")
     def _named_once(self) -> Config:
@@ -145,26 +146,42 @@ def take(cfg: Config, part: str, raw: Mapping[str, Any]) -> NDArray[Any]:
 
 
 def _code(tables: _Tables, column: Column, value: Any) -> float:
-    """Raises ValueError where the value is none of the column's."""
+    """Of text as the data have it, or of a value that is a number, a boolean or a date already, as pandas reads it.
+    Raises ValueError where the value is none of the column's."""
     text = as_text(value, tables.missing)
     if text is None:
         if not column.missing:
             raise ValueError(f"column {column.name!r}: a value is missing")
         return np.nan
     code: float | None
-    if column.type == "category":
-        code = tables.categories[column.name].get(text)
-    elif column.type == "boolean":
-        code = tables.categories[column.name].get(text.lower())
+    is_text = isinstance(value, str)
+    if column.type == "boolean" and isinstance(value, bool | np.bool_):
+        code = float(value)
+    elif column.type in ("category", "boolean"):
+        code = tables.categories[column.name].get(text if column.type == "category" else text.lower())
+        if code is None and not is_text:
+            number = as_number(text, ".")
+            code = None if number is None else tables.by_number[column.name].get(number)
     elif column.type == "date":
-        code = as_date(text, column.formats or FORMATS)
+        code = as_date(value if isinstance(value, datetime.date) else text, column.formats or FORMATS)
     else:
-        code = as_number(text, column.decimal)
+        code = as_number(text, column.decimal if is_text else ".")
         if column.type == "integer" and code is not None and not code.is_integer():
             code = None
     if code is None:
-        raise ValueError(f"column {column.name!r}: {text[:40]!r} is not a {column.type} as expected there")
+        raise ValueError(f"column {column.name!r}: {text[:40]!r} is not {_expected(column)}")
     return code + 0.0  # no negative zero
+
+
+def _expected(column: Column) -> str:
+    """What is allowed, for an error."""
+    if column.categories:
+        more = f" and {len(column.categories) - _SHOWN} more" if len(column.categories) > _SHOWN else ""
+        return f"a {column.type} as expected there; known: {', '.join(column.categories[:_SHOWN])}{more}"
+    if column.type == "date":
+        return f"a date as expected there: {' or '.join(column.formats[:_SHOWN]) or 'in a common format'}"
+    mark = ", with a decimal comma" if column.decimal == "," else ""
+    return f"{'an' if column.type == 'integer' else 'a'} {column.type} as expected there{mark}"
 
 
 # -- what is guessed ----------------------------------------------------------------------------------------------
@@ -246,6 +263,8 @@ class _Tables:
     missing: frozenset[str]
     categories: dict[str, dict[str, float]]
     """codes of categories and of the words of booleans"""
+    by_number: dict[str, dict[float, float]]
+    """of those that are written as a number, and no other as the same: 1 is the category 1 or 01, and 1.0 is, too"""
     width: int
     blocks: tuple[Block, ...]
     choices: dict[int, Block]
@@ -274,6 +293,12 @@ def _tables(cfg: Config) -> _Tables:
     blocks = layout(cfg)
     of_words = {c.name: c.categories for c in cfg.columns if c.type in ("category", "boolean")}
     categories = {name: {word: float(code) for code, word in enumerate(words)} for name, words in of_words.items()}
+    by_number = {}
+    for name, codes_of in categories.items():
+        numbers = {word: as_number(word, ".") for word in codes_of}
+        count = Counter(numbers.values())
+        once = {word: number for word, number in numbers.items() if number is not None and count[number] == 1}
+        by_number[name] = {number: codes_of[word] for word, number in once.items()}
     with_modes = [i for i, column in enumerate(cfg.columns) if column.modes]
     without = [i for i, column in enumerate(cfg.columns) if not column.modes]
     codes = [_codes(cfg.columns[i]) for i in without]
@@ -281,6 +306,7 @@ def _tables(cfg: Config) -> _Tables:
     tables = _Tables(
         frozenset(cfg.missing_values),
         categories,
+        by_number,
         sum(block.size for block in blocks),
         blocks,
         {block.column: block for block in blocks if block.kind == "choice"},
@@ -297,8 +323,8 @@ def _tables(cfg: Config) -> _Tables:
 
 
 def decode(cfg: Config, part: str, stored: Tensor) -> Tensor:
-    """Codes `[N, columns]` to float32 `[N, width]`. Where numbers are a choice, one that no training row has becomes
-    the nearest that one has."""
+    """Codes `[N, columns]` to float32 `[N, width]`. A scalar lies in [-1, 1] for what training rows have, and goes
+    beyond it with the distance for what none has. Where numbers are a choice, such a one becomes the nearest."""
     tables = _tables(cfg)
     chosen, scalars = _choices(tables, stored)
     out = torch.zeros(len(stored), tables.width, device=stored.device)
@@ -314,11 +340,14 @@ def _choices(tables: _Tables, stored: Tensor) -> tuple[Tensor, Tensor]:
     if tables.with_modes:
         modes = ModeTensors(*(getattr(tables.modes, name).to(device) for name in ModeTensors.__dataclass_fields__))
         values = stored[:, tables.with_modes].nan_to_num(0.0)
-        of, columns = mode_of(values, modes), torch.arange(len(tables.with_modes), device=device)
+        # far from all training rows the widest mode is the most probable, wherever it lies
+        of = mode_of(values.clamp(modes.low.amin(1), modes.high.amax(1)), modes)
         chosen[:, tables.with_modes] = of
+        columns = torch.arange(len(tables.with_modes), device=device)
         places = (values - modes.middle[columns, of]) / modes.half[columns, of]
-        # of values beyond all training rows', too
-        scalars = places.masked_fill(missing[:, tables.with_modes], 0.0).clamp(-1.0, 1.0)
+        inside = (modes.low[columns, of] <= values) & (values <= modes.high[columns, of])
+        farthest = torch.where(inside, 1.0, _FARTHEST)
+        scalars = places.masked_fill(missing[:, tables.with_modes], 0.0).clamp(-farthest, farthest)
     if tables.without and tables.codes.shape[1]:
         codes, columns = tables.codes.to(device), torch.arange(len(tables.without), device=device)
         values = stored[:, tables.without].nan_to_num(0.0)
@@ -384,7 +413,7 @@ def _series(column: Column, codes: NDArray[np.float64]) -> Any:
             return pd.Series(pd.to_datetime(codes, unit="s"))
         distinct, of = np.unique(codes[~missing], return_inverse=True)
         words = np.full(len(codes), None, object)
-        words[~missing] = np.array([_written(column, second) for second in distinct.tolist()], object)[of]
+        words[~missing] = np.array([written(column, second) for second in distinct.tolist()], object)[of]
         return pd.Series(words)
     names = [*column.categories, None]
     if column.shown in ("integer", "number"):
@@ -392,10 +421,6 @@ def _series(column: Column, codes: NDArray[np.float64]) -> Any:
         chosen = pd.Series(numbers[np.where(missing, -1, codes).astype(np.int64)])
         return chosen.astype(integer) if column.shown == "integer" else chosen
     return pd.Series(np.array(names, object)[np.where(missing, -1, codes).astype(np.int64)])
-
-
-def _written(column: Column, seconds: float) -> str:
-    return (EPOCH + datetime.timedelta(seconds=seconds)).strftime(column.formats[0])
 
 
 def preview(cfg: Config, samples: Mapping[str, Tensor], columns: int) -> Image.Image:
@@ -442,31 +467,32 @@ def compare(cfg: Config, made: NDArray[np.float64], real: NDArray[np.float64]) -
     )
 
 
-_CONDITION = re.compile(r"\s*(.+?)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*")
+_COMPARISON = re.compile(r"\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*")
 
 
 def where(cfg: Config, conditions: Sequence[str]) -> Where:
     """Conditions such as `churn=yes`, `tenure<12`, `since>=2020-01-31`; all have to hold. `churn=` asks for a
-    missing value. Raises ValueError for an unknown column or value, or a comparison of categories."""
+    missing value. Dates are in the column's formats or ISO 8601. A column may have any name: of those with which a
+    condition begins the longest counts. Raises ValueError for an unknown column or value, or a comparison of
+    categories."""
     tables = _tables(cfg)
     known = torch.full((tables.width,), torch.nan)
     names = {column.name: i for i, column in enumerate(cfg.columns)}
     checks: list[tuple[int, str, float]] = []
     for condition in conditions:
-        match = _CONDITION.fullmatch(condition)
-        if match is None:
-            raise ValueError(f"where: {condition!r}: expected COLUMN=VALUE, or <, <=, >, >=, != in place of =")
-        name, sign, text = match.groups()
-        if name not in names:
-            raise ValueError(f"where: no column {name!r}{nearest(name, names)}; known: {', '.join(names)}")
+        name, sign, text = _parsed(condition, names)
         i, column, block = names[name], cfg.columns[names[name]], tables.choices[names[name]]
         if sign not in ("=", "!=") and column.type in ("category", "boolean"):
             raise ValueError(f"where: {condition!r}: a {column.type} is compared by = or != alone")
+        value: Any = text
+        if column.type == "date" and as_date(text, column.formats or FORMATS) is None:
+            with contextlib.suppress(ValueError):
+                value = datetime.datetime.fromisoformat(text)
         try:
-            code = _code(tables, column, text)
+            code = _code(tables, column, value)
         except ValueError as error:
-            hint = f"; known: {', '.join(column.categories[:20])}" if column.categories else ""
-            raise ValueError(f"where: {error}{hint}") from error
+            iso = ", or ISO 8601" if column.type == "date" else ""
+            raise ValueError(f"where: {error}{iso}") from error
         if code != code and sign not in ("=", "!="):
             raise ValueError(f"where: {condition!r}: expected a value after {sign}")
         checks.append((i, sign, code))
@@ -475,6 +501,19 @@ def where(cfg: Config, conditions: Sequence[str]) -> Where:
             known[block.start : block.start + block.size] = 0.0
             known[block.start + at] = 1.0
     return Where(known, lambda stored: _all_hold(checks, stored))
+
+
+def _parsed(condition: str, names: Iterable[str]) -> tuple[str, str, str]:
+    """`(column, sign, value)`. Raises ValueError for what has no sign or begins with no column."""
+    for name in sorted(names, key=len, reverse=True):
+        if condition.strip().startswith(name.strip()):
+            match = _COMPARISON.fullmatch(condition.strip().removeprefix(name.strip()))
+            if match is not None:
+                return name, match[1], match[2]
+    name, *value = re.split("<=|>=|!=|=|<|>", condition, maxsplit=1)
+    if not value:
+        raise ValueError(f"where: {condition!r}: expected COLUMN=VALUE, or <, <=, >, >=, != in place of =")
+    raise ValueError(f"where: no column {name.strip()!r}{nearest(name.strip(), names)}; known: {', '.join(names)}")
 
 
 def _place(column: Column, code: float) -> int:
@@ -498,7 +537,21 @@ def _all_hold(checks: list[tuple[int, str, float]], stored: Tensor) -> Tensor:
 
 def describe(cfg: Config, stored: Stored) -> dict[str, Any]:
     """What was guessed and learnt of each column, so that a user sees it and can write it otherwise."""
-    return {"columns": {c.name: _described(c, stored["sample"][:, i]) for i, c in enumerate(cfg.columns)}}
+    codes = stored["sample"]
+    notes = [
+        f"Column {c.name!r} holds dates as YYYYMMDD, taken for whole numbers, so what is made may be no date: write "
+        f"`{{name: {c.name}, type: date, formats: ['%Y%m%d']}}` in `columns` if that is what they are."
+        for i, c in enumerate(cfg.columns)
+        if c.type == "integer" and _are_dates(codes[:, i])
+    ]
+    return {"columns": {c.name: _described(c, codes[:, i]) for i, c in enumerate(cfg.columns)}, "notes": notes}
+
+
+def _are_dates(codes: NDArray[np.float64]) -> bool:
+    """Whether all numbers are dates as YYYYMMDD."""
+    known = np.unique(codes[~np.isnan(codes)])
+    in_range = len(known) > 0 and known[0] >= 1e7 and known[-1] < 1e8
+    return in_range and all(as_date(f"{code:.0f}", ("%Y%m%d",)) is not None for code in known)
 
 
 def _described(column: Column, codes: NDArray[np.float64]) -> dict[str, Any]:

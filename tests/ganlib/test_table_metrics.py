@@ -174,6 +174,17 @@ def test_tstr_of_what_cannot_be_predicted_is_chance():
     assert tstr.compute(toy("category"), {"rows": REAL[:, -1:]}, {"rows": REAL[:, -1:]}) == 0.5
 
 
+def test_tstr_does_without_columns_that_are_missing_in_all_rows_to_train_on():
+    income = CFG.model_copy(update={"target": "income"})
+    for cfg in (CFG, income):
+        empty, names = OTHER.clone(), [column.name for column in cfg.columns]
+        empty[:, names.index("children")] = torch.nan
+        assert tstr.compute(cfg, {"rows": REAL}, {"rows": empty}) > 0.9
+        others = [name not in (cfg.target or "rich") for name in names]
+        empty[:, others] = torch.nan
+        assert tstr.compute(cfg, {"rows": REAL}, {"rows": empty}) == (0.0 if cfg.target else 0.5)
+
+
 def test_tstr_of_many_classes_lumps_the_rare_ones():
     rng = torch.Generator().manual_seed(0)
     label = torch.randint(0, 40, (400,), generator=rng).double()

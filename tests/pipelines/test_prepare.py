@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -379,6 +380,47 @@ def test_examples_without_a_label_may_be_kept(tmp_path):
     with pytest.raises(ValueError, match=r"network.conditioning: 20 examples have no label, .* set it to none"):
         family.build(family.Config(), spec)
     assert family.build(family.Config(conditioning="none"), spec).classes == 0
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_words_for_missing_values_are_no_labels_of_tables(tmp_path, suffix):
+    """As pandas reads the file, and as in other columns. With `normal` they would be anomalies."""
+    (tmp_path / "raw").mkdir()
+    labels = ["good", "NA", "bad", "good", "null"] * 20
+    rows = pd.DataFrame({"x": range(100), "quality": labels})
+    (rows.to_csv if suffix == "csv" else rows.to_parquet)(tmp_path / f"raw/a.{suffix}", index=False)
+
+    def prepared(**more):
+        source = {"name": "csv"} if suffix == "csv" else {"name": "parquet", "image": None}
+        data = {"source": {**source, "label": "quality"}, "sample": {"kind": "table"}, "test_share": 0.3, **more}
+        stage.prepare(DatasetConfig.model_validate(data), tmp_path / "raw", tmp_path / "out")
+        return shards.read_spec(tmp_path / "out")
+
+    with pytest.raises(StageError, match="it has no label"):
+        prepared()
+    spec = prepared(unlabelled="keep")
+    assert (spec.classes, spec.unlabelled) == (("bad", "good"), 40)
+    spec = prepared(normal=["good"], max_reject_share=0.5)
+    assert (spec.counts["train"] + spec.counts["test"], spec.counts["anomalies"]) == (40, 20)
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert (card["rejected"], card["splits"]["anomalies"]["classes"]) == (40, {"bad": 20})
+    with pytest.raises(StageError, match="normal: 'NA' is not a class; known: bad, good"):
+        prepared(normal=["NA"])
+    data = {"kind": "table", "missing_values": [""]}
+    assert prepared(sample=data, unlabelled="keep").classes == ("NA", "bad", "good", "null")
+
+
+def test_a_class_called_as_a_missing_value_is_noted(tmp_path):
+    save(tmp_path / "raw", [f"{name}/{i}.png" for name in ("NA", "EU") for i in range(30)])
+    stage.prepare(config(), tmp_path / "raw", tmp_path / "out")
+    (note,) = json.loads((tmp_path / "out" / "card.json").read_text())["notes"]
+    assert note.startswith("A class is called 'NA': if that means a missing label")
+
+
+def test_normal_goes_by_labels():
+    with pytest.raises(ValueError, match="unlabelled: keep does not go with normal") as raised:
+        config(normal=["good"], unlabelled="keep")
+    assert "max_reject_share" in str(raised.value)
 
 
 # -- attributes of any size ----------------------------------------------------------------------------------

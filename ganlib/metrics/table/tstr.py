@@ -4,7 +4,8 @@ Train on synthetic, test on real: Esteban et al. 2017, section 4. The column `ta
 or else the last, is predicted from all others. Categories: the area under the ROC curve of each against the rest, the
 mean over those that the reals have (0.5 is chance); beyond ten, the rarer ones count as one. Numbers and dates: R²,
 the share of the variance that is explained (0 is the mean, below 0 is worse). Rows whose number to predict is missing
-are left out. scikit-learn's histogram gradient boosting with its defaults, but a fixed number of trees.
+are left out, and so are columns without a value in the rows to train on. scikit-learn's histogram gradient boosting
+with its defaults, but a fixed number of trees.
 """
 
 from __future__ import annotations
@@ -57,10 +58,11 @@ def _r2(categorical: Column, train: tuple[Column, Column], test: tuple[Column, C
 
     (x, y), (at, true) = ((of[~np.isnan(wanted)], wanted[~np.isnan(wanted)]) for of, wanted in (train, test))
     spread = float(np.square(true - true.mean()).sum()) if len(true) else 0.0
-    if not spread or not len(y):
+    filled = ~np.isnan(x).all(0)
+    if not spread or not len(y) or not filled.any():
         return 0.0
-    model = HistGradientBoostingRegressor(categorical_features=categorical, **_OPTIONS).fit(x, y)
-    return 1 - float(np.square(true - model.predict(at)).sum()) / spread
+    model = HistGradientBoostingRegressor(categorical_features=categorical[filled], **_OPTIONS).fit(x[:, filled], y)
+    return 1 - float(np.square(true - model.predict(at[:, filled])).sum()) / spread
 
 
 def _auroc(categorical: Column, train: tuple[Column, Column], test: tuple[Column, Column]) -> float:
@@ -73,10 +75,11 @@ def _auroc(categorical: Column, train: tuple[Column, Column], test: tuple[Column
         rare = np.ones(max(len(frequencies), int(y.max()) + 1), bool)
         rare[np.argsort(-frequencies, kind="stable")[: _CLASSES - 1]] = False
         y, true = (np.where(rare[of], -1, of) for of in (y, true))
-    known, classes = np.unique(y), np.unique(true)
-    if len(known) == 1 or len(classes) == 1:
+    known, classes, filled = np.unique(y), np.unique(true), ~np.isnan(x).all(0)
+    if len(known) == 1 or len(classes) == 1 or not filled.any():
         return 0.5
-    found = HistGradientBoostingClassifier(categorical_features=categorical, **_OPTIONS).fit(x, y).predict_proba(at)
+    model = HistGradientBoostingClassifier(categorical_features=categorical[filled], **_OPTIONS).fit(x[:, filled], y)
+    found = model.predict_proba(at[:, filled])
     # a class that no fake has is as likely everywhere
     scores = {of: found[:, i] for i, of in enumerate(known)}
     return float(np.mean([roc_auc_score(true == of, scores.get(of, np.zeros(len(true)))) for of in classes]))
