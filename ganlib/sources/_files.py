@@ -150,10 +150,10 @@ def splits_of(folders: Iterable[str]) -> dict[str, Split]:
     return {folder: of_name[name] for folder, name in named.items()}
 
 
-def splits_note(splits: Mapping[str, Split]) -> str:
+def splits_note(splits: Mapping[str, Split], where: str = "folders") -> str:
     """What `splits_of` found, for the card."""
     said = (f"{name} for {'training' if split == 'train' else 'testing'}" for name, split in sorted(splits.items()))
-    return f"The split is that of the folders: {', '.join(said)}."
+    return f"The split is that of the {where}: {', '.join(said)}."
 
 
 def without_wrapper(places: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:

@@ -6,8 +6,9 @@ images by their suffix or else by their content; the card counts what was passed
 - Folders `train` and `test` (or `val`, `valid`, `validation`), around or below the classes, also called as in
   `training_set`, `Testing` or `val2017`, are the split. `val` is for training if there is a `test`, else it is the
   test split.
-- A table `metadata.csv` or `metadata.jsonl` (Hugging Face's imagefolder), or `labels.csv`, in any folder, says the
-  class of each image in that folder, or, where there are none in it, in all folders.
+- A table `metadata.csv` or `metadata.jsonl` (Hugging Face's imagefolder), `labels.csv`, or `dataset.json` (NVlabs'
+  dataset_tool.py), in any folder, says the class of each image in that folder, or, where there are none in it, in all
+  folders: the first of these that has classes. Its column `split` is the split where no folders are.
 - Else files `KEY.cls` next to images `KEY.png` (WebDataset) hold the classes.
 - Else folders are the classes; a folder around all of them is none.
 """
@@ -15,7 +16,9 @@ images by their suffix or else by their content; the card counts what was passed
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -26,12 +29,12 @@ from ganlib.data._classes import natural_order
 from ganlib.sources._files import File, Split, chunks, payloads, split_name, splits_note, splits_of, without_wrapper
 from ganlib.sources._images import PART, images, read
 from ganlib.sources._source import Item, Part, Source, SourceError, class_names, labels_of, passed_over, printable
-from ganlib.sources._tables import Table, file_called
+from ganlib.sources._tables import Table, file_called, is_foreign
 
 __all__ = ["KINDS", "Config", "load"]
 
 KINDS = ("image",)
-_TABLES = ("metadata.jsonl", "metadata.csv", "labels.csv")
+_TABLES = ("metadata.jsonl", "metadata.csv", "labels.csv", "dataset.json")
 _SHOWN = 5
 
 
@@ -42,7 +45,8 @@ class Config(_Base):
     classes; "none": unlabelled"""
     splits: Literal["auto", "folders", "none"] = "auto"
     """"folders": images lie in `train` and in `test` or `val`, and those in other folders are left out
-    (masks of anomalies); "auto": the same where there are such folders; "none": the split is made by content"""
+    (masks of anomalies); "auto": the same where there are such folders, else by a table's column `split`; "none": the
+    split is made by content"""
     table: str | None = None
     """a CSV file with a header, or JSON Lines, in the folder, that names the class of each image; null: as above"""
     label_column: str | None = None
@@ -83,10 +87,17 @@ def load(cfg: Config, raw: Path) -> Source:
         names, described = table.numbers()
         attributes, missing = table.by_image(described)
     elif cfg.labels == "auto":
-        classes, missing, used = _of_tables(cfg, raw, others, usable)
+        classes, missing, tables = _of_tables(cfg, raw, others, usable)
+        used = [table.file for table in tables]
         companions = [file for file in others if file.place.endswith(".cls") and not file.fault]
         if used:
-            notes.append(f"The classes are those of {', '.join(file.name for file in used[:_SHOWN])}.")
+            shown = _shown([file.name for file in used])
+            notes.append(f"The classes are those of {shown}." if classes else f"There are no labels in {shown}.")
+            if cfg.splits == "auto":
+                splits, contradictions, said = _of_column(tables, splits)
+                said_before = {item.id for item in missing}
+                missing += [item for item in contradictions if item.id not in said_before]
+                notes += said
         elif companions:
             classes, used = _of_companions(companions, usable), companions
             notes.append("The classes are those of the files .cls.")
@@ -106,6 +117,12 @@ def load(cfg: Config, raw: Path) -> Source:
     left.update(passed_over(others, used))
     about, count = f"{len(found)} image files", len(found) + len(missing)
     return Source(about, count, parts, class_names(known), names, left, tuple(notes))
+
+
+def _shown(names: Collection[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(islice(names, _SHOWN)) + more
 
 
 # -- by folders ----------------------------------------------------------------------------------------------------
@@ -180,31 +197,54 @@ def _key(name: str) -> str:
     return folder + slash + name.partition(".")[0]
 
 
-# -- by tables ---
+# -- by tables -----------------------------------------------------------------------------------------------------
 
 
 def _of_tables(
     cfg: Config, raw: Path, others: list[File], usable: list[File]
-) -> tuple[dict[str, Any], list[Item], list[File]]:
+) -> tuple[dict[str, Any], list[Item], list[Table]]:
     """`(class of each image, rows without an image, tables that were used)`."""
+    of_folder: dict[str, list[File]] = {}
     if cfg.table:
-        files = [file_called(raw, cfg.table, others, "table")]
+        of_folder[""] = [file_called(raw, cfg.table, others, "table")]
     else:
-        of_folder: dict[str, list[File]] = {}
+        by_name: dict[str, list[File]] = {}
         for file in others:
-            if PurePosixPath(file.place).name.lower() in _TABLES and not file.hidden and not file.fault:
-                of_folder.setdefault(file.place.rpartition("/")[0], []).append(file)
-        by_name = _TABLES.index
-        files = [
-            min(here, key=lambda file: by_name(PurePosixPath(file.place).name.lower())) for here in of_folder.values()
-        ]
-    classes, missing, used = dict[str, Any](), list[Item](), list[File]()
-    for file in files:
-        table = Table(file, usable, "classes")
-        rows = table.classes(cfg.label_column, named=bool(cfg.table))
-        if rows is not None:
-            of_images, without = table.by_image(rows)
-            classes |= of_images
-            missing += without
-            used.append(file)
+            if not file.hidden and not file.fault:
+                by_name.setdefault(PurePosixPath(file.place).name.lower(), []).append(file)
+        for name in _TABLES:
+            for file in by_name.get(name, []):
+                if not name.endswith(".json") or not is_foreign(file):
+                    of_folder.setdefault(file.place.rpartition("/")[0], []).append(file)
+    classes, missing, used = dict[str, Any](), list[Item](), list[Table]()
+    for here in of_folder.values():
+        for file in here:
+            table = Table(file, usable, "classes")
+            rows = table.classes(cfg.label_column, named=bool(cfg.table), last=file is here[-1])
+            if rows is not None:
+                of_images, without = table.by_image(rows)
+                classes |= of_images
+                missing += without
+                used.append(table)
+                break
     return classes, missing, used
+
+
+def _of_column(tables: list[Table], of_folders: dict[str, Split]) -> tuple[dict[str, Split], list[Item], list[str]]:
+    """`(split of each image, rows that contradict one above them, note)` by a column `split`: the folders' where they
+    have one, and none where a value is no name of a split."""
+    texts, contradictions = dict[str, str](), list[Item]()
+    for table in tables:
+        of_images, without = table.by_image(table.splits())
+        texts |= of_images
+        contradictions += without
+    values = set(texts.values())
+    known = splits_of(values)
+    if not values:
+        return of_folders, [], []
+    if of_folders:
+        return of_folders, [], ["The column split is not used, as the folders have a split."]
+    if known.keys() != values:
+        shown = _shown(sorted(values))
+        return {}, [], [f"The column split ({shown}) is not used: expected train, and test or val, in each row."]
+    return {name: known[text] for name, text in texts.items()}, contradictions, [splits_note(known, "column split")]
