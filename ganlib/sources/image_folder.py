@@ -10,11 +10,13 @@ images by their suffix or else by their content; the card counts what was passed
   dataset_tool.py), in any folder, says the class of each image in that folder, or, where there are none in it, in all
   folders: the first of these that has classes. Its column `split` is the split where no folders are.
 - Else files `KEY.cls` next to images `KEY.png` (WebDataset) hold the classes.
-- Else folders are the classes; a folder around all of them is none.
+- Else folders are the classes; a folder around all of them is none, and neither are folders called by the number of
+  the first image in them, as FFHQ's.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection
 from functools import partial
@@ -36,6 +38,7 @@ __all__ = ["KINDS", "Config", "load"]
 KINDS = ("image",)
 _TABLES = ("metadata.jsonl", "metadata.csv", "labels.csv", "dataset.json")
 _SHOWN = 5
+_CHUNK = 100  # images a folder; fewer may be classes by accident
 
 
 class Config(_Base):
@@ -104,6 +107,12 @@ def load(cfg: Config, raw: Path) -> Source:
     if cfg.labels != "none" and not used:
         classes = _of_folders(raw, folders)
         _check_classes(raw, classes, splits)
+        shown = _shown(natural_order(classes.values()))
+        if cfg.labels == "auto" and _are_chunks(classes):
+            classes = {}
+            notes.append(f"The folders are no classes, but called by the number of their first image: {shown}.")
+        elif len(set(classes.values())) > 1:
+            notes.append(f"The classes are the folders: {shown}.")
     known = labels_of(classes.values())
     parts: list[Part] = [
         partial(
@@ -165,6 +174,16 @@ def _of_folders(raw: Path, folders: _Folders) -> dict[str, str]:
             f"{len(folders) - len(loose)} in them; move them, or set source.labels to none"
         )
     return {name: parts[0] for name, parts in folders.items() if parts}
+
+
+def _are_chunks(folders: dict[str, str]) -> bool:
+    """Whether each folder is called by the number of the first image in it, as FFHQ's, which hold `01000/01000.png` to
+    `01000/01999.png`."""
+    numbers = [(folder, PurePosixPath(name).stem) for name, folder in folders.items()]
+    if not all(one.isdecimal() and other.isdecimal() and len(one) == len(other) for one, other in numbers):
+        return False
+    size = math.gcd(*(int(folder) for folder, _ in numbers))
+    return size >= _CHUNK and all(int(image) // size * size == int(folder) for folder, image in numbers)
 
 
 def _check_classes(raw: Path, classes: dict[str, str], splits: dict[str, Split]) -> None:
