@@ -51,6 +51,7 @@ Row = tuple[bytes, int, dict[str, bytes], str | None, tuple[float, ...], str, st
 
 _LOOKED_AT, _LOOKED_AT_BYTES = 10_000, 64 * 2**20  # training data behind the card's statistics and picture
 _PICTURE = (1280, 1280)  # pixels, at most
+_UNLABELLED = "it has no label"
 _LARGEST = float(np.finfo(np.float32).max)  # of attributes, whose squares are summed
 
 
@@ -109,7 +110,7 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
         )
 
     with atomic_folder(out) as folder:
-        rejects = _Rejects(folder / "rejects.csv", source, cfg.max_reject_share)
+        rejects = _Rejects(folder / "rejects.csv", source, cfg)
         encode = partial(
             encode_part,
             kind=sample_kind,
@@ -185,7 +186,7 @@ def encode_part(
             if item.payload is None:
                 raise ValueError(item.reason)
             if labelled and item.label is None and not keep_unlabelled:
-                raise ValueError("it has no label")
+                raise ValueError(_UNLABELLED)
             if attributes and item.attributes is None:
                 raise ValueError("its attributes are not known")
             for number in item.attributes or ():
@@ -274,11 +275,14 @@ def _follow_parent(ignored: bool) -> None:
 class _Rejects:
     """Takes rejected items out of the stream into a file; stops the stage when they are too many."""
 
-    def __init__(self, path: Path, source: Source, most: float) -> None:
+    def __init__(self, path: Path, source: Source, cfg: DatasetConfig) -> None:
         self.file = path.open("w", newline="", encoding="utf-8")
         self._write = csv.writer(self.file, lineterminator="\n").writerow
         self._write(["item", "reason"])
-        self._source, self._most = source, most
+        self._source, self._most = source, cfg.max_reject_share
+        keys = [] if cfg.normal else ["unlabelled: keep keeps examples without a label"]
+        keys += ["source.split reads one split"] if "split" in type(cfg.source).model_fields else []
+        self._hint = "".join(f"; {key}" for key in keys)
         self._first: list[str] = []
         self.seen = self.count = 0
 
@@ -292,10 +296,12 @@ class _Rejects:
             self.count += len(bad)
             self._first += [f"{name} ({why})" for name, why in bad[: 3 - len(self._first)]]
             if self.count > self._most * self._source.count:
+                unlabelled = any(why == _UNLABELLED for _, why in bad)
                 raise StageError(
                     f"{self.count} of the first {self.seen} items ({self.count / self.seen:.1%}) cannot be "
                     f"read, max_reject_share allows {self._most:.1%} of all {self._source.count}: "
                     + "; ".join(self._first)
+                    + self._hint * unlabelled
                 )
             good = table.drop_columns(["id", "reason"])
             yield good.filter(pa.array([not why for why in reasons])) if bad else good

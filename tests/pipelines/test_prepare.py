@@ -367,8 +367,10 @@ def test_examples_without_a_label_may_be_kept(tmp_path):
     labels = ["a", "b", None] * 20
     pq.write_table(pa.table({"image": cells, "label": labels}), tmp_path / "raw" / "a.parquet")
     source = {"name": "parquet"}
-    with pytest.raises(StageError, match="it has no label"):
+    with pytest.raises(StageError, match=r"\(it has no label\); unlabelled: keep keeps examples without a label$"):
         stage.prepare(config(source), tmp_path / "raw", tmp_path / "out")
+    with pytest.raises(StageError, match=r"\(it has no label\)$"):
+        stage.prepare(config(source, normal=["a"]), tmp_path / "raw", tmp_path / "out")
     stage.prepare(config(source, unlabelled="keep"), tmp_path / "raw", tmp_path / "out")
     spec = shards.read_spec(tmp_path / "out")
     assert (spec.classes, spec.unlabelled) == (("a", "b"), 20)
