@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection
 from functools import partial
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -30,14 +28,23 @@ from ganlib._config import Config as _Base
 from ganlib.data._classes import natural_order
 from ganlib.sources._files import File, Split, chunks, payloads, split_name, splits_note, splits_of, without_wrapper
 from ganlib.sources._images import PART, images, read
-from ganlib.sources._source import Item, Part, Source, SourceError, class_names, labels_of, passed_over, printable
+from ganlib.sources._source import (
+    Item,
+    Part,
+    Source,
+    SourceError,
+    class_names,
+    labels_of,
+    listed,
+    passed_over,
+    printable,
+)
 from ganlib.sources._tables import Table, file_called, is_foreign
 
 __all__ = ["KINDS", "Config", "load"]
 
 KINDS = ("image",)
 _TABLES = ("metadata.jsonl", "metadata.csv", "labels.csv", "dataset.json")
-_SHOWN = 5
 _CHUNK = 100  # images a folder; fewer may be classes by accident
 
 
@@ -94,7 +101,7 @@ def load(cfg: Config, raw: Path) -> Source:
         used = [table.file for table in tables]
         companions = [file for file in others if file.place.endswith(".cls") and not file.fault]
         if used:
-            shown = _shown([file.name for file in used])
+            shown = listed([file.name for file in used])
             notes.append(f"The classes are those of {shown}." if classes else f"There are no labels in {shown}.")
             if cfg.splits == "auto":
                 splits, contradictions, said = _of_column(tables, splits)
@@ -107,7 +114,7 @@ def load(cfg: Config, raw: Path) -> Source:
     if cfg.labels != "none" and not used:
         classes = _of_folders(raw, folders)
         _check_classes(raw, classes, splits)
-        shown = _shown(natural_order(classes.values()))
+        shown = listed(natural_order(classes.values()))
         if cfg.labels == "auto" and _are_chunks(classes):
             classes = {}
             notes.append(f"The folders are no classes, but called by the number of their first image: {shown}.")
@@ -126,12 +133,6 @@ def load(cfg: Config, raw: Path) -> Source:
     left.update(passed_over(others, used))
     about, count = f"{len(found)} image files", len(found) + len(missing)
     return Source(about, count, parts, class_names(known), names, left, tuple(notes))
-
-
-def _shown(names: Collection[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(islice(names, _SHOWN)) + more
 
 
 # -- by folders ----------------------------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ def _check_classes(raw: Path, classes: dict[str, str], splits: dict[str, Split])
         for split in ("train", "test")
     )
     if len(train) > 1 and test and not train & test:  # anomalies are of another class than the one trained on
-        shown = (", ".join(natural_order(found)[:_SHOWN]) for found in (train, test))
+        shown = (listed(natural_order(found)) for found in (train, test))
         raise SourceError(
             f"{raw}: the folders for training ({next(shown)}) and for testing ({next(shown)}) have no class in common; "
             "make them alike, or set source.labels or source.splits to none"
@@ -264,6 +265,6 @@ def _of_column(tables: list[Table], of_folders: dict[str, Split]) -> tuple[dict[
     if of_folders:
         return of_folders, [], ["The column split is not used, as the folders have a split."]
     if known.keys() != values:
-        shown = _shown(sorted(values))
+        shown = listed(sorted(values))
         return {}, [], [f"The column split ({shown}) is not used: expected train, and test or val, in each row."]
     return {name: known[text] for name, text in texts.items()}, contradictions, [splits_note(known, "column split")]
