@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -50,6 +51,7 @@ def load(cfg: Config, raw: Path) -> Source:
     first: list[str] = []
     groups: list[tuple[Path, int]] = []
     values: set[Any] = set()
+    with_names: dict[bool, Path] = {}
     count = 0
     for path in paths:
         try:
@@ -74,12 +76,20 @@ def load(cfg: Config, raw: Path) -> Source:
         if cfg.label in folders:
             values.add(folders[cfg.label])
         elif cfg.label:
+            names_of_labels = _names_of_labels(file, cfg.label)
+            if pa.types.is_integer(file.schema_arrow.field(cfg.label).type):
+                with_names[bool(names_of_labels)] = path
             for batch in file.iter_batches(columns=[cfg.label]):
                 try:
-                    values.update(batch.column(0).unique().to_pylist())
+                    values.update(_named(batch.column(0).unique().to_pylist(), names_of_labels))
                 except (pa.ArrowNotImplementedError, TypeError) as error:
                     kind = batch.schema.types[0]
                     raise SourceError(f"{path}: column {cfg.label!r} of {kind} cannot be labels") from error
+    if len(with_names) == 2:
+        raise SourceError(
+            f"{with_names[False]}: column {cfg.label!r} has numbers, and in {with_names[True].name} names of classes "
+            "for them; write names in place of the numbers"
+        )
     known = labels_of(values)
     parts = [partial(_items, raw, path, group, cfg, known) for path, group in groups]
     classes = class_names(known)
@@ -98,6 +108,19 @@ def _partitions(raw: Path, path: Path, file: pq.ParquetFile) -> dict[str, str | 
     return {name: value for name, value in found.items() if name not in file.schema_arrow.names}
 
 
+def _names_of_labels(file: pq.ParquetFile, column: str) -> list[str]:
+    """What the numbers of a column mean where Hugging Face's `datasets` wrote it as a ClassLabel; empty elsewhere."""
+    about = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+    feature = ((about.get("info") or {}).get("features") or {}).get(column)
+    return list(feature["names"]) if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else []
+
+
+def _named(labels: list[Any], names: list[str]) -> list[Any]:
+    """The names of labels, where these are numbers with names: then others, as -1, are no labels."""
+    known = dict(enumerate(names))
+    return [known.get(label) for label in labels] if names else labels
+
+
 def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]) -> Iterator[Item]:
     file = pq.ParquetFile(path)
     folders = _partitions(raw, path, file)
@@ -114,6 +137,7 @@ def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]
             file = pq.ParquetFile(path, read_dictionary=[encoded])
         else:
             rows = 1
+    names_of_labels = _names_of_labels(file, cfg.label or "")
     batches, row = file.iter_batches(rows, row_groups=[group], columns=columns), 0
     where = f"{path.relative_to(raw)}[group {group}"
     while True:
@@ -125,7 +149,7 @@ def _items(raw: Path, path: Path, group: int, cfg: Config, known: dict[Any, int]
             return
         labels = [folders.get(cfg.label or "")] * batch.num_rows
         if cfg.label and cfg.label not in folders:
-            labels = batch.column(cfg.label).to_pylist()
+            labels = _named(batch.column(cfg.label).to_pylist(), names_of_labels)
         described = zip(*(batch.column(name).to_pylist() for name in cfg.attributes), strict=True)
         attributes = list(described) if cfg.attributes else [()] * batch.num_rows
         inside = {name: value for name, value in folders.items() if name != cfg.label}

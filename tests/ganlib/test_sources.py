@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import pickle
 import sys
 from pathlib import Path
@@ -339,6 +340,32 @@ class TestParquet:
         found = items(load("parquet", tmp_path))
         assert [item.payload is None for item in found] == [True, True, False]
         assert [item.label for item in found] == [0, 1, None]
+
+    def test_names_of_classes_that_datasets_wrote(self, tmp_path):
+        def write(name, names, labels):
+            feature = {"names": names, "_type": "ClassLabel"}
+            about = json.dumps({"info": {"features": {"image": {"_type": "Image"}, "label": feature}}})
+            table = pa.table({"image": self.COLUMNS["bytes"][: len(labels)], "label": labels})
+            pq.write_table(table.replace_schema_metadata({"huggingface": about} if names else {}), tmp_path / name)
+
+        write("a.parquet", ["dog", "cat", "cow"], [0, 1, -1, None])
+        write("b.parquet", ["cat", "cow", "dog"], [0, 2, 3])
+        source = load("parquet", tmp_path)
+        assert source.classes == ("cat", "dog")
+        assert [item.label for item in items(source)] == [1, 0, None, None, 0, 1, None]
+        write("c.parquet", [], [0, 1])
+        with pytest.raises(
+            SourceError, match=r"c\.parquet: column 'label' has numbers, and in b\.parquet names of cla"
+        ):
+            load("parquet", tmp_path)
+
+    def test_what_datasets_writes_is_read(self, tmp_path):
+        datasets = pytest.importorskip("datasets")
+        table = datasets.Dataset.from_dict({"image": [png(p) for p in PIXELS[:3]], "label": [1, 0, -1]})
+        table.cast_column("label", datasets.ClassLabel(names=["b", "a"])).to_parquet(tmp_path / "a.parquet")
+        source = load("parquet", tmp_path)
+        assert source.classes == ("a", "b")
+        assert [item.label for item in items(source)] == [0, 1, None]
 
     def test_a_value_in_every_row_is_held_once(self, tmp_path):
         large = bytes(3_000_000)
