@@ -50,6 +50,7 @@ Encode = Callable[[Part], Iterator[pa.Table]]
 Row = tuple[bytes, int, dict[str, bytes], str | None, tuple[float, ...], str, str]
 
 _LOOKED_AT, _LOOKED_AT_BYTES = 10_000, 64 * 2**20  # training data behind the card's statistics and picture
+_DARK = 20  # of 255; 12 bits in a type of 16 are at most 16, and resizing overshoots
 _PICTURE = (1280, 1280)  # pixels, at most
 _UNLABELLED = "it has no label"
 _LARGEST = float(np.finfo(np.float32).max)  # of attributes, whose squares are summed
@@ -362,6 +363,13 @@ def _card(
         )
     if spec.unlabelled:
         notes.append(f"{spec.unlabelled} examples have no label ({NO_LABEL}): no model can be conditioned on classes.")
+    described = kind.describe(spec.sample, {name: columns[name].numpy() for name in spec.parts})
+    for name in spec.parts if "levels" in described else ():
+        if (top := int(columns[name].max())) <= _DARK:
+            notes.append(
+                f"Pixels of {name!r} are at most {top} of 255 in the training examples looked at: almost black. "
+                "Integers of 16 bits are read as 0 to 65535: save those of fewer bits as 8 bits, or scaled to all 16."
+            )
     for name, std, mean in zip(spec.attributes, found.attributes.std, spec.attribute_means, strict=True):
         if not std:
             notes.append(f"Attribute {name!r} is {mean:g} in all training examples: it tells nothing.")
@@ -394,7 +402,7 @@ def _card(
             for label, name in enumerate(spec.classes)
         },
         **({"attributes": _attributes(columns, spec)} if spec.attributes else {}),
-        **kind.describe(spec.sample, {name: columns[name].numpy() for name in spec.parts}),
+        **described,
         "budget": resolve_budget(cfg.budget, spec),
         "content_hash": spec.content_hash,
         "made_with": {name: version(name) for name in ("pillow", "pyarrow")},
