@@ -113,13 +113,13 @@ def load(cfg: Config, raw: Path) -> Source:
             notes.append("The classes are those of the files .cls.")
     if cfg.labels != "none" and not used:
         classes = _of_folders(raw, folders)
-        _check_classes(raw, classes, splits)
         shown = listed(natural_order(classes.values()))
         if cfg.labels == "auto" and _are_chunks(classes):
             classes = {}
             notes.append(f"The folders are no classes, but called by the number of their first image: {shown}.")
         elif len(set(classes.values())) > 1:
             notes.append(f"The classes are the folders: {shown}.")
+        _check_classes(raw, classes, splits)
     known = labels_of(classes.values())
     parts: list[Part] = [
         partial(
@@ -228,14 +228,13 @@ def _of_tables(
     if cfg.table:
         of_folder[""] = [file_called(raw, cfg.table, others, "table")]
     else:
-        by_name: dict[str, list[File]] = {}
         for file in others:
-            if not file.hidden and not file.fault:
-                by_name.setdefault(PurePosixPath(file.place).name.lower(), []).append(file)
-        for name in _TABLES:
-            for file in by_name.get(name, []):
-                if not name.endswith(".json") or not is_foreign(file):
-                    of_folder.setdefault(file.place.rpartition("/")[0], []).append(file)
+            name = PurePosixPath(file.place).name.lower()
+            is_table = name in _TABLES and not file.hidden and not file.fault
+            if is_table and not (name == "dataset.json" and is_foreign(file)):
+                of_folder.setdefault(file.place.rpartition("/")[0], []).append(file)
+        for here in of_folder.values():
+            here.sort(key=lambda file: _TABLES.index(PurePosixPath(file.place).name.lower()))
     classes, missing, used = dict[str, Any](), list[Item](), list[Table]()
     for here in of_folder.values():
         for file in here:

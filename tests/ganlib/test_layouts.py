@@ -465,14 +465,18 @@ def test_a_column_split_that_is_not_used_is_said(tmp_path, raw, splits, note):
 
 def test_folders_that_count_images_are_no_classes(tmp_path):
     """As FFHQ's."""
-    raw = folder(tmp_path, "images1024/00000/00000.png", "images1024/01000/01999.png", "images1024/12000/12001.png")
+    raw = folder(
+        tmp_path / "raw", "images1024/00000/00000.png", "images1024/01000/01999.png", "images1024/12000/12001.png"
+    )
     source = load(raw)
     assert source.classes == ()
     assert source.notes == (
         "The folders are no classes, but called by the number of their first image: 00000, 01000, 12000.",
     )
     assert load(raw, labels="folders").classes == ("00000", "01000", "12000")
-    folder(tmp_path, "images1024/12000/13000.png")
+    split = folder(tmp_path / "split", "train/0000/0001.png", "train/1000/1000.png", "test/2000/2001.png")
+    assert load(split).classes == ()
+    folder(raw, "images1024/12000/13000.png")
     assert len(load(raw).classes) == 3
     source = load(folder(tmp_path / "other", *(f"{i}00/{i}00.png" for i in range(1, 8)), "800/7.png"))
     assert source.notes == ("The classes are the folders: 100, 200, 300, 400, 500 and 3 more.",)
