@@ -50,7 +50,9 @@ Encode = Callable[[Part], Iterator[pa.Table]]
 Row = tuple[bytes, int, dict[str, bytes], str | None, tuple[float, ...], str, str]
 
 _LOOKED_AT, _LOOKED_AT_BYTES = 10_000, 64 * 2**20  # training data behind the card's statistics and picture
+_DARK = 20  # of 255; 12 bits in a type of 16 are at most 16, and resizing overshoots
 _PICTURE = (1280, 1280)  # pixels, at most
+_UNLABELLED = "it has no label"
 _LARGEST = float(np.finfo(np.float32).max)  # of attributes, whose squares are summed
 
 
@@ -109,7 +111,7 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
         )
 
     with atomic_folder(out) as folder:
-        rejects = _Rejects(folder / "rejects.csv", source, cfg.max_reject_share)
+        rejects = _Rejects(folder / "rejects.csv", source, cfg)
         encode = partial(
             encode_part,
             kind=sample_kind,
@@ -188,7 +190,7 @@ def encode_part(
                 raise ValueError(item.reason)
             known = item.label if labels is None or item.label is None else labels[item.label]
             if labelled and known is None and not keep_unlabelled:
-                raise ValueError("it has no label")
+                raise ValueError(_UNLABELLED)
             if attributes and item.attributes is None:
                 raise ValueError("its attributes are not known")
             for number in item.attributes or ():
@@ -275,11 +277,14 @@ def _follow_parent(ignored: bool) -> None:
 class _Rejects:
     """Takes rejected items out of the stream into a file; stops the stage when they are too many."""
 
-    def __init__(self, path: Path, source: Source, most: float) -> None:
+    def __init__(self, path: Path, source: Source, cfg: DatasetConfig) -> None:
         self.file = path.open("w", newline="", encoding="utf-8")
         self._write = csv.writer(self.file, lineterminator="\n").writerow
         self._write(["item", "reason"])
-        self._source, self._most = source, most
+        self._source, self._most = source, cfg.max_reject_share
+        keys = [] if cfg.normal else ["unlabelled: keep keeps examples without a label"]
+        keys += ["source.split reads one split"] if "split" in type(cfg.source).model_fields else []
+        self._hint = "".join(f"; {key}" for key in keys)
         self._first: list[str] = []
         self.seen = self.count = 0
 
@@ -293,10 +298,12 @@ class _Rejects:
             self.count += len(bad)
             self._first += [f"{name} ({why})" for name, why in bad[: 3 - len(self._first)]]
             if self.count > self._most * self._source.count:
+                unlabelled = any(why == _UNLABELLED for _, why in bad)
                 raise StageError(
                     f"{self.count} of the first {self.seen} items ({self.count / self.seen:.1%}) cannot be "
                     f"read, max_reject_share allows {self._most:.1%} of all {self._source.count}: "
                     + "; ".join(self._first)
+                    + self._hint * unlabelled
                 )
             good = table.drop_columns(["id", "reason"])
             yield good.filter(pa.array([not why for why in reasons])) if bad else good
@@ -362,6 +369,13 @@ def _card(
         )
     if spec.unlabelled:
         notes.append(f"{spec.unlabelled} examples have no label ({NO_LABEL}): no model can be conditioned on classes.")
+    described = kind.describe(spec.sample, {name: columns[name].numpy() for name in spec.parts})
+    for name in spec.parts if "levels" in described else ():
+        if (top := int(columns[name].max())) <= _DARK:
+            notes.append(
+                f"Pixels of {name!r} are at most {top} of 255 in the training examples looked at: almost black. "
+                "Integers of 16 bits are read as 0 to 65535: save those of fewer bits as 8 bits, or scaled to all 16."
+            )
     for name, std, mean in zip(spec.attributes, found.attributes.std, spec.attribute_means, strict=True):
         if not std:
             notes.append(f"Attribute {name!r} is {mean:g} in all training examples: it tells nothing.")

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 from pydantic import Field
 from torch import Tensor
 
@@ -304,7 +305,9 @@ def _decoded(file: BinaryIO, max_megapixels: float) -> Image.Image:
     with without_pixel_limit():
         image = Image.open(file, formats=FORMATS)
     check_pixels(image.size[::-1], max_megapixels)
-    return _upright(image)
+    is_wide = isinstance(image, TiffImageFile) and image.mode == "I" and 32 in image.tag_v2.get(BITSPERSAMPLE, ())
+    decoded = _upright(image)
+    return Image.fromarray(_as_pixels(np.asarray(decoded))) if is_wide else decoded
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -157,11 +157,11 @@ def splits_of(folders: Iterable[str]) -> dict[str, Split]:
     return {folder: of_name[name] for folder, name in named.items()}
 
 
-def splits_note(splits: Mapping[str, Split]) -> str:
+def splits_note(splits: Mapping[str, Split], where: str = "folders") -> str:
     """What `splits_of` found, for the card."""
     said = [f"{name} for {'training' if split == 'train' else 'testing'}" for name, split in sorted(splits.items())]
     more = f" and {len(said) - _NOTED} others" if len(said) > _NOTED else ""
-    return f"The split is that of the folders: {', '.join(said[:_NOTED])}{more}."
+    return f"The split is that of the {where}: {', '.join(said[:_NOTED])}{more}."
 
 
 def splits_of_files(folder: Path, paths: Iterable[Path], *, by_name: bool = True) -> tuple[dict[Path, Split], str]:

@@ -24,11 +24,13 @@ __all__ = [
     "class_names",
     "files",
     "labels_of",
+    "listed",
     "printable",
     "ranges",
 ]
 
 T = TypeVar("T")
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,12 @@ def _what(file: File) -> str:
     if file.fault:
         return file.fault
     return PurePosixPath(printable(file.place)).suffix.lower() or "without a suffix"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def printable(name: object) -> str:

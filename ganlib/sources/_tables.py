@@ -1,4 +1,5 @@
-"""What tables say of image files: a CSV file with a header, or JSON Lines, with the path of each image."""
+"""What tables say of image files: a CSV file with a header, or JSON Lines, with the path of each image, or JSON as of
+NVlabs' dataset_tool.py."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from ganlib.data._classes import class_name
 from ganlib.sources._files import File, payloads
 from ganlib.sources._source import Item, SourceError
 
-__all__ = ["Table", "file_called"]
+__all__ = ["Table", "file_called", "is_foreign"]
 
 _FILE_COLUMNS = ("file_name", "filename", "file", "path", "image")
 _CLASS_COLUMNS = ("label", "class", "category", "target")
@@ -41,24 +42,48 @@ def file_called(raw: Path, name: str, others: list[File], key: str) -> File:
     raise SourceError(f"source.{key}: {raw / name}: no such file")
 
 
+def is_foreign(file: File) -> bool:
+    """Whether a JSON file is valid, and not one of labels."""
+    ((_, content, _),) = list(payloads([file]))
+    try:
+        pairs = _pairs(_decoded(content.read_bytes() if isinstance(content, Path) else content or b""))
+    except (OSError, ValueError):
+        return False  # `Table` says why
+    return pairs is None
+
+
+def _pairs(text: str) -> list[Any] | None:
+    """`[[path, label], ...]`, empty where the labels are null; None of a JSON file with other content."""
+    content = json.loads(text)
+    if not isinstance(content, dict) or "labels" not in content:
+        return None
+    pairs = content["labels"] or []
+    is_ours = isinstance(pairs, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs
+    )
+    return pairs if is_ours else None
+
+
 def _parts(path: str) -> tuple[str, ...]:
     """Folders and name. Of two ways to write an accent, as macOS and others do, it is one."""
     return PurePosixPath(unicodedata.normalize("NFC", path)).parts
 
 
 class Table:
-    """A CSV file with a header, or JSON Lines: its columns, and its rows by line."""
+    """A CSV file with a header, JSON Lines, or JSON of labels: its columns, and its rows by line."""
 
     def __init__(self, file: File, usable: list[File], what: str) -> None:
         """`what` it says of the images. Raises SourceError for what is neither, or has no header."""
         self.file, self.columns, self._usable, self._what = file, list[str](), usable, what
         self._rows: list[tuple[int, dict[str, Any]]] = []
+        self._unit = "line"
         ((_, content, why),) = list(payloads([file]))
         try:
             if content is None:
                 raise ValueError(why)
             text = _decoded(content.read_bytes() if isinstance(content, Path) else content)
-            (self._read_json if file.name.lower().endswith((".jsonl", ".ndjson")) else self._read_csv)(text)
+            readers = {".jsonl": self._read_json, ".ndjson": self._read_json, ".json": self._read_pairs}
+            readers.get(PurePosixPath(file.name.lower()).suffix, self._read_csv)(text)
         except (OSError, ValueError, csv.Error) as error:
             raise SourceError(f"{file.name}: {error}") from error
         if len(self.columns) < 2:
@@ -101,9 +126,9 @@ class Table:
             if not image:
                 why = f"{len(matches)} images are called so" if matches else "there is no such image"
             elif found.setdefault(image, value) != value:
-                why = f"{value} here, {found[image]} in a line above"
+                why = f"{value} here, {found[image]} in a {self._unit} above"
             if why:
-                missing.append(Item(f"{self.file.name}, line {line}: {name}", None, reason=why))
+                missing.append(Item(f"{self.file.name}, {self._unit} {line}: {name}", None, reason=why))
         if missing and not found:
             mend = "mend the paths"
             if self._what == "classes":
@@ -134,6 +159,13 @@ class Table:
                 self._rows.append((line, cells))
                 self.columns += [name for name in cells if name not in self.columns]
 
+    def _read_pairs(self, text: str) -> None:
+        pairs = _pairs(text)
+        if pairs is None:
+            raise ValueError('expected {"labels": [[path, class], ...]}, or null in place of the list')
+        self.columns, self._unit = ["file_name", "label"], "label"
+        self._rows = [(i, {"file_name": path, "label": label}) for i, (path, label) in enumerate(pairs, 1)]
+
     def _read_csv(self, text: str) -> None:
         rows = _records(text, _delimiter(text))
         try:
@@ -153,26 +185,34 @@ class Table:
         if twice := [name for name, count in Counter(self.columns).items() if count > 1]:
             raise ValueError(f"more than one column is called {', '.join(twice)}")
 
-    def classes(self, column: str | None, named: bool) -> list[Row] | None:
+    def classes(self, column: str | None, named: bool, last: bool) -> list[Row] | None:
         """By the `column`, or the one that is called like classes. None where there is none, in a table that was only
-        found, and not `named`."""
-        column = self._class_column(column, named)
+        found, and not `named`, or is not the `last` of its folder."""
+        column = self._class_column(column, named, last)
         if column is None:
             return None
         for line, row in self._rows:
             if isinstance(row.get(column), list | dict):
-                raise SourceError(f"{self.file.name}: line {line}: {column} is a list; expected one class")
+                raise SourceError(f"{self.file.name}: {self._unit} {line}: {column} is a list; expected one class")
         return [(line, str(row.get(self._path, "")), class_name(row.get(column))) for line, row in self._rows]
 
-    def _class_column(self, column: str | None, named: bool) -> str | None:
+    def splits(self) -> list[Row]:
+        """By the column `split`, as text; none where there is no such column."""
+        found = [name for name in self.columns if name.lower() == "split"][:1]
+        return [
+            (line, str(row.get(self._path, "")), str(row.get(name) or "")) for name in found for line, row in self._rows
+        ]
+
+    def _class_column(self, column: str | None, named: bool, last: bool) -> str | None:
         others = [name for name in self.columns if name != self._path]
         wanted = [column] if column else _CLASS_COLUMNS
         if found := [name for one in wanted for name in others if one in (name, name.lower())]:
             return found[0]
         is_for_labels = named or PurePosixPath(self.file.place).name.lower() == "labels.csv"
-        if is_for_labels and len(others) == 1 and not column:
-            return others[0]
-        if is_for_labels or column:
+        rest = [name for name in others if name.lower() != "split"]
+        if is_for_labels and len(rest) == 1 and not column:
+            return rest[0]
+        if last and (is_for_labels or column):
             hint = "" if column else "; name the one of classes in source.label_column"
             raise SourceError(f"{self.file.name}: no column {' or '.join(wanted)}; it has: {', '.join(others)}{hint}")
         return None
@@ -199,7 +239,9 @@ class Table:
         except (OverflowError, TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise SourceError(f"{self.file.name}: line {line}: {name}: expected a finite number, found {cell!r}")
+            raise SourceError(
+                f"{self.file.name}: {self._unit} {line}: {name}: expected a finite number, found {cell!r}"
+            )
         return number
 
 

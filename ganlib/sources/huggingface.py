@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ganlib._config import Config as _Base
-from ganlib.sources._source import Item, Source, SourceError, class_names, labels_of, ranges
+from ganlib.data._classes import natural_order
+from ganlib.sources._source import Item, Part, Source, SourceError, class_names, labels_of, listed, ranges
 
 __all__ = ["KINDS", "Config", "load"]
 
@@ -53,12 +54,28 @@ def load(cfg: Config, raw: Path) -> Source:
         if cfg.split not in splits:
             raise SourceError(f"{where}: no split {cfg.split!r}; it has: {', '.join(splits)}")
         splits = {cfg.split: splits[cfg.split]}
-    data = datasets.concatenate_datasets(list(splits.values()))
     for column in filter(None, (cfg.image, cfg.label)):
-        if column not in data.column_names:
-            raise SourceError(f"{where}: no column {column!r}; it has: {', '.join(data.column_names)}")
+        lacking = [name for name, data in splits.items() if column not in data.column_names]
+        if len(lacking) == len(splits) or (lacking and column == cfg.image):
+            hint = "" if len(lacking) == len(splits) else "; source.split names the one to read"
+            has = ", ".join(splits[lacking[0]].column_names)
+            raise SourceError(f"{where}: no column {column!r} in {', '.join(lacking)}; it has: {has}{hint}")
+    splits = {name: _two_columns(where, cfg, data) for name, data in splits.items()}
+    known, classes, notes = _labels(where, cfg, splits)
+    folders, parts = _folders(raw), list[Part]()
+    for name, data in splits.items():
+        bounds = ranges(len(data), _PART)
+        parts += [partial(_items, data, start, stop, cfg, known.get(name, {}), folders, name) for start, stop in bounds]
+    about = f"datasets {datasets.__version__}: {cfg.dataset or 'saved to disk'}, splits {', '.join(splits)}"
+    return Source(about, sum(map(len, splits.values())), parts, classes, notes=notes)
+
+
+def _two_columns(where: Path | str, cfg: Config, data: Any) -> Any:
+    """The columns of images, as they are stored, and of labels, which a split may lack."""
+    import datasets
+
     # Reading a row decodes all of its columns, and decoding may open any file or address that a row names.
-    data = data.select_columns([cfg.image, *([cfg.label] if cfg.label else [])])
+    data = data.select_columns([column for column in (cfg.image, cfg.label) if column in data.column_names])
     if isinstance(data.features[cfg.image], datasets.Image):
         data = data.cast_column(cfg.image, datasets.Image(decode=False))
     for column, feature in data.features.items():
@@ -66,19 +83,49 @@ def load(cfg: Config, raw: Path) -> Source:
             raise SourceError(f"{where}: column {column!r} is {type(feature).__name__}: it cannot be labels")
         if _opens_files(feature) and not isinstance(feature, datasets.Image):
             raise SourceError(f"{where}: column {column!r} is {type(feature).__name__}; expected one image in each row")
-    known: dict[Any, int] = {}
-    names: tuple[str, ...] = ()
-    if cfg.label:
-        feature = data.features[cfg.label]
-        if isinstance(feature, datasets.ClassLabel):
-            known, names = {i: i for i in range(feature.num_classes)}, tuple(feature.names)
-        else:
-            known = labels_of(data.unique(cfg.label))
-            names = class_names(known)
-    folders = _folders(raw)
-    parts = [partial(_items, data, start, stop, cfg, known, folders) for start, stop in ranges(len(data), _PART)]
-    about = f"datasets {datasets.__version__}: {cfg.dataset or 'saved to disk'}, splits {', '.join(splits)}"
-    return Source(about, len(data), parts, names)
+    return data
+
+
+def _labels(
+    where: Path | str, cfg: Config, splits: dict[str, Any]
+) -> tuple[dict[str, dict[Any, int]], tuple[str, ...], tuple[str, ...]]:
+    """`({split: label of each value}, names of the classes, notes)`.
+
+    The order of a ClassLabel's names may differ between splits; names without an example are left out. Raises
+    SourceError where the names themselves differ, or the types.
+    """
+    import datasets
+
+    def type_of(feature: Any) -> str:
+        return "ClassLabel" if isinstance(feature, datasets.ClassLabel) else str(feature.dtype)
+
+    columns = {name: data.select_columns([cfg.label]) for name, data in splits.items() if cfg.label in data.features}
+    features = {name: data.features[cfg.label] for name, data in columns.items()}
+    features = {name: feature for name, feature in features.items() if feature.dtype != "null"}
+    first = next(iter(features), "")
+    for name, feature in features.items():
+        types = type_of(features[first]), type_of(feature)
+        differing = {*getattr(feature, "names", ())} ^ {*getattr(features[first], "names", ())}
+        if types[0] != types[1] or differing:
+            what = " and ".join(types) if types[0] != types[1] else f"only one has {listed(natural_order(differing))}"
+            raise SourceError(
+                f"{where}: column {cfg.label!r} differs between the splits {first} and {name}: {what}; name one of "
+                "them in source.split"
+            )
+    values = {name: {*columns[name].unique(cfg.label)} for name in features}
+    if not isinstance(features.get(first), datasets.ClassLabel):
+        known = labels_of(value for found in values.values() for value in found)
+        return dict.fromkeys(splits, known), class_names(known), ()
+    used = {one for name, feature in features.items() for i, one in enumerate(feature.names) if i in values[name]}
+    classes = [one for one in features[first].names if one in used]
+    unused = [one for one in features[first].names if one not in used]
+    labels = {one: label for label, one in enumerate(classes)}
+    of_split = {
+        name: {i: labels[one] for i, one in enumerate(feature.names) if one in used}
+        for name, feature in features.items()
+    }
+    notes = (f"Names of classes without an example, left out: {listed(unused)}.",) if unused else ()
+    return of_split, tuple(classes), notes
 
 
 def _opens_files(feature: Any) -> bool:
@@ -99,7 +146,7 @@ def _folders(raw: Path) -> list[Path]:
 
 
 def _items(
-    data: Any, start: int, stop: int, cfg: Config, known: dict[Any, int], folders: Sequence[Path]
+    data: Any, start: int, stop: int, cfg: Config, known: dict[Any, int], folders: Sequence[Path], split: str
 ) -> Iterator[Item]:
     for row in range(start, stop):
         cells = data[row]
@@ -112,4 +159,4 @@ def _items(
                 payload, reason = None, f"{path} lies outside the raw folder and the caches of Hugging Face"
         elif isinstance(payload, list):
             payload = np.asarray(payload)
-        yield Item(f"row {row}", payload, known.get(cells[cfg.label]) if cfg.label else None, reason=reason)
+        yield Item(f"{split}, row {row}", payload, known.get(cells.get(cfg.label)), reason=reason)

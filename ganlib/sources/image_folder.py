@@ -6,14 +6,17 @@ images by their suffix or else by their content; the card counts what was passed
 - Folders `train` and `test` (or `val`, `valid`, `validation`), around or below the classes, also called as in
   `training_set`, `Testing` or `val2017`, are the split. `val` is for training if there is a `test`, else it is the
   test split.
-- A table `metadata.csv` or `metadata.jsonl` (Hugging Face's imagefolder), or `labels.csv`, in any folder, says the
-  class of each image in that folder, or, where there are none in it, in all folders.
+- A table `metadata.csv` or `metadata.jsonl` (Hugging Face's imagefolder), `labels.csv`, or `dataset.json` (NVlabs'
+  dataset_tool.py), in any folder, says the class of each image in that folder, or, where there are none in it, in all
+  folders: the first of these that has classes. Its column `split` is the split where no folders are.
 - Else files `KEY.cls` next to images `KEY.png` (WebDataset) hold the classes.
-- Else folders are the classes; a folder around all of them is none.
+- Else folders are the classes; a folder around all of them is none, and neither are folders called by the number of
+  the first image in them, as FFHQ's.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -25,14 +28,24 @@ from ganlib._config import Config as _Base
 from ganlib.data._classes import natural_order
 from ganlib.sources._files import File, Split, chunks, payloads, split_name, splits_note, splits_of, without_wrapper
 from ganlib.sources._images import PART, images, read
-from ganlib.sources._source import Item, Part, Source, SourceError, class_names, labels_of, passed_over, printable
-from ganlib.sources._tables import Table, file_called
+from ganlib.sources._source import (
+    Item,
+    Part,
+    Source,
+    SourceError,
+    class_names,
+    labels_of,
+    listed,
+    passed_over,
+    printable,
+)
+from ganlib.sources._tables import Table, file_called, is_foreign
 
 __all__ = ["KINDS", "Config", "load"]
 
 KINDS = ("image",)
-_TABLES = ("metadata.jsonl", "metadata.csv", "labels.csv")
-_SHOWN = 5
+_TABLES = ("metadata.jsonl", "metadata.csv", "labels.csv", "dataset.json")
+_CHUNK = 100  # images a folder; fewer may be classes by accident
 
 
 class Config(_Base):
@@ -42,7 +55,8 @@ class Config(_Base):
     classes; "none": unlabelled"""
     splits: Literal["auto", "folders", "none"] = "auto"
     """"folders": images lie in `train` and in `test` or `val`, and those in other folders are left out
-    (masks of anomalies); "auto": the same where there are such folders; "none": the split is made by content"""
+    (masks of anomalies); "auto": the same where there are such folders, else by a table's column `split`; "none": the
+    split is made by content"""
     table: str | None = None
     """a CSV file with a header, or JSON Lines, in the folder, that names the class of each image; null: as above"""
     label_column: str | None = None
@@ -83,15 +97,28 @@ def load(cfg: Config, raw: Path) -> Source:
         names, described = table.numbers()
         attributes, missing = table.by_image(described)
     elif cfg.labels == "auto":
-        classes, missing, used = _of_tables(cfg, raw, others, usable)
+        classes, missing, tables = _of_tables(cfg, raw, others, usable)
+        used = [table.file for table in tables]
         companions = [file for file in others if file.place.endswith(".cls") and not file.fault]
         if used:
-            notes.append(f"The classes are those of {', '.join(file.name for file in used[:_SHOWN])}.")
+            shown = listed([file.name for file in used])
+            notes.append(f"The classes are those of {shown}." if classes else f"There are no labels in {shown}.")
+            if cfg.splits == "auto":
+                splits, contradictions, said = _of_column(tables, splits)
+                said_before = {item.id for item in missing}
+                missing += [item for item in contradictions if item.id not in said_before]
+                notes += said
         elif companions:
             classes, used = _of_companions(companions, usable), companions
             notes.append("The classes are those of the files .cls.")
     if cfg.labels != "none" and not used:
         classes = _of_folders(raw, folders)
+        shown = listed(natural_order(classes.values()))
+        if cfg.labels == "auto" and _are_chunks(classes):
+            classes = {}
+            notes.append(f"The folders are no classes, but called by the number of their first image: {shown}.")
+        elif len(set(classes.values())) > 1:
+            notes.append(f"The classes are the folders: {shown}.")
         _check_classes(raw, classes, splits)
     known = labels_of(classes.values())
     parts: list[Part] = [
@@ -150,6 +177,16 @@ def _of_folders(raw: Path, folders: _Folders) -> dict[str, str]:
     return {name: parts[0] for name, parts in folders.items() if parts}
 
 
+def _are_chunks(folders: dict[str, str]) -> bool:
+    """Whether each folder is called by the number of the first image in it, as FFHQ's, which hold `01000/01000.png` to
+    `01000/01999.png`."""
+    numbers = [(folder, PurePosixPath(name).stem) for name, folder in folders.items()]
+    if not all(one.isdecimal() and other.isdecimal() and len(one) == len(other) for one, other in numbers):
+        return False
+    size = math.gcd(*(int(folder) for folder, _ in numbers))
+    return size >= _CHUNK and all(int(image) // size * size == int(folder) for folder, image in numbers)
+
+
 def _check_classes(raw: Path, classes: dict[str, str], splits: dict[str, Split]) -> None:
     """Raise SourceError where the folders of one split have other classes than those of the other, all of them."""
     train, test = (
@@ -157,7 +194,7 @@ def _check_classes(raw: Path, classes: dict[str, str], splits: dict[str, Split])
         for split in ("train", "test")
     )
     if len(train) > 1 and test and not train & test:  # anomalies are of another class than the one trained on
-        shown = (", ".join(natural_order(found)[:_SHOWN]) for found in (train, test))
+        shown = (listed(natural_order(found)) for found in (train, test))
         raise SourceError(
             f"{raw}: the folders for training ({next(shown)}) and for testing ({next(shown)}) have no class in common; "
             "make them alike, or set source.labels or source.splits to none"
@@ -180,31 +217,53 @@ def _key(name: str) -> str:
     return folder + slash + name.partition(".")[0]
 
 
-# -- by tables ---
+# -- by tables -----------------------------------------------------------------------------------------------------
 
 
 def _of_tables(
     cfg: Config, raw: Path, others: list[File], usable: list[File]
-) -> tuple[dict[str, Any], list[Item], list[File]]:
+) -> tuple[dict[str, Any], list[Item], list[Table]]:
     """`(class of each image, rows without an image, tables that were used)`."""
+    of_folder: dict[str, list[File]] = {}
     if cfg.table:
-        files = [file_called(raw, cfg.table, others, "table")]
+        of_folder[""] = [file_called(raw, cfg.table, others, "table")]
     else:
-        of_folder: dict[str, list[File]] = {}
         for file in others:
-            if PurePosixPath(file.place).name.lower() in _TABLES and not file.hidden and not file.fault:
+            name = PurePosixPath(file.place).name.lower()
+            is_table = name in _TABLES and not file.hidden and not file.fault
+            if is_table and not (name == "dataset.json" and is_foreign(file)):
                 of_folder.setdefault(file.place.rpartition("/")[0], []).append(file)
-        by_name = _TABLES.index
-        files = [
-            min(here, key=lambda file: by_name(PurePosixPath(file.place).name.lower())) for here in of_folder.values()
-        ]
-    classes, missing, used = dict[str, Any](), list[Item](), list[File]()
-    for file in files:
-        table = Table(file, usable, "classes")
-        rows = table.classes(cfg.label_column, named=bool(cfg.table))
-        if rows is not None:
-            of_images, without = table.by_image(rows)
-            classes |= of_images
-            missing += without
-            used.append(file)
+        for here in of_folder.values():
+            here.sort(key=lambda file: _TABLES.index(PurePosixPath(file.place).name.lower()))
+    classes, missing, used = dict[str, Any](), list[Item](), list[Table]()
+    for here in of_folder.values():
+        for file in here:
+            table = Table(file, usable, "classes")
+            rows = table.classes(cfg.label_column, named=bool(cfg.table), last=file is here[-1])
+            if rows is not None:
+                of_images, without = table.by_image(rows)
+                classes |= of_images
+                missing += without
+                used.append(table)
+                break
     return classes, missing, used
+
+
+def _of_column(tables: list[Table], of_folders: dict[str, Split]) -> tuple[dict[str, Split], list[Item], list[str]]:
+    """`(split of each image, rows that contradict one above them, note)` by a column `split`: the folders' where they
+    have one, and none where a value is no name of a split."""
+    texts, contradictions = dict[str, str](), list[Item]()
+    for table in tables:
+        of_images, without = table.by_image(table.splits())
+        texts |= of_images
+        contradictions += without
+    values = set(texts.values())
+    known = splits_of(values)
+    if not values:
+        return of_folders, [], []
+    if of_folders:
+        return of_folders, [], ["The column split is not used, as the folders have a split."]
+    if known.keys() != values:
+        shown = listed(sorted(values))
+        return {}, [], [f"The column split ({shown}) is not used: expected train, and test or val, in each row."]
+    return {name: known[text] for name, text in texts.items()}, contradictions, [splits_note(known, "column split")]

@@ -6,6 +6,7 @@ splits; otherwise examples are split by their content.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -56,6 +57,7 @@ def load(cfg: Config, raw: Path) -> Source:
     first: list[str] = []
     groups: list[tuple[Path, int]] = []
     values: set[Any] = set()
+    with_names: dict[bool, Path] = {}
     count = 0
     for path in paths:
         try:
@@ -80,12 +82,20 @@ def load(cfg: Config, raw: Path) -> Source:
         if cfg.label in folders:
             values.add(folders[cfg.label])
         elif cfg.label:
+            names_of_labels = _names_of_labels(file, cfg.label)
+            if pa.types.is_integer(file.schema_arrow.field(cfg.label).type):
+                with_names[bool(names_of_labels)] = path
             for batch in file.iter_batches(columns=[cfg.label]):
                 try:
-                    values.update(batch.column(0).unique().to_pylist())
+                    values.update(_named(batch.column(0).unique().to_pylist(), names_of_labels))
                 except (pa.ArrowNotImplementedError, TypeError) as error:
                     kind = batch.schema.types[0]
                     raise SourceError(f"{path}: column {cfg.label!r} of {kind} cannot be labels") from error
+    if len(with_names) == 2:
+        raise SourceError(
+            f"{with_names[False]}: column {cfg.label!r} has numbers, and in {with_names[True].name} names of classes "
+            "for them; write names in place of the numbers"
+        )
     known = labels_of(values)
     splits, note = splits_of_files(raw, paths)
     parts = [partial(_items, raw, path, group, cfg, known, splits.get(path)) for path, group in groups]
@@ -103,6 +113,19 @@ def _partitions(raw: Path, path: Path, file: pq.ParquetFile) -> dict[str, str | 
     pairs = (part.split("=", 1) for part in path.relative_to(raw).parts[:-1] if "=" in part)
     found = {name: None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for name, value in pairs}
     return {name: value for name, value in found.items() if name not in file.schema_arrow.names}
+
+
+def _names_of_labels(file: pq.ParquetFile, column: str) -> list[str]:
+    """What the numbers of a column mean where Hugging Face's `datasets` wrote it as a ClassLabel; empty elsewhere."""
+    about = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+    feature = ((about.get("info") or {}).get("features") or {}).get(column)
+    return list(feature["names"]) if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else []
+
+
+def _named(labels: list[Any], names: list[str]) -> list[Any]:
+    """The names of labels, where these are numbers with names: then others, as -1, are no labels."""
+    known = dict(enumerate(names))
+    return [known.get(label) for label in labels] if names else labels
 
 
 def _items(
@@ -123,6 +146,7 @@ def _items(
             file = pq.ParquetFile(path, read_dictionary=[encoded])
         else:
             rows = 1
+    names_of_labels = _names_of_labels(file, cfg.label or "")
     batches, row = file.iter_batches(rows, row_groups=[group], columns=columns), 0
     where = f"{path.relative_to(raw)}[group {group}"
     while True:
@@ -134,7 +158,7 @@ def _items(
             return
         labels = [folders.get(cfg.label or "")] * batch.num_rows
         if cfg.label and cfg.label not in folders:
-            labels = batch.column(cfg.label).to_pylist()
+            labels = _named(batch.column(cfg.label).to_pylist(), names_of_labels)
         described = zip(*(batch.column(name).to_pylist() for name in cfg.attributes), strict=True)
         attributes = list(described) if cfg.attributes else [()] * batch.num_rows
         inside = {name: value for name, value in folders.items() if name != cfg.label}

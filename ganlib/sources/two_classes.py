@@ -73,7 +73,7 @@ def load(cfg: Config, raw: Path) -> Source:
             if item.label is not None and source.classes[item.label] not in domains:
                 continue
             if item.payload is None or item.label is None:
-                rejects.append(Item(item.id, None, reason=item.reason if item.payload is None else "it has no label"))
+                rejects.append(Item(item.id, None, reason=item.reason if item.payload is None else "it has no class"))
                 continue
             domain = domains.index(source.classes[item.label])
             try:

@@ -60,6 +60,19 @@ def test_sixteen_bits_are_scaled_not_cut(suffix):
     np.testing.assert_array_equal(made[0], np.rint(levels / 257).astype(np.uint8))
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_tiff_of_32_bits_is_read_like_such_an_array(orientation):
+    levels = np.arange(8, dtype=np.int32).reshape(2, 4) * 30
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = stored(Image.fromarray(levels), "tiff", exif=exif)
+    upright = levels if orientation == 1 else np.rot90(levels, -1)
+    np.testing.assert_array_equal(image.read(config(*upright.shape, 1), data)[0], upright)
+    for wrong in (300, -1):
+        with pytest.raises(ValueError, match=r"int32 pixels of .*; expected 0 to 255$"):
+            image.read(config(2, 4, 1), stored(Image.fromarray(levels + wrong), "tiff"))
+
+
 def test_transparency_shows_the_background():
     half = Image.new("RGBA", (2, 2), (255, 0, 0, 128))
     made = image.read(config(2, 2, background=[0, 0, 255]), stored(half, "png"))

@@ -349,6 +349,139 @@ def test_a_table_and_its_column_can_be_named(tmp_path):
         load(tmp_path, table="train.csv", labels="folders")
 
 
+def stylegan(labels: object) -> dict[str, bytes | str]:
+    """What NVlabs' dataset_tool.py writes, 1,000 images a folder."""
+    images = {f"0000{i}/img0000{i}00{i}.png": picture(i) for i in range(3)}
+    return {**images, "dataset.json": json.dumps({"labels": labels})}
+
+
+LABELS = [["00000/img00000000.png", 10], ["00001/img00001001.png", 9], ["00002\\img00002002.png", 10]]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_labels_of_dataset_json(tmp_path, packed):
+    if packed:
+        write_zip(tmp_path / "cifar.zip", stylegan(LABELS))
+    for name, content in {} if packed else stylegan(LABELS).items():
+        (tmp_path / "cifar" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cifar" / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    source = load(tmp_path)
+    where = "cifar.zip" if packed else "cifar"
+    assert source.classes == ("9", "10")
+    assert read(source) == {
+        f"{where}/0000{i}/img0000{i}00{i}.png": (label, None, i) for i, label in enumerate(("10", "9", "10"))
+    }
+    assert source.notes == (f"The classes are those of {where}/dataset.json.",)
+    assert source.passed_over == {}
+
+
+def test_chunks_are_no_classes_where_dataset_json_has_no_labels(tmp_path):
+    write_zip(tmp_path / "ffhq.zip", stylegan(None))
+    source = load(tmp_path)
+    assert (source.classes, source.count) == ((), 3)
+    assert source.notes == ("There are no labels in ffhq.zip/dataset.json.",)
+    assert load(tmp_path, labels="folders").classes == ("00000", "00001", "00002")
+    assert load(tmp_path, table="ffhq.zip/dataset.json").classes == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"labels": [', "dataset.json: Expecting value"),
+        ('{"labels": [["1.png", [0, 1]]]}', "dataset.json: label 1: label is a list; expected one class"),
+        ('{"labels": [["9.png", 1]]}', "dataset.json: none of its 1 rows names an image: dataset.json, label 1: 9.png"),
+    ],
+)
+def test_a_dataset_json_that_is_wrong_is_one_clear_line(tmp_path, content, message):
+    (folder(tmp_path, "a/1.png", "b/2.png") / "dataset.json").write_text(content)
+    with pytest.raises(SourceError, match=rf"\A[^\n]*{message}[^\n]*\Z"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"name": "x"}', '{"labels": {"0": "cat"}}', '{"labels": ["a", "b"]}'])
+def test_a_dataset_json_of_another_kind_is_passed_over(tmp_path, content):
+    (folder(tmp_path, "a/1.png", "b/2.png") / "dataset.json").write_text(content)
+    source = load(tmp_path)
+    assert source.classes == ("a", "b")
+    assert source.passed_over == {".json": 1}
+    with pytest.raises(SourceError, match=r'dataset.json: expected \{"labels": \[\[path, class\], ...\]\}'):
+        load(tmp_path, table="dataset.json")
+
+
+def test_the_first_table_of_a_folder_that_has_classes_is_taken(tmp_path):
+    folder(tmp_path, "images/1.png", "images/2.png")
+    (tmp_path / "metadata.csv").write_text("file_name,licence,breed\n1.png,cc,x\n2.png,cc,y\n")
+    (tmp_path / "labels.csv").write_text("file,label,kind\n1.png,dog,a\n2.png,cat,b\n")
+    assert load(tmp_path).classes == ("cat", "dog")
+    assert load(tmp_path, label_column="kind").classes == ("a", "b")
+    source = load(tmp_path, label_column="breed")
+    assert source.classes == ("x", "y")
+    assert source.notes == ("The classes are those of metadata.csv.",)
+    with pytest.raises(SourceError, match=r"labels\.csv: no column sex; it has: label, kind"):
+        load(tmp_path, label_column="sex")
+
+
+@pytest.mark.parametrize(
+    ("splits", "found"),
+    [
+        ("train train test", ("train", "train", "test")),
+        ("Training val train", ("train", "test", "train")),
+        ("train validation test", ("train", "train", "test")),
+    ],
+)
+def test_a_column_split_of_a_table_of_labels_is_kept(tmp_path, splits, found):
+    folder(tmp_path, "1.png", "2.png", "3.png")
+    rows = [f"{i}.png,a,{split}\n" for i, split in enumerate(splits.split(), 1)]
+    (tmp_path / "labels.csv").write_text(f"file,breed,Split\n{''.join(rows)}")
+    source = load(tmp_path)
+    assert tuple(split for _, split, _ in read(source).values()) == found
+    assert source.notes[1].startswith("The split is that of the column split: ")
+    assert {split for _, split, _ in read(load(tmp_path, splits="none")).values()} == {None}
+    (tmp_path / "labels.csv").write_text(f"file,breed,Split\n{''.join(rows)}1.png,b,test\n2.png,a,test\n")
+    assert [reason for *_, reason in list(read(load(tmp_path)).values())[3:]] == [
+        "b here, a in a line above",
+        f"test here, {splits.split()[1]} in a line above",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("raw", "splits", "note"),
+    [
+        ("", "train dev test", "The column split (dev, test, train) is not used: expected train, and test or val, in"),
+        ("", "0 0 1", "The column split (0, 1) is not used"),
+        ("", "train train train", "The column split (train) is not used"),
+        ("folders", "train test test", "The column split is not used, as the folders have a split."),
+    ],
+)
+def test_a_column_split_that_is_not_used_is_said(tmp_path, raw, splits, note):
+    names = ("train/1.png", "train/2.png", "val/3.png") if raw else ("1.png", "2.png", "3.png")
+    folder(tmp_path, *names)
+    rows = [f"{name},a,{split}\n" for name, split in zip(names, splits.split(), strict=True)]
+    (tmp_path / "labels.csv").write_text(f"file,label,split\n{''.join(rows)}")
+    source = load(tmp_path)
+    assert [split for _, split, _ in read(source).values()] == (["train", "train", "test"] if raw else [None] * 3)
+    assert source.notes[-1].startswith(note)
+
+
+def test_folders_that_count_images_are_no_classes(tmp_path):
+    """As FFHQ's."""
+    raw = folder(
+        tmp_path / "raw", "images1024/00000/00000.png", "images1024/01000/01999.png", "images1024/12000/12001.png"
+    )
+    source = load(raw)
+    assert source.classes == ()
+    assert source.notes == (
+        "The folders are no classes, but called by the number of their first image: 00000, 01000, 12000.",
+    )
+    assert load(raw, labels="folders").classes == ("00000", "01000", "12000")
+    split = folder(tmp_path / "split", "train/0000/0001.png", "train/1000/1000.png", "test/2000/2001.png")
+    assert load(split).classes == ()
+    folder(raw, "images1024/12000/13000.png")
+    assert len(load(raw).classes) == 3
+    source = load(folder(tmp_path / "other", *(f"{i}00/{i}00.png" for i in range(1, 8)), "800/7.png"))
+    assert source.notes == ("The classes are the folders: 100, 200, 300, 400, 500 and 3 more.",)
+
+
 def test_attributes_need_a_header_and_lose_no_image(tmp_path):
     folder(tmp_path, "1.png", "2.png")
     for text in ("1.png,20\n2.png,30\n", "1,20\n2,30\n"):

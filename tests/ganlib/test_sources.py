@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import pickle
 import re
 import sys
@@ -17,10 +18,12 @@ import pytest
 from PIL import Image
 
 from ganlib import registry
-from ganlib.config import load_params
+from ganlib.config import DatasetConfig, load_params
 from ganlib.data import image, pair
 from ganlib.data._classes import label_of
 from ganlib.sources._source import SourceError
+from pipelines._stage import StageError
+from pipelines.prepare import prepare
 
 ROOT = Path(__file__).parents[2]
 DIRECTIONS = ("a_to_b", "b_to_a")
@@ -351,6 +354,32 @@ class TestParquet:
         assert [item.payload is None for item in found] == [True, True, False]
         assert [item.label for item in found] == [0, 1, None]
 
+    def test_names_of_classes_that_datasets_wrote(self, tmp_path):
+        def write(name, names, labels):
+            feature = {"names": names, "_type": "ClassLabel"}
+            about = json.dumps({"info": {"features": {"image": {"_type": "Image"}, "label": feature}}})
+            table = pa.table({"image": self.COLUMNS["bytes"][: len(labels)], "label": labels})
+            pq.write_table(table.replace_schema_metadata({"huggingface": about} if names else {}), tmp_path / name)
+
+        write("a.parquet", ["dog", "cat", "cow"], [0, 1, -1, None])
+        write("b.parquet", ["cat", "cow", "dog"], [0, 2, 3])
+        source = load("parquet", tmp_path)
+        assert source.classes == ("cat", "dog")
+        assert [item.label for item in items(source)] == [1, 0, None, None, 0, 1, None]
+        write("c.parquet", [], [0, 1])
+        with pytest.raises(
+            SourceError, match=r"c\.parquet: column 'label' has numbers, and in b\.parquet names of cla"
+        ):
+            load("parquet", tmp_path)
+
+    def test_what_datasets_writes_is_read(self, tmp_path):
+        datasets = pytest.importorskip("datasets")
+        table = datasets.Dataset.from_dict({"image": [png(p) for p in PIXELS[:3]], "label": [1, 0, -1]})
+        table.cast_column("label", datasets.ClassLabel(names=["b", "a"])).to_parquet(tmp_path / "a.parquet")
+        source = load("parquet", tmp_path)
+        assert source.classes == ("a", "b")
+        assert [item.label for item in items(source)] == [0, 1, None]
+
     def test_a_value_in_every_row_is_held_once(self, tmp_path):
         large = bytes(3_000_000)
         pq.write_table(pa.table({"image": pa.array([large] * 60)}), tmp_path / "a.parquet", compression="zstd")
@@ -399,6 +428,60 @@ class TestHuggingface:
         with pytest.raises(SourceError, match=r"\A[^\n]+\Z"):
             load("huggingface", tmp_path / "nothing")
 
+    def save(self, folder, **splits):
+        """`SPLIT=(names of a ClassLabel or None, labels)`, with a column that only the first split has."""
+        datasets = pytest.importorskip("datasets")
+        found = {}
+        for split, (names, labels) in splits.items():
+            rows = {"image": [Image.fromarray(p) for p in PIXELS[: len(labels)]], "label": labels}
+            found[split] = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+            if names:
+                found[split] = found[split].cast_column("label", datasets.ClassLabel(names=list(names)))
+            if split == "train":
+                found[split] = found[split].add_column("other", range(len(labels)))
+        datasets.DatasetDict(found).save_to_disk(folder)
+
+    def test_classes_of_splits_are_mapped_by_name(self, tmp_path):
+        self.save(tmp_path, train=("bac", [0, 1, 2]), test=("acb", [0, 2, -1]), extra=(None, [None, None]))
+        source = load("huggingface", tmp_path)
+        assert source.classes == ("b", "a", "c")
+        labels = [(item.id, item.label) for item in items(source)]
+        assert labels[:3] == [("train, row 0", 0), ("train, row 1", 1), ("train, row 2", 2)]
+        assert labels[3:6] == [("test, row 0", 1), ("test, row 1", 0), ("test, row 2", None)]
+        assert labels[6:] == [("extra, row 0", None), ("extra, row 1", None)]
+
+    @pytest.mark.parametrize(
+        ("train", "test", "said"),
+        [
+            (("ab", [0, 1]), ("abd", [0, 1]), "only one has d"),
+            (("ab", [0, 1]), (None, ["a", "b"]), "ClassLabel and string"),
+            ((None, [0, 1]), (None, ["a", "b"]), "int64 and string"),
+        ],
+    )
+    def test_splits_that_differ_are_one_clear_line(self, tmp_path, train, test, said):
+        self.save(tmp_path, train=train, test=test)
+        with pytest.raises(
+            SourceError,
+            match=rf"\A[^\n]*'label' differs between the splits train and test: {said}; name .*source\.split\Z",
+        ):
+            load("huggingface", tmp_path)
+        assert load("huggingface", tmp_path, split="test").count == 2
+        with pytest.raises(SourceError, match=r"no column 'other' in test; it has: image, label; source\.split names"):
+            load("huggingface", tmp_path, image="other", label=None)
+
+    def test_a_split_without_labels_can_be_left_out(self, tmp_path):
+        self.save(tmp_path / "raw", train=("ab", [0, 1] * 3), test=("ab", [-1] * 5))
+        cfg = {"source": {"name": "huggingface"}, "sample": {"kind": "image", "resolution": [5, 6]}}
+        with pytest.raises(StageError, match=r"test, row 0 \(it has no label\).*; unlabelled: keep .*; source\.split "):
+            prepare(DatasetConfig.model_validate(cfg), tmp_path / "raw", tmp_path / "out")
+
+    def test_names_without_an_example_are_left_out(self, tmp_path):
+        self.save(tmp_path, train=("cab", [0, 2, 0]), test=("cab", [2, 2, -1]))
+        source = load("huggingface", tmp_path)
+        assert source.classes == ("c", "b")
+        assert [item.label for item in items(source)] == [0, 1, 0, 1, 1, None]
+        assert source.notes == ("Names of classes without an example, left out: a.",)
+
     def test_other_columns_open_no_files_either(self, tmp_path, monkeypatch):
         datasets = pytest.importorskip("datasets")
         opened = []
@@ -441,7 +524,7 @@ class TestHuggingface:
         cells.append({"bytes": png(PIXELS[1]), "path": str(elsewhere / "x.png")})  # which is not opened
         module = registry.load("sources", "huggingface")
         rows = [{"image": cell} for cell in cells]
-        found = list(module._items(rows, 0, len(rows), module.Config(label=None), {}, (raw, cache)))
+        found = list(module._items(rows, 0, len(rows), module.Config(label=None), {}, (raw, cache), "all"))
         assert [item.payload for item in found[:3]] == [raw / "x.png", raw / "x.png", cache / "x.png"]
         for item, path in zip(found[3:6], foreign, strict=True):
             assert item.payload is None
@@ -458,7 +541,7 @@ class TestHuggingface:
         rows = {"image": [{"bytes": None, "path": str(tmp_path / "x.png")}, {"bytes": None, "path": "/etc/hostname"}]}
         (tmp_path / "x.png").write_bytes(png(PIXELS[0]))
         table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
-        found = list(module._items(table, 0, 2, module.Config(label=None), {}, [raw, *caches]))
+        found = list(module._items(table, 0, 2, module.Config(label=None), {}, [raw, *caches], "all"))
         assert [item.payload for item in found] == [raw / "x.png", None]
 
 

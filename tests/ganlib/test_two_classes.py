@@ -139,7 +139,7 @@ def test_rows_without_an_image_or_a_label_are_rejects(tmp_path):
     _, found = items_of(tmp_path, test_share=0.3)
     assert [item.reason for item in found if item.payload is None] == [
         "there is no readable sample in it",
-        "it has no label",
+        "it has no class",
     ]
 
 

@@ -160,6 +160,18 @@ def test_one_class_is_no_label(tmp_path, capsys):
     assert "one class, 'only': treated as unlabelled" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("levels", "dtype", "said"), [(256, "uint16", 1), (4096, "uint16", 16), (256, "uint8", None)])
+def test_images_that_are_all_but_black_are_said(tmp_path, capsys, levels, dtype, said):
+    """As 8 or 12 bits in pixels of 16 are, where all 16 count."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "raw").mkdir()
+    for i in range(60):
+        Image.fromarray(rng.integers(0, levels, (8, 8)).astype(dtype)).save(tmp_path / f"raw/{i}.png")
+    stage.prepare(config(), tmp_path / "raw", tmp_path / "out")
+    note = f"Pixels of 'sample' are at most {said} of 255 in the training examples looked at"
+    assert (note in capsys.readouterr().out) == (said is not None)
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [
@@ -368,8 +380,10 @@ def test_examples_without_a_label_may_be_kept(tmp_path):
     labels = ["a", "b", None] * 20
     pq.write_table(pa.table({"image": cells, "label": labels}), tmp_path / "raw" / "a.parquet")
     source = {"name": "parquet"}
-    with pytest.raises(StageError, match="it has no label"):
+    with pytest.raises(StageError, match=r"\(it has no label\); unlabelled: keep keeps examples without a label$"):
         stage.prepare(config(source), tmp_path / "raw", tmp_path / "out")
+    with pytest.raises(StageError, match=r"\(it has no label\)$"):
+        stage.prepare(config(source, normal=["a"]), tmp_path / "raw", tmp_path / "out")
     stage.prepare(config(source, unlabelled="keep"), tmp_path / "raw", tmp_path / "out")
     spec = shards.read_spec(tmp_path / "out")
     assert (spec.classes, spec.unlabelled) == (("a", "b"), 20)
