@@ -45,12 +45,23 @@ from ganlib.penalties import MOVE, PENALTIES
 from ganlib.schedules import Schedule
 
 __all__ = [
+    "BudgetConfig",
+    "ClassifierConfig",
     "Config",
     "ConfigError",
+    "DatasetConfig",
+    "EvaluateConfig",
+    "FitConfig",
+    "GateConfig",
     "ModelConfig",
     "Params",
+    "PlayerConfig",
+    "ReferenceConfig",
     "ResolvedScale",
     "ScaleConfig",
+    "Search",
+    "TrackingConfig",
+    "TrainConfig",
     "load_params",
     "override",
     "parse_params",

@@ -30,7 +30,7 @@ from ganlib.spaces import _classifier
 from ganlib.spaces._classifier import Classifier, fit, shrunk
 from ganlib.spaces._extractor import Extractor
 
-__all__ = ["Reference", "Space", "build", "spaces_of"]
+__all__ = ["LEAST", "Reference", "Space", "build", "spaces_of"]
 
 LEAST = 10
 """examples in each split, at least, for neighbours and a covariance to mean something"""

@@ -57,7 +57,7 @@ from ganlib.scratch import scratch_folder
 from ganlib.warm_start import read_parent, warm_start
 from ganlib.watch import Watch
 
-__all__ = ["Plan", "Report", "build_game", "check_groups", "plan", "train", "update_ema"]
+__all__ = ["Phase", "Plan", "Report", "build_game", "check_groups", "phases", "plan", "train", "update_ema"]
 
 Report = Callable[[dict[str, float], Path | None], None]
 """`(row, folder)`, called on every rank. `folder`, now and then and on rank 0 alone, holds `checkpoint.pt`,

@@ -89,3 +89,24 @@ def test_data_of_your_own_travel_with_dvc(tmp_path):
     listed = ["git", "ls-files", "--others", "--exclude-standard", "data"]
     added = subprocess.run(listed, cwd=project, check=True, capture_output=True, text=True).stdout.split()
     assert added == ["data/raw/.gitignore", "data/raw/mine.dvc"]
+
+
+def exported(file: Path) -> set[str] | None:
+    """What `__all__` of a module lists; None without one."""
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__":
+            return set(ast.literal_eval(node.value))
+    return None
+
+
+def test_all_lists_what_other_modules_import():
+    missing = set[str]()
+    for file in (path for folder in ("ganlib", "pipelines") for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(("ganlib", "pipelines")):
+                continue
+            of = ROOT / f"{node.module.replace('.', '/')}.py"
+            public = exported(of) if of.is_file() else None
+            names = {alias.name for alias in node.names if not alias.name.startswith("_")}
+            missing |= {f"{node.module}.{name}" for name in names - public} if public is not None else set()
+    assert sorted(missing) == []

@@ -27,6 +27,7 @@ __all__ = [
     "jitter",
     "norm_of",
     "padded",
+    "scores",
 ]
 
 Norm = Literal["instance", "batch"]

@@ -26,6 +26,7 @@ __all__ = [
     "name_fault",
     "payloads",
     "split_name",
+    "splits_note",
     "splits_of",
     "splits_of_files",
     "tree",

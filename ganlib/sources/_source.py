@@ -24,7 +24,9 @@ __all__ = [
     "class_names",
     "files",
     "labels_of",
+    "left_over",
     "listed",
+    "passed_over",
     "printable",
     "ranges",
 ]

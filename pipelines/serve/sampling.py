@@ -32,6 +32,7 @@ __all__ = [
     "Found",
     "Job",
     "Rows",
+    "Work",
     "answers",
     "answers_of_file",
     "interpolation",

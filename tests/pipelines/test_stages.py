@@ -59,7 +59,7 @@ KINDS = {  # whose hash, `Spec.code`, is in the prepared data
     f"ganlib/data/_kind.py -> ganlib/data/{name}.py" for name in registry.names("data")
 }
 OF_STAGE = {
-    "init": {"ganlib/warm_start.py -> ganlib/game.py"},  # a type; files are copied as they are
+    "init": {f"ganlib/warm_start.py -> ganlib/{name}.py" for name in ("game", "data/_spec")},  # types; files are copied
     "reference": TRAINING | QUALITY | KINDS,
     "tune": SPACES | KINDS,
     "train": SPACES | KINDS,
