@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import datetime
 import io
 import json
 import os
@@ -29,6 +30,8 @@ from typer.testing import CliRunner
 from zoo import FAMILIES, config, game_of, spec_of
 
 from ganlib import registry, shards
+from ganlib.data import table
+from ganlib.data._spec import Spec
 from ganlib.export import load_generator, save_generator
 from ganlib.noise import Noise
 from pipelines._stage import StageError
@@ -36,7 +39,7 @@ from pipelines.cli import app
 from pipelines.serve.api import VERSION_HEADER, api
 from pipelines.serve.batching import Batcher
 from pipelines.serve.directions import principal_directions
-from pipelines.serve.formats import formats
+from pipelines.serve.formats import encode, formats
 from pipelines.serve.models import TooSlow
 from pipelines.serve.run import _local, replica_api
 from pipelines.serve.sampling import Job
@@ -75,10 +78,22 @@ def same(found, expected):
     """Whether pictures differ by a level at most, which the rounding at another place of a batch may cost; whether
     others are equal."""
     if isinstance(expected, pd.DataFrame):
-        return found == json.loads(expected.to_json(orient="records", date_format="iso"))
+        rows = expected.to_dict("records")
+        return found == [{name: None if pd.isna(value) else value for name, value in row.items()} for row in rows]
     if isinstance(expected, list):
         return found == expected
     return np.abs(np.asarray(found).astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_rows_as_json_are_what_is_presented():
+    day = datetime.datetime(9999, 12, 31)
+    rows = [{"mass": 3e-12 + i * 1e-13 / 7, "x": i / 7, "at": day if i else None} for i in range(200)]
+    rows += [{"mass": 1.0, "x": None, "at": datetime.datetime(2020, 1, 1, 10, 0, 0, 123456)}]
+    cfg = table.scan(table.Config(), rows)
+    stored = np.stack([table.encode(cfg, row)["sample"] for row in rows])
+    spec = Spec(table.settle(cfg, [{"sample": stored}]), "table", (), {}, "")
+    found = json.loads(encode(spec, stored, "json", {}))["samples"]
+    assert found == [{**row, "at": None if row["at"] is None else row["at"].isoformat()} for row in rows]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
