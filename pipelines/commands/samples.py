@@ -330,24 +330,20 @@ def _write_arrays(generator: Generator, chunks: Iterable[Made], n: int, output: 
 
 def _write_rows(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
     """Write a CSV or Parquet file; one chunk is in memory at a time."""
-    import pyarrow as pa
     import pyarrow.csv as pa_csv
     import pyarrow.parquet as pq
 
     from pipelines.batch import table_of
 
-    writer, schema, is_csv = None, None, output.suffix.lower() == ".csv"
+    writer, is_csv = None, output.suffix.lower() == ".csv"
     with _whole_file(output) as partial:
         for chunk in chunks:
             table = table_of(generator, chunk)
             if writer is None:
-                # a column whose first values are all missing has no type yet
-                texts = [pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in table.schema]
-                schema = pa.schema(texts)
                 kind = pa_csv.CSVWriter if is_csv else pq.ParquetWriter
                 options = pa_csv.WriteOptions(quoting_style="needed")
-                writer = kind(partial, schema, **({"write_options": options} if is_csv else {}))
-            writer.write_table(table.cast(schema))
+                writer = kind(partial, table.schema, **({"write_options": options} if is_csv else {}))
+            writer.write_table(table)
         if writer is not None:
             writer.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import os
 import signal
@@ -13,10 +14,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from specs import image_spec, kind_of, tiny_spec
 from typer.testing import CliRunner
 
 from ganlib import registry
+from ganlib.data import table
+from ganlib.data._spec import Spec
 from ganlib.export import load_generator, save_generator
 from pipelines import batch
 from pipelines._stage import StageError
@@ -116,6 +120,46 @@ def test_samples_of_every_kind_are_columns(family, tmp_path):
     assert table.num_rows == 5
     shown = load_generator(tmp_path / "g")
     assert table.to_pandas().equals(batch.table_of(shown, shown.sample(5), first=0).to_pandas())
+
+
+def table_generator(folder, rows):
+    """A generator that was not trained, of a table of these rows, and their samples."""
+    cfg = table.scan(table.Config(), rows)
+    stored = np.stack([table.encode(cfg, row)["sample"] for row in rows])
+    spec = Spec(table.settle(cfg, [{"sample": stored}]), "table", (), {"train": 8, "test": 8}, "")
+    module = registry.load("models", "ctgan")
+    network = module.Config(width=4, latent_dim=4)
+    save_generator(folder, module.build(network, spec).generator, network=network, spec=spec)
+    return load_generator(folder), table.decode(spec.sample, "sample", torch.from_numpy(stored))
+
+
+def test_shards_have_one_schema_whatever_is_missing_in_them(tmp_path):
+    at = datetime.datetime(2020, 1, 1)
+    rows = [{"note": "rare", "at": at + datetime.timedelta(seconds=0.5), "n": 1, "b": True}]
+    rows += [{"note": None, "at": at, "n": None, "b": None}, {"note": None, "at": None, "n": 2, "b": False}]
+    generator, samples = table_generator(tmp_path, rows)
+    whole = batch.table_of(generator, {"sample": samples}, first=0)
+    assert "null" not in map(str, whole.schema.types)
+    for i in range(len(rows)):
+        assert batch.table_of(generator, {"sample": samples[i : i + 1]}, first=i).schema == whole.schema
+
+
+def test_columns_of_the_data_keep_their_names(tmp_path):
+    rows = [{"index": 7 * i, "label": f"l{i}", "_index": 0.5 * i} for i in range(5)]
+    generator, samples = table_generator(tmp_path / "table", rows)
+    made = batch.table_of(generator, {"sample": samples}, first=10)
+    assert made.column_names == ["__index", "index", "label", "_index"]
+    assert made["__index"].to_pylist() == [*range(10, 15)]
+    assert made["index"].to_pylist() == [7 * i for i in range(5)]
+    spec = image_spec((1, 8, 8), attributes=("index", "sample"))
+    module = registry.load("models", "mlp")
+    network = module.Config(width=4, latent_dim=4)
+    about = {"network": network, "spec": spec, "attributes": torch.tensor([[0.5, 2.0]])}
+    save_generator(tmp_path / "images", module.build(network, spec).generator, **about)
+    generator = load_generator(tmp_path / "images")
+    made = batch.table_of(generator, generator.sample(3), first=0)
+    assert made.column_names == ["_index", "index", "sample", "_sample"]
+    assert made["sample"].to_pylist() == [2.0] * 3
 
 
 @pytest.mark.pipeline

@@ -158,6 +158,25 @@ def test_sample_writes_by_a_suffix_of_any_case(project):
     assert len([*Path().glob("*/[01].Jpg")]) == 2
 
 
+def test_columns_may_have_any_name_in_an_array_file(project):
+    rows = [{"file": i / 7, "allow_pickle": i, "label": f"l{i}"} for i in range(20)]
+    saved = save("ctgan", project / "ctgan", rows=rows)
+    assert ganlib("sample", saved, "-n", 5, "-o", "a.npz").exit_code == 0
+    arrays, shown = np.load("a.npz"), load_generator(saved)
+    shown = shown.present(shown.sample(5)["sample"])
+    assert arrays.files == ["file", "allow_pickle", "label"]
+    for name in arrays.files:
+        assert arrays[name].tolist() == shown[name].tolist()
+
+
+def test_folders_of_classes_have_names_of_their_own(project):
+    classes = ("a/b", "a b", "a_b", "A b")
+    saved = save("mlp", project / "mlp", classes=classes)
+    assert ganlib("sample", saved, "-n", 8, "-o", "out/{label}/{index}.png").exit_code == 0
+    found = {file.parent.name: {*map(int, (f.stem for f in file.parent.iterdir()))} for file in Path().glob("out/*/*")}
+    assert found == {"0_a_b": {0, 4}, "1_a b": {1, 5}, "2_a_b": {2, 6}, "3_A b": {3, 7}}
+
+
 def test_an_error_names_no_file_that_the_user_did_not(generator):
     for suffix in (".png", ".npz", ".parquet"):
         output = "n" * (255 - len(suffix)) + suffix  # the file written first has a longer name
