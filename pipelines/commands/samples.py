@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -264,7 +266,7 @@ def _writer(generator: Generator, output: Path) -> Callable[[Generator, Iterable
 def _whole_file(path: Path) -> Iterator[Path]:
     """A file to write, which becomes `path` only when the block ends without an error. Raises ValueError, naming
     `path`, where it cannot be written."""
-    partial = path.with_name(f".partial.{path.name}")
+    partial = path.with_name(f".partial.{os.getpid()}.{path.name}")
     try:
         yield partial
         partial.replace(path)
@@ -289,43 +291,51 @@ def _write_picture(generator: Generator, chunks: Iterable[Made], n: int, output:
 
 def _write_each(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
     """A picture each, under a name with its index and, if asked for, its class."""
-    template, digits, index = str(output), len(str(n - 1)), 0
+    template, digits, index, names = str(output), len(str(n - 1)), 0, _file_names(generator.spec.classes)
     for chunk in chunks:
         for i, picture in enumerate(_pictures(generator, chunk["sample"])):
             name = template.replace("{index}", f"{index:0{digits}d}")
             if "label" in chunk:
-                name = name.replace("{label}", _as_file_name(generator.spec.classes[int(chunk["label"][i])]))
+                name = name.replace("{label}", names[int(chunk["label"][i])])
             Path(name).parent.mkdir(parents=True, exist_ok=True)
             _save(picture, Path(name))
             index += 1
 
 
-def _as_file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_ " else "_" for c in name)
+def _file_names(classes: tuple[str, ...]) -> list[str]:
+    """A name of a file for each class; where two would be one, capitals aside, all begin with the class's index."""
+    names = ["".join(c if c.isalnum() or c in "-_ " else "_" for c in name) for name in classes]
+    unique = len({name.casefold() for name in names}) == len(names)
+    return names if unique else [f"{index}_{name}" for index, name in enumerate(names)]
 
 
 def _write_arrays(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
-    """NumPy's file of arrays: `sample`, or one for each column of a table; `label`, the class names."""
+    """NumPy's file of arrays: `sample`, or one for each column of a table; `label`, the class names; `attributes`."""
     import numpy as np
     import pandas as pd
+
+    from pipelines.batch import free_name
 
     columns: dict[str, list[Any]] = {}
     for chunk in chunks:
         shown = generator.present(chunk["sample"])
-        found = (
-            {name: shown[name].to_numpy() for name in shown} if isinstance(shown, pd.DataFrame) else {"sample": shown}
-        )
+        own = {name: shown[name].to_numpy() for name in shown} if isinstance(shown, pd.DataFrame) else {}
+        found = {**own} or {"sample": shown}
         if "label" in chunk:
-            found["label"] = np.array([generator.spec.classes[label] for label in chunk["label"].tolist()])
+            classes = np.array([generator.spec.classes[label] for label in chunk["label"].tolist()])
+            found[free_name("label", own)] = classes
         if "attributes" in chunk:
-            found["attributes"] = chunk["attributes"].numpy()
+            found[free_name("attributes", own)] = chunk["attributes"].numpy()
         for name, column in found.items():
             # text as text: an array of objects would be a pickle
             column = np.asarray(column)
             columns.setdefault(name, []).append(column.astype(str) if column.dtype == object else column)
     arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
-    with _whole_file(output) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    # as np.savez_compressed, which takes arrays called `file` and `allow_pickle` for arguments
+    with _whole_file(output) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def _write_rows(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:

@@ -15,12 +15,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from specs import image_spec, kind_of, tiny_spec
+from specs import image_spec, kind_of, table_spec, tiny_spec
 from typer.testing import CliRunner
 
 from ganlib import registry
-from ganlib.data import table
-from ganlib.data._spec import Spec
 from ganlib.export import load_generator, save_generator
 from pipelines import batch
 from pipelines._stage import StageError
@@ -124,13 +122,11 @@ def test_samples_of_every_kind_are_columns(family, tmp_path):
 
 def table_generator(folder, rows):
     """A generator that was not trained, of a table of these rows, and their samples."""
-    cfg = table.scan(table.Config(), rows)
-    stored = np.stack([table.encode(cfg, row)["sample"] for row in rows])
-    spec = Spec(table.settle(cfg, [{"sample": stored}]), "table", (), {"train": 8, "test": 8}, "")
+    spec, stored = table_spec(rows)
     module = registry.load("models", "ctgan")
     network = module.Config(width=4, latent_dim=4)
     save_generator(folder, module.build(network, spec).generator, network=network, spec=spec)
-    return load_generator(folder), table.decode(spec.sample, "sample", torch.from_numpy(stored))
+    return load_generator(folder), spec.kind.decode(spec.sample, "sample", torch.from_numpy(stored))
 
 
 def test_shards_have_one_schema_whatever_is_missing_in_them(tmp_path):

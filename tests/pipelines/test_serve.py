@@ -25,13 +25,12 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from specs import table_spec
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 from zoo import FAMILIES, config, game_of, spec_of
 
 from ganlib import registry, shards
-from ganlib.data import table
-from ganlib.data._spec import Spec
 from ganlib.export import load_generator, save_generator
 from ganlib.noise import Noise
 from pipelines._stage import StageError
@@ -89,9 +88,7 @@ def test_rows_as_json_are_what_is_presented():
     day = datetime.datetime(9999, 12, 31)
     rows = [{"mass": 3e-12 + i * 1e-13 / 7, "x": i / 7, "at": day if i else None} for i in range(200)]
     rows += [{"mass": 1.0, "x": None, "at": datetime.datetime(2020, 1, 1, 10, 0, 0, 123456)}]
-    cfg = table.scan(table.Config(), rows)
-    stored = np.stack([table.encode(cfg, row)["sample"] for row in rows])
-    spec = Spec(table.settle(cfg, [{"sample": stored}]), "table", (), {}, "")
+    spec, stored = table_spec(rows)
     found = json.loads(encode(spec, stored, "json", {}))["samples"]
     assert found == [{**row, "at": None if row["at"] is None else row["at"].isoformat()} for row in rows]
 
