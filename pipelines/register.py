@@ -108,7 +108,6 @@ def _export(folder: Path, gate: GateConfig, into: Path) -> dict[str, dict[str, A
             continue
         far = f"its samples are up to {made.difference:.3g} from the generator's, at most {TOLERANCE:g} is allowed"
         found[format] = {"fault": far}
-        made.path.unlink()
     return found
 
 

@@ -36,7 +36,6 @@ def export(
     except ValueError as error:  # which names the folder
         raise StageError(str(error)) from error
     if not made.agrees:
-        made.path.unlink()
         raise StageError(
             f"{model_uri}: {format}: its samples are up to {made.difference:.3g} from the generator's, "
             f"at most {TOLERANCE:g} is allowed"
