@@ -119,21 +119,20 @@ class GeneratorModel(PythonModel):
         return self.generator.present(torch.cat(made) if made else torch.empty(0, *about.shape))
 
     def _sample(self, asked: dict[str, Any], given: dict[str, Tensor] | None = None) -> Tensor:
+        attributes = _numbers("attributes", asked["attributes"], 1)
+        options: dict[str, Any] = {
+            "seed": asked["seed"],
+            "label": self._label(asked["label"]),
+            "attributes": torch.from_numpy(attributes) if len(attributes) else None,
+            "truncation": float(_numbers("truncation", asked["truncation"], 0)) or None,
+        }
         if conditions := _strings("where", asked["where"]):
             spec = self.generator.spec
             if spec.kind.where is None:
                 raise ValueError(f"where: {spec.modality} data have no columns to set conditions on")
             where = spec.kind.where(spec.sample, conditions)
-            return torch.cat(list(self.generator.stream(asked["n"], where=where, seed=asked["seed"])))
-        attributes = _numbers("attributes", asked["attributes"], 1)
-        return self.generator.sample(
-            asked["n"],
-            given=given,
-            seed=asked["seed"],
-            label=self._label(asked["label"]),
-            attributes=torch.from_numpy(attributes) if len(attributes) else None,
-            truncation=float(_numbers("truncation", asked["truncation"], 0)) or None,
-        )["sample"]
+            return torch.cat(list(self.generator.stream(asked["n"], where=where, **options)))
+        return self.generator.sample(asked["n"], given=given, **options)["sample"]
 
     def _label(self, asked: Any) -> int | None:
         """The index of the class that is asked for by its name; None: classes in turn."""
