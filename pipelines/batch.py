@@ -74,23 +74,21 @@ def missing_shards(folder: Path, request: Request) -> list[int]:
     """
     asked = json.loads(json.dumps(asdict(request)))
     file = folder / REQUEST
-    if file.is_file():
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(found, dict):
-                raise ValueError(f"expected an object, found {found!r:.80}")
-        except ValueError as error:
-            raise StageError(f"{file}: not a request: {error}") from error
-        if found != asked:
-            differs = [
-                f"{key} {found.get(key)!r}, asked {asked[key]!r}" for key in asked if found.get(key) != asked[key]
-            ]
-            raise StageError(f"{folder} holds samples of another request: {'; '.join(differs)}; choose another folder")
-    elif folder.exists() and any(folder.iterdir()):
-        raise StageError(f"{folder}: expected a new folder, or one with a {REQUEST}; found other files in it")
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    there = {one.name for one in folder.iterdir() if not one.name.startswith(".partial-")}
+    if not there:
         _write_whole(file, lambda partial: partial.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8"))
+    elif REQUEST not in there:
+        raise StageError(f"{folder}: expected a new folder, or one with a {REQUEST}; found other files in it")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))  # maybe of another job that began at the same time
+        if not isinstance(found, dict):
+            raise ValueError(f"expected an object, found {found!r:.80}")
+    except ValueError as error:
+        raise StageError(f"{file}: not a request: {error}") from error
+    if found != asked:
+        differs = [f"{key} {found.get(key)!r}, asked {asked[key]!r}" for key in asked if found.get(key) != asked[key]]
+        raise StageError(f"{folder} holds samples of another request: {'; '.join(differs)}; choose another folder")
     for partial in folder.glob(f".partial-{_host()}-*"):
         if not psutil.pid_exists(int(partial.name.split("-")[2])):  # of a job that was killed
             partial.unlink(missing_ok=True)

@@ -88,6 +88,32 @@ def test_a_folder_is_of_one_request(generator, project):
     assert not (project / "nothing").exists()
 
 
+def test_jobs_that_begin_at_one_moment_share_a_folder(tmp_path, monkeypatch):
+    """The second begins while the first writes its request."""
+    request, folder, write = batch.Request("x", 1000, 0, 256), tmp_path / "f", batch._write_whole
+
+    def write_late(file, content):
+        monkeypatch.setattr(batch, "_write_whole", write)
+        (folder / ".partial-elsewhere-1-_request.json").touch()
+        assert batch.missing_shards(folder, request) == [0, 1, 2, 3]
+        write(file, content)
+
+    monkeypatch.setattr(batch, "_write_whole", write_late)
+    assert batch.missing_shards(folder, request) == [0, 1, 2, 3]
+
+
+def test_of_two_requests_at_one_moment_one_is_refused(tmp_path, monkeypatch):
+    write = batch._write_whole
+
+    def write_both(file, content):
+        write(file, content)
+        write(file, lambda partial: partial.write_text('{"seed": 5}'))
+
+    monkeypatch.setattr(batch, "_write_whole", write_both)
+    with pytest.raises(StageError, match="holds samples of another request: .*seed 5, asked 0"):
+        batch.missing_shards(tmp_path / "f", batch.Request("x", 1000, 0, 256))
+
+
 def test_a_full_disk_names_the_shard_and_not_the_file_written_first(tmp_path):
     def write(partial):
         raise OSError(errno.ENOSPC, "No space left on device", str(partial))
