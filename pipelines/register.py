@@ -36,6 +36,7 @@ from pipelines._stage import (
     TUNED,
     StageError,
     atomic_folder,
+    json_text,
     main,
 )
 from pipelines.budget import with_budget
@@ -82,9 +83,9 @@ def stage(params: Params) -> None:
             "warm_start": _written(TRAINED / "warm_start.json"),
             **dataclasses.asdict(decision),
         }
-        (out / "decision.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        (out / "decision.json").write_text(json_text(content, sort_keys=True) + "\n")
         summary = deciding_figures(metrics, params.gate)  # for `dvc metrics`
-        (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        (out / "summary.json").write_text(json_text(summary) + "\n")
         report = report_with_champion(page, store, params, version, generator, metrics, decision)
         (out / REPORT).write_text(report, encoding="utf-8")
         model_registry.attach(store, version, out / REPORT)

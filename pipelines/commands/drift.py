@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from typing import Annotated
 
 import typer
@@ -28,13 +26,14 @@ def drift(
     from rich.table import Table
 
     from ganlib.config import load_params
+    from pipelines._stage import json_text
     from pipelines.drift import measure_drift
 
     params = load_params()
     spec = load_generator(model or f"models:/{params.registered_model}@champion").spec
     found = measure_drift(params, data, spec)
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        typer.echo(json_text(found))
     else:
         table = Table("metric", "new data", "low", "high", "floor", title=f"{data}: {found.examples} examples")
         for section, named in found.metrics.items():

@@ -38,6 +38,7 @@ def list_versions(
     from datetime import UTC, datetime
 
     from pipelines import model_registry
+    from pipelines._stage import json_text
     from pipelines.loading import default_store
 
     store = default_store() if model is None else _store_with(model)
@@ -57,7 +58,7 @@ def list_versions(
         for version in model_registry.versions(store, name)
     ]
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json_text(found))
         return
     for one in found:
         one["aliases"] = ", ".join(one["aliases"])
@@ -79,9 +80,8 @@ def compare(
 
     The interval is of the difference, the first less the second. Without a metric it is that of the gate.
     """
-    import dataclasses
-
     from ganlib.config import load_params
+    from pipelines._stage import json_text
     from pipelines.gate import compare_generators
 
     params = load_params()
@@ -103,7 +103,7 @@ def compare(
             }
         )
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(found) for found in figures], indent=2))
+        typer.echo(json_text(figures))
         return
     _print_table(rows)
 

@@ -766,3 +766,15 @@ def test_no_version_is_made_champion_whose_files_are_lost(stage, params, monkeyp
         refused(done, f"models:/{MODEL}/", "damaged", "if they are lost, delete this version")
     assert aliases() == (2, 1)
     assert json.loads(ganlib("models", "history", MODEL, "--json").stdout) == []
+
+
+def test_json_has_null_for_what_is_not_a_number(stage):
+    def refuse(name):
+        raise AssertionError(name)
+
+    assert stage(fd=float("nan"))["decision"] == "refused"
+    for text in (Path("outputs/register/decision.json").read_text(), Path("outputs/register/summary.json").read_text()):
+        json.loads(text, parse_constant=refuse)
+    listed = json.loads(ganlib("models", "list", "--json").stdout, parse_constant=refuse)
+    assert listed[0]["value"] is None
+    assert stage(fd=float("nan"))["challenger"] is None, "again, too"
