@@ -380,6 +380,17 @@ def test_a_token_is_asked_for_where_one_is_set(folder, monkeypatch):
         )
 
 
+def test_a_token_is_what_a_header_can_carry(folder, monkeypatch):
+    monkeypatch.setenv(TOKEN, " hush\n")  # as of `kubectl create secret --from-file`
+    with TestClient(api(Settings(model=folder)), base_url=HERE) as client:
+        assert client.get("/v1/model", headers={"authorization": "Bearer hush"}).status_code == 200
+        assert client.get("/v1/model").status_code == 401
+    monkeypatch.setenv(TOKEN, "pssst, héhé")
+    for start in (lambda: _local(Settings(model=folder), "127.0.0.1", 0), lambda: api(Settings(model=folder))):
+        with pytest.raises(StageError, match=f"^{TOKEN}: expected printable ASCII characters alone, found others$"):
+            start()
+
+
 def test_others_than_this_machine_need_a_token(folder, monkeypatch):
     monkeypatch.delenv(TOKEN, raising=False)
     with pytest.raises(StageError, match=f"--host 0.0.0.0: .*{TOKEN}"):
