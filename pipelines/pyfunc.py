@@ -32,6 +32,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,8 @@ def _shown(spec: Spec, part: str, rows: int) -> Any:
 def _requests(model_input: Any) -> list[dict[str, Any]]:
     if model_input is None:
         return [{}]
+    if isinstance(model_input, Mapping) and all(map(pd.api.types.is_scalar, model_input.values())):
+        model_input = [model_input]  # one row
     table = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame(model_input)
     known = [name for name in DEFAULTS if name != "answer"]
     unknown = [str(name) for name in table.columns if name not in known]

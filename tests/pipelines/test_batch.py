@@ -110,7 +110,7 @@ def test_of_two_requests_at_one_moment_one_is_refused(tmp_path, monkeypatch):
         write(file, lambda partial: partial.write_text('{"seed": 5}'))
 
     monkeypatch.setattr(batch, "_write_whole", write_both)
-    with pytest.raises(StageError, match="holds samples of another request: .*seed 5, asked 0"):
+    with pytest.raises(StageError, match=r"holds samples of another request: .*seed 5, asked 0"):
         batch.missing_shards(tmp_path / "f", batch.Request("x", 1000, 0, 256))
 
 
