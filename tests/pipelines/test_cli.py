@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from zoo import config, game_of, spec_of
 from ganlib.config import TrackingConfig, load_params, parse_params
 from ganlib.export import Generator, load_generator, save_generator
 from pipelines.cli import app
+from pipelines.commands import samples
 
 ROOT = Path(__file__).parents[2]
 
@@ -175,6 +177,16 @@ def test_folders_of_classes_have_names_of_their_own(project):
     assert found == {"0_a_b": {0, 4}, "1_a b": {1, 5}, "2_a_b": {2, 6}, "3_A b": {3, 7}}
 
 
+def test_two_processes_that_write_one_file_do_not_mix(tmp_path, monkeypatch):
+    with samples._whole_file(tmp_path / "a.csv") as one:
+        one.write_text("one")
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        with samples._whole_file(tmp_path / "a.csv") as other:
+            other.write_text("other")
+        assert (tmp_path / "a.csv").read_text() == "other"
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.csv", "one")]
+
+
 def test_an_error_names_no_file_that_the_user_did_not(generator):
     for suffix in (".png", ".npz", ".parquet"):
         output = "n" * (255 - len(suffix)) + suffix  # the file written first has a longer name
@@ -298,6 +310,23 @@ def test_load_gives_the_generator_of_a_version_and_of_a_folder(registered, gener
         library.load("nowhere")
     with pytest.raises(RuntimeError, match="models:/m/2: not in sqlite"):
         library.load("models:/m/2")
+
+
+def test_tables_are_whole_in_a_pipe(project, monkeypatch, capsys):
+    from pipelines import drift
+    from pipelines.commands import lineage
+    from pipelines.lineage import Check
+    from pipelines.model_registry import Version
+
+    section, file = "a_space_with_a_long_name", "dvc.lock.outputs/" + "n" * 80
+    figures = {"value": 1.0, "low": 0.5, "high": 1.5, "floor": 1.0}
+    found = drift.Drift(False, "", 60, 60, 0, {section: {"memorisation_ratio_of_all": figures}})
+    copy_params(project)
+    monkeypatch.setattr(drift, "measure_drift", lambda *_: found)
+    saved = save("mlp", project / "mlp")
+    assert f"{section}.memorisation_ratio_of_all" in ganlib("drift", "digits", "--model", saved).stdout
+    lineage._report(Version("m", 1, {}), [Check(file, "a", "a")], [], "here", False)
+    assert file in capsys.readouterr().out
 
 
 def verdicts(done):

@@ -163,7 +163,7 @@ def test_a_mapping_of_values_is_one_row(told):
     expected = told.predict(None, pd.DataFrame({"n": [2], "seed": [3]}))
     for asked in ({"n": 2, "seed": 3}, {"n": 2, "seed": 3, "truncation": None}, {"n": [2], "seed": [3]}):
         assert (told.predict(None, asked) == expected).all()
-    with pytest.raises(RequestError, match="^unknown column m; known: n, seed"):
+    with pytest.raises(RequestError, match=r"^unknown column m; known: n, seed"):
         told.predict(None, {"m": 2})
 
 
