@@ -442,7 +442,7 @@ class EvaluateConfig(Config):
 class GateConfig(Config):
     """When a challenger becomes the champion."""
 
-    metric: Annotated[str, Field(pattern=r"^\w+\.\w+$")] | None = None
+    metric: Annotated[str, Field(pattern=r"^\w+(/.+)?\.\w+$")] | None = None
     margin: NonNegativeFloat = 0.0
     at_least: dict[Annotated[str, AfterValidator(_metric)], float] = Field(
         default={"coverage": 0.3, "memorisation_ratio": 0.5, "label_accuracy": 0.5}

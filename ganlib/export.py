@@ -295,7 +295,8 @@ class Generator:
         are small; their `conditions` are those of `sample`.
 
         With `where`, samples are drawn one after the other and those that meet it are kept, in their order: each is
-        drawn from the conditional distribution. Raises ValueError if fewer than one in a thousand meet it.
+        drawn from the conditional distribution. Raises ValueError for further `conditions`, and if fewer than one in a
+        thousand meet it.
         """
         n, seed, size = whole_number("n", n, least=1), whole_number("seed", seed), self.batch_size
         batch = -(-(batch or (4096 if self.spec.size <= _SMALL else 100)) // size) * size
@@ -303,6 +304,8 @@ class Generator:
             for start in range(0, n, batch):
                 yield self.sample(n, seed=seed, rows=slice(start, start + batch), **conditions)["sample"]
             return
+        if others := [name for name, asked in conditions.items() if asked is not None]:
+            raise ValueError(f"where: it goes with n and seed alone; found {', '.join(others)}")
         if self.spec.given or self.conditioned_on:
             raise ValueError("where: it cannot be combined with given parts or other conditions")
         kind, ask = self.spec.kind, self.game.ask_known

@@ -23,6 +23,7 @@ import contextlib
 import json
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,9 +55,10 @@ class GraphError(ValueError):
 
 @dataclass(frozen=True)
 class Exported:
-    """A graph that was written, and how far it is from the generator."""
+    """A graph, and how far it is from the generator."""
 
     path: Path
+    """where it was written if it agrees"""
     inputs: tuple[str, ...]
     difference: float
     """of `sample`, the largest absolute one at any of `BATCHES`"""
@@ -75,7 +77,8 @@ class Exported:
 
 
 def export_graph(generator: Generator, folder: str | Path, format: str = "onnx", *, latent: bool = False) -> Exported:
-    """Write the generator, which is on the CPU, to its file of `FORMATS` in `folder`, and run that at `BATCHES`.
+    """Write the generator, which is on the CPU, as its file of `FORMATS` in `folder`, and run that at
+    `BATCHES`. A graph that does not agree is not kept, and one that was there before stays.
 
     The format `onnx` needs the packages onnxscript and onnxruntime. Raises GraphError for a generator that cannot be
     such a graph; then nothing is written.
@@ -85,26 +88,28 @@ def export_graph(generator: Generator, folder: str | Path, format: str = "onnx",
     inputs = graph.inputs(generator, 3)
     rows = torch.export.Dim.DYNAMIC
     sizes = {name: {0: rows} if x.dim() else None for name, x in inputs.items()}
-    partial = path.with_name(f".partial.{path.name}")
     try:
         with torch.no_grad(), _quiet():
             graph(inputs)  # or what a kind keeps for later would be made of the tracer's tensors, without values
             program = torch.export.export(graph, (inputs,), dynamic_shapes=(sizes,), strict=False)
             for node in program.graph.nodes:
                 node.meta.pop("stack_trace", None)  # which names files of this machine
-            _WRITE[format](program, partial, [*inputs], _about(generator, latent=latent))
-            run = _RUN[format](partial)
-            differences = [_difference(graph, run, graph.inputs(generator, n)) for n in BATCHES]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.replace(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # torch writes the name of a file into it, so that this is the final one, in a folder of its own
+            with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as partial:
+                written = Path(partial, path.name)
+                _WRITE[format](program, written, [*inputs], _about(generator, latent=latent))
+                run = _RUN[format](written)
+                differences = [_difference(graph, run, graph.inputs(generator, n)) for n in BATCHES]
+                difference, rounded = (max(of_each) for of_each in zip(*differences, strict=True))
+                exported = Exported(path, tuple(inputs), difference, rounded)
+                if exported.agrees:
+                    written.replace(path)
     except (ImportError, OSError):
         raise
     except Exception as error:  # exporters raise any exception
         raise GraphError(f"{format}: {' '.join(str(error).split())[:300] or type(error).__name__}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    difference, rounded = (max(of_each) for of_each in zip(*differences, strict=True))
-    return Exported(path, tuple(inputs), difference, rounded)
+    return exported
 
 
 class _FromKey(nn.Module):
@@ -209,7 +214,6 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, names: list[s
         node.ClearField("metadata_props")
     for name, text in about.items():
         model.metadata_props.add(key=f"ganlib.{name}", value=text)
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
@@ -229,7 +233,6 @@ def _run_onnx(path: Path) -> Callable[[Inputs], dict[str, Tensor]]:
 
 
 def _write_torch(program: torch.export.ExportedProgram, path: Path, names: list[str], about: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     torch.export.save(program, path, extra_files={f"ganlib.{name}": text for name, text in about.items()})
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from ganlib.config import ConfigError, Params, load_params
 from pipelines.clean import sweep_scratch
 from pipelines.storage import Storage, exclusive
@@ -29,6 +31,7 @@ __all__ = [
     "TUNED",
     "StageError",
     "atomic_folder",
+    "json_text",
     "main",
     "printable_error",
     "project_folder",
@@ -107,6 +110,11 @@ def printable_error(error: BaseException) -> str:
     """
     text = str(error) if isinstance(error, ConfigError) else " ".join(str(error).split()) or type(error).__name__
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def json_text(content: object, *, sort_keys: bool = False) -> str:
+    """Data, dataclasses too, as JSON for people and programs: numbers that are none, or not finite, are null."""
+    return json.dumps(to_jsonable_python(content, inf_nan_mode="null"), indent=2, sort_keys=sort_keys)
 
 
 _terminated: list[int] = []

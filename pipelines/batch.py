@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ganlib.export import Generator
 
-__all__ = ["Request", "missing_shards", "shard_size", "table_of", "write_shards"]
+__all__ = ["Request", "free_name", "missing_shards", "shard_size", "table_of", "write_shards"]
 
 REQUEST = "_request.json"  # readers of Parquet pass over such names
 SHARD_BYTES = 2**25
@@ -74,23 +74,21 @@ def missing_shards(folder: Path, request: Request) -> list[int]:
     """
     asked = json.loads(json.dumps(asdict(request)))
     file = folder / REQUEST
-    if file.is_file():
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(found, dict):
-                raise ValueError(f"expected an object, found {found!r:.80}")
-        except ValueError as error:
-            raise StageError(f"{file}: not a request: {error}") from error
-        if found != asked:
-            differs = [
-                f"{key} {found.get(key)!r}, asked {asked[key]!r}" for key in asked if found.get(key) != asked[key]
-            ]
-            raise StageError(f"{folder} holds samples of another request: {'; '.join(differs)}; choose another folder")
-    elif folder.exists() and any(folder.iterdir()):
-        raise StageError(f"{folder}: expected a new folder, or one with a {REQUEST}; found other files in it")
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    there = {one.name for one in folder.iterdir() if not one.name.startswith(".partial-")}
+    if not there:
         _write_whole(file, lambda partial: partial.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8"))
+    elif REQUEST not in there:
+        raise StageError(f"{folder}: expected a new folder, or one with a {REQUEST}; found other files in it")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))  # maybe of another job that began at the same time
+        if not isinstance(found, dict):
+            raise ValueError(f"expected an object, found {found!r:.80}")
+    except ValueError as error:
+        raise StageError(f"{file}: not a request: {error}") from error
+    if found != asked:
+        differs = [f"{key} {found.get(key)!r}, asked {asked[key]!r}" for key in asked if found.get(key) != asked[key]]
+        raise StageError(f"{folder} holds samples of another request: {'; '.join(differs)}; choose another folder")
     for partial in folder.glob(f".partial-{_host()}-*"):
         if not psutil.pid_exists(int(partial.name.split("-")[2])):  # of a job that was killed
             partial.unlink(missing_ok=True)
@@ -171,29 +169,39 @@ def table_of(generator: Generator, made: dict[str, Any], *, first: int | None = 
     """Samples as columns: those of a DataFrame, else one, `sample`; and `index`, if there is a `first` one.
 
     A class-conditional generator adds the column `label`, the name of the class; one that is conditioned on attributes
-    adds a column for each attribute.
+    adds a column for each attribute. Columns and attributes of the data keep their names, see `free_name`. The schema
+    depends on the generator only.
     """
     import numpy as np
     import pandas as pd
     import pyarrow as pa
 
     shown, n = generator.present(made["sample"]), len(made["sample"])
+    own, sample = dict[str, Any](), dict[str, Any]()
+    if "attributes" in made:
+        of_each = made["attributes"].numpy()
+        own = {name: pa.array(of_each[:, i]) for i, name in enumerate(generator.spec.attributes)}
     if isinstance(shown, pd.DataFrame):
         table = pa.Table.from_pandas(shown, preserve_index=False)
-        columns = dict(zip(table.column_names, table.columns, strict=True))
+        for field, column in zip(table.schema, table.columns, strict=True):
+            # text that is missing in all rows, which Arrow cannot know
+            own[field.name] = column.cast(pa.large_string()) if pa.types.is_null(field.type) else column
     elif isinstance(shown, np.ndarray):
         flat = pa.FixedSizeListArray.from_arrays(pa.array(shown.reshape(-1)), int(np.prod(shown.shape[1:])))
         kind = pa.fixed_shape_tensor(flat.type.value_type, shown.shape[1:])
-        columns = {"sample": pa.ExtensionArray.from_storage(kind, flat)}
+        sample["sample"] = pa.ExtensionArray.from_storage(kind, flat)
     else:
-        columns = {"sample": pa.array(shown)}
-    extra_columns: dict[str, Any] = {} if first is None else {"index": pa.array(np.arange(first, first + n))}
+        sample["sample"] = pa.array(shown)
+    about: dict[str, Any] = {} if first is None else {"index": pa.array(np.arange(first, first + n))}
     if "label" in made:
-        extra_columns["label"] = pa.array([generator.spec.classes[i] for i in made["label"].tolist()])
-    if "attributes" in made:
-        of_each = made["attributes"].numpy()
-        extra_columns |= {name: pa.array(of_each[:, i]) for i, name in enumerate(generator.spec.attributes)}
-    return pa.table({**{name: column for name, column in extra_columns.items() if name not in columns}, **columns})
+        about["label"] = pa.array([generator.spec.classes[i] for i in made["label"].tolist()])
+    about, sample = ({free_name(name, own): column for name, column in of.items()} for of in (about, sample))
+    return pa.table({**about, **own, **sample})
+
+
+def free_name(name: str, own: Collection[str]) -> str:
+    """The name of a column that is not of the data: with as many underscores in front that the data have none of it."""
+    return free_name(f"_{name}", own) if name in own else name
 
 
 def _write_whole(file: Path, write: Any) -> None:

@@ -50,9 +50,10 @@ def measure_drift(params: Params, data: str, spec: Spec) -> Drift:
     """Compare `data` with what `spec` describes: a name in `params/datasets`, a folder like that of `params.data`, or
     `NAME=FOLDER`, a folder like that of another data set.
 
-    They drifted where the gate's metric, or kid in the first space if data have no such figure, is worse than the floor
-    by more than sqrt(2) of its interval's half width: that of a difference of two such figures. Raises StageError where
-    the data cannot be read, are too few, or the reference is of other data.
+    They drifted where kid in the first space, which sees any difference of two distributions, or the gate's metric, if
+    data have such a figure, is worse than the floor by more than sqrt(2) of its interval's half width: that of a
+    difference of two such figures. Raises StageError where the data cannot be read, are too few, or the reference is of
+    other data.
     """
     if not (REFERENCE / "reference.json").is_file():
         raise StageError(f"{REFERENCE}: not here; `dvc pull` or `dvc repro reference` brings it")
@@ -65,19 +66,23 @@ def measure_drift(params: Params, data: str, spec: Spec) -> Drift:
         raise StageError(f"{data}: expected at least {LEAST} examples, found {len(samples)} ({rejected} rejected)")
     metrics = evaluate({"sample": samples}, reference, params.evaluate, params.seed)
     known = [f"{section}.{name}" for section, named in metrics.items() for name in named]
-    chosen = params.gate if params.gate.metric in known else params.gate.model_copy(update={"metric": None})
-    metric = metric_of(chosen, known)
-    section, _, name = metric.partition(".")
-    found = metrics[section][name]
-    drifted = is_drift(found, registry.load("metrics", name, registry.places("metrics")[name]).DIRECTION)
-    return Drift(drifted, metric, len(samples), items, rejected, metrics)
+    kid = metric_of(params.gate.model_copy(update={"metric": None}), known)
+    deciding = [kid] if params.gate.metric not in known else [params.gate.metric, kid]
+    drifted = [metric for metric in deciding if _is_worse(metric, metrics)]
+    return Drift(bool(drifted), [*drifted, *deciding][0], len(samples), items, rejected, metrics)
+
+
+def _is_worse(metric: str, metrics: Metrics) -> bool:
+    section, _, name = metric.rpartition(".")
+    return is_drift(metrics[section][name], registry.load("metrics", name, registry.places("metrics")[name]).DIRECTION)
 
 
 def is_drift(figures: Mapping[str, float], direction: str) -> bool:
-    """Whether a metric's `value` is worse than its `floor` by more than sqrt(2) of the half width of its interval."""
+    """Whether a metric's `value` is worse than its `floor` by more than sqrt(2) of the half width of its interval, or
+    one of them is not a number."""
     worse = (figures["value"] - figures["floor"]) * (1 if direction == "lower" else -1)
     halfwidth = max(figures["high"] - figures["value"], figures["value"] - figures["low"])
-    return worse > math.sqrt(2) * halfwidth
+    return not worse <= math.sqrt(2) * halfwidth
 
 
 def _source_of(params: Params, data: str) -> tuple[DatasetConfig, Path]:

@@ -84,7 +84,7 @@ def decide(
 
     `faults` are reasons to refuse it independent of the metrics."""
     metric = metric_of(params.gate, metrics)
-    space, name = metric.split(".")
+    space, _, name = metric.rpartition(".")  # a class may have a dot in its name
     own = _number(metrics[space][name]["value"])
     failed = [*faults, *failed_thresholds(metrics, params.gate, labelled=generator.conditional)]
     if math.isnan(own):
@@ -115,7 +115,7 @@ def metric_of(gate: GateConfig, known: Iterable[str] | Metrics) -> str:
 def deciding_figures(metrics: Metrics, gate: GateConfig) -> Metrics:
     """The figures that the gate decides by, as sections of `metrics`: the metric that champions are compared by first,
     then those with thresholds, where they were measured."""
-    section, name = metric_of(gate, metrics).split(".")
+    section, _, name = metric_of(gate, metrics).rpartition(".")
     chosen = {(section, name): metrics[section][name]}
     for name in (*gate.at_least, *gate.at_most):
         if of := _section_of(name, metrics, section):
@@ -137,7 +137,7 @@ def failed_thresholds(metrics: Metrics, gate: GateConfig, *, labelled: bool) -> 
     Thresholds on metrics that need labels apply only to a class-conditional (`labelled`) generator. Raises StageError
     for any other metric that was not measured.
     """
-    own = metric_of(gate, metrics).partition(".")[0]
+    own = metric_of(gate, metrics).rpartition(".")[0]
     failed, absent = [], []
     for name, bound, sign in (
         *((name, bound, 1) for name, bound in gate.at_least.items()),

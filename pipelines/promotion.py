@@ -149,13 +149,14 @@ def promote(store: Store, version: Version, reason: str, action: str = "promote"
     """Make a version the champion, regardless of the gate; the old champion becomes the previous one.
 
     The record is written first: a kill in between leaves a record without a move, never a move without one. Raises
-    StageError where it is the champion already, or without a reason.
+    StageError where it is the champion already, without a reason, or where the store has lost its files.
     """
     if not reason.strip():
         raise StageError("--reason: expected why, found nothing")
     champion = model_registry.version_by_alias(store, version.model, CHAMPION)
     if _same(champion, version):
         raise StageError(f"{version.uri} is the champion already")
+    model_registry.check_whole(store, version)
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     move = Move(now, version.number, champion.number if champion else None, action, _user(), reason.strip())
     record = {name: value for name, value in move._asdict().items() if name not in ("time", "version")}

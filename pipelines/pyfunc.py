@@ -32,6 +32,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,18 +120,17 @@ class GeneratorModel(PythonModel):
         return self.generator.present(torch.cat(made) if made else torch.empty(0, *about.shape))
 
     def _sample(self, asked: dict[str, Any], given: dict[str, Tensor] | None = None) -> Tensor:
+        attributes = _numbers("attributes", asked["attributes"], 1)
+        options: dict[str, Any] = {
+            "seed": asked["seed"],
+            "label": self._label(asked["label"]),
+            "attributes": torch.from_numpy(attributes) if len(attributes) else None,
+            "truncation": float(_numbers("truncation", asked["truncation"], 0)) or None,
+        }
         if conditions := _strings("where", asked["where"]):
             where = self.generator.where(conditions)
-            return torch.cat(list(self.generator.stream(asked["n"], where=where, seed=asked["seed"])))
-        attributes = _numbers("attributes", asked["attributes"], 1)
-        return self.generator.sample(
-            asked["n"],
-            given=given,
-            seed=asked["seed"],
-            label=self._label(asked["label"]),
-            attributes=torch.from_numpy(attributes) if len(attributes) else None,
-            truncation=float(_numbers("truncation", asked["truncation"], 0)) or None,
-        )["sample"]
+            return torch.cat(list(self.generator.stream(asked["n"], where=where, **options)))
+        return self.generator.sample(asked["n"], given=given, **options)["sample"]
 
     def _label(self, asked: Any) -> int | None:
         """The index of the class that is asked for by its name; None: classes in turn."""
@@ -202,6 +202,8 @@ def _shown(spec: Spec, part: str, rows: int) -> Any:
 def _requests(model_input: Any) -> list[dict[str, Any]]:
     if model_input is None:
         return [{}]
+    if isinstance(model_input, Mapping) and all(map(pd.api.types.is_scalar, model_input.values())):
+        model_input = [model_input]  # one row
     table = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame(model_input)
     known = [name for name in DEFAULTS if name != "answer"]
     unknown = [str(name) for name in table.columns if name not in known]

@@ -34,6 +34,7 @@ from pipelines._stage import (
     TUNED,
     StageError,
     atomic_folder,
+    json_text,
     main,
     read_json,
     read_jsonl,
@@ -81,9 +82,9 @@ def stage(params: Params) -> None:
             "warm_start": read_json(TRAINED / "warm_start.json", None),
             **dataclasses.asdict(decision),
         }
-        (out / "decision.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        (out / "decision.json").write_text(json_text(content, sort_keys=True) + "\n")
         summary = deciding_figures(metrics, params.gate)  # for `dvc metrics`
-        (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        (out / "summary.json").write_text(json_text(summary) + "\n")
         report = report_with_champion(page, store, params, version, generator, metrics, decision)
         (out / REPORT).write_text(report, encoding="utf-8")
         model_registry.attach(store, version, out / REPORT)
@@ -106,7 +107,6 @@ def _export(folder: Path, gate: GateConfig, into: Path) -> dict[str, dict[str, A
             found[format] = {"within": TOLERANCE}  # not the difference itself: rounding that no two runs share
             continue
         found[format] = {"fault": made.fault}
-        made.path.unlink()
     return found
 
 

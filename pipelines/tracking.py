@@ -232,7 +232,10 @@ def check_not_copied(uri: str, artifacts: str, *, reads: bool = False) -> None:
 def _probe_sqlite(path: Path, create: bool) -> None:
     """Open SQLite ourselves: MLflow would retry for a minute what cannot work."""
     if not create and not path.is_file():
-        remedy = "`ganlib register` makes it from outputs/, `dvc repro` from data"
+        if (project_folder() / "params.yaml").is_file():
+            remedy = "`ganlib register` makes it from outputs/, `dvc repro` from data"
+        else:
+            remedy = "this is no project's folder (no params.yaml): go to it, or name a store by MLFLOW_TRACKING_URI"
         raise StoreError(f"tracking store {path}: no such file; {remedy}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -410,7 +410,7 @@ def _series(column: Column, codes: NDArray[np.float64]) -> Any:
         return pd.Series(codes).astype(boolean)
     if column.type == "date":
         if column.shown == "date":
-            return pd.Series(pd.to_datetime(codes, unit="s"))
+            return pd.Series((codes * 1e6).round().astype("datetime64[us]"))  # NaN as NaT
         distinct, of = np.unique(codes[~missing], return_inverse=True)
         words = np.full(len(codes), None, object)
         words[~missing] = np.array([written(column, second) for second in distinct.tolist()], object)[of]

@@ -10,13 +10,18 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from ganlib.export import Generator
 
 __all__ = [
+    "UNLIMITED",
     "AsJson",
     "ModelURI",
     "Reason",
     "VersionURI",
+    "console_for",
     "default_command",
     "load_generator",
     "one_line_errors",
@@ -24,6 +29,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+UNLIMITED = 100_000
+"""cells: wider than any table"""
 
 ModelURI = Annotated[
     str,
@@ -78,6 +86,18 @@ def load_generator(model_uri: str) -> Generator:
         return ganlib.load(model_uri)
     except ValueError as error:
         raise StageError(str(error)) from error
+
+
+def console_for(table: Table) -> Console:
+    """The console of stdout; to a file or a pipe, wide enough that no cell of the table is cut."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console()
+    if not console.is_terminal:
+        whole = Measurement.get(console, console.options.update_width(UNLIMITED), table)
+        console.width = max(console.width, whole.maximum)
+    return console
 
 
 def progress(chunks: Iterable[T], total: int, what: str, size: Callable[[T], int]) -> Iterator[T]:

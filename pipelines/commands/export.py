@@ -36,6 +36,5 @@ def export(
     except ValueError as error:  # which names the folder
         raise StageError(str(error)) from error
     if made.fault:
-        made.path.unlink()
         raise StageError(f"{model_uri}: {format}: {made.fault}")
     typer.echo(f"{made.path}: of {', '.join(made.inputs)}; within {made.difference:.1e} of the generator")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pipelines.commands._common import AsJson, VersionURI, default_command, one_line_errors
+from pipelines.commands._common import AsJson, VersionURI, console_for, default_command, one_line_errors
 
 if TYPE_CHECKING:
     from pipelines.lineage import Check
@@ -66,7 +66,6 @@ def verify(model_uri: VersionURI, as_json: AsJson = False) -> None:
 
 def _report(version: Version, checks: list[Check], notes: list[str], found: str, as_json: bool) -> None:
     """Print the checks. Raises typer.Exit with status 1 where one differs."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -80,7 +79,7 @@ def _report(version: Version, checks: list[Check], notes: list[str], found: str,
         for check in checks:
             verdict = Text(check.verdict, styles[check.verdict])
             table.add_row(Text(check.fact), Text(check.recorded[:12]), Text(check.here[:12]), verdict)
-        Console().print(table)
+        console_for(table).print(table)
         for note in notes:
             typer.echo(note)
     if differs:

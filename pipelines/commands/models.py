@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.commands._common import AsJson, Reason, VersionURI, default_command, load_generator, one_line_errors
+from pipelines.commands._common import (
+    UNLIMITED,
+    AsJson,
+    Reason,
+    VersionURI,
+    console_for,
+    default_command,
+    load_generator,
+    one_line_errors,
+)
 
 if TYPE_CHECKING:
     from pipelines.promotion import Move
@@ -17,8 +26,6 @@ __all__ = ["app", "approve"]
 
 LEAST_REASON = 30
 """cells of a terminal; narrower columns of reasons are not readable"""
-UNLIMITED = 100_000
-"""cells: wider than any table"""
 
 app = typer.Typer(
     help="Versions of registered models. `ganlib models` lists all of them, `ganlib models NAME` those of one model.",
@@ -38,6 +45,7 @@ def list_versions(
     from datetime import UTC, datetime
 
     from pipelines import model_registry
+    from pipelines._stage import json_text
     from pipelines.loading import default_store
 
     store = default_store() if model is None else _store_with(model)
@@ -57,7 +65,7 @@ def list_versions(
         for version in model_registry.versions(store, name)
     ]
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json_text(found))
         return
     for one in found:
         one["aliases"] = ", ".join(one["aliases"])
@@ -79,9 +87,8 @@ def compare(
 
     The interval is of the difference, the first less the second. Without a metric it is that of the gate.
     """
-    import dataclasses
-
     from ganlib.config import load_params
+    from pipelines._stage import json_text
     from pipelines.gate import compare_generators
 
     params = load_params()
@@ -103,7 +110,7 @@ def compare(
             }
         )
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(found) for found in figures], indent=2))
+        typer.echo(json_text(figures))
         return
     _print_table(rows)
 
@@ -189,7 +196,6 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     """Print the rows without cutting a value: to a file or a pipe in lines as long as they need be, to a terminal that
     is too narrow a value to a line."""
     from rich.cells import cell_len
-    from rich.console import Console
     from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
@@ -197,7 +203,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     if not rows:
         typer.echo("none")
         return
-    console, table, records = Console(), Table(), Table(show_header=False)
+    table, records = Table(), Table(show_header=False)
     records.add_column(no_wrap=True)
     records.add_column(overflow="fold")
     for name in rows[0]:
@@ -209,7 +215,6 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         table.add_row(*(Text(_figure(value)) for value in row.values()))
         for name, value in row.items():
             records.add_row(name, Text(_figure(value)), end_section=name == [*row][-1])
+    console = console_for(table)
     whole = Measurement.get(console, console.options.update_width(UNLIMITED), table)
-    if not console.is_terminal:
-        console.width = max(console.width, whole.maximum)
     console.print(table if whole.minimum <= console.width else records)

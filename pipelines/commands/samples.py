@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -277,7 +279,7 @@ def _writer(generator: Generator, output: Path) -> Callable[[Generator, Iterable
 def _whole_file(path: Path) -> Iterator[Path]:
     """A file to write, which becomes `path` only when the block ends without an error. Raises ValueError, naming
     `path`, where it cannot be written."""
-    partial = path.with_name(f".partial.{path.name}")
+    partial = path.with_name(f".partial.{os.getpid()}.{path.name}")
     try:
         yield partial
         partial.replace(path)
@@ -302,40 +304,50 @@ def _write_picture(generator: Generator, chunks: Iterable[Made], n: int, output:
 
 def _write_each(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
     """A picture each, under a name with its index and, if asked for, its class."""
-    template, digits, index = str(output), len(str(n - 1)), 0
+    template, digits, index, names = str(output), len(str(n - 1)), 0, _file_names(generator.spec.classes)
     for chunk in chunks:
         for i, picture in enumerate(_pictures(generator, chunk["sample"])):
             name = template.replace("{index}", f"{index:0{digits}d}")
             if "label" in chunk:
-                name = name.replace("{label}", _as_file_name(generator.spec.classes[int(chunk["label"][i])]))
+                name = name.replace("{label}", names[int(chunk["label"][i])])
             Path(name).parent.mkdir(parents=True, exist_ok=True)
             _save(picture, Path(name))
             index += 1
 
 
-def _as_file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_ " else "_" for c in name)
+def _file_names(classes: tuple[str, ...]) -> list[str]:
+    """A name of a file for each class; where two would be one, capitals aside, all begin with the class's index."""
+    names = ["".join(c if c.isalnum() or c in "-_ " else "_" for c in name) for name in classes]
+    unique = len({name.casefold() for name in names}) == len(names)
+    return names if unique else [f"{index}_{name}" for index, name in enumerate(names)]
 
 
 def _write_arrays(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
-    """NumPy's file of arrays: `sample`, or one for each column of a table; `label`, the class names."""
+    """NumPy's file of arrays: `sample`, or one for each column of a table; `label`, the class names; `attributes`."""
     import numpy as np
     import pandas as pd
+
+    from pipelines.batch import free_name
 
     columns: dict[str, list[Any]] = {}
     for chunk in chunks:
         shown = generator.present(chunk["sample"])
         is_table = isinstance(shown, pd.DataFrame)
-        found = {name: _without_objects(shown[name]) for name in shown} if is_table else {"sample": np.asarray(shown)}
+        own = {name: _without_objects(shown[name]) for name in shown} if is_table else {}
+        found = {**own} or {"sample": np.asarray(shown)}
         if "label" in chunk:
-            found["label"] = np.array([generator.spec.classes[label] for label in chunk["label"].tolist()])
+            classes = np.array([generator.spec.classes[label] for label in chunk["label"].tolist()])
+            found[free_name("label", own)] = classes
         if "attributes" in chunk:
-            found["attributes"] = chunk["attributes"].numpy()
+            found[free_name("attributes", own)] = chunk["attributes"].numpy()
         for name, column in found.items():
             columns.setdefault(name, []).append(column)
     arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
-    with _whole_file(output) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    # as np.savez_compressed, which takes arrays called `file` and `allow_pickle` for arguments
+    with _whole_file(output) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def _without_objects(column: pd.Series) -> Any:
@@ -351,24 +363,20 @@ def _without_objects(column: pd.Series) -> Any:
 
 def _write_rows(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
     """Write a CSV or Parquet file; one chunk is in memory at a time."""
-    import pyarrow as pa
     import pyarrow.csv as pa_csv
     import pyarrow.parquet as pq
 
     from pipelines.batch import table_of
 
-    writer, schema, is_csv = None, None, output.suffix.lower() == ".csv"
+    writer, is_csv = None, output.suffix.lower() == ".csv"
     with _whole_file(output) as partial:
         for chunk in chunks:
             table = table_of(generator, chunk)
             if writer is None:
-                # a column whose first values are all missing has no type yet
-                texts = [pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in table.schema]
-                schema = pa.schema(texts)
                 kind = pa_csv.CSVWriter if is_csv else pq.ParquetWriter
                 options = pa_csv.WriteOptions(quoting_style="needed")
-                writer = kind(partial, schema, **({"write_options": options} if is_csv else {}))
-            writer.write_table(table.cast(schema))
+                writer = kind(partial, table.schema, **({"write_options": options} if is_csv else {}))
+            writer.write_table(table)
         if writer is not None:
             writer.close()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from pipelines.serve.batching import Batcher
 from pipelines.serve.guards import Guard, Metrics, describe_problem, refused
 from pipelines.serve.models import Model, Served, TooSlow
 from pipelines.serve.sampling import Expired, Found, Job, Work
-from pipelines.serve.settings import TOKEN, Settings
+from pipelines.serve.settings import Settings, api_token
 from pipelines.serve.training_data import TrainingData
 
 __all__ = ["VERSION_HEADER", "api"]
@@ -242,7 +241,7 @@ def api(settings: Settings) -> FastAPI:
     app.add_middleware(
         Guard,
         metrics=service.metrics,
-        token=os.environ.get(TOKEN) or None,
+        token=api_token(),
         max_body_bytes=settings.max_body_bytes,
         max_pending=settings.max_pending,
     )

@@ -68,11 +68,11 @@ def encode(
         return file.getvalue()
     if wanted == "csv":
         return _csv(shown)
-    if isinstance(shown, pd.DataFrame):  # a JSON parser of pandas reads what its writer writes: no NaN, dates as ISO
-        shown = json.loads(shown.to_json(orient="records", date_format="iso"))
+    if isinstance(shown, pd.DataFrame):
+        shown = shown.astype(object).where(shown.notna(), None).to_dict("records")
     elif isinstance(shown, np.ndarray):
         shown = shown.tolist()
-    return json.dumps({**about, "samples": shown}, ensure_ascii=False).encode()
+    return json.dumps({**about, "samples": shown}, ensure_ascii=False, default=pd.Timestamp.isoformat).encode()
 
 
 def numbers(found: NDArray[Any]) -> list[Any]:

@@ -18,7 +18,7 @@ from ganlib.export import load_generator
 from pipelines import model_registry, tracking
 from pipelines._stage import StageError
 from pipelines.cluster import one_line, start_local
-from pipelines.serve.settings import TOKEN, Settings
+from pipelines.serve.settings import TOKEN, Settings, api_token
 from pipelines.serve.training_data import TrainingData
 
 __all__ = ["application", "replica_api", "serve_until_stopped"]
@@ -47,7 +47,7 @@ def replica_api(settings: Settings) -> Any:
 
     from pipelines.serve.api import api
 
-    if "*" in settings.hosts and not os.environ.get(TOKEN):
+    if "*" in settings.hosts and api_token() is None:
         raise StageError(f"hosts: with '*' others reach the service; set {TOKEN} in the environment of the nodes")
     torch.set_num_threads(settings.cpus)
     return api(settings)
@@ -107,7 +107,8 @@ def serve_until_stopped(
 def _local(settings: Settings, host: str, port: int) -> Settings:
     """The settings for replicas on this machine, whose working folder is Ray's. Raises StageError as
     `serve_until_stopped` does."""
-    if host not in _LOOPBACK and not os.environ.get(TOKEN):
+    token = api_token()
+    if host not in _LOOPBACK and token is None:
         raise StageError(f"--host {host}: others reach it there; set {TOKEN} in the environment to a token of your own")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 from pydantic import Field
 
 from ganlib._config import Config
 from ganlib.config import TrackingConfig
+from pipelines._stage import StageError
 
-__all__ = ["TOKEN", "Settings"]
+__all__ = ["TOKEN", "Settings", "api_token"]
 
 TOKEN = "GANLIB_API_TOKEN"
 """the environment variable with the token that clients have to send; not a setting, because Ray shows settings"""
+
+
+def api_token() -> str | None:
+    """What the environment has, without white space around it, as a file gives it with a newline. Raises StageError for
+    one that no header can carry."""
+    token = os.environ.get(TOKEN, "").strip()
+    if not (token.isascii() and token.isprintable()):
+        raise StageError(f"{TOKEN}: expected printable ASCII characters alone, found others")
+    return token or None
 
 
 class Settings(Config):

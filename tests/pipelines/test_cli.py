@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,13 +17,14 @@ import pytest
 from params_files import copy_params, edit_params
 from PIL import Image
 from ruamel.yaml import YAML
-from specs import image_spec, pair_spec
+from specs import image_spec, pair_spec, table_spec
 from typer.testing import CliRunner
 from zoo import config, game_of, spec_of
 
 from ganlib.config import TrackingConfig, load_params, parse_params
-from ganlib.export import Generator, save_generator
+from ganlib.export import Generator, load_generator, save_generator
 from pipelines.cli import app
+from pipelines.commands import samples
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,8 +39,8 @@ def generator(train, project):
     return project / "outputs" / "train" / "generator"
 
 
-def save(family, folder):
-    spec = spec_of(family)
+def save(family, folder, spec=None):
+    spec = spec or spec_of(family)
     save_generator(folder, game_of(family, spec).generator, network=config(family), spec=spec)
     return folder
 
@@ -156,6 +158,33 @@ def test_sample_writes_by_a_suffix_of_any_case(project):
     assert pd.read_csv("a.CSV").equals(pd.read_csv(io.StringIO(pd.read_parquet("a.PARQUET").to_csv(index=False))))
     assert len(np.load("a.NPZ").files) == len(pd.read_csv("a.CSV").columns)
     assert len([*Path().glob("*/[01].Jpg")]) == 2
+
+
+def test_columns_may_have_any_name_in_an_array_file(project):
+    rows = [{"file": i / 7, "allow_pickle": i, "label": f"l{i}"} for i in range(20)]
+    saved = save("ctgan", project / "ctgan", table_spec(rows)[0])
+    assert ganlib("sample", saved, "-n", 5, "-o", "a.npz").exit_code == 0
+    made = load_generator(saved)
+    shown = made.present(made.sample(5)["sample"])
+    with np.load("a.npz") as arrays:
+        assert {name: arrays[name].tolist() for name in arrays.files} == shown.to_dict("list")
+
+
+def test_folders_of_classes_have_names_of_their_own(project):
+    saved = save("mlp", project / "mlp", image_spec((1, 8, 8), ("a/b", "a b", "a_b", "A b")))
+    assert ganlib("sample", saved, "-n", 8, "-o", "out/{label}/{index}.png").exit_code == 0
+    found = {file.parent.name: {*map(int, (f.stem for f in file.parent.iterdir()))} for file in Path().glob("out/*/*")}
+    assert found == {"0_a_b": {0, 4}, "1_a b": {1, 5}, "2_a_b": {2, 6}, "3_A b": {3, 7}}
+
+
+def test_two_processes_that_write_one_file_do_not_mix(tmp_path, monkeypatch):
+    with samples._whole_file(tmp_path / "a.csv") as one:
+        one.write_text("one")
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        with samples._whole_file(tmp_path / "a.csv") as other:
+            other.write_text("other")
+        assert (tmp_path / "a.csv").read_text() == "other"
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.csv", "one")]
 
 
 def test_an_error_names_no_file_that_the_user_did_not(generator):
@@ -311,6 +340,23 @@ def test_load_gives_the_generator_of_a_version_and_of_a_folder(registered, gener
         library.load("nowhere")
     with pytest.raises(RuntimeError, match="models:/m/2: not in sqlite"):
         library.load("models:/m/2")
+
+
+def test_tables_are_whole_in_a_pipe(project, monkeypatch, capsys):
+    from pipelines import drift
+    from pipelines.commands import lineage
+    from pipelines.lineage import Check
+    from pipelines.model_registry import Version
+
+    section, file = "a_space_with_a_long_name", "dvc.lock.outputs/" + "n" * 80
+    figures = {"value": 1.0, "low": 0.5, "high": 1.5, "floor": 1.0}
+    found = drift.Drift(False, "", 60, 60, 0, {section: {"memorisation_ratio_of_all": figures}})
+    copy_params(project)
+    monkeypatch.setattr(drift, "measure_drift", lambda *_: found)
+    saved = save("mlp", project / "mlp")
+    assert f"{section}.memorisation_ratio_of_all" in ganlib("drift", "digits", "--model", saved).stdout
+    lineage._report(Version("m", 1, {}), [Check(file, "a", "a")], [], "here", False)
+    assert file in capsys.readouterr().out
 
 
 def verdicts(done):

@@ -43,6 +43,24 @@ def test_the_same_data_have_not_drifted_and_others_have(measure, tmp_path):
     assert (chosen.drifted, chosen.metric) == (True, "classifier.fd")
 
 
+def test_a_metric_that_does_not_see_all_passes_nothing_that_has_drifted(measure, tmp_path):
+    """`memorisation_ratio` of what is far from everything is large, which is no fault there."""
+    for i in range(60):
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i}.png")
+    chosen = GateConfig(metric="classifier.memorisation_ratio")
+    found = measure(f"photos={tmp_path}", gate=chosen)
+    assert (found.drifted, found.metric) == (True, f"{next(iter(found.metrics))}.kid")
+    same = measure("digits", gate=chosen)
+    assert (same.drifted, same.metric) == (False, chosen.metric)
+
+
+def test_a_figure_that_is_not_a_number_is_no_pass():
+    figures = {"value": 1.0, "low": 0.9, "high": 1.1, "floor": 1.0}
+    assert not drift.is_drift(figures, "lower")
+    for name in ("value", "floor"):
+        assert drift.is_drift({**figures, name: float("nan")}, "lower")
+
+
 def test_what_cannot_be_compared_is_said_in_a_line(measure, prepared, tmp_path):
     with pytest.raises(StageError, match=r"digitz: neither a data set \(did you mean 'digits'\?\), a folder"):
         measure("digitz")

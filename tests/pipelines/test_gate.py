@@ -103,6 +103,15 @@ def test_a_share_is_one_of_what_real_data_score(value, floor, said):
     assert all(reason.startswith(f"coverage {said}") for reason in found)
 
 
+@pytest.mark.parametrize("name", ["night", "v1.5 / b", "a.b"])
+def test_a_gate_may_decide_by_the_figure_of_one_label(name):
+    of_label = {"fd": {"value": 2.0}, "coverage": {"value": 0.1}}
+    metrics = {"classifier": {"fd": {"value": 1.0}, "coverage": {"value": 1.0}}, f"classifier/{name}": of_label}
+    cfg = GateConfig(metric=f"classifier/{name}.fd", at_least={"coverage": 0.3})
+    assert gate.deciding_figures(metrics, cfg) == {f"classifier/{name}": of_label}
+    assert failed_thresholds(metrics, cfg, labelled=True) == ["coverage 0.1 is below gate.at_least.coverage 0.3"]
+
+
 def gated(params, metric):
     return params.model_copy(update={"gate": params.gate.model_copy(update={"metric": metric})})
 

@@ -159,6 +159,14 @@ def test_what_is_out_of_range_is_refused_in_a_line(told, asked, message):
     assert (caught.value.get_http_status_code(), caught.value.message) == (400, str(caught.value))
 
 
+def test_a_mapping_of_values_is_one_row(told):
+    expected = told.predict(None, pd.DataFrame({"n": [2], "seed": [3]}))
+    for asked in ({"n": 2, "seed": 3}, {"n": 2, "seed": 3, "truncation": None}, {"n": [2], "seed": [3]}):
+        assert (told.predict(None, asked) == expected).all()
+    with pytest.raises(RequestError, match=r"^unknown column m; known: n, seed"):
+        told.predict(None, {"m": 2})
+
+
 def test_numbers_may_be_given_as_text(told):
     asked = told.predict(None, pd.DataFrame([{"truncation": "0.5", "attributes": ["0.2", "0.9"]}]))
     assert (asked == told.predict(None, None, {"truncation": 0.5, "attributes": [0.2, 0.9]})).all()

@@ -750,3 +750,31 @@ def test_people_promote_and_roll_back_with_a_reason(stage):
     assert "champion" in shown
     assert ganlib("models").stdout == shown
     refused(ganlib("models", "list", "none"), "none: no such model; known: ganlib-digits")
+
+
+def test_no_version_is_made_champion_whose_files_are_lost(stage, params, monkeypatch):
+    stage(weights=0)
+    stage(weights=1)
+    monkeypatch.setitem(params.__dict__, "gate", params.gate.model_copy(update={"approval": "human"}))
+    assert stage(weights=2)["decision"] == "held"
+    assert aliases() == (2, 1)
+    for weights in Path("mlartifacts").rglob("generator.safetensors"):
+        weights.unlink()
+    held = f"models:/{MODEL}/3"
+    for words in (("models", "rollback", MODEL), ("models", "promote", held), ("approve", held)):
+        done = ganlib(*words, "--reason", "x")
+        refused(done, f"models:/{MODEL}/", "damaged", "if they are lost, delete this version")
+    assert aliases() == (2, 1)
+    assert json.loads(ganlib("models", "history", MODEL, "--json").stdout) == []
+
+
+def test_json_has_null_for_what_is_not_a_number(stage):
+    def refuse(name):
+        raise AssertionError(name)
+
+    assert stage(fd=float("nan"))["decision"] == "refused"
+    for text in (Path("outputs/register/decision.json").read_text(), Path("outputs/register/summary.json").read_text()):
+        json.loads(text, parse_constant=refuse)
+    listed = json.loads(ganlib("models", "list", "--json").stdout, parse_constant=refuse)
+    assert listed[0]["value"] is None
+    assert stage(fd=float("nan"))["challenger"] is None, "again, too"

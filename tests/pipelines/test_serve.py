@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import datetime
 import io
 import json
 import os
@@ -24,6 +25,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from specs import table_spec
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 from zoo import FAMILIES, config, game_of, spec_of
@@ -36,7 +38,7 @@ from pipelines.cli import app
 from pipelines.serve.api import VERSION_HEADER, api
 from pipelines.serve.batching import Batcher
 from pipelines.serve.directions import principal_directions
-from pipelines.serve.formats import formats
+from pipelines.serve.formats import encode, formats
 from pipelines.serve.models import TooSlow
 from pipelines.serve.run import _local, replica_api
 from pipelines.serve.sampling import Job
@@ -75,10 +77,20 @@ def same(found, expected):
     """Whether pictures differ by a level at most, which the rounding at another place of a batch may cost; whether
     others are equal."""
     if isinstance(expected, pd.DataFrame):
-        return found == json.loads(expected.to_json(orient="records", date_format="iso"))
+        rows = expected.to_dict("records")
+        return found == [{name: None if pd.isna(value) else value for name, value in row.items()} for row in rows]
     if isinstance(expected, list):
         return found == expected
     return np.abs(np.asarray(found).astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_rows_as_json_are_what_is_presented():
+    day = datetime.datetime(9999, 12, 31)
+    rows = [{"mass": 3e-12 + i * 1e-13 / 7, "x": i / 7, "at": day if i else None} for i in range(200)]
+    rows += [{"mass": 1.0, "x": None, "at": datetime.datetime(2020, 1, 1, 10, 0, 0, 123456)}]
+    spec, stored = table_spec(rows)
+    found = json.loads(encode(spec, stored, "json", {}))["samples"]
+    assert found == [{**row, "at": None if row["at"] is None else row["at"].isoformat()} for row in rows]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -366,6 +378,17 @@ def test_a_token_is_asked_for_where_one_is_set(folder, monkeypatch):
             == client.get("/").status_code
             == 200
         )
+
+
+def test_a_token_is_what_a_header_can_carry(folder, monkeypatch):
+    monkeypatch.setenv(TOKEN, " hush\n")  # as of `kubectl create secret --from-file`
+    with TestClient(api(Settings(model=folder)), base_url=HERE) as client:
+        assert client.get("/v1/model", headers={"authorization": "Bearer hush"}).status_code == 200
+        assert client.get("/v1/model").status_code == 401
+    monkeypatch.setenv(TOKEN, "pssst, héhé")
+    for start in (lambda: _local(Settings(model=folder), "127.0.0.1", 0), lambda: api(Settings(model=folder))):
+        with pytest.raises(StageError, match=f"^{TOKEN}: expected printable ASCII characters alone, found others$"):
+            start()
 
 
 def test_others_than_this_machine_need_a_token(folder, monkeypatch):

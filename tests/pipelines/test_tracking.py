@@ -83,6 +83,10 @@ def test_reading_makes_no_store(project):
     with pytest.raises(StageError, match="no such file"):
         tracking.open_store(TrackingConfig(uri="sqlite:///none.db"), create=False)
     assert not (project / "none.db").exists()
+    for remedy in ("no params.yaml", "`ganlib register` makes it"):
+        with pytest.raises(StageError, match=f"no such file; .*{remedy}"):
+            tracking.open_store(TrackingConfig(uri="sqlite:///none.db"), create=False)
+        (project / "params.yaml").touch()
     store = tracking.open_store(TrackingConfig(experiment="none"), create=False)
     assert store.client.get_experiment_by_name("none") is None
 
