@@ -38,7 +38,6 @@ from ganlib._config import Config, refuse_moved
 from ganlib.augment import AugmentConfig
 from ganlib.data import _kind
 from ganlib.game import OPTIMIZERS
-from ganlib.graph import FORMATS
 from ganlib.health import HealthConfig
 from ganlib.losses import LOSSES
 from ganlib.penalties import MOVE, PENALTIES
@@ -448,7 +447,8 @@ class GateConfig(Config):
         default={"coverage": 0.3, "memorisation_ratio": 0.5, "label_accuracy": 0.5}
     )
     at_most: dict[Annotated[str, AfterValidator(_metric)], float] = Field(default={})
-    export: tuple[Annotated[str, _one_of(FORMATS)], ...] = ("onnx", "torch")
+    # the names of ganlib.graph.FORMATS, not imported: stages would then depend on all that makes graphs
+    export: tuple[Literal["onnx", "torch"], ...] = ("onnx", "torch")
     approval: Literal["automatic", "human"] = "automatic"
 
     @model_validator(mode="before")

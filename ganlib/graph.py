@@ -101,7 +101,7 @@ def export_graph(generator: Generator, folder: str | Path, format: str = "onnx",
                 _WRITE[format](program, written, [*inputs], _about(generator, latent=latent))
                 run = _RUN[format](written)
                 differences = [_difference(graph, run, graph.inputs(generator, n)) for n in BATCHES]
-                difference, rounded = (max(of_each) for of_each in zip(*differences, strict=True))
+                difference, rounded = torch.tensor(differences, dtype=torch.float64).amax(0).tolist()  # of NaN: NaN
                 exported = Exported(path, tuple(inputs), difference, rounded)
                 if exported.agrees:
                     written.replace(path)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def stage(params: Params) -> None:
     except ValueError as error:
         raise StageError(f"{TRAINED / 'generator'}: {error}") from error
     metrics = evaluate(samples, reference, cfg, params.seed, seen, before)
+    _check_finite(metrics)
     exhibits = Exhibits()
     with atomic_folder(EVALUATED) as folder:
         _write(folder / "metrics.json", metrics)
@@ -127,6 +129,14 @@ def stage(params: Params) -> None:
             prepared=PREPARED,
         )
     _print_metrics(metrics, n, cfg)
+
+
+def _check_finite(metrics: Metrics) -> None:
+    """Raise StageError for a figure that is not a number: neither files nor the gate could say anything of it."""
+    for section, named in metrics.items():
+        for name, figures in named.items():
+            if faults := [f"{key} {x}" for key, x in figures.items() if not math.isfinite(x)]:
+                raise StageError(f"{section}.{name}: expected finite numbers, found {', '.join(faults)}")
 
 
 def show_samples(

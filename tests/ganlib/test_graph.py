@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import onnxruntime
@@ -12,6 +13,7 @@ import torch
 from zoo import FAMILIES, game_of, spec_of
 
 from ganlib import graph
+from ganlib.config import GateConfig
 from ganlib.data import table
 from ganlib.export import Generator
 from ganlib.graph import GraphError, export_graph
@@ -66,6 +68,16 @@ def test_of_a_seed_the_graph_makes_what_sample_makes(family, tmp_path):
         assert found["presented"].shape == shown.shape
         assert found["presented"].dtype == shown.dtype
         assert np.mean((found["presented"] != shown) & ~(np.isnan(shown) & np.isnan(found["presented"]))) < 0.01
+
+
+def test_the_setting_allows_the_formats_that_there_are():
+    assert get_args(get_args(GateConfig.model_fields["export"].annotation)[0]) == (*graph.FORMATS,)
+
+
+def test_a_difference_that_is_no_number_at_any_size_is_none_that_agrees(tmp_path, monkeypatch):
+    found = iter([(0.0, 0.0), (float("nan"), 0.0), (0.0, 0.0)])
+    monkeypatch.setattr(graph, "_difference", lambda *_: next(found))
+    assert not export_graph(generator_of("mlp"), tmp_path).agrees
 
 
 def test_attributes_go_in_in_the_units_of_the_data(tmp_path):

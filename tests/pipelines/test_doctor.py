@@ -39,7 +39,7 @@ def test_without_git_the_rest_is_looked_at(edit, monkeypatch):
     found = list(doctor.examine())
     assert [one.status for one in found if one.what.startswith("Git: not installed, or does not answer: ")] == ["warn"]
     assert [one.status for one in found if one.what.startswith("python: not in PATH")] == ["fail"]
-    assert any("workers (auto) want" in one.what for one in found)
+    assert any("workers (auto) need" in one.what for one in found)
 
 
 def test_nothing_is_made(edit, project, monkeypatch):
@@ -69,7 +69,10 @@ def test_names_that_dvc_cannot_write_down_are_named(edit, project, monkeypatch):
 
 def test_no_password_is_shown(edit, monkeypatch):
     monkeypatch.setattr(doctor, "_resources", lambda _: doctor.Finding("ok", ""))
-    for open_store in (tracking.open_store, lambda *_, **__: None):  # it does not answer, and it does
+    for open_store in (
+        tracking.open_store,
+        lambda *_, **__: SimpleNamespace(experiment=""),
+    ):  # it does not answer, and it does
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:1")
         monkeypatch.setattr(tracking, "open_store", open_store)
         text = "\n".join(map(str, doctor.examine()))
@@ -91,7 +94,7 @@ def test_each_gpu_is_named_and_what_auto_makes_of_them(params, monkeypatch):
     assert "CUDA 13.0 of torch" in found[0].what
     assert found[0].what.endswith("driver for CUDA 13.2")
     status, what, remedy = doctor._resources(params)
-    assert what == "2 workers (auto) want 2 CPUs and 2 GPUs; there are 4 and 3"
+    assert what == "2 workers (auto) need 2 CPUs and 2 GPUs; there are 4 and 3"
     assert (status, remedy) == ("warn", "scale.num_workers: auto is 2, not 3: the batch does not divide into more")
     alone = params.model_copy(update={"scale": params.scale.model_copy(update={"num_workers": 0})})
     status, what, _ = doctor._resources(alone)
@@ -222,7 +225,7 @@ def test_rays_cores_are_those_that_doctor_counts(params, monkeypatch):
 def test_on_one_core_one_worker_runs(params, monkeypatch):
     monkeypatch.setattr("joblib.cpu_count", lambda: 1)  # also of half a core, by a container's quota
     found = doctor._resources(params)
-    assert (found.status, found.what.split(" want")[0]) == ("warn", "1 workers (auto)")
+    assert (found.status, found.what.split(" need")[0]) == ("warn", "1 workers (auto)")
 
 
 def test_a_python_that_is_not_this_one_is_noticed(tmp_path, monkeypatch):

@@ -20,7 +20,8 @@ from ganlib.evaluate import sample_for_evaluation
 from ganlib.export import Generator, save_generator
 from ganlib.health import HealthConfig
 from ganlib.reference import Space
-from pipelines.evaluate import show_samples
+from pipelines._stage import StageError
+from pipelines.evaluate import _check_finite, show_samples
 from pipelines.model_card import markdown, model_card
 from pipelines.pictures import (
     STEPS,
@@ -49,6 +50,13 @@ ABOUT = {
     "metrics": {"coverage": {"better": "higher", "meaning": "Share of <reals> covered."}},
 }
 DATA = {"source": {"name": "toy", "about": "a <b>toy</b>"}, "splits": {"train": {"examples": 8}}, "notes": ["a note"]}
+
+
+def test_a_figure_that_is_no_number_is_one_line():
+    _check_finite(METRICS)
+    broken = {"rows": {"tstr": {"value": 0.5, "low": float("nan"), "high": float("inf")}}}
+    with pytest.raises(StageError, match=r"^rows\.tstr: expected finite numbers, found low nan, high inf$"):
+        _check_finite(broken)
 
 
 def generator_of(family, **data):
