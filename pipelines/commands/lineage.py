@@ -28,16 +28,16 @@ app = typer.Typer(
 def show(model_uri: VersionURI, as_json: AsJson = False) -> None:
     """Compare what a version was made from with what lies in this folder; exit status 1 if they differ."""
     from ganlib.config import load_params
-    from pipelines import lineage as facts
+    from pipelines import lineage as lineage_facts
     from pipelines.loading import default_store
     from pipelines.model_registry import version_by_uri
 
     version = version_by_uri(default_store(), model_uri)
-    recorded = facts.recorded(version.tags)
-    checks, notes = facts.verify(recorded, facts.facts(load_params())), []
+    recorded = lineage_facts.recorded(version.tags)
+    checks, notes = lineage_facts.verify(recorded, lineage_facts.facts(load_params())), []
     both_changed = any(check.verdict == "changed" for check in checks)
     if name := recorded.get("dvc_exp_name"):
-        commit = facts.experiment_commit(name) or "not here: `dvc exp pull` brings it"
+        commit = lineage_facts.experiment_commit(name) or "not here: `dvc exp pull` brings it"
         notes.append(f"DVC's experiment {name}, which holds what -S changed: {commit}")
     elif recorded.get("git.dirty") == "true":
         notes.append(
@@ -54,13 +54,13 @@ def verify(model_uri: VersionURI, as_json: AsJson = False) -> None:
 
     Exit status 1 where anything does, or where the data could not be hashed.
     """
-    from pipelines import verify as anew
+    from pipelines import verify as verification
     from pipelines.loading import default_store
     from pipelines.model_registry import version_by_uri
 
     store = default_store()
     version = version_by_uri(store, model_uri)
-    checks, notes = anew.verify(store, version)
+    checks, notes = verification.verify(store, version)
     _report(version, checks, notes, "checked out", as_json)
 
 

@@ -4,7 +4,7 @@
 |---|---|
 | `settings.py` | the settings of a service, and the limits on requests |
 | `models.py` | which version is served: it follows its alias, between requests |
-| `asked.py` | the bodies of requests |
+| `schemas.py` | the bodies of requests |
 | `sampling.py`, `batching.py` | samples for requests, of many requests in one run of the network |
 | `training_data.py` | the training examples, for requests of nearest ones |
 | `directions.py` | the changes of the inputs that change samples the most |

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from pipelines._stage import StageError
-from pipelines.serve import asked, formats, sampling
+from pipelines.serve import formats, sampling, schemas
 from pipelines.serve.batching import Batcher
 from pipelines.serve.guards import Guard, Metrics, describe_problem, refused
 from pipelines.serve.models import Model, Served, TooSlow
@@ -56,19 +56,19 @@ class Service:
         self.encoding = ThreadPoolExecutor(2, "encoder")
         self.batcher = Batcher(self._run, self.most_samples(self.models["served"].current), settings.batch_wait_s)
 
-    def served(self, role: asked.Role) -> Served:
+    def served(self, role: schemas.Role) -> Served:
         if role not in self.models:
             raise HTTPException(422, "model: this service has no challenger")
         return self.models[role].current
 
-    async def make(self, served: Served, n: int, work: Work) -> NDArray[Any]:
+    async def make_samples(self, served: Served, n: int, work: Work) -> NDArray[Any]:
         """Samples of a request, as stored, `[n, *stored]`. Raises HTTPException for what cannot be made."""
-        made = await self.do(served, n, work)
+        made = await self.run_job(served, n, work)
         self.metrics.samples.labels(served.uri).inc(n)
         assert isinstance(made, np.ndarray)
         return made
 
-    async def do(self, served: Served, n: int, work: Work) -> NDArray[Any] | Found:
+    async def run_job(self, served: Served, n: int, work: Work) -> NDArray[Any] | Found:
         """The result of the work, in its turn. Raises HTTPException if it fails or is not done in time."""
         made: NDArray[Any] | Found | Exception = await self.batcher.submit(
             Job(served, n, work, time.monotonic() + self.settings.timeout_s)
@@ -92,7 +92,7 @@ class Service:
         self,
         served: Served,
         made: NDArray[Any],
-        wanted: asked.Format | None,
+        wanted: schemas.Format | None,
         about: dict[str, Any],
         columns: int | None,
         headers: Mapping[str, str] | None = None,
@@ -106,7 +106,7 @@ class Service:
             content, media_type=formats.MEDIA_TYPES[of_format], headers={**version_header(served), **(headers or {})}
         )
 
-    async def say(self, served: Served, about: asked.Answers, work: Work) -> Response:
+    async def answer_examples(self, served: Served, about: schemas.Answers, work: Work) -> Response:
         """The model's answers about examples: numbers as JSON, a picture or the like in a format of samples."""
         shapes, spec = served.answers, served.generator.spec
         if not shapes:
@@ -117,7 +117,7 @@ class Service:
         like_sample = about.answer is not None and shapes[about.answer] == spec.shape
         if not like_sample and about.format not in (None, "json"):
             raise HTTPException(422, f"format: {about.format!r} is for answers that look like samples; others are JSON")
-        found = await self.do(served, len(about.examples), work)
+        found = await self.run_job(served, len(about.examples), work)
         assert isinstance(found, dict)
         if like_sample:
             assert about.answer is not None
@@ -126,7 +126,7 @@ class Service:
         content = {"model": served.uri, "answers": {name: formats.numbers(found[name]) for name in names}}
         return JSONResponse(content, headers=version_header(served))
 
-    def check(self, served: Served, wanted: asked.Format | None, **counts: int) -> None:
+    def check(self, served: Served, wanted: schemas.Format | None, **counts: int) -> None:
         """Raises HTTPException for a format that the data do not have, or more samples than a request gets."""
         known = formats.formats(served.generator.spec)
         if wanted is not None and wanted not in known:
@@ -247,13 +247,13 @@ def api(settings: Settings) -> FastAPI:
     )
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
+    async def handle_validation_error(request: Request, error: RequestValidationError) -> Response:
         found = error.errors()[0]
         place = ".".join(str(part) for part in found["loc"] if part != "body")
         return refused(422, f"{place or 'the body'}: {found['msg']}")
 
     @app.exception_handler(HTTPException)
-    async def no(request: Request, error: HTTPException) -> Response:
+    async def handle_http_error(request: Request, error: HTTPException) -> Response:
         return refused(error.status_code, str(error.detail), error.headers)
 
     @app.get("/v1/model")
@@ -262,11 +262,11 @@ def api(settings: Settings) -> FastAPI:
         return service.described()
 
     @app.post("/v1/samples", responses={200: samples_of}, response_class=Response)
-    async def samples(body: asked.Samples) -> Response:
+    async def samples(body: schemas.Samples) -> Response:
         """Draw samples."""
         served = service.served(body.model)
         service.check(served, body.format, n=body.n)
-        made = await service.make(served, body.n, sampling.samples(body))
+        made = await service.make_samples(served, body.n, sampling.samples(body))
         labels = sampling.labels_of(served.generator, body)
         in_turn = labels is not None and body.label is None and len(served.generator.spec.classes) <= min(body.n, 32)
         columns = len(served.generator.spec.classes) if in_turn else None
@@ -274,46 +274,46 @@ def api(settings: Settings) -> FastAPI:
         return await service.answer(served, made, body.format, about, columns)
 
     @app.post("/v1/interpolations", responses={200: samples_of}, response_class=Response)
-    async def interpolations(body: asked.Interpolation) -> Response:
+    async def interpolations(body: schemas.Interpolation) -> Response:
         """Draw samples on the way from one to another."""
         served = service.served(body.model)
         service.check(served, body.format, steps=body.steps)
-        made = await service.make(served, body.steps, sampling.interpolation(body))
+        made = await service.make_samples(served, body.steps, sampling.interpolation(body))
         return await service.answer(served, made, body.format, {}, body.steps)
 
     @app.post("/v1/walks", responses={200: samples_of}, response_class=Response)
-    async def walks(body: asked.Walk) -> Response:
+    async def walks(body: schemas.Walk) -> Response:
         """Draw samples along a principal direction of the model."""
         served = service.served(body.model)
         service.check(served, body.format, steps=body.steps)
-        made = await service.make(served, body.steps, sampling.walk(body, served))
+        made = await service.make_samples(served, body.steps, sampling.walk(body, served))
         return await service.answer(served, made, body.format, {}, body.steps)
 
     @app.post("/v1/translations", responses={200: samples_of}, response_class=Response, openapi_extra=of_file)
     async def translations(
         request: Request,
         seed: Annotated[int, Query(ge=0, lt=2**63)] = 0,
-        format: asked.Format | None = None,
+        format: schemas.Format | None = None,
         label: str | None = None,
         attribute: Annotated[list[str] | None, Query(max_length=1000, description="NAME=NUMBER each")] = None,
-        model: asked.Role = "served",
+        model: schemas.Role = "served",
     ) -> Response:
         """Make a sample of a file, such as an image: its translation, into the domain of the label where there are
         several, or by the attributes that are to change, or its restoration. The body is the file."""
         served = service.served(model)
         service.check(served, format)
         file = await file_of(request)
-        made = await service.make(served, 1, sampling.translated(file, seed, label, attribute or ()))
+        made = await service.make_samples(served, 1, sampling.translated(file, seed, label, attribute or ()))
         return await service.answer(served, made, format, {"seed": seed}, 1)
 
     @app.post("/v1/neighbours", responses={200: samples_of}, response_class=Response)
-    async def neighbours(body: asked.Neighbours) -> Response:
+    async def neighbours(body: schemas.Neighbours) -> Response:
         """The training examples that a sample is nearest to, nearest first; `Ganlib-Distances` says how near."""
         served = service.served(body.model)
         service.check(served, body.format, n=body.n)
         if (data := service.training_data) is None:
             raise HTTPException(422, "neighbours: this service was started without training data")
-        found = await service.do(served, 1, sampling.neighbours(body, data))
+        found = await service.run_job(served, 1, sampling.neighbours(body, data))
         assert isinstance(found, dict)
         distances = [float(f"{x:.4g}") for x in found["distances"]]
         about = {"space": data.space.name, "distances": distances}
@@ -321,25 +321,25 @@ def api(settings: Settings) -> FastAPI:
         return await service.answer(served, found["examples"], body.format, about, body.n, headers)
 
     @app.post("/v1/answers", responses={200: samples_of}, response_class=Response)
-    async def answers(body: asked.Answers) -> Response:
+    async def answers(body: schemas.Answers) -> Response:
         """Ask a model about examples that there are: how strange, how likely they are."""
         served = service.served(body.model)
         if len(body.examples) > (most := service.most_samples(served)):
             raise HTTPException(422, f"examples: expected at most {most}, found {len(body.examples)}")
-        return await service.say(served, body, sampling.answers(body))
+        return await service.answer_examples(served, body, sampling.answers(body))
 
     @app.post("/v1/answers/file", responses={200: samples_of}, response_class=Response, openapi_extra=of_file)
     async def answers_of_file(
         request: Request,
         answer: Annotated[str | None, Query(max_length=200)] = None,
         label: Annotated[str | None, Query(max_length=200)] = None,
-        format: asked.Format | None = None,
-        model: asked.Role = "served",
+        format: schemas.Format | None = None,
+        model: schemas.Role = "served",
     ) -> Response:
         """The same of one example, such as an image. The body is the file."""
         file = await file_of(request)
-        body = asked.Answers(examples=("the file",), answer=answer, label=label, format=format, model=model)
-        return await service.say(service.served(model), body, sampling.answers_of_file(file, label))
+        body = schemas.Answers(examples=("the file",), answer=answer, label=label, format=format, model=model)
+        return await service.answer_examples(service.served(model), body, sampling.answers_of_file(file, label))
 
     @app.get("/healthz")
     async def health() -> dict[str, str]:

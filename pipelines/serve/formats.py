@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ganlib.data._spec import Spec
-from pipelines.serve.asked import Format
+from pipelines.serve.schemas import Format
 
 __all__ = ["MEDIA_TYPES", "asked_by", "encode", "formats", "numbers", "shown_as"]
 

@@ -23,8 +23,8 @@ from ganlib.interpolation import slerp
 from ganlib.noise import Noise
 from ganlib.scratch import scratch_folder
 from pipelines.attributes import attributes_of, numbers_of
-from pipelines.serve.asked import Answers, Interpolation, Neighbours, Point, Samples, Walk
 from pipelines.serve.models import Served
+from pipelines.serve.schemas import Answers, Interpolation, Neighbours, Point, Samples, Walk
 from pipelines.serve.training_data import TrainingData
 
 __all__ = [

@@ -318,7 +318,7 @@ def test_work_is_bounded_in_time(folder):
     assert [answer.status_code for answer in gathered(app, [{"n": 9}])] == [429], "it waited too long"
     served = app.state.service.models["served"].current
     from pipelines.serve import sampling
-    from pipelines.serve.asked import Samples
+    from pipelines.serve.schemas import Samples
 
     (made,) = sampling.run([sampling.Job(served, 9, sampling.samples(Samples(n=9)), time.monotonic() + 9)], 1e-9)
     assert isinstance(made, TooSlow)
@@ -326,7 +326,7 @@ def test_work_is_bounded_in_time(folder):
 
 def test_a_job_that_fails_takes_no_other_along(folder):
     from pipelines.serve import sampling
-    from pipelines.serve.asked import Samples
+    from pipelines.serve.schemas import Samples
 
     def broken(generator):
         raise RuntimeError("a fault of ours")
@@ -339,7 +339,9 @@ def test_a_job_that_fails_takes_no_other_along(folder):
     assert isinstance(failed, RuntimeError)
 
     async def ask():
-        return await asyncio.gather(*(service.do(served, 2, work) for work in (good, broken)), return_exceptions=True)
+        return await asyncio.gather(
+            *(service.run_job(served, 2, work) for work in (good, broken)), return_exceptions=True
+        )
 
     made, error = asyncio.run(ask())
     assert len(made) == 2
