@@ -167,11 +167,11 @@ class DatasetConfig(Config):
     licence: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
-    def _normal_by_label(self) -> DatasetConfig:
+    def _check_unlabelled(self) -> DatasetConfig:
         if self.normal and self.unlabelled == "keep":
             raise ValueError(
-                "unlabelled: keep does not go with normal, as an example without a label is neither normal nor an "
-                "anomaly; expected reject, with a max_reject_share of at least their share"
+                "unlabelled: keep cannot be combined with normal: an example without a label is neither normal nor an "
+                "anomaly; set reject, and max_reject_share to at least their share"
             )
         return self
 

@@ -326,10 +326,8 @@ def _open(rank: int, world: int) -> _Memory | None:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
             shared = mmap.mmap(file.fileno(), 0)
             heads = memoryview(shared)[: world * CACHE_LINE_BYTES].cast("q")
-            places = torch.frombuffer(shared, dtype=torch.uint8, offset=world * CACHE_LINE_BYTES).view(
-                2, world, SLOT_BYTES
-            )
-            memory = _Memory(file, heads, places, rank)
+            slots = torch.frombuffer(shared, dtype=torch.uint8, offset=world * CACHE_LINE_BYTES)
+            memory = _Memory(file, heads, slots.view(2, world, SLOT_BYTES), rank)
         all_have = torch.tensor(int(memory is not None))
         dist.all_reduce(all_have, dist.ReduceOp.MIN)
     finally:

@@ -39,6 +39,7 @@ __all__ = [
     "curves",
     "evaluate",
     "extract_features",
+    "metrics_of_section",
     "sample_for_evaluation",
 ]
 
@@ -168,7 +169,7 @@ def available_metrics(reference: Reference, *, labelled: bool, answers: Iterable
         anomalous, label = ["anomalous"] * (shards.ANOMALIES in spec.counts), ["label"] * bool(spec.classes)
         sections[ANSWERS] = [*answers, *label, *anomalous]
     _check_needs(looks, {column for known in sections.values() for column in known})
-    return [f"{name}.{metric}" for name, known in sections.items() for metric in _available(name, looks, known)]
+    return [f"{name}.{metric}" for name, known in sections.items() for metric in metrics_of_section(name, looks, known)]
 
 
 def _check_needs(looks: str, columns: set[str]) -> None:
@@ -213,7 +214,7 @@ def evaluate(
     baselines: dict[str, tuple[Examples, Examples]]
     for section, fake in fakes.items():
         real = {**fake, **reals.get(section, {})}  # what is compared with its target needs nothing else
-        for name, metric in _available(section, spec.kind.LOOKS, real, fake).items():
+        for name, metric in metrics_of_section(section, spec.kind.LOOKS, real, fake).items():
             others = {"floor": floors, "copy": copies, "before": earlier}
             baselines = {baseline: (real, sets.get(section, {})) for baseline, sets in others.items()}
             found.setdefault(section, {})[name] = _figures(metric, spec, (real, fake), baselines, cfg, seed)
@@ -221,7 +222,7 @@ def evaluate(
         sides = _answer_sides(samples, reference)
         floor = (samples[ANSWERS]("train"), sides[1])
         baselines = {"floor": floor} if before is None else {"floor": floor, "before": _answer_sides(before, reference)}
-        for name, metric in _available(ANSWERS, spec.kind.LOOKS, *sides).items():
+        for name, metric in metrics_of_section(ANSWERS, spec.kind.LOOKS, *sides).items():
             found.setdefault(ANSWERS, {})[name] = _figures(metric, spec, sides, baselines, cfg, seed)
     return found
 
@@ -231,7 +232,7 @@ def curves(samples: Samples, reference: Reference) -> dict[str, dict[str, list[f
     if ANSWERS not in samples:
         return {}
     sides = _answer_sides(samples, reference)
-    metrics = _available(ANSWERS, reference.spec.kind.LOOKS, *sides)
+    metrics = metrics_of_section(ANSWERS, reference.spec.kind.LOOKS, *sides)
     return {name: metric.curve(*sides) for name, metric in metrics.items() if hasattr(metric, "curve")}
 
 
@@ -382,7 +383,7 @@ def compare(
         reals = _with_labels(_of_split(reference, "test", n, spaces), reference.spec)
         real = {**one, **reals.get(section, {})}
         sides = [(real, one), (real, other)]
-    known = _available(section, reference.spec.kind.LOOKS, *sides[0], *sides[1])
+    known = metrics_of_section(section, reference.spec.kind.LOOKS, *sides[0], *sides[1])
     if name not in known:
         raise ConfigError(f"metric {metric!r} cannot be measured here; {section} has: {', '.join(known) or 'none'}")
     compute, direction = _compute(known[name], reference.spec), known[name].DIRECTION
@@ -432,7 +433,7 @@ def _ci_halfwidth(values: list[float], cfg: EvaluateConfig) -> float:
     return NormalDist().inv_cdf((1 + cfg.confidence) / 2) * stdev(values)
 
 
-def _available(section: str, looks: str, *sides: Collection[str]) -> dict[str, Any]:
+def metrics_of_section(section: str, looks: str, *sides: Collection[str]) -> dict[str, Any]:
     """Metrics whose needs are columns of all sides, by the name they go by in this section."""
     return {
         getattr(metric, "ALIASES", {}).get(section.partition("/")[0], name): metric

@@ -305,9 +305,9 @@ class Generator:
                 yield self.sample(n, seed=seed, rows=slice(start, start + batch), **conditions)["sample"]
             return
         if others := [name for name, asked in conditions.items() if asked is not None]:
-            raise ValueError(f"where: it goes with n and seed alone; found {', '.join(others)}")
+            raise ValueError(f"where: cannot be combined with {', '.join(others)}")
         if self.spec.given or self.conditioned_on:
-            raise ValueError("where: it cannot be combined with given parts or other conditions")
+            raise ValueError("where: cannot be combined with given parts or other conditions")
         kind, ask = self.spec.kind, self.game.ask_known
         known, drawn, found = where.known, 0, 0
         while found < n:
@@ -375,15 +375,17 @@ class Generator:
         """Rows of a part as a user has them (what `present` gives: an array, a DataFrame, a list; or a Series) as
         networks see them.
 
-        Raises ValueError for rows that are not like those it was trained on, and for one that is in no list.
+        Raises ValueError for rows that are not like those it was trained on, and for a single example.
         """
         kind, cfg, about = self.spec.kind, self.spec.sample, self.spec.parts[part]
         if kind.take is None:
             raise ValueError(f"{part}: {self.spec.modality} data cannot be given to a model")
         if isinstance(rows, str | bytes | Mapping) or not hasattr(rows, "__len__"):
-            raise ValueError(f"{part}: expected a list of examples, or of one; found {type(rows).__name__}")
+            raise ValueError(
+                f"{part}: expected a list of examples, found {type(rows).__name__}; put a single one in a list"
+            )
         stored = np.empty((len(rows), *about.stored), about.dtype)
-        for i, row in enumerate(rows.to_dict("records") if hasattr(rows, "columns") else rows):
+        for i, row in enumerate(rows.to_dict("records") if hasattr(rows, "iterrows") else rows):
             taken = kind.take(cfg, part, row)
             if taken.shape != about.stored:  # of a kind whose given parts may have any size
                 expected, found = (list(np.shape(kind.present(cfg, part, one[None]))[1:]) for one in (stored[i], taken))

@@ -58,7 +58,7 @@ class Exported:
     """A graph, and how far it is from the generator."""
 
     path: Path
-    """where it was written if it agrees"""
+    """the file, written only if the graph agrees"""
     inputs: tuple[str, ...]
     difference: float
     """of `sample`, the largest absolute one at any of `BATCHES`"""

@@ -196,8 +196,9 @@ def build_game(params: Params, spec: Spec) -> Game:
         group = math.lcm(group, game.group * shrink)
         if shrink > 1 and cfg.batch % (game.group * shrink):
             raise ConfigError(
-                f"{where}: penalties.{name}.batch_shrink: {shrink} x {game.group} examples that the networks take "
-                f"together do not divide the batch of {cfg.batch}; choose a divisor of {cfg.batch // game.group or 1}"
+                f"{where}: penalties.{name}.batch_shrink: {shrink} x {game.group} examples, which the networks "
+                f"process together, do not divide the batch of {cfg.batch}; "
+                f"choose a divisor of {cfg.batch // game.group or 1}"
             )
         penalties.append(
             Term(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ class WarmStart:
     frozen: tuple[str, ...]
     settings: Mapping[str, str]
     """settings of the networks that are not the parent's, as "32 here, 24 there\""""
-    conditions: Mapping[str, str] = field(default_factory=dict)
-    """the same of what both are conditioned on: weights of a class or an attribute are taken by its place"""
+    conditions: Mapping[str, str]
+    """classes and attributes that are not the parent's; their weights are matched by position"""
 
     def lines(self) -> list[str]:
         """For the log."""
@@ -55,7 +55,9 @@ class WarmStart:
         lines = [f"warm start from {self.parent}: tensors taken: {counts}"]
         if self.settings:
             lines.append("  settings: " + "; ".join(f"network.{key}: {why}" for key, why in self.settings.items()))
-        lines += [f"  {name}: {why}; what is taken of each goes by its place" for name, why in self.conditions.items()]
+        lines += [
+            f"  {name}: {why}; weights are matched by position, not by name" for name, why in self.conditions.items()
+        ]
         lines += [f"  not taken: {name}: {why}" for name, why in self.not_taken.items()]
         return lines + ([f"  frozen: {', '.join(self.frozen)}"] if self.frozen else [])
 
@@ -135,10 +137,14 @@ def _settings(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, st
 def _conditions(game: Game, spec: Spec, theirs: Mapping[str, Any]) -> dict[str, str]:
     own = {"classes": spec.classes * bool(game.classes), "attributes": spec.attributes * bool(game.attributes)}
     return {
-        key: f"{', '.join(names)} here, {', '.join(theirs[key])} there"
+        key: f"{_some_of(names)} here, {_some_of(theirs[key])} there"
         for key, names in own.items()
         if names and theirs.get(key) and [*names] != theirs[key]
     }
+
+
+def _some_of(names: Sequence[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _freeze(game: Game, patterns: Sequence[str], not_taken: Mapping[str, str]) -> tuple[str, ...]:

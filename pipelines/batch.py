@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,11 +77,12 @@ def missing_shards(folder: Path, request: Request) -> list[int]:
     folder.mkdir(parents=True, exist_ok=True)
     there = {one.name for one in folder.iterdir() if not one.name.startswith(".partial-")}
     if not there:
-        _write_whole(file, lambda partial: partial.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8"))
+        text = json.dumps(asked, indent=2) + "\n"
+        _write_whole(file, lambda partial: partial.write_text(text, encoding="utf-8"), _name_if_new)
     elif REQUEST not in there:
         raise StageError(f"{folder}: expected a new folder, or one with a {REQUEST}; found other files in it")
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))  # maybe of another job that began at the same time
+        found = json.loads(file.read_text(encoding="utf-8"))  # perhaps of another job that began at the same time
         if not isinstance(found, dict):
             raise ValueError(f"expected an object, found {found!r:.80}")
     except ValueError as error:
@@ -89,9 +90,7 @@ def missing_shards(folder: Path, request: Request) -> list[int]:
     if found != asked:
         differs = [f"{key} {found.get(key)!r}, asked {asked[key]!r}" for key in asked if found.get(key) != asked[key]]
         raise StageError(f"{folder} holds samples of another request: {'; '.join(differs)}; choose another folder")
-    for partial in folder.glob(f".partial-{_host()}-*"):
-        if not psutil.pid_exists(int(partial.name.split("-")[2])):  # of a job that was killed
-            partial.unlink(missing_ok=True)
+    remove_partials(folder)
     return [i for i, name in enumerate(request.names) if not (folder / name).is_file()]
 
 
@@ -170,7 +169,7 @@ def table_of(generator: Generator, made: dict[str, Any], *, first: int | None = 
 
     A class-conditional generator adds the column `label`, the name of the class; one that is conditioned on attributes
     adds a column for each attribute. Columns and attributes of the data keep their names, see `free_name`. The schema
-    depends on the generator only.
+    depends on the generator only, not on which values are missing.
     """
     import numpy as np
     import pandas as pd
@@ -204,14 +203,37 @@ def free_name(name: str, own: Collection[str]) -> str:
     return free_name(f"_{name}", own) if name in own else name
 
 
-def _write_whole(file: Path, write: Any) -> None:
+def partial_of(file: Path) -> Path:
+    """What this process writes before it takes the name `file`."""
+    return file.with_name(f".partial-{_host()}-{os.getpid()}-{file.name}")
+
+
+def remove_partials(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes of this machine left of files of this name."""
+    for partial in folder.glob(f".partial-{_host()}-*-{name}"):
+        if not psutil.pid_exists(int(partial.name.split("-")[2])):
+            partial.unlink(missing_ok=True)
+
+
+def _name_if_new(partial: Path, file: Path) -> None:
+    """Give a file its name unless another process has given it to one of its own. Where there are no hard links, as on
+    mounted object stores, the later of two takes it."""
+    try:
+        file.hardlink_to(partial)
+    except FileExistsError:
+        pass
+    except OSError:
+        partial.replace(file)
+
+
+def _write_whole(file: Path, write: Any, give_name: Callable[[Path, Path], object] = Path.replace) -> None:
     """`write` to a file of this process, which takes the name when it is on the disk."""
-    partial = file.with_name(f".partial-{_host()}-{os.getpid()}-{file.name}")
+    partial = partial_of(file)
     try:
         write(partial)
         with partial.open("rb") as written:
             os.fsync(written.fileno())
-        partial.replace(file)
+        give_name(partial, file)
     except OSError as error:
         raise StageError(f"{file}: {error.strerror or error}".replace(partial.name, file.name)) from error
     finally:

@@ -329,7 +329,7 @@ def _tracking(params: Params) -> Iterator[Finding]:
             yield Finding("ok", f"tracking store {file}: will be made")
         else:
             store = tracking.open_store(params.tracking, create=False)
-            if store.experiment:
+            if file and store.experiment:
                 tracking.check_not_copied(uri, store.client.get_experiment(store.experiment).artifact_location)
             yield Finding("ok", f"tracking store {tracking.shown(uri)}")
             registered = named and model_registry.find_version(store, *named)

@@ -22,7 +22,7 @@ from ganlib import registry, shards
 from ganlib.config import DatasetConfig, Params
 from ganlib.data import _kind
 from ganlib.data._spec import Spec
-from ganlib.evaluate import Metrics, evaluate
+from ganlib.evaluate import Metrics, evaluate, metrics_of_section
 from ganlib.reference import Reference
 from ganlib.sources._source import SourceError
 from pipelines._stage import REFERENCE, StageError
@@ -68,13 +68,13 @@ def measure_drift(params: Params, data: str, spec: Spec) -> Drift:
     known = [f"{section}.{name}" for section, named in metrics.items() for name in named]
     kid = metric_of(params.gate.model_copy(update={"metric": None}), known)
     deciding = [kid] if params.gate.metric not in known else [params.gate.metric, kid]
-    drifted = [metric for metric in deciding if _is_worse(metric, metrics)]
-    return Drift(bool(drifted), [*drifted, *deciding][0], len(samples), items, rejected, metrics)
+    drifted = [metric for metric in deciding if _is_worse(metric, metrics, spec.kind.LOOKS)]
+    return Drift(bool(drifted), (drifted or deciding)[0], len(samples), items, rejected, metrics)
 
 
-def _is_worse(metric: str, metrics: Metrics) -> bool:
+def _is_worse(metric: str, metrics: Metrics, looks: str) -> bool:
     section, _, name = metric.rpartition(".")
-    return is_drift(metrics[section][name], registry.load("metrics", name, registry.places("metrics")[name]).DIRECTION)
+    return is_drift(metrics[section][name], metrics_of_section(section, looks)[name].DIRECTION)
 
 
 def is_drift(figures: Mapping[str, float], direction: str) -> bool:

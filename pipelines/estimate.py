@@ -62,7 +62,7 @@ class Estimate:
     search_seconds: float
     """of all trials by successive halving, as the model stands"""
     starts_ray: bool
-    """whether the stage `train` does, which is not counted"""
+    """whether the stage `train` starts Ray; that time is not included"""
 
     @property
     def train_seconds(self) -> float:

@@ -132,7 +132,7 @@ def stage(params: Params) -> None:
 
 
 def _check_finite(metrics: Metrics) -> None:
-    """Raise StageError for a figure that is not a number: neither files nor the gate could say anything of it."""
+    """Raise StageError for a figure that is not finite: JSON cannot hold it and the gate cannot compare it."""
     for section, named in metrics.items():
         for name, figures in named.items():
             if faults := [f"{key} {x}" for key, x in figures.items() if not math.isfinite(x)]:

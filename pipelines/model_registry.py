@@ -22,6 +22,7 @@ from pipelines.tracking import (
     Run,
     Store,
     StoreError,
+    check_not_copied,
     environment,
     error_text,
     file_errors,
@@ -383,6 +384,7 @@ def _download(store: Store, uri: str, into: Path) -> Path:
                 artifact_uri=f"{uri}/artifacts/generator", dst_path=str(into), tracking_uri=store.uri
             )
     except (MlflowException, OSError) as error:
+        check_not_copied(store.uri, uri)  # the usual reason
         raise StageError(f"{uri}: not in {shown(store.uri)}: {error_text(error, store.uri)}") from error
     return Path(found)
 

@@ -148,8 +148,9 @@ def _labels_of(cfg: DatasetConfig, names: tuple[str, ...]) -> tuple[tuple[int | 
     of those that are trained on: all, or the normal ones, which come first. Raises StageError where `normal` does not
     separate normal examples from anomalies."""
     classes = tuple(name for name in names if name not in getattr(cfg.sample, "missing_values", ()))
+    index = {name: label for label, name in enumerate(classes)}
     if not cfg.normal:
-        return tuple(classes.index(name) if name in classes else None for name in names), classes
+        return tuple(index.get(name) for name in names), classes
     if not classes:
         raise StageError("normal: the data have no labels, so normal examples cannot be distinguished from anomalies")
     try:
@@ -284,6 +285,8 @@ class _Rejects:
         self._source, self._most = source, cfg.max_reject_share
         keys = [] if cfg.normal else ["unlabelled: keep keeps examples without a label"]
         keys += ["source.split reads one split"] if "split" in type(cfg.source).model_fields else []
+        has_words = "missing_values" in type(cfg.sample).model_fields
+        keys += ["sample.missing_values lists the words that mean a missing label"] if has_words else []
         self._hint = "".join(f"; {key}" for key in keys)
         self._first: list[str] = []
         self.seen = self.count = 0
@@ -315,7 +318,8 @@ def _check(found: shards.Summary, classes: tuple[str, ...], cfg: DatasetConfig) 
         what = "normal examples" if cfg.normal else "different examples"
         raise StageError(
             f"too few data: of {sum(counts.values())} {what} {counts['train']} are for training "
-            f"and {counts['test']} for testing at test_share {cfg.test_share}; {LEAST} of each are needed"
+            f"and {counts['test']} for testing, at test_share {cfg.test_share} or by the split that the files have; "
+            f"{LEAST} of each are needed"
         )
     for label, name in enumerate(classes):
         if not found.classes["train"][label]:
@@ -379,7 +383,6 @@ def _card(
     for name, std, mean in zip(spec.attributes, found.attributes.std, spec.attribute_means, strict=True):
         if not std:
             notes.append(f"Attribute {name!r} is {mean:g} in all training examples: it tells nothing.")
-    described = kind.describe(spec.sample, {name: columns[name].numpy() for name in spec.parts})
     notes += described.pop("notes", ())
     notes += [f"Class {name!r} has no test example." for label, name in enumerate(spec.classes) if not in_test[label]]
     return {

@@ -202,8 +202,12 @@ def _shown(spec: Spec, part: str, rows: int) -> Any:
 def _requests(model_input: Any) -> list[dict[str, Any]]:
     if model_input is None:
         return [{}]
-    if isinstance(model_input, Mapping) and all(map(pd.api.types.is_scalar, model_input.values())):
-        model_input = [model_input]  # one row
+    if isinstance(model_input, Mapping):
+        alone = [
+            x for name, x in model_input.items() if name not in ("attributes", "where")
+        ]  # these are lists in a row
+        if alone and all(map(pd.api.types.is_scalar, alone)):
+            model_input = [model_input]
     table = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame(model_input)
     known = [name for name in DEFAULTS if name != "answer"]
     unknown = [str(name) for name in table.columns if name not in known]

@@ -103,10 +103,8 @@ def _export(folder: Path, gate: GateConfig, into: Path) -> dict[str, dict[str, A
         except GraphError as error:
             found[format] = {"cannot": str(error)}
             continue
-        if made.agrees:
-            found[format] = {"within": TOLERANCE}  # not the difference itself: rounding that no two runs share
-            continue
-        found[format] = {"fault": made.fault}
+        # not the difference itself: rounding that no two runs share
+        found[format] = {"fault": made.fault} if made.fault else {"within": TOLERANCE}
     return found
 
 

@@ -195,7 +195,8 @@ def open_store(config: TrackingConfig, *, create: bool = True) -> Store:
             f"tracking.experiment: {config.experiment!r} was deleted from {shown(uri)}; "
             f"choose another name or run `mlflow experiments restore -x {found.experiment_id}`"
         )
-    check_not_copied(uri, found.artifact_location, reads=not create)
+    if create:
+        check_not_copied(uri, found.artifact_location)
     return Store(uri, client, found.experiment_id)
 
 
@@ -213,15 +214,12 @@ def _create_experiment(client: Any, name: str, uri: str) -> Any:
     return client.get_experiment_by_name(name)
 
 
-def check_not_copied(uri: str, artifacts: str, *, reads: bool = False) -> None:
-    """Raise StageError if the project's own SQLite file came from another folder: it names that one's artifacts, which
-    can still be read where they are there."""
+def check_not_copied(uri: str, artifacts: str) -> None:
+    """Raise StageError if the project's own SQLite file came from another folder: it names that one's artifacts."""
     place, file = urlsplit(artifacts), sqlite_file(uri)
     if file is None or place.scheme not in ("", "file"):
         return
     folder = Path(unquote(place.path))
-    if reads and folder.is_dir():
-        return
     if file.is_relative_to(project_folder()) and not folder.is_relative_to(project_folder()):
         raise StageError(
             f"tracking store {file} came from another folder: its artifacts lie in {folder}; move it away and a new "
@@ -235,7 +233,7 @@ def _probe_sqlite(path: Path, create: bool) -> None:
         if (project_folder() / "params.yaml").is_file():
             remedy = "`ganlib register` makes it from outputs/, `dvc repro` from data"
         else:
-            remedy = "this is no project's folder (no params.yaml): go to it, or name a store by MLFLOW_TRACKING_URI"
+            remedy = "no params.yaml here: change to the project's folder, or set MLFLOW_TRACKING_URI"
         raise StoreError(f"tracking store {path}: no such file; {remedy}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

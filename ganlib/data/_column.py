@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -220,7 +221,8 @@ class Guess:
         self.fits: Counter[str] = Counter()
         """how many values each of the forms below has"""
         self.formats: Counter[str] = Counter()
-        self.unpadded: set[str] = set()
+        self.unpadded = Counter[tuple[str, str]]()
+        """by format and directive: how many more values below 10 have no leading zero than have one"""
         """directives of formats whose numbers have no leading zero"""
 
     def add(self, values: list[Any], missing: frozenset[str]) -> None:
@@ -265,8 +267,9 @@ class Guess:
             date, colon, _ = text.partition(":")
             numbers = re.findall(r"[0-9]+", date)
             for directives, found in (("HI", numbers[-1:]), ("dm", numbers[:-1])) if colon else (("dm", numbers),):
-                if any(len(number) == 1 for number in found):
-                    self.unpadded.update(directives)
+                for number in (number for number in found if int(number) < 10 and len(number) < 3):
+                    more = count if len(number) == 1 else -count
+                    self.unpadded.update(dict.fromkeys(itertools.product(forms, directives), more))
         if _THOUSANDS_POINT.fullmatch(text) and not _POINT.fullmatch(text):
             self.fits["comma"] += count
 
@@ -333,7 +336,9 @@ class Guess:
         by_count = sorted(self.formats, key=lambda form: (-self.formats[form], ranks[form]))
         if not by_count:
             raise ValueError("no known format of dates suits its values; write `formats`, as strptime has them")
-        first = re.sub(r"%([dmHI])", lambda of: f"%-{of[1]}" if of[1] in self.unpadded else of[0], by_count[0])
+        first = re.sub(
+            r"%([dmHI])", lambda of: f"%-{of[1]}" if self.unpadded[by_count[0], of[1]] > 0 else of[0], by_count[0]
+        )
         return (first,) if self.formats[by_count[0]] == self.fits["date"] else (first, *by_count[1:])
 
     def _words(self, said: Column) -> tuple[str, ...]:

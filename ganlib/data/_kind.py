@@ -114,7 +114,7 @@ class Kind:
     preview: Callable[[Any, Mapping[str, Tensor], int], Image]
     """`(cfg, {name: samples}, columns)`: a picture of examples next to each other; each name has a part of them"""
     describe: Callable[[Any, Stored], dict[str, Any]]
-    """`(cfg, stored)`: figures of training examples for the data card, plain values, and sentences, `notes`"""
+    """`(cfg, stored)`: figures of training examples for the data card, as plain values; `notes`: sentences"""
     tiny: Callable[[], tuple[Any, list[Any]]]
     """a small `Config` and payloads, at least 40 different ones, which contract tests are made of"""
 

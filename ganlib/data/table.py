@@ -146,7 +146,7 @@ def take(cfg: Config, part: str, raw: Mapping[str, Any]) -> NDArray[Any]:
 
 
 def _code(tables: _Tables, column: Column, value: Any) -> float:
-    """Of text as the data have it, or of a value that is a number, a boolean or a date already, as pandas reads it.
+    """The code of a value: text as in the data, or a number, boolean or date as pandas reads it.
     Raises ValueError where the value is none of the column's."""
     text = as_text(value, tables.missing)
     if text is None:

@@ -93,7 +93,7 @@ def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
     """The last frames of a video file, or of a folder of numbered frames, which are made to fit; or an array
     `[T, H, W, C]`, which has to. uint8 `[T, C, H, W]`.
 
-    Raises ValueError if it cannot be read, has too few frames, another shape, or numbers that are no levels.
+    Raises ValueError if it cannot be read, has too few frames, another shape, or pixels that `to_uint8` refuses.
     """
     count = parts(cfg)[part].shape[0]
     if isinstance(raw, Path):

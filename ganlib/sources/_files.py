@@ -149,7 +149,7 @@ def splits_of(folders: Iterable[str]) -> dict[str, Split]:
     headings = {re.split(r"[^-_. ]+$", folder)[0] for folder in folders}
     common = headings.pop() if len(headings) == 1 else ""
     named = {folder: name for folder in folders if (name := split_name(folder.removeprefix(common)))}
-    if common and "train" not in named.values():
+    if common.endswith(".") and "train" not in named.values():
         named |= {folder: "train" for folder in folders if folder.removeprefix(common).lower() == "data"}
     found = set(named.values())
     if "train" not in found or len(found) == 1:
@@ -172,7 +172,7 @@ def splits_of_files(folder: Path, paths: Iterable[Path], *, by_name: bool = True
     places = without_wrapper({path: (*of[:-1], path.stem) if by_name else of[:-1] for path, of in parts.items()})
     known = splits_of({of[0] for of in places.values() if of})
     found = {path: known[of[0]] for path, of in places.items() if of and of[0] in known}
-    return found, splits_note(known) if known else ""
+    return found, splits_note(known, "files and folders") if known else ""
 
 
 def without_wrapper(places: dict[T, tuple[str, ...]]) -> dict[T, tuple[str, ...]]:

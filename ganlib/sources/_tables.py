@@ -43,13 +43,13 @@ def file_called(raw: Path, name: str, others: list[File], key: str) -> File:
 
 
 def is_foreign(file: File) -> bool:
-    """Whether a JSON file is valid, and not one of labels."""
+    """Whether a JSON file is not one of labels."""
     ((_, content, _),) = list(payloads([file]))
+    data = content.read_bytes() if isinstance(content, Path) else content or b""
     try:
-        pairs = _pairs(_decoded(content.read_bytes() if isinstance(content, Path) else content or b""))
-    except (OSError, ValueError):
-        return False  # `Table` says why
-    return pairs is None
+        return _pairs(_decoded(data)) is None
+    except ValueError:
+        return b'"labels"' not in data  # of one that has labels `Table` says why
 
 
 def _pairs(text: str) -> list[Any] | None:
@@ -57,11 +57,12 @@ def _pairs(text: str) -> list[Any] | None:
     content = json.loads(text)
     if not isinstance(content, dict) or "labels" not in content:
         return None
-    pairs = content["labels"] or []
+    if (pairs := content["labels"]) is None:
+        return []
     is_ours = isinstance(pairs, list) and all(
         isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs
     )
-    return pairs if is_ours else None
+    return pairs if is_ours and pairs else None
 
 
 def _parts(path: str) -> tuple[str, ...]:

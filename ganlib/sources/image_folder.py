@@ -60,7 +60,8 @@ class Config(_Base):
     table: str | None = None
     """a CSV file with a header, or JSON Lines, in the folder, that names the class of each image; null: as above"""
     label_column: str | None = None
-    """of the table; null: `label`, `class`, `category` or `target`; of `labels.csv` also the only one but the path"""
+    """of the table; null: `label`, `class`, `category` or `target`; of `labels.csv` also the only one besides path and
+    `split`"""
     attributes: str | None = None
     """a CSV file in the folder: the path of each image, then numbers that describe it, named in the first line; then
     there are no classes"""
@@ -116,7 +117,10 @@ def load(cfg: Config, raw: Path) -> Source:
         shown = listed(natural_order(classes.values()))
         if cfg.labels == "auto" and _are_chunks(classes):
             classes = {}
-            notes.append(f"The folders are no classes, but called by the number of their first image: {shown}.")
+            notes.append(
+                f"The folders are named by the number of their first image ({shown}), so they are not classes; "
+                "source.labels folders makes them classes."
+            )
         elif len(set(classes.values())) > 1:
             notes.append(f"The classes are the folders: {shown}.")
         _check_classes(raw, classes, splits)
@@ -254,9 +258,10 @@ def _of_column(tables: list[Table], of_folders: dict[str, Split]) -> tuple[dict[
     have one, and none where a value is no name of a split."""
     texts, contradictions = dict[str, str](), list[Item]()
     for table in tables:
-        of_images, without = table.by_image(table.splits())
-        texts |= of_images
-        contradictions += without
+        if rows := table.splits():
+            of_images, without = table.by_image(rows)
+            texts |= of_images
+            contradictions += without
     values = set(texts.values())
     known = splits_of(values)
     if not values:
@@ -264,6 +269,6 @@ def _of_column(tables: list[Table], of_folders: dict[str, Split]) -> tuple[dict[
     if of_folders:
         return of_folders, [], ["The column split is not used, as the folders have a split."]
     if known.keys() != values:
-        shown = listed(sorted(values))
+        shown = listed(sorted(text or "an empty cell" for text in values))
         return {}, [], [f"The column split ({shown}) is not used: expected train, and test or val, in each row."]
     return {name: known[text] for name, text in texts.items()}, contradictions, [splits_note(known, "column split")]

@@ -65,7 +65,8 @@ def load(cfg: Config, raw: Path) -> Source:
             alone = [own[name].name for name in own if name not in other]
             if alone:
                 raise SourceError(f"{raw}: {alone[0]} has no partner in {missing} ({len(alone)} such files)")
-        given = {name: digest(file) for name, file in (a if cfg.direction == "a_to_b" else b).items()}
+        of_given = {} if known else a if cfg.direction == "a_to_b" else b  # folders of a split decide instead
+        given = {name: digest(file) for name, file in of_given.items()}
         times = Counter(given.values())  # where a given image has one target, the pair's own content decides
         groups_of = {name: content for name, content in given.items() if times[content] > 1}
         entries = [_Entry((a[name], b[name]), split[a[name].name], groups_of.get(name)) for name in a]
@@ -119,7 +120,8 @@ def _folders_of_equal_names(groups: dict[str, tuple[str, ...]]) -> list[str]:
         if folder := "/".join(part for part in parts if not split_name(part)):
             folders_of.setdefault(_composed(PurePosixPath(name).stem), set()).add(folder)
     sizes = Counter(folder for folders in folders_of.values() for folder in folders)
-    shared = Counter(two for folders in folders_of.values() for two in itertools.pairwise(sorted(folders)))
+    # names in more folders than two are those of classes
+    shared = Counter(tuple(sorted(folders)) for folders in folders_of.values() if len(folders) == 2)
     return next(([*two] for two, count in shared.items() if 2 * count > max(sizes[folder] for folder in two)), [])
 
 

@@ -179,8 +179,15 @@ def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     columns = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         cells = column.cast(pa.string()).cast(pa.float64()) if pa.types.is_float32(column.type) else column
-        columns[name] = [Text(cell) if isinstance(cell, str) else cell for cell in cells.to_pylist()]
-    return [{name: cells[i] for name, cells in columns.items()} for i in range(batch.num_rows)]
+        values = cells.to_pylist()
+        has_text = (
+            pa.types.is_string(column.type)
+            or pa.types.is_large_string(column.type)
+            or pa.types.is_dictionary(column.type)
+        )
+        columns[name] = [Text(x) if isinstance(x, str) else x for x in values] if has_text else values
+    rows = zip(*columns.values(), strict=True) if columns else [()] * batch.num_rows
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def _encoded(column: str, kind: pa.DataType) -> str | None:

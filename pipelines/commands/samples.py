@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
-import os
 import shutil
 import subprocess
 import zipfile
@@ -279,7 +279,10 @@ def _writer(generator: Generator, output: Path) -> Callable[[Generator, Iterable
 def _whole_file(path: Path) -> Iterator[Path]:
     """A file to write, which becomes `path` only when the block ends without an error. Raises ValueError, naming
     `path`, where it cannot be written."""
-    partial = path.with_name(f".partial.{os.getpid()}.{path.name}")
+    from pipelines.batch import partial_of, remove_partials
+
+    partial = partial_of(path)
+    remove_partials(path.parent, glob.escape(path.name))
     try:
         yield partial
         partial.replace(path)
@@ -332,12 +335,10 @@ def _write_arrays(generator: Generator, chunks: Iterable[Made], n: int, output: 
     columns: dict[str, list[Any]] = {}
     for chunk in chunks:
         shown = generator.present(chunk["sample"])
-        is_table = isinstance(shown, pd.DataFrame)
-        own = {name: _without_objects(shown[name]) for name in shown} if is_table else {}
-        found = {**own} or {"sample": np.asarray(shown)}
+        own = {name: _without_objects(shown[name]) for name in shown} if isinstance(shown, pd.DataFrame) else {}
+        found = dict(own) or {"sample": np.asarray(shown)}
         if "label" in chunk:
-            classes = np.array([generator.spec.classes[label] for label in chunk["label"].tolist()])
-            found[free_name("label", own)] = classes
+            found[free_name("label", own)] = np.array([generator.spec.classes[i] for i in chunk["label"].tolist()])
         if "attributes" in chunk:
             found[free_name("attributes", own)] = chunk["attributes"].numpy()
         for name, column in found.items():
@@ -351,8 +352,8 @@ def _write_arrays(generator: Generator, chunks: Iterable[Made], n: int, output: 
 
 
 def _without_objects(column: pd.Series) -> Any:
-    """An array of objects would be a pickle: text is text, empty where it is missing; numbers and booleans, some of
-    which may be missing, are floats."""
+    """The column as an array without objects, which would be pickled: missing text is empty; nullable integers and
+    booleans are floats, NaN where missing."""
     import numpy as np
 
     if column.dtype.name in ("Int64", "boolean"):

@@ -107,7 +107,7 @@ def serve_until_stopped(
 def _local(settings: Settings, host: str, port: int) -> Settings:
     """The settings for replicas on this machine, whose working folder is Ray's. Raises StageError as
     `serve_until_stopped` does."""
-    token = api_token()
+    token = api_token()  # raises for one that no header can carry, on loopback too
     if host not in _LOOPBACK and token is None:
         raise StageError(f"--host {host}: others reach it there; set {TOKEN} in the environment to a token of your own")
     with socket.socket() as probe:

@@ -145,10 +145,17 @@ def samples(asked: Samples) -> Work:
 
 
 def _rows_where(generator: Generator, asked: Samples) -> Tensor:
-    where = generator.where(asked.where)
-    if asked.first or asked.label is not None or asked.attributes or asked.truncation is not None:
-        raise ValueError("where: it goes with n and seed alone")
-    return torch.cat(list(generator.stream(asked.n, where=where, seed=asked.seed)))
+    if asked.first:
+        raise ValueError("where: cannot be combined with first")
+    rows = generator.stream(
+        asked.n,
+        where=generator.where(asked.where),
+        seed=asked.seed,
+        label=asked.label,
+        attributes=asked.attributes or None,
+        truncation=asked.truncation,
+    )
+    return torch.cat(list(rows))
 
 
 def interpolation(asked: Interpolation) -> Work:

@@ -18,11 +18,13 @@ TOKEN = "GANLIB_API_TOKEN"
 
 
 def api_token() -> str | None:
-    """What the environment has, without white space around it, as a file gives it with a newline. Raises StageError for
-    one that no header can carry."""
+    """The API token of the environment, stripped (a file may end in a newline); None if it is not set.
+
+    Raises StageError for characters that an HTTP header cannot carry.
+    """
     token = os.environ.get(TOKEN, "").strip()
     if not (token.isascii() and token.isprintable()):
-        raise StageError(f"{TOKEN}: expected printable ASCII characters alone, found others")
+        raise StageError(f"{TOKEN}: expected only printable ASCII characters, found others")
     return token or None
 
 

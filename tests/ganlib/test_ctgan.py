@@ -201,12 +201,12 @@ def test_conditions_on_rows_go_with_no_other(exported, other):
     from pipelines.pyfunc import GeneratorModel
 
     generator, (name,) = load_generator(exported), other
-    with pytest.raises(ValueError, match=f"^where: it goes with n and seed alone; found {name}$"):
+    with pytest.raises(ValueError, match=f"^where: cannot be combined with {name}$"):
         rows_of(generator, "colour=red", **other)
     assert len(rows_of(generator, "colour=red", **dict.fromkeys(other))) == 60
     model = GeneratorModel()
     model.generator = generator
-    with pytest.raises(ValueError, match=r"^(where: it goes with n and seed alone; found|label:) "):
+    with pytest.raises(ValueError, match=r"^(where: cannot be combined with|label:) "):
         model.predict(None, None, {"where": ["colour=red"], name: [1.0] if name == "attributes" else other[name]})
 
 

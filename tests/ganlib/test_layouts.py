@@ -398,6 +398,14 @@ def test_a_dataset_json_that_is_wrong_is_one_clear_line(tmp_path, content, messa
         load(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["", '{"labels": {}}', '{"labels": []}', '{"id": 1}\n{"id": 2}', "é"])
+def test_a_dataset_json_without_labels_does_not_hide_the_folders(tmp_path, content):
+    (folder(tmp_path, "a/1.png", "b/2.png") / "dataset.json").write_bytes(content.encode("latin-1"))
+    source = load(tmp_path)
+    assert source.classes == ("a", "b")
+    assert source.passed_over == {".json": 1}
+
+
 @pytest.mark.parametrize("content", ["[]", '{"name": "x"}', '{"labels": {"0": "cat"}}', '{"labels": ["a", "b"]}'])
 def test_a_dataset_json_of_another_kind_is_passed_over(tmp_path, content):
     (folder(tmp_path, "a/1.png", "b/2.png") / "dataset.json").write_text(content)
@@ -471,7 +479,8 @@ def test_folders_that_count_images_are_no_classes(tmp_path):
     source = load(raw)
     assert source.classes == ()
     assert source.notes == (
-        "The folders are no classes, but called by the number of their first image: 00000, 01000, 12000.",
+        "The folders are named by the number of their first image (00000, 01000, 12000), so they are not classes; "
+        "source.labels folders makes them classes.",
     )
     assert load(raw, labels="folders").classes == ("00000", "01000", "12000")
     split = folder(tmp_path / "split", "train/0000/0001.png", "train/1000/1000.png", "test/2000/2001.png")

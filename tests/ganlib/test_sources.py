@@ -690,7 +690,7 @@ def test_the_split_of_files_of_rows_is_kept(tmp_path, name, training, testing):
     source = load(name, tmp_path, **({"image": None, "label": None} if name == "parquet" else {}))
     found = {(tmp_path / re.split(r"[,:[]", item.id)[0]).with_suffix(""): item.split for item in items(source)}
     assert found == {tmp_path / training: "train", tmp_path / testing: "test"}
-    assert source.notes[0].startswith("The split is that of the folders: ")
+    assert source.notes[0].startswith("The split is that of the files and folders: ")
 
 
 def test_files_that_are_classes_are_no_splits(tmp_path):

@@ -487,6 +487,12 @@ def test_text_of_parquet_stays_text_and_float32_keeps_its_digits(tmp_path):
     assert found["price"].tolist() == [i % 4 + 0.5 for i in range(n)]
 
 
+def test_most_dates_say_whether_there_are_leading_zeros():
+    days = [f"{1 + i % 9:02}/{1 + i % 9:02}/2020" for i in range(30)]
+    cfg, codes = learnt([{"day": day} for day in [*days, "1/2/2021"]])
+    assert table.present(cfg, "sample", codes)["day"].tolist() == [*days, "01/02/2021"]
+
+
 def test_times_are_presented_to_the_microsecond_in_one_type():
     at = datetime.datetime(2020, 1, 1, 10, 0, 0, 123456)
     cfg, codes = learnt([{"at": at}, {"at": datetime.datetime(9999, 12, 31)}, {"at": None}])

@@ -92,24 +92,26 @@ def test_jobs_that_begin_at_one_moment_share_a_folder(tmp_path, monkeypatch):
     """The second begins while the first writes its request."""
     request, folder, write = batch.Request("x", 1000, 0, 256), tmp_path / "f", batch._write_whole
 
-    def write_late(file, content):
+    def write_late(*args):
         monkeypatch.setattr(batch, "_write_whole", write)
         (folder / ".partial-elsewhere-1-_request.json").touch()
         assert batch.missing_shards(folder, request) == [0, 1, 2, 3]
-        write(file, content)
+        write(*args)
 
     monkeypatch.setattr(batch, "_write_whole", write_late)
     assert batch.missing_shards(folder, request) == [0, 1, 2, 3]
 
 
 def test_of_two_requests_at_one_moment_one_is_refused(tmp_path, monkeypatch):
+    """Both find an empty folder; the other one has written its request when this one is about to."""
     write = batch._write_whole
 
-    def write_both(file, content):
-        write(file, content)
-        write(file, lambda partial: partial.write_text('{"seed": 5}'))
+    def write_late(*args):
+        monkeypatch.setattr(batch, "_write_whole", write)
+        assert batch.missing_shards(tmp_path / "f", batch.Request("x", 1000, 5, 256)) == [0, 1, 2, 3]
+        write(*args)
 
-    monkeypatch.setattr(batch, "_write_whole", write_both)
+    monkeypatch.setattr(batch, "_write_whole", write_late)
     with pytest.raises(StageError, match=r"holds samples of another request: .*seed 5, asked 0"):
         batch.missing_shards(tmp_path / "f", batch.Request("x", 1000, 0, 256))
 

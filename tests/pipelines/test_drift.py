@@ -54,6 +54,11 @@ def test_a_metric_that_does_not_see_all_passes_nothing_that_has_drifted(measure,
     assert (same.drifted, same.metric) == (False, chosen.metric)
 
 
+def test_a_metric_may_go_by_another_name_in_a_space():
+    figures = {"value": 9.0, "low": 8.9, "high": 9.1, "floor": 1.0}
+    assert drift._is_worse("inception.fid", {"inception": {"fid": figures}}, "picture")
+
+
 def test_a_figure_that_is_not_a_number_is_no_pass():
     figures = {"value": 1.0, "low": 0.9, "high": 1.1, "floor": 1.0}
     assert not drift.is_drift(figures, "lower")

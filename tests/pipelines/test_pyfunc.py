@@ -163,6 +163,8 @@ def test_a_mapping_of_values_is_one_row(told):
     expected = told.predict(None, pd.DataFrame({"n": [2], "seed": [3]}))
     for asked in ({"n": 2, "seed": 3}, {"n": 2, "seed": 3, "truncation": None}, {"n": [2], "seed": [3]}):
         assert (told.predict(None, asked) == expected).all()
+    numbers = {"n": 2, "seed": 3, "attributes": [0.2, 0.9]}
+    assert (told.predict(None, numbers) == told.predict(None, [numbers])).all()
     with pytest.raises(RequestError, match=r"^unknown column m; known: n, seed"):
         told.predict(None, {"m": 2})
 

@@ -389,7 +389,7 @@ def test_a_token_is_what_a_header_can_carry(folder, monkeypatch):
         assert client.get("/v1/model").status_code == 401
     monkeypatch.setenv(TOKEN, "pssst, héhé")
     for start in (lambda: _local(Settings(model=folder), "127.0.0.1", 0), lambda: api(Settings(model=folder))):
-        with pytest.raises(StageError, match=f"^{TOKEN}: expected printable ASCII characters alone, found others$"):
+        with pytest.raises(StageError, match=f"^{TOKEN}: expected only printable ASCII characters, found others$"):
             start()
 
 

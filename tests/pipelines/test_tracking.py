@@ -299,11 +299,7 @@ def test_a_copied_project_does_not_write_into_the_first(store, project, tmp_path
     monkeypatch.chdir(copy)
     with pytest.raises(StageError, match=rf"{copy}/mlflow.db came from another folder.* in {project}/mlartifacts"):
         tracking.open_store(TrackingConfig())
-    (project / "mlartifacts").mkdir()
-    assert tracking.open_store(TrackingConfig(), create=False).experiment == store.experiment  # its models can be read
-    (project / "mlartifacts").rename(project / "elsewhere")
-    with pytest.raises(StageError, match="came from another folder"):
-        tracking.open_store(TrackingConfig(), create=False)
+    assert tracking.open_store(TrackingConfig(), create=False).experiment == store.experiment  # which can be read
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")  # shared knowingly
     assert tracking.open_store(TrackingConfig()).experiment == store.experiment
 
