@@ -29,6 +29,7 @@ from pipelines.tracking import (
     log_folder,
     retry_on_conflict,
     shown,
+    sqlite_file,
     store_errors,
 )
 
@@ -384,7 +385,8 @@ def _download(store: Store, uri: str, into: Path) -> Path:
                 artifact_uri=f"{uri}/artifacts/generator", dst_path=str(into), tracking_uri=store.uri
             )
     except (MlflowException, OSError) as error:
-        check_not_copied(store.uri, uri)  # the usual reason
+        if sqlite_file(store.uri) and store.experiment:  # the usual reason
+            check_not_copied(store.uri, store.client.get_experiment(store.experiment).artifact_location)
         raise StageError(f"{uri}: not in {shown(store.uri)}: {error_text(error, store.uri)}") from error
     return Path(found)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
 
+from ganlib.config import TrackingConfig
 from pipelines import model_registry, tracking
 from pipelines._stage import StageError
 from pipelines.cli import app
@@ -49,6 +51,18 @@ def test_quotes_in_a_name_are_not_taken_for_a_lost_store(store):
     for name in ('it\'s "here"', "back\\"):
         with pytest.raises(StageError, match="not a model's name; expected letters, digits"):
             model_registry.version_by_uri(store, f"models:/{name}@champion")
+
+
+def test_of_a_project_that_was_moved_it_is_said_where_its_models_lie(store, project, tmp_path_factory, monkeypatch):
+    store.client.create_registered_model("m")
+    store.client.create_model_version("m", f"{project}/mlartifacts/1/models/m-1/artifacts")
+    moved = tmp_path_factory.mktemp("moved")
+    shutil.copy(project / "mlflow.db", moved)
+    monkeypatch.chdir(moved)
+    there = tracking.open_store(TrackingConfig(), create=False)
+    assert [one.uri for one in model_registry.versions(there, "m")] == ["models:/m/1"]  # which needs no files
+    with pytest.raises(StageError, match=rf"came from another folder: its artifacts lie in {project}/mlartifacts"):
+        model_registry.download(there, "models:/m/1", moved)
 
 
 def test_no_password_in_what_the_gate_gives_as_its_reason(store, tmp_path, monkeypatch):
