@@ -30,7 +30,16 @@ if TYPE_CHECKING:
 
     from ganlib.export import Generator
 
-__all__ = ["Request", "free_name", "missing_shards", "shard_size", "table_of", "write_shards"]
+__all__ = [
+    "Request",
+    "free_name",
+    "missing_shards",
+    "partial_of",
+    "remove_partials",
+    "shard_size",
+    "table_of",
+    "write_shards",
+]
 
 REQUEST = "_request.json"  # readers of Parquet pass over such names
 SHARD_BYTES = 2**25

@@ -209,7 +209,7 @@ def test_lines_are_taken_in_every_form_that_holds_them():
     for same in (np.array(lines), pd.Series(lines, index=[7, 8, 9]), pd.DataFrame({"text": lines}), (*lines,)):
         assert torch.equal(generator.take("sample", same), taken)
     for one, found in (("ab", "str"), ({"text": "ab"}, "dict"), (Path("a"), "PosixPath"), (3, "int")):
-        with pytest.raises(ValueError, match=f"sample: expected a list of examples, or of one; found {found}"):
+        with pytest.raises(ValueError, match=f"sample: expected a list of examples, found {found};"):
             generator.take("sample", one)
     with pytest.raises(ValueError, match="expected one column of text, found 2"):
         generator.take("sample", pd.DataFrame({"text": lines, "more": lines}))
