@@ -113,7 +113,7 @@ def printable_error(error: BaseException) -> str:
 
 
 def json_text(content: object, *, sort_keys: bool = False) -> str:
-    """Data, dataclasses too, as JSON for people and programs: numbers that are none, or not finite, are null."""
+    """Data, dataclasses too, as JSON for people and programs; NaN and infinities become null."""
     return json.dumps(to_jsonable_python(content, inf_nan_mode="null"), indent=2, sort_keys=sort_keys)
 
 

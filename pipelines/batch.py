@@ -2,7 +2,8 @@
 
 A shard is a function of the request and of its number, and stands under its name only once it is whole. So a killed job
 goes on with the shards that are missing, several jobs at one folder do no harm, and each sample is there once. The file
-`_request.json` says what was asked for; a folder is never filled by two different requests.
+`_request.json` says what was asked for; a folder is never filled by two different requests (where there are no hard
+links: unless they begin within the same milliseconds).
 
 Shards are made by this process, or, where `address` names a cluster, by Ray Data on all of it: then every node must
 see the folder.
@@ -208,7 +209,7 @@ def table_of(generator: Generator, made: dict[str, Any], *, first: int | None = 
 
 
 def free_name(name: str, own: Collection[str]) -> str:
-    """The name of a column that is not of the data: with as many underscores in front that the data have none of it."""
+    """`name`, prefixed with underscores until it is not among the data's own columns."""
     return free_name(f"_{name}", own) if name in own else name
 
 

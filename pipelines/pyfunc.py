@@ -203,9 +203,8 @@ def _requests(model_input: Any) -> list[dict[str, Any]]:
     if model_input is None:
         return [{}]
     if isinstance(model_input, Mapping):
-        alone = [
-            x for name, x in model_input.items() if name not in ("attributes", "where")
-        ]  # these are lists in a row
+        # in a single row, these two are lists
+        alone = [x for name, x in model_input.items() if name not in ("attributes", "where")]
         if alone and all(map(pd.api.types.is_scalar, alone)):
             model_input = [model_input]
     table = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame(model_input)

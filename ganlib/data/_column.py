@@ -223,7 +223,6 @@ class Guess:
         self.formats: Counter[str] = Counter()
         self.unpadded = Counter[tuple[str, str]]()
         """by format and directive: how many more values below 10 have no leading zero than have one"""
-        """directives of formats whose numbers have no leading zero"""
 
     def add(self, values: list[Any], missing: frozenset[str]) -> None:
         self.types |= {type(value).__name__ for value in values}

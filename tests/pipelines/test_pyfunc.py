@@ -1,4 +1,4 @@
-"""The registered model's answers, for generators that are told attributes and for those that translate."""
+"""The registered model's answers, for generators that are conditioned on attributes and for those that translate."""
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ def model(folder, family, spec, attributes=None, **network):
 
 
 @pytest.fixture
-def told(tmp_path):
+def conditional(tmp_path):
     spec = image_spec((1, 8, 8), attributes=("size", "tilt"))
     return model(tmp_path, "mlp", spec, torch.rand(5, 2), width=8, latent_dim=4)
 
@@ -57,14 +57,14 @@ def test_given_images_are_changed_by_what_is_asked(tmp_path):
         changing.predict(None, images, {"attributes": [1.0, 2.0]})
 
 
-def test_attributes_are_told_by_parameter_and_by_row(told, tmp_path):
-    asked = told.predict(None, None, {"n": 3, "attributes": [0.2, 0.9]})
+def test_attributes_are_given_by_parameter_and_by_row(conditional, tmp_path):
+    asked = conditional.predict(None, None, {"n": 3, "attributes": [0.2, 0.9]})
     assert asked.shape == (3, 8, 8, 1)
-    assert (told.predict(None, None, {"n": 3}) != asked).any(), "those of real examples"
+    assert (conditional.predict(None, None, {"n": 3}) != asked).any(), "those of real examples"
     rows = pd.DataFrame([{"n": 2}, {"n": 3, "attributes": [0.2, 0.9]}])
-    assert (told.predict(None, rows)[2:] == asked).all()
+    assert (conditional.predict(None, rows)[2:] == asked).all()
     with pytest.raises(ValueError, match=r"attributes: expected 2 \(size, tilt\), found 1"):
-        told.predict(None, None, {"attributes": [0.2]})
+        conditional.predict(None, None, {"attributes": [0.2]})
     described = logged(tmp_path)
     assert [param.name for param in described["signature"].params] == ["n", "seed", "label", "truncation", "attributes"]
     assert described["metadata"]["attributes"] == ["size", "tilt"]
@@ -128,11 +128,11 @@ def test_the_parameter_label_is_of_the_type_of_the_names(tmp_path, classes, kind
     assert labelled._label(param.default) is None
 
 
-def test_one_call_gives_no_more_than_stated(told):
+def test_one_call_gives_no_more_than_stated(conditional):
     with pytest.raises(ValueError, match=r"^n: 2097153 samples in one call, expected at most 2097152$"):
-        told.predict(None, pd.DataFrame({"n": [2**21, 1]}))
+        conditional.predict(None, pd.DataFrame({"n": [2**21, 1]}))
     with pytest.raises(ValueError, match="expected at most"):
-        told.predict(None, None, {"n": 10**9})
+        conditional.predict(None, None, {"n": 10**9})
 
 
 @pytest.mark.parametrize(
@@ -151,30 +151,30 @@ def test_one_call_gives_no_more_than_stated(told):
         ({"where": 5}, "^where: expected strings, found 5$"),
     ],
 )
-def test_what_is_out_of_range_is_refused_in_a_line(told, asked, message):
+def test_what_is_out_of_range_is_refused_in_a_line(conditional, asked, message):
     with pytest.raises(RequestError, match=message) as caught:
-        told.predict(None, None, asked)
+        conditional.predict(None, None, asked)
     assert isinstance(caught.value, ValueError)
     # what `mlflow models serve` answers with
     assert (caught.value.get_http_status_code(), caught.value.message) == (400, str(caught.value))
 
 
-def test_a_mapping_of_values_is_one_row(told):
-    expected = told.predict(None, pd.DataFrame({"n": [2], "seed": [3]}))
+def test_a_mapping_of_values_is_one_row(conditional):
+    expected = conditional.predict(None, pd.DataFrame({"n": [2], "seed": [3]}))
     for asked in ({"n": 2, "seed": 3}, {"n": 2, "seed": 3, "truncation": None}, {"n": [2], "seed": [3]}):
-        assert (told.predict(None, asked) == expected).all()
+        assert (conditional.predict(None, asked) == expected).all()
     numbers = {"n": 2, "seed": 3, "attributes": [0.2, 0.9]}
-    assert (told.predict(None, numbers) == told.predict(None, [numbers])).all()
+    assert (conditional.predict(None, numbers) == conditional.predict(None, [numbers])).all()
     with pytest.raises(RequestError, match=r"^unknown column m; known: n, seed"):
-        told.predict(None, {"m": 2})
+        conditional.predict(None, {"m": 2})
 
 
-def test_numbers_may_be_given_as_text(told):
-    asked = told.predict(None, pd.DataFrame([{"truncation": "0.5", "attributes": ["0.2", "0.9"]}]))
-    assert (asked == told.predict(None, None, {"truncation": 0.5, "attributes": [0.2, 0.9]})).all()
+def test_numbers_may_be_given_as_text(conditional):
+    asked = conditional.predict(None, pd.DataFrame([{"truncation": "0.5", "attributes": ["0.2", "0.9"]}]))
+    assert (asked == conditional.predict(None, None, {"truncation": 0.5, "attributes": [0.2, 0.9]})).all()
 
 
-def test_requirements_are_of_versions_that_pypi_has(told, tmp_path, monkeypatch):
+def test_requirements_are_of_versions_that_pypi_has(conditional, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0+cpu" if name == "torch" else "1.0")
     named = logged(tmp_path)["pip_requirements"]
     assert "torch==2.13.0" in named
