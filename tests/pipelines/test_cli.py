@@ -246,7 +246,9 @@ def test_sample_of_attributes_and_of_given_images(project):
 
     counts = {"train": 9, "test": 9}
     conditional = saved("mlp", image_spec((1, 8, 8), (), counts, "", ("size", "tilt")), torch.rand(5, 2), width=8)
-    assert ganlib("sample", conditional, "--attribute", "tilt=1", "--attribute", "size=0.5", "-o", "a.png").exit_code == 0
+    assert (
+        ganlib("sample", conditional, "--attribute", "tilt=1", "--attribute", "size=0.5", "-o", "a.png").exit_code == 0
+    )
     refused(ganlib("sample", conditional, "--attribute", "tilt=1"), "size, tilt; found tilt")
     refused(ganlib("sample", conditional, "--attribute", "tilt=x"), "NAME=NUMBER")
     Image.linear_gradient("L").resize((40, 30)).save("given.png")

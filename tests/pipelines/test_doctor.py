@@ -54,6 +54,15 @@ def test_nothing_is_made(edit, project, monkeypatch):
     assert (project / "mlflow.db").read_bytes() == before
 
 
+def test_a_store_of_another_folder_fails_as_the_run_would(edit, project, monkeypatch):
+    monkeypatch.setattr(doctor, "_resources", lambda _: doctor.Finding("ok", ""))
+    client = tracking.open_store(load_params().tracking).client
+    elsewhere = SimpleNamespace(artifact_location="/old/mlartifacts")
+    monkeypatch.setattr(type(client), "get_experiment", lambda self, name: elsewhere)
+    (fault,) = (one for one in doctor.examine() if "came from another folder" in one.what)
+    assert fault.status == "fail"
+
+
 def test_names_that_dvc_cannot_write_down_are_named(edit, project, monkeypatch):
     monkeypatch.setattr(doctor, "_resources", lambda _: doctor.Finding("ok", ""))
     raw = project / "data" / "raw" / load_params().data / "a"
