@@ -288,11 +288,12 @@ def _log_model(run: Run, folder: Path, key: str, digests: Mapping[str, str]) -> 
 
     from pipelines import pyfunc
 
-    uri = {"MLFLOW_TRACKING_URI": run.store.uri}
+    # MLflow would add this project's uv.lock to the model, and install all of it where an environment is made by uv
+    settings = {"MLFLOW_TRACKING_URI": run.store.uri, "MLFLOW_UV_AUTO_DETECT": "false"}
     with file_errors(run.store), scratch_folder() as scratch:
         # DVC's cache may have put links in the folder, or files that cannot be written; MLflow takes no links
         files = shutil.copytree(folder, Path(scratch) / "generator", copy_function=shutil.copyfile)
-        with environment(uri), mlflow.start_run(run_id=run.id):
+        with environment(settings), mlflow.start_run(run_id=run.id):
             tags = {VERSION_KEY: key, **digests}
             made = mlflow.pyfunc.log_model(name="generator", tags=tags, **pyfunc.logged(files))
     found = _stored_sha256(run.store, run.store.client.get_logged_model(made.model_id))

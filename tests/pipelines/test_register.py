@@ -24,6 +24,7 @@ from pipelines import gate, model_registry, promotion, register, tracking
 from pipelines._stage import StageError
 from pipelines.cli import app
 
+ROOT = Path(__file__).parents[2]
 MODEL = "ganlib-digits"
 HEALTHY = {"coverage": 0.8, "memorisation_ratio": 1.0, "label_accuracy": 0.9, "fd": 5.0}
 
@@ -684,6 +685,16 @@ def test_consumer_without_pickle_and_without_the_project(stage, project):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert not [path for path in (project / "mlartifacts").rglob("*") if path.suffix in (".pkl", ".pickle", ".pt")]
+
+
+def test_a_model_has_its_own_requirements_and_not_the_projects(stage, project):
+    """MLflow takes the `uv.lock` of the folder that it runs in, and restores it where it makes environments by uv."""
+    for name in ("uv.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, project)
+    stage()
+    (logged,) = (file.parent for file in (project / "mlartifacts").rglob("MLmodel"))
+    assert "torch==" in (logged / "requirements.txt").read_text()
+    assert not {"uv.lock", "pyproject.toml"} & {file.name for file in logged.iterdir()}
 
 
 def ganlib(*words):
