@@ -79,12 +79,12 @@ class Tags(HTMLParser):
         self.words.append(data)
 
 
-def written(tmp_path, **changes):
+def written(tmp_path, data=DATA, **changes):
     generator = generator_of("mlp")
     trained, prepared = tmp_path / "train", tmp_path / "prepared"
     save_generator(trained / "generator", generator.game.generator, network=config("mlp"), spec=generator.spec)
     prepared.mkdir()
-    (prepared / "card.json").write_text(json.dumps(DATA))
+    (prepared / "card.json").write_text(json.dumps(data))
     rows = [{"kimg": kimg, "loss/generator": 2.0, "logit/gap": -1.0 if 2 <= kimg <= 4 else 1.0} for kimg in range(1, 7)]
     rows[-1]["health/rollbacks"] = 1
     (trained / "stats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -130,6 +130,15 @@ def test_it_is_one_file_and_escapes_what_it_shows(tmp_path):
     assert "built-in method" not in text
     anchors = {attrs["href"][1:] for tag, attrs in tags.found if tag == "a"}
     assert anchors <= {attrs.get("id") for _, attrs in tags.found}
+
+
+def test_long_facts_of_the_data_are_folded(tmp_path):
+    """A table's columns are pages of numbers."""
+    columns = [{"name": f"column {i}", "modes": [0.125] * 20} for i in range(20)]
+    html = written(tmp_path, data={"sample": {"columns": columns}})
+    assert html.count("<details>") == 1
+    folded = html[html.index("<summary>") :]
+    assert folded.index("column 0") < folded.index("</summary>") < folded.index("column 19")
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path):
