@@ -49,37 +49,9 @@ def data_card(
     picture.thumbnail(_PICTURE)
     picture.save(folder / "card.png")
     total = sum(spec.counts.values())
-    notes = [*source.notes]
-    if source.passed_over:
-        passed = ", ".join(f"{count} {what}" for what, count in source.passed_over.items())
-        notes.append(f"Files that are no items: {passed}.")
     anomalies = _anomalies(source, spec, labels, normals)
-    classes = [*normals, *(name for _, name in anomalies)]
-    if len(classes) == 1:
-        notes.append(f"All examples are of one class, {classes[0]!r}: treated as unlabelled.")
-    if called := [name for name in classes if name in MISSING_WORDS]:
-        notes.append(
-            f"A class is called {', '.join(map(repr, called))}: if that means a missing label, leave the label empty."
-        )
-    if cfg.normal:
-        notes.append(
-            f"Normal is {', '.join(normals)}; {spec.counts[shards.ANOMALIES]} examples of other classes are anomalies, "
-            "in a split of their own: never trained on, and no part of what samples are compared with."
-        )
-    if spec.unlabelled:
-        notes.append(f"{spec.unlabelled} examples have no label ({NO_LABEL}): no model can be conditioned on classes.")
     described = kind.describe(spec.sample, {name: columns[name].numpy() for name in spec.parts})
-    for name in spec.parts if "levels" in described else ():
-        if (top := int(columns[name].max())) <= _DARK:
-            notes.append(
-                f"Pixels of {name!r} are at most {top} of 255 in the training examples looked at: almost black. "
-                "Integers of 16 bits are read as 0 to 65535: save those of fewer bits as 8 bits, or scaled to all 16."
-            )
-    for name, std, mean in zip(spec.attributes, found.attributes.std, spec.attribute_means, strict=True):
-        if not std:
-            notes.append(f"Attribute {name!r} is {mean:g} in all training examples: it tells nothing.")
-    notes += described.pop("notes", ())
-    notes += [f"Class {name!r} has no test example." for label, name in enumerate(spec.classes) if not in_test[label]]
+    notes = _notes(cfg, source, spec, found, columns, normals, [name for _, name in anomalies], described)
     return {
         "source": {**cfg.source.model_dump(mode="json"), "about": source.about},
         "licence": cfg.licence,
@@ -114,6 +86,50 @@ def data_card(
         "made_with": {name: version(name) for name in ("pillow", "pyarrow")},
         "notes": notes,
     }
+
+
+def _notes(
+    cfg: DatasetConfig,
+    source: Source,
+    spec: Spec,
+    found: shards.Summary,
+    columns: dict[str, Tensor],
+    normals: tuple[str, ...],
+    anomalies: list[str],
+    described: dict[str, Any],
+) -> list[str]:
+    """What a user should know of the data, in sentences; takes those of the kind out of `described`."""
+    notes = [*source.notes]
+    if source.passed_over:
+        passed = ", ".join(f"{count} {what}" for what, count in source.passed_over.items())
+        notes.append(f"Files that are no items: {passed}.")
+    classes = [*normals, *anomalies]
+    if len(classes) == 1:
+        notes.append(f"All examples are of one class, {classes[0]!r}: treated as unlabelled.")
+    if called := [name for name in classes if name in MISSING_WORDS]:
+        notes.append(
+            f"A class is called {', '.join(map(repr, called))}: if that means a missing label, leave the label empty."
+        )
+    if cfg.normal:
+        notes.append(
+            f"Normal is {', '.join(normals)}; {spec.counts[shards.ANOMALIES]} examples of other classes are anomalies, "
+            "in a split of their own: never trained on, and no part of what samples are compared with."
+        )
+    if spec.unlabelled:
+        notes.append(f"{spec.unlabelled} examples have no label ({NO_LABEL}): no model can be conditioned on classes.")
+    for name in spec.parts if "levels" in described else ():
+        if (top := int(columns[name].max())) <= _DARK:
+            notes.append(
+                f"Pixels of {name!r} are at most {top} of 255 in the training examples looked at: almost black. "
+                "Integers of 16 bits are read as 0 to 65535: save those of fewer bits as 8 bits, or scaled to all 16."
+            )
+    for name, std, mean in zip(spec.attributes, found.attributes.std, spec.attribute_means, strict=True):
+        if not std:
+            notes.append(f"Attribute {name!r} is {mean:g} in all training examples: it tells nothing.")
+    notes += described.pop("notes", ())
+    in_test = found.classes["test"]
+    notes += [f"Class {name!r} has no test example." for label, name in enumerate(spec.classes) if not in_test[label]]
+    return notes
 
 
 def _anomalies(
