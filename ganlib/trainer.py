@@ -26,7 +26,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ganlib import checkpoint, distributed, health, registry, shards
 from ganlib import device as devices
 from ganlib.augment import Augment
-from ganlib.config import ConfigError, FitConfig, Params, PlayerConfig
+from ganlib.config import ConfigError, FitConfig, ModelConfig, Params, PlayerConfig
 from ganlib.data._spec import Spec
 from ganlib.export import save_generator
 from ganlib.game import (
@@ -189,6 +189,11 @@ def build_game(params: Params, spec: Spec) -> Game:
         )
     if cfg.top_k != 1.0 and params.train.accumulate > 1:
         raise ConfigError(f"{where}: top_k compares the fakes of a whole step; set train.accumulate to 1")
+    return _with_penalties(game, cfg, where)
+
+
+def _with_penalties(game: Game, cfg: ModelConfig, where: str) -> Game:
+    """The game with the penalties of the model's file. Raises ConfigError where a batch cannot be shrunk as asked."""
     penalties, group = [], game.group
     for name, penalty in cfg.penalties.items():
         fn = PENALTIES[name]
