@@ -16,7 +16,8 @@ from torch import nn
 
 from ganlib import checkpoint, registry, shards
 from ganlib.config import ConfigError, DatasetConfig, EvaluateConfig
-from ganlib.data import image, unpaired
+from ganlib.data import unpaired
+from ganlib.data._pixels import open_image
 from ganlib.data._spec import Spec
 from ganlib.evaluate import available_metrics, compare, evaluate
 from ganlib.export import load_generator
@@ -116,7 +117,7 @@ def test_a_damaged_image_is_one_reject_and_in_no_example(tmp_path):
 
 
 def test_a_very_large_image_is_left_to_the_limit_of_the_kind(tmp_path, monkeypatch):
-    monkeypatch.setattr(image.open_image, "__defaults__", (1e-6,))
+    monkeypatch.setattr(open_image, "__defaults__", (1e-6,))
     for folder in ("trainA", "trainB", "testA", "testB"):
         save(tmp_path, f"{folder}/0.png")
     _, found = items_of(tmp_path)
