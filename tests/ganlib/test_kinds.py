@@ -19,12 +19,13 @@ from safetensors.torch import load_file
 from test_identity import parameters
 
 from ganlib import checkpoint, registry, shards
+from ganlib.build import build_game
 from ganlib.config import ConfigError, DatasetConfig, override
 from ganlib.data import _kind
 from ganlib.data._spec import Spec
 from ganlib.export import load_generator
 from ganlib.shards import pack
-from ganlib.trainer import build_game, train
+from ganlib.trainer import train
 from pipelines import evaluate, reference
 from pipelines._stage import EVALUATED, PREPARED, REFERENCE, TRAINED
 from pipelines.prepare import prepare

@@ -15,6 +15,7 @@ from test_identity import parameters
 from torch import nn
 
 from ganlib import checkpoint, registry, shards
+from ganlib.build import build_game
 from ganlib.config import ConfigError, DatasetConfig, EvaluateConfig
 from ganlib.data import unpaired
 from ganlib.data._pixels import open_image
@@ -29,7 +30,7 @@ from ganlib.pool import Pool
 from ganlib.reference import Reference, Space
 from ganlib.sources import two_folders
 from ganlib.sources._source import SourceError
-from ganlib.trainer import build_game, train
+from ganlib.trainer import train
 from pipelines._stage import StageError
 from pipelines.prepare import prepare
 
