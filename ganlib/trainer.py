@@ -176,7 +176,7 @@ class _Run:
         self.params, self.report, self.device = params, report, device
         self.parent = {} if parent is None else {"parent": read_parent(parent)["name"]}
         self.world = distributed.world_size()
-        self.rank = dist.get_rank() if self.world > 1 else 0
+        self.rank = distributed.rank()
         self.spec = shards.read_spec(prepared)
         self.training = _Training(params, self.spec, plan(params, self.world), self.world, device, parent)
         check_groups(params, self.training.game, self.world)
@@ -459,8 +459,8 @@ class _Training:
         if self.phase.fit is not None:
             return self._fit(self.phase.fit, batches[0])
         step, kimg, cfg = self.state["step"], self.phase_kimg, self.play
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        torch.manual_seed(seed_of(self.params.seed, "modules", step, rank))  # for modules that draw on their own
+        # for modules that draw on their own
+        torch.manual_seed(seed_of(self.params.seed, "modules", step, distributed.rank()))
         slower = self.params.train.health.lr_factor ** self.state["rollbacks"]
         self.generator.lr_scale = self.discriminator.lr_scale = slower
         self.clock.fill_(kimg)
@@ -483,8 +483,7 @@ class _Training:
         """One step of a fit. Before the game the moving average is kept equal to the generator; after it, the game's
         generator is the moving average."""
         step, game = self.state["step"], self.game
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        torch.manual_seed(seed_of(self.params.seed, f"fit {fit.name}", step, rank))
+        torch.manual_seed(seed_of(self.params.seed, f"fit {fit.name}", step, distributed.rank()))
         if self.phase.after:
             game = dataclasses.replace(game, generator=self.ema.eval())
         autocast = partial(devices.autocast, self.device, self.mixed)
