@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ganlib import shards
+from ganlib import shard_writer, shards
 from ganlib.config import DatasetConfig
 from ganlib.data._classes import MISSING_WORDS
 from ganlib.data._kind import Kind
@@ -29,7 +29,7 @@ def data_card(
     kind: Kind,
     cfg: DatasetConfig,
     source: Source,
-    found: shards.Summary,
+    found: shard_writer.Summary,
     labels: tuple[int | None, ...],
     normals: tuple[str, ...],
     *,
@@ -92,7 +92,7 @@ def _notes(
     cfg: DatasetConfig,
     source: Source,
     spec: Spec,
-    found: shards.Summary,
+    found: shard_writer.Summary,
     columns: dict[str, Tensor],
     normals: tuple[str, ...],
     anomalies: list[str],

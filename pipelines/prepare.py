@@ -1,7 +1,7 @@
 """Stage `prepare`: `data/raw/NAME` or a packaged set becomes `data/prepared`: shards, a card, the rejects.
 
 Memory stays bounded for data of any size: parts of the source are read, encoded and hashed one after the other
-(on all cores, where there is much to do), then sorted on disk; see `ganlib.shards`.
+(on all cores, where there is much to do), then sorted on disk; see `ganlib.shard_writer`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ganlib import registry, shards
+from ganlib import registry, shard_writer, shards
 from ganlib.config import DatasetConfig
 from ganlib.data import _kind
 from ganlib.data._classes import label_of
@@ -85,7 +85,7 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
             raise StageError(f"{source.about}: {error}") from error
     parts = kind.parts(sample)
 
-    def describe(found: shards.Summary, training: Iterable[Stored]) -> Spec:
+    def describe(found: shard_writer.Summary, training: Iterable[Stored]) -> Spec:
         _check(found, classes, cfg)
         settled = kind.settle(sample, training)
         unlabelled = sum(of[NO_LABEL] for of in found.classes.values())
@@ -119,7 +119,7 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
         )
         with rejects.file:
             rows = rejects.sift(_encode(source.parts, encode))
-            found = shards.write(
+            found = shard_writer.write(
                 folder,
                 rows,
                 parts,
@@ -170,7 +170,7 @@ def encode_part(
     keep_unlabelled: bool = False,
     test_share: float = 0.0,
 ) -> Iterator[pa.Table]:
-    """Tables as of `shards.table`, with `id` and `reason`: a rejected item has a reason and empty parts.
+    """Tables as of `shard_writer.table`, with `id` and `reason`: a rejected item has a reason and empty parts.
 
     `labels` are those of the source's classes (None: missing), if not its own; from `normals` on of anomalies. Items
     without a label are rejected unless they are to be kept with none.
@@ -191,11 +191,11 @@ def encode_part(
             for number in item.attributes or ():
                 if not abs(number) <= _LARGEST:  # so written that NaN fails too
                     raise ValueError(f"an attribute is {number}, expected numbers of at most {_LARGEST:.2g}")
-            digest, packed = shards.pack(parts, encode(cfg, item.payload))
+            digest, packed = shard_writer.pack(parts, encode(cfg, item.payload))
             label = 0 if not labelled else NO_LABEL if known is None else known
             split: str | None = item.split
             if split is None and item.group is not None:
-                split = shards.split_of_group(item.group, test_share)
+                split = shard_writer.split_of_group(item.group, test_share)
             if normals is not None and label >= normals:
                 split = shards.ANOMALIES
             rows.append((digest, label, packed, split, item.attributes or (), item.id, ""))
@@ -211,7 +211,7 @@ def encode_part(
 
 def _table(rows: list[Row]) -> pa.Table:
     hashes, labels, packed, splits, attributes, ids, reasons = (list(column) for column in zip(*rows, strict=True))
-    table = shards.table(hashes, packed, labels, splits, attributes)
+    table = shard_writer.table(hashes, packed, labels, splits, attributes)
     texts = {"id": ids, "reason": reasons}
     for name, column in texts.items():
         table = table.append_column(name, pa.array([printable(text) for text in column]))
@@ -306,7 +306,7 @@ class _Rejects:
             yield good.filter(pa.array([not why for why in reasons])) if bad else good
 
 
-def _check(found: shards.Summary, classes: tuple[str, ...], cfg: DatasetConfig) -> None:
+def _check(found: shard_writer.Summary, classes: tuple[str, ...], cfg: DatasetConfig) -> None:
     counts = {split: found.counts[split] for split in shards.SPLITS}
     if min(counts.values()) < LEAST:
         what = "normal examples" if cfg.normal else "different examples"
