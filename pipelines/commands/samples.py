@@ -101,14 +101,7 @@ def sample(
                     if not as_json:
                         typer.echo(sentence)
             else:
-                check_file(output, *(() if spec.kind.film is None else MOVING))
-                check_not_given([output], given)
-                parts = _given(given, spec)
-                made = {**parts, "sample": generator.sample(n, given=parts, seed=seed, **condition)["sample"]}
-                if spec.kind.film is not None and output.suffix.lower() in MOVING:
-                    write_film(spec.kind.film(spec.sample, made), fps, output)
-                else:
-                    save_picture(spec.kind.preview(spec.sample, made, math.ceil(math.sqrt(n))), output)
+                _show_made(generator, given, output, fps, seed=seed, **condition)
         else:
             if generator.translates:
                 names = ", ".join(spec.given)
@@ -252,6 +245,19 @@ def _fill(
         made = batch.write_shards(generator, files, request, missing, folder, ray_address)
         for _ in progress(made, todo, folder.name, int):
             pass
+
+
+def _show_made(generator: Generator, paths: list[Path], output: Path, fps: int, **options: Any) -> None:
+    """What is made of all files, in one picture, or as a film where it moves; `options` of `Generator.sample`."""
+    spec, n = generator.spec, len(paths)
+    check_file(output, *(() if spec.kind.film is None else MOVING))
+    check_not_given([output], paths)
+    parts = _given(paths, spec)
+    made = {**parts, "sample": generator.sample(n, given=parts, **options)["sample"]}
+    if spec.kind.film is not None and output.suffix.lower() in MOVING:
+        write_film(spec.kind.film(spec.sample, made), fps, output)
+    else:
+        save_picture(spec.kind.preview(spec.sample, made, math.ceil(math.sqrt(n))), output)
 
 
 def _translate(generator: Generator, paths: list[Path], output: Path, **options: Any) -> Iterator[tuple[Path, str]]:
