@@ -31,6 +31,7 @@ __all__ = [
     "average_gradients",
     "during_last_backward",
     "gradient_averager",
+    "rank",
     "world_size",
 ]
 
@@ -56,6 +57,11 @@ class WorkerLost(RuntimeError):
 def world_size() -> int:
     """How many ranks there are; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's; 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def all_gather(x: Tensor) -> Tensor:

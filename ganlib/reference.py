@@ -240,30 +240,45 @@ def build(
         }
 
     if classifier is not None:
-        weights = {key: value.cpu().contiguous() for key, value in classifier.state_dict().items()}
-        _save(weights, directory / "classifier.safetensors")
-        _save({split: stored["label"] for split, stored in splits.items()}, directory / "labels.safetensors")
-        with torch.inference_mode():
-            predicted = classifier.cpu().classify(features["test"]).argmax(1)  # its space comes last
-        known = test["label"] != NO_LABEL
-        predicted, actual = predicted[known], test["label"][known]
-        right = predicted == actual
-        about["classifier"] = {
-            "width": cfg.classifier.width,
-            "test_accuracy": round(float(right.double().mean()), 4),
-            "test_accuracy_of_class": {
-                name: round(float(right[actual == label].double().mean()), 4)
-                for label, name in enumerate(spec.classes)
-                if (actual == label).any()
-            },
-        }
-        with (directory / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(["actual", "predicted"])
-            pairs = zip(actual.tolist(), predicted.tolist(), strict=True)
-            rows.writerows([spec.classes[a], spec.classes[b]] for a, b in pairs)
+        # its space comes last
+        about["classifier"] = _write_classifier(directory, spec, classifier, features["test"], splits, cfg)
     (directory / "reference.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return about
+
+
+def _write_classifier(
+    directory: Path,
+    spec: Spec,
+    classifier: Classifier,
+    features: Tensor,
+    splits: Mapping[str, Mapping[str, Any]],
+    cfg: ReferenceConfig,
+) -> dict[str, Any]:
+    """Write the classifier, the labels, and what it makes of test examples, of which these are the features; returns
+    what `reference.json` says of it."""
+    weights = {key: value.cpu().contiguous() for key, value in classifier.state_dict().items()}
+    _save(weights, directory / "classifier.safetensors")
+    _save({split: stored["label"] for split, stored in splits.items()}, directory / "labels.safetensors")
+    with torch.inference_mode():
+        predicted = classifier.cpu().classify(features).argmax(1)
+    test = splits["test"]["label"]
+    known = test != NO_LABEL
+    predicted, actual = predicted[known], test[known]
+    right = predicted == actual
+    with (directory / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["actual", "predicted"])
+        pairs = zip(actual.tolist(), predicted.tolist(), strict=True)
+        rows.writerows([spec.classes[a], spec.classes[b]] for a, b in pairs)
+    return {
+        "width": cfg.classifier.width,
+        "test_accuracy": round(float(right.double().mean()), 4),
+        "test_accuracy_of_class": {
+            name: round(float(right[actual == label].double().mean()), 4)
+            for label, name in enumerate(spec.classes)
+            if (actual == label).any()
+        },
+    }
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

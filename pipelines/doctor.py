@@ -27,7 +27,7 @@ from ganlib.config import ConfigError, Params, load_params
 from ganlib.scratch import scratch_folder
 from ganlib.sources._files import name_fault, walk
 from ganlib.sources._source import printable
-from pipelines import lineage, model_registry, tracking
+from pipelines import addresses, lineage, model_registry, tracking
 from pipelines._stage import REGISTERED, StageError, project_folder
 from pipelines.cluster import (
     check_address,
@@ -305,7 +305,7 @@ def _storage(params: Params) -> Iterator[Finding]:
     for place in sorted(places):
         if "://" in place:
             yield Finding(
-                "warn", f"storage {tracking.shown(place)}: not looked at", "see that every node can write there"
+                "warn", f"storage {addresses.shown(place)}: not looked at", "see that every node can write there"
             )
             continue
         try:
@@ -324,14 +324,14 @@ def _tracking(params: Params) -> Iterator[Finding]:
     """The store, and whether it has what is registered as far as DVC knows."""
     named, registered = model_registry.recorded_version(), None
     try:
-        uri = tracking.store_uri(params.tracking)
-        if (file := tracking.sqlite_file(uri)) and not file.exists():
+        uri = addresses.store_uri(params.tracking)
+        if (file := addresses.sqlite_file(uri)) and not file.exists():
             yield Finding("ok", f"tracking store {file}: will be made")
         else:
             store = tracking.open_store(params.tracking, create=False)
             if file and store.experiment:
                 tracking.check_not_copied(uri, store.client.get_experiment(store.experiment).artifact_location)
-            yield Finding("ok", f"tracking store {tracking.shown(uri)}")
+            yield Finding("ok", f"tracking store {addresses.shown(uri)}")
             registered = named and model_registry.find_version(store, *named)
     except StageError as error:
         yield Finding("fail", str(error), "start it, or change MLFLOW_TRACKING_URI or tracking.uri")

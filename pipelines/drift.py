@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ganlib import registry, shards
+from ganlib import registry, shard_writer
 from ganlib.config import DatasetConfig, Params
 from ganlib.data import _kind
 from ganlib.data._spec import Spec
@@ -127,7 +127,7 @@ def _encoded(cfg: DatasetConfig, raw: Path, spec: Spec, most: int) -> tuple[torc
                 except ValueError:
                     rejected += 1
                     continue
-                digest, _ = shards.pack(spec.parts, example)
+                digest, _ = shard_writer.pack(spec.parts, example)
                 entry = (digest, items, example["sample"])
                 heapq.heappush(kept, entry) if len(kept) < most else heapq.heappushpop(kept, entry)
     except SourceError as error:

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from ganlib import shards
+from ganlib.build import build_game
 from ganlib.config import Params
 from ganlib.device import default_device, is_accelerator
 from ganlib.game import Game
 from ganlib.scratch import scratch_folder
-from ganlib.trainer import Phase, build_game, phases, plan, train
+from ganlib.trainer import Phase, phases, plan, train
 from pipelines._stage import StageError
 from pipelines.budget import with_budget
 from pipelines.checkpoints import Checkpoints

@@ -17,6 +17,7 @@ from typing import Any
 
 from ganlib.scratch import scratch_folder
 from pipelines._stage import REGISTERED, StageError
+from pipelines.addresses import error_text, shown, sqlite_file
 from pipelines.tracking import (
     AGAIN,
     Run,
@@ -24,12 +25,9 @@ from pipelines.tracking import (
     StoreError,
     check_not_copied,
     environment,
-    error_text,
     file_errors,
     log_folder,
     retry_on_conflict,
-    shown,
-    sqlite_file,
     store_errors,
 )
 

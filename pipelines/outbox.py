@@ -20,21 +20,19 @@ from typing import Any
 
 from ganlib.config import TrackingConfig
 from pipelines._stage import project_folder
+from pipelines.addresses import error_text, shown, store_uri
 from pipelines.tracking import (
     AGAIN,
     Run,
     Store,
     StoreError,
     begin_run,
-    error_text,
     flatten,
     log_folder,
     log_params,
     log_stats,
     open_store,
-    shown,
     store_errors,
-    store_uri,
 )
 
 __all__ = ["Draft", "Outbox", "open_outbox", "send_kept", "try_run"]

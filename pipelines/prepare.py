@@ -1,7 +1,7 @@
 """Stage `prepare`: `data/raw/NAME` or a packaged set becomes `data/prepared`: shards, a card, the rejects.
 
 Memory stays bounded for data of any size: parts of the source are read, encoded and hashed one after the other
-(on all cores, where there is much to do), then sorted on disk; see `ganlib.shards`.
+(on all cores, where there is much to do), then sorted on disk; see `ganlib.shard_writer`.
 """
 
 from __future__ import annotations
@@ -19,25 +19,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
-from ganlib import registry, shards
+from ganlib import registry, shard_writer, shards
 from ganlib.config import DatasetConfig
 from ganlib.data import _kind
-from ganlib.data._classes import MISSING_WORDS, label_of
-from ganlib.data._kind import Kind, Stored
+from ganlib.data._classes import label_of
+from ganlib.data._kind import Stored
 from ganlib.data._spec import NO_LABEL, Spec
 from ganlib.reference import LEAST
 from ganlib.sources._source import Part, Source, SourceError, printable
 from pipelines._stage import PREPARED, StageError, atomic_folder, main
-from pipelines.budget import resolve_budget
+from pipelines.data_card import data_card
 
 __all__ = ["prepare"]
 
@@ -49,9 +46,6 @@ Encode = Callable[[Part], Iterator[pa.Table]]
 # hash, label, packed parts, split, attributes, id, reason
 Row = tuple[bytes, int, dict[str, bytes], str | None, tuple[float, ...], str, str]
 
-_LOOKED_AT, _LOOKED_AT_BYTES = 10_000, 64 * 2**20  # training data behind the card's statistics and picture
-_DARK = 20  # of 255; 12 bits in a type of 16 are at most 16, and resizing overshoots
-_PICTURE = (1280, 1280)  # pixels, at most
 _UNLABELLED = "it has no label"
 _LARGEST = float(np.finfo(np.float32).max)  # of attributes, whose squares are summed
 
@@ -91,7 +85,7 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
             raise StageError(f"{source.about}: {error}") from error
     parts = kind.parts(sample)
 
-    def describe(found: shards.Summary, training: Iterable[Stored]) -> Spec:
+    def describe(found: shard_writer.Summary, training: Iterable[Stored]) -> Spec:
         _check(found, classes, cfg)
         settled = kind.settle(sample, training)
         unlabelled = sum(of[NO_LABEL] for of in found.classes.values())
@@ -125,7 +119,7 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
         )
         with rejects.file:
             rows = rejects.sift(_encode(source.parts, encode))
-            found = shards.write(
+            found = shard_writer.write(
                 folder,
                 rows,
                 parts,
@@ -134,7 +128,7 @@ def _prepare(cfg: DatasetConfig, raw: Path, out: Path) -> dict[str, Any]:
                 shard_mb=cfg.shard_mb,
                 duplicates=kind.DUPLICATES,
             )
-        card = _card(folder, kind, cfg, source, found, rejects)
+        card = data_card(folder, kind, cfg, source, found, labels, normals, items=rejects.seen, rejected=rejects.count)
         text = json.dumps(card, indent=2, ensure_ascii=False)
         (folder / "card.json").write_text(text + "\n", encoding="utf-8")
     return card
@@ -176,7 +170,7 @@ def encode_part(
     keep_unlabelled: bool = False,
     test_share: float = 0.0,
 ) -> Iterator[pa.Table]:
-    """Tables as of `shards.table`, with `id` and `reason`: a rejected item has a reason and empty parts.
+    """Tables as of `shard_writer.table`, with `id` and `reason`: a rejected item has a reason and empty parts.
 
     `labels` are those of the source's classes (None: missing), if not its own; from `normals` on of anomalies. Items
     without a label are rejected unless they are to be kept with none.
@@ -197,11 +191,11 @@ def encode_part(
             for number in item.attributes or ():
                 if not abs(number) <= _LARGEST:  # so written that NaN fails too
                     raise ValueError(f"an attribute is {number}, expected numbers of at most {_LARGEST:.2g}")
-            digest, packed = shards.pack(parts, encode(cfg, item.payload))
+            digest, packed = shard_writer.pack(parts, encode(cfg, item.payload))
             label = 0 if not labelled else NO_LABEL if known is None else known
             split: str | None = item.split
             if split is None and item.group is not None:
-                split = shards.split_of_group(item.group, test_share)
+                split = shard_writer.split_of_group(item.group, test_share)
             if normals is not None and label >= normals:
                 split = shards.ANOMALIES
             rows.append((digest, label, packed, split, item.attributes or (), item.id, ""))
@@ -217,7 +211,7 @@ def encode_part(
 
 def _table(rows: list[Row]) -> pa.Table:
     hashes, labels, packed, splits, attributes, ids, reasons = (list(column) for column in zip(*rows, strict=True))
-    table = shards.table(hashes, packed, labels, splits, attributes)
+    table = shard_writer.table(hashes, packed, labels, splits, attributes)
     texts = {"id": ids, "reason": reasons}
     for name, column in texts.items():
         table = table.append_column(name, pa.array([printable(text) for text in column]))
@@ -312,7 +306,7 @@ class _Rejects:
             yield good.filter(pa.array([not why for why in reasons])) if bad else good
 
 
-def _check(found: shards.Summary, classes: tuple[str, ...], cfg: DatasetConfig) -> None:
+def _check(found: shard_writer.Summary, classes: tuple[str, ...], cfg: DatasetConfig) -> None:
     counts = {split: found.counts[split] for split in shards.SPLITS}
     if min(counts.values()) < LEAST:
         what = "normal examples" if cfg.normal else "different examples"
@@ -329,123 +323,6 @@ def _check(found: shards.Summary, classes: tuple[str, ...], cfg: DatasetConfig) 
             )
     if cfg.normal and shards.ANOMALIES not in found.counts:
         raise StageError(f"normal: no readable example is of another class than {', '.join(map(str, cfg.normal))}")
-
-
-# -- the card ------------------------------------------------------------------------------------------------
-
-
-def _card(
-    folder: Path,
-    kind: Kind,
-    cfg: DatasetConfig,
-    source: Source,
-    found: shards.Summary,
-    rejects: _Rejects,
-) -> dict[str, Any]:
-    """The data card, as plain values; writes `card.png`."""
-    spec = shards.read_spec(folder)
-    in_train, in_test = found.classes["train"], found.classes["test"]
-    looked_at = min(_LOOKED_AT, max(10, _LOOKED_AT_BYTES // spec.stored_bytes))
-    columns = shards.read(folder, "train", looked_at)
-    shown = {
-        name: kind.decode(spec.sample, name, _grid(columns[name], columns.get("label"), spec)) for name in spec.parts
-    }
-    picture = kind.preview(spec.sample, shown, 10)
-    picture.thumbnail(_PICTURE)
-    picture.save(folder / "card.png")
-    total = sum(spec.counts.values())
-    notes = [*source.notes]
-    if source.passed_over:
-        passed = ", ".join(f"{count} {what}" for what, count in source.passed_over.items())
-        notes.append(f"Files that are no items: {passed}.")
-    normals, anomalies = _named(cfg, source, spec)
-    classes = [*normals, *(name for _, name in anomalies)]
-    if len(classes) == 1:
-        notes.append(f"All examples are of one class, {classes[0]!r}: treated as unlabelled.")
-    if called := [name for name in classes if name in MISSING_WORDS]:
-        notes.append(
-            f"A class is called {', '.join(map(repr, called))}: if that means a missing label, leave the label empty."
-        )
-    if cfg.normal:
-        notes.append(
-            f"Normal is {', '.join(normals)}; {spec.counts[shards.ANOMALIES]} examples of other classes are anomalies, "
-            "in a split of their own: never trained on, and no part of what samples are compared with."
-        )
-    if spec.unlabelled:
-        notes.append(f"{spec.unlabelled} examples have no label ({NO_LABEL}): no model can be conditioned on classes.")
-    described = kind.describe(spec.sample, {name: columns[name].numpy() for name in spec.parts})
-    for name in spec.parts if "levels" in described else ():
-        if (top := int(columns[name].max())) <= _DARK:
-            notes.append(
-                f"Pixels of {name!r} are at most {top} of 255 in the training examples looked at: almost black. "
-                "Integers of 16 bits are read as 0 to 65535: save those of fewer bits as 8 bits, or scaled to all 16."
-            )
-    for name, std, mean in zip(spec.attributes, found.attributes.std, spec.attribute_means, strict=True):
-        if not std:
-            notes.append(f"Attribute {name!r} is {mean:g} in all training examples: it tells nothing.")
-    notes += described.pop("notes", ())
-    notes += [f"Class {name!r} has no test example." for label, name in enumerate(spec.classes) if not in_test[label]]
-    return {
-        "source": {**cfg.source.model_dump(mode="json"), "about": source.about},
-        "licence": cfg.licence,
-        "sample": spec.sample.model_dump(mode="json"),
-        "shape": list(spec.shape),
-        **({"given": {name: list(spec.parts[name].shape) for name in spec.given}} if spec.given else {}),
-        "items": rejects.seen,
-        **({"passed_over": dict(source.passed_over)} if source.passed_over else {}),
-        "rejected": rejects.count,
-        "duplicates": found.duplicates,
-        "duplicates_with_another_label": found.conflicts,
-        "examples": total,
-        "splits": {
-            split: {
-                "examples": count,
-                "share": round(count / total, 4),
-                "classes": {
-                    name: found.classes[split][label]
-                    for label, name in (anomalies if split == shards.ANOMALIES else enumerate(spec.classes))
-                },
-            }
-            for split, count in spec.counts.items()
-        },
-        "test_share_of_class": {
-            name: round(in_test[label] / (in_test[label] + in_train[label]), 4)
-            for label, name in enumerate(spec.classes)
-        },
-        **({"attributes": _attributes(columns, spec)} if spec.attributes else {}),
-        **described,
-        "budget": resolve_budget(cfg.budget, spec),
-        "content_hash": spec.content_hash,
-        "made_with": {name: version(name) for name in ("pillow", "pyarrow")},
-        "notes": notes,
-    }
-
-
-def _named(cfg: DatasetConfig, source: Source, spec: Spec) -> tuple[tuple[str, ...], list[tuple[int, str]]]:
-    """The names of normal classes, and labels and names of those of anomalies."""
-    labels, normals = _labels_of(cfg, source.classes)
-    named = sorted((label, name) for label, name in zip(labels, source.classes, strict=True) if label is not None)
-    return normals, named[len(normals) :] if shards.ANOMALIES in spec.counts else []
-
-
-def _attributes(columns: dict[str, Tensor], spec: Spec) -> dict[str, dict[str, float]]:
-    """Mean, deviation and range of each, of the training examples looked at."""
-    found = {}
-    for name, values in zip(spec.attributes, columns["attributes"].double().unbind(1), strict=True):
-        figures = {"mean": values.mean(), "std": values.std(), "min": values.min(), "max": values.max()}
-        found[name] = {key: round(float(value), 5) for key, value in figures.items()}
-    return found
-
-
-def _grid(stored: Tensor, labels: Tensor | None, spec: Spec) -> Tensor:
-    """What to look at, ten a row: a row of labelled pictures for each of the first 20 classes, else the first 100."""
-    if labels is None or not spec.kind.is_picture:
-        return stored[:100]
-    rows = []
-    for label in range(min(20, len(spec.classes))):
-        row = stored[labels == label][:10]
-        rows.append(torch.cat([row, row.new_zeros((10 - len(row), *row.shape[1:]))]))
-    return torch.cat(rows)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 from ganlib.config import Params
-from pipelines import model_registry, tracking
+from pipelines import addresses, model_registry, tracking
 from pipelines._stage import REGISTERED, StageError
 from pipelines.promotion import TERMS
 
@@ -39,7 +39,7 @@ def ensure_registered(params: Params) -> int:
     version = model_registry.find_version(store, *named)
     if version and TERMS in version.tags:
         model_registry.check_whole(store, version)
-        print(f"{version.model} version {version.number} in {tracking.shown(store.uri)}: registered before")
+        print(f"{version.model} version {version.number} in {addresses.shown(store.uri)}: registered before")
         return 0
     return _dvc("repro", "--force", "--single-item", "register").returncode
 

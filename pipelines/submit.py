@@ -22,7 +22,7 @@ from pathspec import GitIgnoreSpec
 
 from ganlib.config import load_params
 from ganlib.scratch import scratch_folder
-from pipelines import lineage, tracking
+from pipelines import addresses, lineage
 from pipelines._stage import StageError
 from pipelines.cluster import TokenMissing, token
 from pipelines.job import RESULT, dvc_config, unpack_results
@@ -133,15 +133,15 @@ def _check_project(project: Path) -> None:
             raise StageError(f"{project}: holds no {name}; change to the project folder")
     params = load_params(project / "params.yaml")
     uri = params.tracking.uri or ""
-    if tracking.shown(uri) != uri:
+    if addresses.shown(uri) != uri:
         raise StageError(
-            f"tracking.uri: {tracking.shown(uri)} holds a secret, which would be sent with the project; "
+            f"tracking.uri: {addresses.shown(uri)} holds a secret, which would be sent with the project; "
             "set MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, on the cluster"
         )
     config = dvc_config(project)
     for section in config.sections():
         for option, value in config[section].items():
-            if option in SECRET_OPTIONS or tracking.shown(value) != value:
+            if option in SECRET_OPTIONS or addresses.shown(value) != value:
                 raise StageError(
                     f".dvc/config: {section.strip(chr(39))}: {option} is a secret, which would be sent with the "
                     "project; keep it in .dvc/config.local, and in the environment of the cluster"

@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 import torch
 
 import ganlib
+from ganlib.build import build_game, check_groups
 from ganlib.config import ConfigError, GateConfig, Params, parse_params
 from ganlib.device import default_device
 from ganlib.evaluate import available_metrics
@@ -21,7 +22,7 @@ from ganlib.export import Generator
 from ganlib.game import Game
 from ganlib.reference import Reference
 from ganlib.shards import read_spec
-from ganlib.trainer import Report, build_game, check_groups, plan, train
+from ganlib.trainer import Report, plan, train
 from ganlib.warm_start import WarmStart, read_parent, warm_start
 from pipelines._stage import INIT, REFERENCE, StageError, project_folder
 from pipelines.checkpoints import Saved

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Column, Table
 from ruamel.yaml import YAML
 
+from ganlib.build import build_game
 from ganlib.config import Params, Search, override
 from ganlib.health import quality_name
 from ganlib.shards import read_spec
-from ganlib.trainer import build_game
 from pipelines._stage import PREPARED, REFERENCE, TUNED, StageError, atomic_folder, main
 from pipelines.budget import BEST, with_budget
 from pipelines.halving import Trial, best, rungs, search

@@ -38,7 +38,6 @@ ALLOWED = {
     "ganlib/spaces/video/_frames.py": {"efficientnet_lite0": "which sees each frame as an image"},
     "ganlib/sources/moving_images.py": {"idx": "whose files it reads"},
     "ganlib/data/video.py": {"image": "a frame is an image"},
-    "ganlib/data/_film.py": {"image": "the same"},
     "ganlib/data/unpaired.py": {"image": "an example is two images"},
     "ganlib/models/_translation.py": {
         "cycle_psnr": "what families of translation answer, by the name that a metric needs",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ganlib.data import image
+from ganlib.data._pixels import MAX_MEGAPIXELS, check_pixels
 
 if TYPE_CHECKING:
     import av
@@ -97,7 +97,7 @@ def times(path: Path) -> Times:
 
 
 def decoded(
-    path: Path, known: Times, first: int = 0, max_megapixels: float = image.MAX_MEGAPIXELS
+    path: Path, known: Times, first: int = 0, max_megapixels: float = MAX_MEGAPIXELS
 ) -> Iterator[tuple[int, Frame]]:
     """`(number, frame)` from number `first` on. Those that are damaged are left out.
 
@@ -116,7 +116,7 @@ def decoded(
             yield number, _upright(frame)
 
 
-def last_frames(path: Path, count: int, max_megapixels: float = image.MAX_MEGAPIXELS) -> list[Frame]:
+def last_frames(path: Path, count: int, max_megapixels: float = MAX_MEGAPIXELS) -> list[Frame]:
     """As many frames from the end of a video, or fewer if it has no more.
 
     Raises ValueError for what is no video, and for frames of more pixels than that.
@@ -161,7 +161,7 @@ def _numbered_frames(
     numbers = None if known.stated is None else {pts: i for i, pts in enumerate(known.stated)}
     with _opened(path) as (container, stream):
         codec = stream.codec_context
-        image.check_pixels((codec.height, codec.width), max_megapixels)
+        check_pixels((codec.height, codec.width), max_megapixels)
         # of files that state no size, and of frames that are larger than stated: the error is FFmpeg's
         most = min(_MAX_PIXELS, int(2e6 * max_megapixels) + _PADDING_PIXELS)
         codec.options = {"max_pixels": str(most)}
@@ -171,7 +171,7 @@ def _numbered_frames(
         if container.format.name == "avi" and codec.name in ("h264", "hevc"):
             frames = _with_sorted_times(frames)
         for frame in frames:
-            image.check_pixels((frame.height, frame.width), max_megapixels)
+            check_pixels((frame.height, frame.width), max_megapixels)
             yield next(count) if numbers is None else numbers.get(-1 if frame.pts is None else frame.pts), frame
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from ganlib._config import Config as _Base
 from ganlib.data import image
 from ganlib.data._kind import Part, Stored
+from ganlib.data._pixels import MAX_MEGAPIXELS, open_image, without_pixel_limit
 from ganlib.data.image import (
     LOOKS,
     Level,
@@ -67,7 +68,7 @@ class Config(_Base):
     """where the aspect differs: cut the centre out, add `background`, or distort"""
     background: tuple[Level, Level, Level] = (255, 255, 255)
     """RGB under transparent pixels and around padded images"""
-    max_megapixels: Megapixels = image.MAX_MEGAPIXELS
+    max_megapixels: Megapixels = MAX_MEGAPIXELS
     """larger images are rejected before they are decoded"""
 
 
@@ -91,7 +92,7 @@ def encode(cfg: Config, raw: tuple[Any, Any] | SideBySide) -> Stored:
     that holds both has an odd width.
     """
     limit = cfg.max_megapixels
-    halves = _halves(raw, limit) if isinstance(raw, SideBySide) else tuple(image.open_image(one, limit) for one in raw)
+    halves = _halves(raw, limit) if isinstance(raw, SideBySide) else tuple(open_image(one, limit) for one in raw)
     (width, height), (other_width, other_height) = (half.size for half in halves)
     if (width, height) != (other_width, other_height) and cfg.fit != "stretch":
         raise ValueError(
@@ -126,10 +127,10 @@ def _half(cfg: Config, part: str) -> image.Config:
 
 def _halves(raw: SideBySide, max_megapixels: float) -> tuple[Image, ...]:
     """`(given, generated)`."""
-    whole = image.open_image(raw.raw, max_megapixels)
+    whole = open_image(raw.raw, max_megapixels)
     width, height = whole.size
     if width % 2:
         raise ValueError(f"{width}x{height} pixels: an odd width has no halves")
-    with image.without_pixel_limit():
+    with without_pixel_limit():
         left, right = whole.crop((0, 0, width // 2, height)), whole.crop((width // 2, 0, width, height))
     return (left, right) if raw.given == "left" else (right, left)

@@ -27,6 +27,7 @@ from torch import Tensor
 from ganlib._config import Config as _Base
 from ganlib.data import image
 from ganlib.data._kind import Part, Stored
+from ganlib.data._pixels import MAX_MEGAPIXELS, open_image, without_pixel_limit
 from ganlib.data.image import (
     LOOKS,
     Level,
@@ -142,7 +143,7 @@ class Config(_Base):
     scale, and rejects images that are too small"""
     background: tuple[Level, Level, Level] = (255, 255, 255)
     """RGB under transparent pixels and around padded images"""
-    max_megapixels: Megapixels = image.MAX_MEGAPIXELS
+    max_megapixels: Megapixels = MAX_MEGAPIXELS
     """larger images are rejected before they are decoded"""
 
     @model_validator(mode="after")
@@ -171,13 +172,13 @@ def encode(cfg: Config, raw: Path | bytes | NDArray[Any] | Image.Image) -> Store
 
     Raises ValueError if it cannot be read, or is too small to be cut.
     """
-    opened = image.open_image(raw, cfg.max_megapixels)
+    opened = open_image(raw, cfg.max_megapixels)
     if cfg.fit == "cut":
         height, width = cfg.resolution
         left, top = (opened.width - width) // 2, (opened.height - height) // 2
         if left < 0 or top < 0:
             raise ValueError(f"{opened.width}x{opened.height} pixels, too small to cut {width}x{height} out")
-        with image.without_pixel_limit():
+        with without_pixel_limit():
             opened = opened.crop((left, top, left + width, top + height))
     sample = image.read(_as_image(cfg), opened)
     return {"given": cfg.degradation.degrade(sample), "sample": sample}

@@ -12,9 +12,7 @@ Where a value may be missing, that is one more choice.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,9 +31,10 @@ from torch import Tensor
 from ganlib._config import Config as _Base
 from ganlib.data import _charts
 from ganlib.data._classes import MISSING_WORDS
-from ganlib.data._column import EPOCH, FORMATS, Column, Guess, Mode, as_date, as_number, as_text, changed, written
+from ganlib.data._column import EPOCH, Column, Guess, Mode, as_date, as_number, changed, written
 from ganlib.data._kind import Block, Part, Stored, Where
 from ganlib.data._modes import ModeTensors, Numbers, Ranges, mode_of, mode_tensors
+from ganlib.data._rows import Words, code_of, codes_of, parse_conditions, words_of
 from ganlib.registry import nearest
 
 __all__ = [
@@ -64,7 +63,6 @@ MODALITY = "table"
 DUPLICATES = True
 
 _CHUNK = 4096  # rows whose values are counted together
-_SHOWN = 20  # categories in an error
 _FARTHEST = 10.0  # scalar that networks see of a value beyond its mode's range, at most
 
 
@@ -117,23 +115,18 @@ def layout(cfg: Config) -> tuple[Block, ...]:
         if column.modes:
             blocks.append(Block(index, column.name, "scalar", start, 1))
             start += 1
-        size = (len(column.modes) or len(_codes(column))) + bool(column.missing)
+        size = (len(column.modes) or len(codes_of(column))) + bool(column.missing)
         blocks.append(Block(index, column.name, "choice", start, size, column.shares))
         start += size
     return tuple(blocks)
 
 
-def _codes(column: Column) -> tuple[float, ...]:
-    """What a column without modes may be, as stored, rising."""
-    return column.values or tuple(map(float, range(len(column.categories))))
-
-
 def encode(cfg: Config, row: Mapping[str, Any]) -> Stored:
     """A row by column names. Raises ValueError for a value that is not of its column's type."""
-    tables = _tables(cfg)
+    words = _tables(cfg).words
     if lost := [column.name for column in cfg.columns if column.name not in row]:
         raise ValueError(f"it has no column {', '.join(map(repr, lost))}")
-    return {"sample": np.array([_code(tables, column, row[column.name]) for column in cfg.columns])}
+    return {"sample": np.array([code_of(words, column, row[column.name]) for column in cfg.columns])}
 
 
 def take(cfg: Config, part: str, raw: Mapping[str, Any]) -> NDArray[Any]:
@@ -143,45 +136,6 @@ def take(cfg: Config, part: str, raw: Mapping[str, Any]) -> NDArray[Any]:
     if not isinstance(raw, Mapping):
         raise ValueError(f"expected a row: names of columns with values, found {type(raw).__name__}")
     return encode(cfg, raw)[part]
-
-
-def _code(tables: _Tables, column: Column, value: Any) -> float:
-    """The code of a value: text as in the data, or a number, boolean or date as pandas reads it.
-    Raises ValueError where the value is none of the column's."""
-    text = as_text(value, tables.missing)
-    if text is None:
-        if not column.missing:
-            raise ValueError(f"column {column.name!r}: a value is missing")
-        return np.nan
-    code: float | None
-    is_text = isinstance(value, str)
-    if column.type == "boolean" and isinstance(value, bool | np.bool_):
-        code = float(value)
-    elif column.type in ("category", "boolean"):
-        code = tables.categories[column.name].get(text if column.type == "category" else text.lower())
-        if code is None and not is_text:
-            number = as_number(text, ".")
-            code = None if number is None else tables.by_number[column.name].get(number)
-    elif column.type == "date":
-        code = as_date(value if isinstance(value, datetime.date) else text, column.formats or FORMATS)
-    else:
-        code = as_number(text, column.decimal if is_text else ".")
-        if column.type == "integer" and code is not None and not code.is_integer():
-            code = None
-    if code is None:
-        raise ValueError(f"column {column.name!r}: {text[:40]!r} is not {_expected(column)}")
-    return code + 0.0  # no negative zero
-
-
-def _expected(column: Column) -> str:
-    """What is allowed, for an error."""
-    if column.categories:
-        more = f" and {len(column.categories) - _SHOWN} more" if len(column.categories) > _SHOWN else ""
-        return f"a {column.type} as expected there; known: {', '.join(column.categories[:_SHOWN])}{more}"
-    if column.type == "date":
-        return f"a date as expected there: {' or '.join(column.formats[:_SHOWN]) or 'in a common format'}"
-    mark = ", with a decimal comma" if column.decimal == "," else ""
-    return f"{'an' if column.type == 'integer' else 'a'} {column.type} as expected there{mark}"
 
 
 # -- what is guessed ----------------------------------------------------------------------------------------------
@@ -260,11 +214,7 @@ def settle(cfg: Config, rows: Iterable[Stored]) -> Config:
 class _Tables:
     """What functions look up, made once for a configuration."""
 
-    missing: frozenset[str]
-    categories: dict[str, dict[str, float]]
-    """codes of categories and of the words of booleans"""
-    by_number: dict[str, dict[float, float]]
-    """of those that are written as a number, and no other as the same: 1 is the category 1 or 01, and 1.0 is, too"""
+    words: Words
     width: int
     blocks: tuple[Block, ...]
     choices: dict[int, Block]
@@ -291,22 +241,12 @@ def _tables(cfg: Config) -> _Tables:
             return tables
     _complete(cfg)
     blocks = layout(cfg)
-    of_words = {c.name: c.categories for c in cfg.columns if c.type in ("category", "boolean")}
-    categories = {name: {word: float(code) for code, word in enumerate(words)} for name, words in of_words.items()}
-    by_number = {}
-    for name, codes_of in categories.items():
-        numbers = {word: as_number(word, ".") for word in codes_of}
-        count = Counter(numbers.values())
-        once = {word: number for word, number in numbers.items() if number is not None and count[number] == 1}
-        by_number[name] = {number: codes_of[word] for word, number in once.items()}
     with_modes = [i for i, column in enumerate(cfg.columns) if column.modes]
     without = [i for i, column in enumerate(cfg.columns) if not column.modes]
-    codes = [_codes(cfg.columns[i]) for i in without]
+    codes = [codes_of(cfg.columns[i]) for i in without]
     most = max(map(len, codes), default=0)
     tables = _Tables(
-        frozenset(cfg.missing_values),
-        categories,
-        by_number,
+        words_of(cfg.columns, cfg.missing_values),
         sum(block.size for block in blocks),
         blocks,
         {block.column: block for block in blocks if block.kind == "choice"},
@@ -374,7 +314,7 @@ def quantise(cfg: Config, samples: Tensor) -> Tensor:
             middle, half = tables.modes.middle[modes[i]].to(out), tables.modes.half[modes[i]].to(out)
             values = middle[known] + samples[:, scalars[i]].double().clamp(-1.0, 1.0) * half[known]
             values = _rounded(column, values)
-        elif _codes(column):
+        elif codes_of(column):
             values = tables.codes[codes[i]].to(out)[known]
         else:
             values = torch.full_like(out[:, i], np.nan)
@@ -467,72 +407,10 @@ def compare(cfg: Config, made: NDArray[np.float64], real: NDArray[np.float64]) -
     )
 
 
-_COMPARISON = re.compile(r"\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*")
-
-
 def where(cfg: Config, conditions: Sequence[str]) -> Where:
-    """Conditions such as `churn=yes`, `tenure<12`, `since>=2020-01-31`; all have to hold. `churn=` asks for a
-    missing value. Dates are in the column's formats or ISO 8601. A column may have any name: of those with which a
-    condition begins the longest counts. Raises ValueError for an unknown column or value, or a comparison of
-    categories."""
+    """As of `parse_conditions`."""
     tables = _tables(cfg)
-    known = torch.full((tables.width,), torch.nan)
-    names = {column.name: i for i, column in enumerate(cfg.columns)}
-    checks: list[tuple[int, str, float]] = []
-    for condition in conditions:
-        name, sign, text = _parsed(condition, names)
-        i, column, block = names[name], cfg.columns[names[name]], tables.choices[names[name]]
-        if sign not in ("=", "!=") and column.type in ("category", "boolean"):
-            raise ValueError(f"where: {condition!r}: a {column.type} is compared by = or != alone")
-        value: Any = text
-        if column.type == "date" and as_date(text, column.formats or FORMATS) is None:
-            with contextlib.suppress(ValueError):
-                value = datetime.datetime.fromisoformat(text)
-        try:
-            code = _code(tables, column, value)
-        except ValueError as error:
-            iso = ", or ISO 8601" if column.type == "date" else ""
-            raise ValueError(f"where: {error}{iso}") from error
-        if code != code and sign not in ("=", "!="):
-            raise ValueError(f"where: {condition!r}: expected a value after {sign}")
-        checks.append((i, sign, code))
-        if sign == "=" and not column.modes:
-            at = block.size - 1 if code != code else _place(column, code)
-            known[block.start : block.start + block.size] = 0.0
-            known[block.start + at] = 1.0
-    return Where(known, lambda stored: _all_hold(checks, stored))
-
-
-def _parsed(condition: str, names: Iterable[str]) -> tuple[str, str, str]:
-    """`(column, sign, value)`. Raises ValueError for what has no sign or begins with no column."""
-    for name in sorted(names, key=len, reverse=True):
-        if condition.strip().startswith(name.strip()):
-            match = _COMPARISON.fullmatch(condition.strip().removeprefix(name.strip()))
-            if match is not None:
-                return name, match[1], match[2]
-    name, *value = re.split("<=|>=|!=|=|<|>", condition, maxsplit=1)
-    if not value:
-        raise ValueError(f"where: {condition!r}: expected COLUMN=VALUE, or <, <=, >, >=, != in place of =")
-    raise ValueError(f"where: no column {name.strip()!r}{nearest(name.strip(), names)}; known: {', '.join(names)}")
-
-
-def _place(column: Column, code: float) -> int:
-    """Raises ValueError for a number that no training row has."""
-    if code not in _codes(column):
-        raise ValueError(f"where: column {column.name!r} is one of {', '.join(map(str, column.values))}; found {code}")
-    return _codes(column).index(code)
-
-
-def _all_hold(checks: list[tuple[int, str, float]], stored: Tensor) -> Tensor:
-    held = torch.ones(len(stored), dtype=torch.bool)
-    compare = {"=": torch.eq, "!=": torch.ne, "<": torch.lt, "<=": torch.le, ">": torch.gt, ">=": torch.ge}
-    for i, sign, code in checks:
-        values = stored[:, i]
-        if code != code:
-            held &= values.isnan() == (sign == "=")
-        else:
-            held &= compare[sign](values, torch.tensor(code, dtype=stored.dtype))
-    return held
+    return parse_conditions(conditions, cfg.columns, tables.words, tables.choices, tables.width)
 
 
 def describe(cfg: Config, stored: Stored) -> dict[str, Any]:

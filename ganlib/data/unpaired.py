@@ -18,6 +18,7 @@ from torch import Tensor
 from ganlib._config import Config as _Base
 from ganlib.data import image
 from ganlib.data._kind import Part, Stored
+from ganlib.data._pixels import MAX_MEGAPIXELS
 from ganlib.data.image import (
     LOOKS,
     Level,
@@ -74,7 +75,7 @@ class Config(_Base):
     """where the aspect differs: cut the centre out, add `background`, or distort"""
     background: tuple[Level, Level, Level] = (255, 255, 255)
     """RGB under transparent pixels and around padded images"""
-    max_megapixels: Megapixels = image.MAX_MEGAPIXELS
+    max_megapixels: Megapixels = MAX_MEGAPIXELS
     """larger images are rejected before they are decoded"""
 
 

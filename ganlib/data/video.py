@@ -22,6 +22,7 @@ from ganlib._config import Config as _Base
 from ganlib.data import image
 from ganlib.data._film import frames_of_folder, last_frames
 from ganlib.data._kind import Part, Stored
+from ganlib.data._pixels import MAX_MEGAPIXELS, to_uint8
 from ganlib.data.image import Level, Megapixels, Side, decode, describe, quantise
 
 __all__ = [
@@ -65,7 +66,7 @@ class Config(_Base):
     """where the aspect differs: cut the centre out, add `background`, or distort"""
     background: tuple[Level, Level, Level] = (255, 255, 255)
     """RGB under transparent pixels and around padded frames"""
-    max_megapixels: Megapixels = image.MAX_MEGAPIXELS
+    max_megapixels: Megapixels = MAX_MEGAPIXELS
     """larger frames are rejected, of folders before they are decoded; of files none above 200 is decoded"""
 
 
@@ -101,7 +102,7 @@ def take(cfg: Config, part: str, raw: Path | NDArray[Any]) -> NDArray[np.uint8]:
         if len(found) < count:
             raise ValueError(f"{len(found)} frames; expected {count} at the least")
         return np.stack([image.read(_as_image(cfg), frame) for frame in found])
-    raw = image.to_uint8(raw)
+    raw = to_uint8(raw)
     expected = (count, *cfg.resolution, cfg.channels)
     if raw.shape != expected:
         raise ValueError(f"expected frames of shape {list(expected)}, found {list(raw.shape)}")

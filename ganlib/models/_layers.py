@@ -24,6 +24,7 @@ __all__ = [
     "MinibatchDeviation",
     "ModulatedConv",
     "activate",
+    "check_patches",
     "equalised",
     "gaussian_latent",
     "halvings",
@@ -131,6 +132,15 @@ def halvings(height: int, width: int) -> int:
     while all(side % 2 ** (levels + 1) == 0 and side >> (levels + 1) >= 4 for side in (height, width)):
         levels += 1
     return levels
+
+
+def check_patches(levels: int, least: int, size: tuple[int, int]) -> None:
+    """Raises ValueError for images of less than `least` pixels a side after so many halvings."""
+    if min(size) < least << levels:
+        raise ValueError(
+            f"network.patch_levels {levels} needs {least << levels} pixels a side, found {size[0]}x{size[1]}: at most "
+            f"{max((min(size) // least).bit_length() - 1, 0)} levels"
+        )
 
 
 def gaussian_latent(noise: Noise, dim: int, truncation: float | None = None) -> Tensor:

@@ -20,7 +20,7 @@ from ganlib.convolution import Conv2d
 from ganlib.data._spec import Spec
 from ganlib.game import Batch, Deal, Game, Round, Sample, Term, tensors_of
 from ganlib.game import Fit as _Fit
-from ganlib.models._layers import gaussian_latent
+from ganlib.models._layers import check_patches, gaussian_latent
 from ganlib.noise import Noise
 
 __all__ = ["MODALITY", "Config", "build"]
@@ -45,17 +45,13 @@ class Config(_Config):
 def build(cfg: Config, spec: Spec) -> Game:
     """Raises ValueError for frames that the U-Net cannot halve, or that are too small for the patches."""
     (past, channels, height, width), future = spec.parts["given"].shape, spec.shape[0]
-    multiple, least = cfg.fold << cfg.levels, 4 << cfg.patch_levels
+    multiple = cfg.fold << cfg.levels
     if height % multiple or width % multiple:
         raise ValueError(
             f"network.levels {cfg.levels} and fold {cfg.fold} need multiples of {multiple} pixels a side, found "
             f"{height}x{width}"
         )
-    if min(height, width) < least:
-        raise ValueError(
-            f"network.patch_levels {cfg.patch_levels} needs {least} pixels a side, found {height}x{width}: at most "
-            f"{max((min(height, width) // 4).bit_length() - 1, 0)} levels"
-        )
+    check_patches(cfg.patch_levels, 4, (height, width))
 
     def inputs(given: Tensor, noise: Noise) -> Sample:
         return {"given": given, "z": gaussian_latent(noise, cfg.latent_dim)} if cfg.latent_dim else given

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ganlib._config import Config as _Config
 from ganlib.data._spec import Spec
 from ganlib.game import Batch, Deal, Game, Round, Term
-from ganlib.models._layers import BatchNorm
-from ganlib.models._translation import jitter
+from ganlib.models._layers import BatchNorm, check_patches
+from ganlib.models._translation import initialise, jitter
 from ganlib.noise import Noise
 
 __all__ = ["MODALITY", "Config", "build"]
@@ -48,11 +48,7 @@ def build(cfg: Config, spec: Spec) -> Game:
         raise ValueError(
             f"pix2pix makes images of 16 to 1024 pixels a side, each a multiple of 16; found {height}x{width}"
         )
-    if min(height, width) < 3 << cfg.patch_levels:
-        raise ValueError(
-            f"network.patch_levels {cfg.patch_levels} needs {3 << cfg.patch_levels} pixels a side, found "
-            f"{height}x{width}: at most {(min(height, width) // 3).bit_length() - 1} levels"
-        )
+    check_patches(cfg.patch_levels, 3, (height, width))
     levels = max(n for n in range(1, _LEVELS + 1) if height % 2**n == 0 and width % 2**n == 0)
     widths = [min(cfg.width << level, cfg.max_width) for level in range(levels)]  # outermost first
     norm = BatchNorm if cfg.norm == "batch" else _instance_norm
@@ -176,9 +172,6 @@ def _instance_norm(channels: int) -> nn.Module:
 
 def _initialise(layer: nn.Module) -> None:
     """Weights from N(0, 0.02²), norms' scales from N(1, 0.02²), no biases. Appendix 6.2 and the authors' code."""
-    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(layer.weight, std=0.02)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-    elif isinstance(layer, nn.BatchNorm2d | nn.InstanceNorm2d):
+    initialise(layer)
+    if isinstance(layer, nn.BatchNorm2d | nn.InstanceNorm2d):
         nn.init.normal_(layer.weight, mean=1.0, std=0.02)

@@ -24,6 +24,7 @@ from ganlib._config import Config as _Config
 from ganlib.convolution import Conv2d
 from ganlib.data._spec import Spec
 from ganlib.game import Batch, Deal, DiscriminatorOutput, Fit, Game, Round, Term
+from ganlib.models._layers import check_patches
 
 __all__ = ["MODALITY", "Config", "build"]
 
@@ -50,12 +51,7 @@ class Config(_Config):
 def build(cfg: Config, spec: Spec) -> Game:
     """Raises ValueError for images too small for the patches."""
     channels, height, width = spec.shape
-    least = 4 << cfg.patch_levels
-    if min(height, width) < least:
-        raise ValueError(
-            f"network.patch_levels {cfg.patch_levels} needs {least} pixels a side, found {height}x{width}: at most "
-            f"{max((min(height, width) // 4).bit_length() - 1, 0)} levels"
-        )
+    check_patches(cfg.patch_levels, 4, (height, width))
     naive = spec.kind.naive
     assert naive is not None
     factor = height // spec.parts["given"].shape[1]

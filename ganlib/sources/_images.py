@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ganlib.data import image
+from ganlib.data._pixels import FORMATS, TooManyPixels, is_image, may_be_image, open_image
 from ganlib.sources._files import File, head, payloads, tree
 from ganlib.sources._source import Item, SourceError, Split, printable
 
@@ -51,7 +52,7 @@ def images(raw: Path) -> tuple[list[File], list[File]]:
         here = f"{len(shown)} other files, as {printable(shown[0].name)}" if shown else "nothing"
         packed = [file.name for file in shown if file.name.lower().endswith(_ARCHIVES)]
         hint = f"; of archives, .zip and .tar are read: unpack {printable(packed[0])}" if packed else ""
-        raise SourceError(f"{raw}: no images (of any of {', '.join(image.FORMATS)}); it holds {here}{hint}")
+        raise SourceError(f"{raw}: no images (of any of {', '.join(FORMATS)}); it holds {here}{hint}")
     return found, others
 
 
@@ -60,13 +61,13 @@ def _is_image(file: File) -> bool:
         return False
     if file.name.lower().endswith(SUFFIXES):
         return True
-    if not image.may_be_image(head(file)):
+    if not may_be_image(head(file)):
         return False
     ((_, content, _),) = list(payloads([file]))
     if content is None:
         return False
     with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as opened:
-        return image.is_image(opened)
+        return is_image(opened)
 
 
 def read(files: Iterable[File], known: Iterable[Known]) -> Iterator[Item]:
@@ -112,8 +113,8 @@ def decoding_fault(payload: Any) -> str:
     """Why a path, bytes or an array cannot be decoded as an image; empty for one that can."""
     # Every example of a damaged image would be a reject, and take a good image along.
     try:
-        image.flatten(image.open_image(payload), _ANY_SIZE)
-    except image.TooManyPixels:
+        image.flatten(open_image(payload), _ANY_SIZE)
+    except TooManyPixels:
         return ""  # sample.max_megapixels decides
     except ValueError as error:
         return str(error)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganlib._config import Config as _Base
-from ganlib.data.image import MAX_MEGAPIXELS
+from ganlib.data._pixels import MAX_MEGAPIXELS
 from ganlib.sources._source import Item, Source, SourceError, class_names, files, labels_of, left_over
 
 __all__ = ["KINDS", "Config", "images_of", "load", "pixels_of"]

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import math
-import shutil
-import subprocess
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines.commands._common import AsJson, ModelURI, load_generator, one_line_errors, progress
+from pipelines.commands._files import (
+    MOVING,
+    Made,
+    check_file,
+    check_not_given,
+    pictures_of,
+    save_picture,
+    write_film,
+    writer_for,
+)
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from torch import Tensor
-
     from ganlib.data._spec import Spec
     from ganlib.export import Generator
 
@@ -34,12 +36,8 @@ Attribute = Annotated[
 ]
 Truncation = Annotated[float | None, typer.Option(help="below 1: more typical, less varied")]
 
-_MOVING = (".gif", ".webp", ".apng", ".mp4")
 MAX_WIDTH = 2048
 """pixels; all frames of a film are in memory together"""
-
-Made = dict[str, Any]
-"""samples as of `Generator.sample`"""
 
 
 @one_line_errors
@@ -103,14 +101,7 @@ def sample(
                     if not as_json:
                         typer.echo(sentence)
             else:
-                _check_file(output, *(() if spec.kind.film is None else _MOVING))
-                _check_not_given([output], given)
-                parts = _given(given, spec)
-                made = {**parts, "sample": generator.sample(n, given=parts, seed=seed, **condition)["sample"]}
-                if spec.kind.film is not None and output.suffix.lower() in _MOVING:
-                    _write_film(spec.kind.film(spec.sample, made), fps, output)
-                else:
-                    _save(spec.kind.preview(spec.sample, made, math.ceil(math.sqrt(n))), output)
+                _show_made(generator, given, output, fps, seed=seed, **condition)
         else:
             if generator.translates:
                 names = ", ".join(spec.given)
@@ -124,7 +115,7 @@ def sample(
                 _fill(model_uri, generator, n, seed, options, output, rows_per_shard, ray_address)
             else:
                 conditions = _where(where, generator)
-                write = _writer(generator, output)
+                write = writer_for(generator, output)
                 chunks = _chunks(generator, n, seed, conditions, options)
                 write(generator, progress(chunks, n, output.name, lambda chunk: len(chunk["sample"])), n, output)
     except ValueError as error:
@@ -162,7 +153,7 @@ def interpolate(
     generator = load_generator(model_uri)
     try:
         spec = generator.spec
-        _check_file(output, *_MOVING, ".png", picture=False)
+        check_file(output, *MOVING, ".png", picture=False)
         made = generator.interpolate(
             [*range(stops), 0],
             steps,
@@ -171,11 +162,11 @@ def interpolate(
             attributes=_attributes(attribute, spec.attributes),
             truncation=truncation,
         )
-        pictures = _pictures(generator, made[:-1])  # the last is the first
+        pictures = pictures_of(generator, made[:-1])  # the last is the first
         times = max(1, -(-width // pictures[0].width))
         size = (pictures[0].width * times, pictures[0].height * times)
         frames = [picture.convert("RGB").resize(size, Image.Resampling.NEAREST) for picture in pictures]
-        _write_film(frames, fps, output)
+        write_film(frames, fps, output)
     except ValueError as error:
         raise StageError(str(error)) from error
     typer.echo(f"{output}: {len(frames)} frames between {stops} samples of {model_uri}, seed {seed}")
@@ -205,7 +196,7 @@ def answer(
         typer.echo("\t".join([*(f"{number:.6g}" for number in numbers), str(file)]))
 
 
-# -- writing -------------------------------------------------------------------------------------------------
+# -- making --------------------------------------------------------------------------------------------------
 
 
 def _chunks(generator: Generator, n: int, seed: int, where: Any, options: dict[str, Any]) -> Iterator[Made]:
@@ -215,171 +206,6 @@ def _chunks(generator: Generator, n: int, seed: int, where: Any, options: dict[s
         rows = slice(start, start + len(chunk))
         yield {"sample": chunk, **generator.conditions(n, options["label"], options["attributes"], rows)}
         start = rows.stop
-
-
-def _check_file(output: Path, *suffixes: str, picture: bool = True) -> None:
-    """Raise ValueError unless a file of one of these suffixes, or a picture, can be written there."""
-    suffix = output.suffix.lower()
-    if suffix not in suffixes and not (picture and _is_picture(suffix)):
-        expected = ", ".join(suffixes) if not picture else ", ".join([*suffixes, ".png", ".jpg or another picture"])
-        raise ValueError(f"--output: {output}: expected {expected}; found {suffix or 'no suffix'}")
-    if suffix == ".mp4" and shutil.which("ffmpeg") is None:
-        raise ValueError("--output: .mp4 needs ffmpeg (apt-get install ffmpeg); .gif and .webp do not")
-    if output.is_dir():
-        raise ValueError(f"--output: {output}: expected a file, found a folder")
-    if not output.parent.is_dir() and "{index}" not in str(output):
-        raise ValueError(f"--output: {output.parent}: no such folder")
-
-
-def _check_not_given(targets: Iterable[Path], given: Iterable[Path]) -> None:
-    """Raise ValueError where a target is a given file, or one of a given folder of frames."""
-    from ganlib.sources._source import printable
-
-    kept = {path.resolve() for path in given}
-    for target in targets:
-        resolved = target.resolve()
-        if resolved in kept or (resolved.is_file() and resolved.parent in kept):
-            raise ValueError(f"--output: {printable(target)} is given, and would be overwritten")
-
-
-def _is_picture(suffix: str) -> bool:
-    """Whether Pillow writes such files: some formats it only reads, and for some it needs another library."""
-    import io
-
-    from PIL import Image
-
-    Image.init()
-    try:
-        Image.new("L", (8, 8)).save(io.BytesIO(), Image.registered_extensions()[suffix])
-    except (KeyError, OSError, ValueError):
-        return False
-    return True
-
-
-def _writer(generator: Generator, output: Path) -> Callable[[Generator, Iterable[Made], int, Path], None]:
-    """The function that writes such a file, whole or not at all. Raises ValueError for one that cannot be written."""
-    import numpy as np
-    import torch
-
-    example, suffix = torch.zeros(1, *generator.spec.shape), output.suffix.lower()
-    if "{index}" in str(output):
-        _pictures(generator, example)
-        if "{label}" in str(output) and not generator.conditional:
-            raise ValueError("--output: {label} is not known: this generator is not conditional")
-        _check_file(output)
-        return _write_each
-    rows = (".parquet",) if isinstance(generator.present(example), np.ndarray) else (".csv", ".parquet")
-    _check_file(output, *rows, ".npz")
-    if suffix in rows:
-        return _write_rows
-    return _write_arrays if suffix == ".npz" else _write_picture
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A file to write, which becomes `path` only when the block ends without an error. Raises ValueError, naming
-    `path`, where it cannot be written."""
-    from pipelines.batch import partial_of, remove_partials
-
-    partial = partial_of(path)
-    remove_partials(path.parent, glob.escape(path.name))
-    try:
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        reason = str(error.strerror or error).replace(partial.name, path.name)
-        raise ValueError(f"--output: {path}: {reason}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
-
-
-def _write_picture(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
-    import torch
-
-    spec = generator.spec
-    made = list(chunks)
-    labels = {label for chunk in made if "label" in chunk for label in chunk["label"].tolist()}
-    in_turn = len(spec.classes) if len(labels) > 1 and len(spec.classes) <= min(n, 32) else 0
-    samples = torch.cat([chunk["sample"] for chunk in made])
-    _save(spec.kind.preview(spec.sample, {"sample": samples}, in_turn or math.ceil(math.sqrt(n))), output)
-
-
-def _write_each(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
-    """A picture each, under a name with its index and, if asked for, its class."""
-    template, digits, index, names = str(output), len(str(n - 1)), 0, _file_names(generator.spec.classes)
-    for chunk in chunks:
-        for i, picture in enumerate(_pictures(generator, chunk["sample"])):
-            name = template.replace("{index}", f"{index:0{digits}d}")
-            if "label" in chunk:
-                name = name.replace("{label}", names[int(chunk["label"][i])])
-            Path(name).parent.mkdir(parents=True, exist_ok=True)
-            _save(picture, Path(name))
-            index += 1
-
-
-def _file_names(classes: tuple[str, ...]) -> list[str]:
-    """A name of a file for each class; where two would be one, capitals aside, all begin with the class's index."""
-    names = ["".join(c if c.isalnum() or c in "-_ " else "_" for c in name) for name in classes]
-    unique = len({name.casefold() for name in names}) == len(names)
-    return names if unique else [f"{index}_{name}" for index, name in enumerate(names)]
-
-
-def _write_arrays(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
-    """NumPy's file of arrays: `sample`, or one for each column of a table; `label`, the class names; `attributes`."""
-    import numpy as np
-    import pandas as pd
-
-    from pipelines.batch import free_name
-
-    columns: dict[str, list[Any]] = {}
-    for chunk in chunks:
-        shown = generator.present(chunk["sample"])
-        own = {name: _without_objects(shown[name]) for name in shown} if isinstance(shown, pd.DataFrame) else {}
-        found = dict(own) or {"sample": np.asarray(shown)}
-        if "label" in chunk:
-            found[free_name("label", own)] = np.array([generator.spec.classes[i] for i in chunk["label"].tolist()])
-        if "attributes" in chunk:
-            found[free_name("attributes", own)] = chunk["attributes"].numpy()
-        for name, column in found.items():
-            columns.setdefault(name, []).append(column)
-    arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
-    # as np.savez_compressed, which takes arrays called `file` and `allow_pickle` for arguments
-    with _whole_file(output) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)
-
-
-def _without_objects(column: pd.Series) -> Any:
-    """The column as an array without objects, which would be pickled: missing text is empty; nullable integers and
-    booleans are floats, NaN where missing."""
-    import numpy as np
-
-    if column.dtype.name in ("Int64", "boolean"):
-        return column.to_numpy(np.float64, na_value=np.nan)
-    array = column.to_numpy()
-    return column.to_numpy(object, na_value="").astype(str) if array.dtype == object else array
-
-
-def _write_rows(generator: Generator, chunks: Iterable[Made], n: int, output: Path) -> None:
-    """Write a CSV or Parquet file; one chunk is in memory at a time."""
-    import pyarrow.csv as pa_csv
-    import pyarrow.parquet as pq
-
-    from pipelines.batch import table_of
-
-    writer, is_csv = None, output.suffix.lower() == ".csv"
-    with _whole_file(output) as partial:
-        for chunk in chunks:
-            table = table_of(generator, chunk)
-            if writer is None:
-                kind = pa_csv.CSVWriter if is_csv else pq.ParquetWriter
-                options = pa_csv.WriteOptions(quoting_style="needed")
-                writer = kind(partial, table.schema, **({"write_options": options} if is_csv else {}))
-            writer.write_table(table)
-        if writer is not None:
-            writer.close()
 
 
 def _fill(
@@ -421,45 +247,17 @@ def _fill(
             pass
 
 
-def _pictures(generator: Generator, samples: Tensor) -> list[Any]:
-    """Samples as a picture each. Raises ValueError for data that are none."""
-    import numpy as np
-    from PIL import Image
-
-    shown = generator.present(samples)
-    if not isinstance(shown, np.ndarray) or shown.dtype != np.uint8 or shown.ndim != 4 or shown.shape[-1] not in (1, 3):
-        raise ValueError(f"--output: {generator.spec.modality} samples cannot be written as one picture each")
-    return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in shown]
-
-
-def _write_film(frames: list[Any], fps: int, output: Path) -> None:
-    """Pictures of one size, one after the other."""
-    import numpy as np
-
-    if output.suffix.lower() == ".mp4":
-        _encode(np.stack([np.asarray(frame) for frame in frames]), fps, output)
-        return
-    with _whole_file(output) as partial:
-        frames[0].save(partial, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
-
-
-def _encode(frames: Any, fps: int, output: Path) -> None:
-    """Frames uint8 `[N, H, W, 3]` as H.264. Raises ValueError where ffmpeg fails."""
-    size = f"{frames.shape[2]}x{frames.shape[1]}"
-    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"]
-    even = "pad=ceil(iw/2)*2:ceil(ih/2)*2"  # as yuv420p wants it, which every player reads
-    words = ["ffmpeg", "-v", "error", "-y", *raw, "-vf", even, "-pix_fmt", "yuv420p", "-f", "mp4"]
-    with _whole_file(output) as partial:
-        done = subprocess.run([*words, str(partial)], input=frames.tobytes(), capture_output=True, check=False)
-        if done.returncode:
-            reason = (done.stderr.decode().splitlines() or ["failed"])[0].replace(partial.name, output.name)
-            raise ValueError(f"--output: ffmpeg: {reason}")
-
-
-def _save(picture: Any, path: Path) -> None:
-    """Write a picture, or nothing."""
-    with _whole_file(path) as partial:
-        picture.save(partial)
+def _show_made(generator: Generator, paths: list[Path], output: Path, fps: int, **options: Any) -> None:
+    """What is made of all files, in one picture, or as a film where it moves; `options` of `Generator.sample`."""
+    spec, n = generator.spec, len(paths)
+    check_file(output, *(() if spec.kind.film is None else MOVING))
+    check_not_given([output], paths)
+    parts = _given(paths, spec)
+    made = {**parts, "sample": generator.sample(n, given=parts, **options)["sample"]}
+    if spec.kind.film is not None and output.suffix.lower() in MOVING:
+        write_film(spec.kind.film(spec.sample, made), fps, output)
+    else:
+        save_picture(spec.kind.preview(spec.sample, made, math.ceil(math.sqrt(n))), output)
 
 
 def _translate(generator: Generator, paths: list[Path], output: Path, **options: Any) -> Iterator[tuple[Path, str]]:
@@ -481,16 +279,16 @@ def _translate(generator: Generator, paths: list[Path], output: Path, **options:
         if not path.is_file():
             found = "a folder" if path.is_dir() else "nothing there"
             raise ValueError(f"--given: {printable(path)}: expected a picture, found {found}")
-    _check_not_given(targets, paths)
+    check_not_given(targets, paths)
     if not into_folder:
-        _check_file(output)
+        check_file(output)
     for path in paths:  # a file that cannot be read is said before the first is translated
         _given([path], generator.spec)
     if into_folder:
         output.mkdir(parents=True, exist_ok=True)
     for target, path in zip(targets, paths, strict=True):
         made = generator.sample_any_size(_given([path], generator.spec), **options)
-        _save(picture(generator.spec.sample, made), target)
+        save_picture(picture(generator.spec.sample, made), target)
         size = " x ".join(map(str, made.shape[:1:-1]))
         yield target, f"{printable(target)}: made of {printable(path)}, {size}"
 

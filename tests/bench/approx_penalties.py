@@ -27,6 +27,7 @@ import torch
 from quality import ROOT, SAMPLES, data_set, run, table
 
 from ganlib import checkpoint, shards
+from ganlib.build import build_game
 from ganlib.config import load_params, override
 from ganlib.data.image import decode
 from ganlib.game import Batch, Deal, Learner, Noise, Round, adversarial_step, discriminate
@@ -34,7 +35,7 @@ from ganlib.losses import LOSSES
 from ganlib.metrics.fd import distance, gaussian
 from ganlib.penalties import R1Approx, r1
 from ganlib.spaces.picture import efficientnet_lite0
-from ganlib.trainer import build_game, train
+from ganlib.trainer import train
 from pipelines.training import keep_freed_memory
 
 GAMMA = 0.1  # of the shipped r3gan

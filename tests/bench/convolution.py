@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 
 from ganlib import convolution
+from ganlib.build import build_game
 from ganlib.config import load_params, parse_params
 from ganlib.data import image
 from ganlib.data._spec import Spec
 from ganlib.game import Batch, Learner, Noise, adversarial_step
 from ganlib.losses import LOSSES
 from ganlib.models import r3gan
-from ganlib.trainer import build_game
 from pipelines.training import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]

@@ -28,7 +28,7 @@ import torch
 from step import plain
 
 from ganlib import device as devices
-from ganlib import shards
+from ganlib import shard_writer
 from ganlib.config import load_params, override
 from ganlib.data import image
 from ganlib.data._spec import Spec
@@ -53,14 +53,14 @@ def prepare(folder: Path, size: int, channels: int) -> None:
     images = rng.integers(0, 256, (n, channels, size, size), np.uint8)
     sample = image.Config(resolution=(size, size), channels=channels)
     parts = image.parts(sample)
-    hashes, stored = zip(*(shards.pack(parts, {"sample": one}) for one in images), strict=True)
-    rows = shards.table(list(hashes), list(stored), rng.integers(0, 10, n).tolist())
+    hashes, stored = zip(*(shard_writer.pack(parts, {"sample": one}) for one in images), strict=True)
+    rows = shard_writer.table(list(hashes), list(stored), rng.integers(0, 10, n).tolist())
 
     def spec(summary, training):
         return Spec(sample, "image", tuple("0123456789"), summary.counts, summary.content_hash)
 
     folder.mkdir()
-    shards.write(folder, [rows], parts, spec, test_share=0.1, shard_mb=64)
+    shard_writer.write(folder, [rows], parts, spec, test_share=0.1, shard_mb=64)
 
 
 def dealt_by(run):

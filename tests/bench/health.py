@@ -28,7 +28,7 @@ from unittest import mock
 import torch
 import torch.multiprocessing as mp
 
-from ganlib import health, reference, shards, trainer
+from ganlib import health, reference, shard_writer, shards, trainer
 from ganlib.config import Params, load_params, override
 from ganlib.game import map_tensors
 from pipelines.prepare import prepare
@@ -144,13 +144,13 @@ def _few(prepared: Path, out: Path) -> None:
     spec, rows = shards.read_spec(prepared), []
     for high, part in ((b"\x00", splits["test"]), (b"\xff", train)):
         hashes = [high + i.to_bytes(15, "big") for i in range(len(part["label"]))]
-        stored = [shards.pack(spec.parts, {"sample": sample})[1] for sample in part["sample"].numpy()]
-        rows.append(shards.table(hashes, stored, part["label"].tolist()))
+        stored = [shard_writer.pack(spec.parts, {"sample": sample})[1] for sample in part["sample"].numpy()]
+        rows.append(shard_writer.table(hashes, stored, part["label"].tolist()))
 
-    def describe(found: shards.Summary, training):
+    def describe(found: shard_writer.Summary, training):
         return dataclasses.replace(spec, counts=found.counts, content_hash=found.content_hash)
 
-    shards.write(out, rows, spec.parts, describe, test_share=0.5, shard_mb=64.0)
+    shard_writer.write(out, rows, spec.parts, describe, test_share=0.5, shard_mb=64.0)
 
 
 def blind(build):

@@ -17,12 +17,13 @@ import time
 import torch
 
 from ganlib import shards
+from ganlib.build import build_game
 from ganlib.config import load_params, override
 from ganlib.game import Batch, Learner, adversarial_step
 from ganlib.health import quality_name
 from ganlib.losses import LOSSES
 from ganlib.noise import Noise
-from ganlib.trainer import build_game, train
+from ganlib.trainer import train
 from pipelines.training import keep_freed_memory
 
 

@@ -36,7 +36,7 @@ import numpy as np
 import psutil
 import torch
 
-from ganlib import shards
+from ganlib import shard_writer
 from ganlib.config import load_params
 from ganlib.data import image
 from ganlib.data._spec import Spec
@@ -65,14 +65,14 @@ def write_shards(folder: Path, images: int) -> None:
 
     def rows():
         for samples, labels in parts(images):
-            packed = [shards.pack(of_parts, {"sample": sample}) for sample in samples]
-            yield shards.table([digest for digest, _ in packed], [raw for _, raw in packed], labels.tolist())
+            packed = [shard_writer.pack(of_parts, {"sample": sample}) for sample in samples]
+            yield shard_writer.table([digest for digest, _ in packed], [raw for _, raw in packed], labels.tolist())
 
     def describe(found, training):
         return Spec(cfg.sample, "image", classes, found.counts, found.content_hash)
 
     folder.mkdir()
-    shards.write(folder, rows(), of_parts, describe, test_share=0.01, shard_mb=cfg.shard_mb)
+    shard_writer.write(folder, rows(), of_parts, describe, test_share=0.01, shard_mb=cfg.shard_mb)
 
 
 def write_datasets(folder: Path, images: int) -> None:

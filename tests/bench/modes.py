@@ -25,7 +25,7 @@ import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from ganlib import registry, shards
+from ganlib import registry, shard_writer
 from ganlib.config import load_params
 from ganlib.data import image
 from ganlib.data._spec import Spec
@@ -173,14 +173,14 @@ def stacked_shards(images, out, train=50_000, test=2_000):
             rows = torch.randint(len(images), (len(some), 3), generator=rng)
             hashes = [bytes([first]) + i.to_bytes(15, "big") for i in some]
             stored = [{"sample": sample.tobytes()} for sample in stack(images, rows).numpy()]
-            tables.append(shards.table(hashes, stored, [0] * len(some)))
+            tables.append(shard_writer.table(hashes, stored, [0] * len(some)))
 
     sample = image.Config(resolution=tuple(images.shape[2:]), channels=3)
 
     def describe(found, training):
         return Spec(sample, "image", (), found.counts, found.content_hash)
 
-    shards.write(out, tables, image.parts(sample), describe, test_share=0.5, shard_mb=64.0)
+    shard_writer.write(out, tables, image.parts(sample), describe, test_share=0.5, shard_mb=64.0)
 
 
 @torch.inference_mode()

@@ -37,13 +37,14 @@ import torch.multiprocessing as mp
 import unpaired_authors
 
 from ganlib import device as devices
+from ganlib.build import build_game
 from ganlib.config import load_params, parse_params
 from ganlib.data import image, pair, unpaired
 from ganlib.data._spec import Spec
 from ganlib.game import Batch, Learner, Round, adversarial_step, discriminate, map_tensors
 from ganlib.losses import LOSSES
 from ganlib.noise import Noise
-from ganlib.trainer import build_game, update_ema
+from ganlib.trainer import update_ema
 from pipelines.training import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]

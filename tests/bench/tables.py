@@ -122,7 +122,7 @@ def config(name, frames):
 
 def prepared(name, train, test, out):
     """Shards whose splits are these very rows."""
-    from ganlib import shards
+    from ganlib import shard_writer
     from ganlib.data import table
     from ganlib.data._spec import Spec
 
@@ -132,13 +132,13 @@ def prepared(name, train, test, out):
     for first, found in ((0xFF, rows[0]), (0x00, rows[1])):  # a row's hash decides its split
         hashes = [bytes([first]) + i.to_bytes(15, "big") for i in range(len(found))]
         stored = [{"sample": table.encode(sample, row)["sample"].tobytes()} for row in found]
-        tables.append(shards.table(hashes, stored, [0] * len(found)))
+        tables.append(shard_writer.table(hashes, stored, [0] * len(found)))
 
     def describe(found, training):
         return Spec(table.settle(sample, training), "table", (), found.counts, found.content_hash)
 
     out.mkdir(parents=True)
-    shards.write(out, tables, table.parts(sample), describe, test_share=0.5, shard_mb=64.0)
+    shard_writer.write(out, tables, table.parts(sample), describe, test_share=0.5, shard_mb=64.0)
     return out
 
 

@@ -40,9 +40,9 @@ def bytes_per_second(rate: str) -> float:
 
 
 def gradient_bytes(folder: Path) -> int:
+    from ganlib.build import build_game
     from ganlib.config import load_params
     from ganlib.shards import read_spec
-    from ganlib.trainer import build_game
 
     game = build_game(load_params(folder / "params.yaml"), read_spec(folder / "data/prepared"))
     return sum(4 * p.numel() for player in (game.generator, game.discriminator) for p in player.parameters())

@@ -6,7 +6,7 @@ import functools
 import numpy as np
 import torch
 
-from ganlib import registry, shards
+from ganlib import registry, shard_writer
 from ganlib.data import _kind, image, pair, table
 from ganlib.data._spec import Spec
 
@@ -33,15 +33,15 @@ def table_spec(rows):
 
 
 def packed_rows(spec, examples, labels=None, splits=None):
-    """Encoded examples, `{part: array}` each, as `shards.write` takes them; their attributes are numbers from 0 on."""
-    hashes, packed = zip(*(shards.pack(spec.parts, example) for example in examples), strict=True)
+    """Encoded examples, `{part: array}` each, as `shard_writer.write` takes them; attributes are numbers from 0 on."""
+    hashes, packed = zip(*(shard_writer.pack(spec.parts, example) for example in examples), strict=True)
     labels = [0] * len(packed) if labels is None else list(labels)
     attributes = [(float(i),) * len(spec.attributes) for i in range(len(packed))]
-    return shards.table(list(hashes), packed, labels, splits, attributes)
+    return shard_writer.table(list(hashes), packed, labels, splits, attributes)
 
 
 def completed(spec):
-    """What `shards.write` calls to describe the data: `spec` with what was found."""
+    """What `shard_writer.write` calls to describe the data: `spec` with what was found."""
 
     def describe(found, training):
         return Spec(spec.sample, spec.modality, spec.classes, found.counts, found.content_hash, spec.attributes)
@@ -71,5 +71,7 @@ def tiny_folder(kind, folder, attributes=()):
     spec = dataclasses.replace(tiny_spec(kind)[0], attributes=attributes)
     rows = packed_rows(spec, [kind.encode(spec.sample, payload) for payload in kind.tiny()[1]])
     folder.mkdir(parents=True)
-    shards.write(folder, [rows], spec.parts, completed(spec), test_share=0.3, shard_mb=1, duplicates=kind.DUPLICATES)
+    shard_writer.write(
+        folder, [rows], spec.parts, completed(spec), test_share=0.3, shard_mb=1, duplicates=kind.DUPLICATES
+    )
     return folder

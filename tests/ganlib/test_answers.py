@@ -11,7 +11,7 @@ import torch
 from specs import completed, image_spec, packed_rows
 from torch import nn
 
-from ganlib import registry, shards
+from ganlib import registry, shard_writer, shards
 from ganlib.config import ConfigError, EvaluateConfig
 from ganlib.evaluate import ANSWERS, available_metrics, compare, evaluate, sample_for_evaluation
 from ganlib.export import Generator
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
     spec = image_spec((1, 8, 8))
     images = rng.integers(0, 256, (200, 1, 8, 8), dtype=np.uint8)
     rows = packed_rows(spec, [{"sample": one} for one in images])
-    shards.write(folder, [rows], spec.parts, completed(spec), test_share=0.4, shard_mb=64.0)
+    shard_writer.write(folder, [rows], spec.parts, completed(spec), test_share=0.4, shard_mb=64.0)
     return folder
 
 

@@ -15,7 +15,7 @@ from test_identity import parameters
 from typer.testing import CliRunner
 from zoo import batches, game_of, kind_of, spec_of
 
-from ganlib import shards
+from ganlib import shard_writer, shards
 from ganlib.data import _kind, table
 from ganlib.data._spec import Spec
 from ganlib.export import load_generator, save_generator
@@ -128,7 +128,7 @@ def folder(tmp_path_factory, two_columns):
     spec, _, rows = two_columns
     out = tmp_path_factory.mktemp("prepared")
     packed = packed_rows(spec, [table.encode(spec.sample, row) for row in rows])
-    shards.write(out, [packed], spec.parts, completed(spec), test_share=0.1, shard_mb=1, duplicates=True)
+    shard_writer.write(out, [packed], spec.parts, completed(spec), test_share=0.1, shard_mb=1, duplicates=True)
     return out
 
 
@@ -139,7 +139,7 @@ def first_column(parts):
 
 @pytest.mark.parametrize("memory_mb", [100.0, 1e-3], ids=["in memory", "streamed"])
 def test_rows_are_drawn_by_weight(folder, memory_mb, monkeypatch):
-    monkeypatch.setattr(shards, "_GROUP_BYTES", 16 * 16)
+    monkeypatch.setattr(shard_writer, "_GROUP_BYTES", 16 * 16)
     loader = Loader(folder, "train", batch=80, seed=0, memory_mb=memory_mb, weights=first_column)
     drawn = torch.cat([loader.batch_at(step)["sample"] for step in range(400)])
     stored = shards.read(folder, "train")["sample"]

@@ -9,7 +9,7 @@ import torch
 from specs import completed, image_spec, packed_rows, pair_spec
 from torch import Tensor
 
-from ganlib import registry, shards
+from ganlib import registry, shard_writer, shards
 from ganlib.config import ConfigError, EvaluateConfig
 from ganlib.data._spec import Spec
 from ganlib.data.image import decode
@@ -261,7 +261,7 @@ def test_what_is_drawn_is_what_the_generator_samples(tmp_path: Path):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 2, 32, 32), dtype=np.uint8)
     spec = pair_spec(1, 1, (32, 32))
     rows = packed_rows(spec, [{"source": both[:1], "sample": both[1:]} for both in pixels])
-    shards.write(tmp_path, [rows], spec.parts, completed(spec), test_share=0.5, shard_mb=64.0)
+    shard_writer.write(tmp_path, [rows], spec.parts, completed(spec), test_share=0.5, shard_mb=64.0)
     of_pairs = generator("pix2pix", shards.read_spec(tmp_path))
     of_pairs.game.generator.eval()
     stored = shards.read(tmp_path, "test", limit=9)

@@ -18,13 +18,14 @@ from runs import Kept, equal, without_clock
 from safetensors.torch import load_file
 from test_identity import parameters
 
-from ganlib import checkpoint, registry, shards
+from ganlib import checkpoint, registry, shard_writer, shards
+from ganlib.build import build_game
 from ganlib.config import ConfigError, DatasetConfig, override
 from ganlib.data import _kind
 from ganlib.data._spec import Spec
 from ganlib.export import load_generator
-from ganlib.shards import pack
-from ganlib.trainer import build_game, train
+from ganlib.shard_writer import pack
+from ganlib.trainer import train
 from pipelines import evaluate, reference
 from pipelines._stage import EVALUATED, PREPARED, REFERENCE, TRAINED
 from pipelines.prepare import prepare
@@ -130,7 +131,7 @@ def test_order_of_the_source_changes_nothing(kind, folders, tmp_path, monkeypatc
     random.Random(0).shuffle(payloads)
     source = registry.load("sources", "toy")
     monkeypatch.setattr(source, "_items", lambda _: [source.Item("", payload) for payload in payloads])
-    monkeypatch.setattr(shards, "_SPILL_BYTES", 100)
+    monkeypatch.setattr(shard_writer, "_SPILL_BYTES", 100)
     again = prepared(kind, tmp_path)
     one, other = shards.read_spec(folders(kind)), shards.read_spec(again)
     assert one.content_hash == other.content_hash

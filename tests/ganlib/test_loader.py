@@ -16,7 +16,7 @@ import torch
 from specs import completed, image_spec, packed_rows
 
 import ganlib.loader
-from ganlib import shards
+from ganlib import shard_writer, shards
 from ganlib.config import ConfigError
 from ganlib.data import image
 from ganlib.device import Uploader, is_accelerator
@@ -34,8 +34,8 @@ def folder(tmp_path_factory):
     samples[:, 0, 0, 0], samples[:, 0, 0, 1] = np.arange(EXAMPLES) // 256, np.arange(EXAMPLES) % 256
     spec = image_spec((1, 4, 4), "abcdefg")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "_GROUP_BYTES", GROUP * 16)
-        shards.write(
+        patch.setattr(shard_writer, "_GROUP_BYTES", GROUP * 16)
+        shard_writer.write(
             out,
             [packed_rows(spec, [{"sample": sample} for sample in samples], [i % 7 for i in range(EXAMPLES)])],
             spec.parts,

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from specs import completed, image_spec, packed_rows
 from torch import Tensor
 
-from ganlib import shards
+from ganlib import shard_writer, shards
 from ganlib.config import ClassifierConfig, ConfigError, ReferenceConfig
 from ganlib.data._spec import Spec
 from ganlib.data.image import decode
@@ -150,7 +150,7 @@ def test_large_images_are_read_once_and_few_at_a_time(tmp_path: Path, monkeypatc
     rows = packed_rows(of_images, [{"sample": image} for image in images], [i % 3 for i in range(90)])
     prepared = tmp_path / "prepared"
     prepared.mkdir()
-    shards.write(prepared, [rows], of_images.parts, completed(of_images), test_share=0.3, shard_mb=64.0)
+    shard_writer.write(prepared, [rows], of_images.parts, completed(of_images), test_share=0.3, shard_mb=64.0)
     spec, wholes, reads = shards.read_spec(prepared), [], []
     for split in shards.SPLITS:
         wholes.append(shards.read(prepared, split))

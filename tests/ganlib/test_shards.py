@@ -8,7 +8,7 @@ import pytest
 import torch
 from specs import completed, image_spec, packed_rows
 
-from ganlib import shards
+from ganlib import shard_writer, shards
 
 
 def write(folder, samples, labels=None, *, splits=None, test_share=0.25, shard_mb=64.0, chunk=50, duplicates=False):
@@ -23,7 +23,7 @@ def write(folder, samples, labels=None, *, splits=None, test_share=0.25, shard_m
             said = None if splits is None else splits[start : start + chunk]
             yield packed_rows(spec, [{"sample": sample} for sample in samples[start : start + chunk]], marks, said)
 
-    return shards.write(
+    return shard_writer.write(
         folder, tables(), spec.parts, completed(spec), test_share=test_share, shard_mb=shard_mb, duplicates=duplicates
     )
 
@@ -76,7 +76,7 @@ def test_neither_order_nor_memory_changes_a_byte(tmp_path, data, monkeypatch):
     samples, labels = data
     write(tmp_path / "a", samples, labels)
     order = np.random.default_rng(2).permutation(600)
-    monkeypatch.setattr(shards, "_SPILL_BYTES", 5000)  # many spills, files for each first byte of the hash
+    monkeypatch.setattr(shard_writer, "_SPILL_BYTES", 5000)  # many spills, files for each first byte of the hash
     write(tmp_path / "b", samples[order], labels[order], chunk=37)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
@@ -115,7 +115,7 @@ def test_the_first_of_equal_ones_stays(tmp_path, data):
 
 def test_shards_and_row_groups(tmp_path, data, monkeypatch):
     samples, labels = data
-    monkeypatch.setattr(shards, "_GROUP_BYTES", 60 * 16)
+    monkeypatch.setattr(shard_writer, "_GROUP_BYTES", 60 * 16)
     write(tmp_path / "a", samples, labels, shard_mb=60 * 16 * 4 / 1e6)
     groups = shards.row_groups(tmp_path / "a", "train")
     assert {g.rows for g in groups[:-1]} == {16}
@@ -127,7 +127,7 @@ def test_shards_and_row_groups(tmp_path, data, monkeypatch):
 
 
 def test_rows_are_read_when_they_are_wanted_a_group_at_a_time_and_once(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(shards, "_GROUP_BYTES", 60 * 16)
+    monkeypatch.setattr(shard_writer, "_GROUP_BYTES", 60 * 16)
     write(tmp_path / "a", *data)
     whole = shards.read(tmp_path / "a", "train", limit=70)
     reads = []
@@ -173,7 +173,7 @@ def test_a_source_may_say_the_split(tmp_path, data, monkeypatch):
         assert rows(tmp_path / "a", split).keys() == expected
         assert found.counts[split] == len(expected)
     assert found.content_hash != shards.read_spec(tmp_path / "by hash").content_hash
-    monkeypatch.setattr(shards, "_SPILL_BYTES", 5000)
+    monkeypatch.setattr(shard_writer, "_SPILL_BYTES", 5000)
     write(tmp_path / "b", samples[::-1], labels[::-1], splits=splits[::-1], chunk=37)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
@@ -194,7 +194,7 @@ def test_what_describe_raises_stops_before_a_shard(tmp_path, data):
     spec = image_spec((3, 4, 5))
     row = packed_rows(spec, [{"sample": data[0][0]}])
     with pytest.raises(ValueError, match="no"):
-        shards.write(tmp_path / "a", [row], spec.parts, refuse, test_share=0.5, shard_mb=1)
+        shard_writer.write(tmp_path / "a", [row], spec.parts, refuse, test_share=0.5, shard_mb=1)
     assert not list((tmp_path / "a").glob("*.parquet"))
 
 

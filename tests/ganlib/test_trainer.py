@@ -12,13 +12,14 @@ from runs import Kept, equal, run_ranks, without_clock
 from specs import image_spec, pair_spec
 
 from ganlib import checkpoint, registry
+from ganlib.build import build_game
 from ganlib.config import ConfigError, ModelConfig, parse_params
 from ganlib.game import Batch
 from ganlib.health import Alarm, Diverged, Monitor, check, diversity
 from ganlib.loader import Loader
 from ganlib.noise import Noise
 from ganlib.shards import read_spec
-from ganlib.trainer import _Training, build_game, plan, train
+from ganlib.trainer import _Training, plan, train
 from ganlib.watch import Watch
 
 CPU = torch.device("cpu")

@@ -15,8 +15,10 @@ from test_identity import parameters
 from torch import nn
 
 from ganlib import checkpoint, registry, shards
+from ganlib.build import build_game
 from ganlib.config import ConfigError, DatasetConfig, EvaluateConfig
-from ganlib.data import image, unpaired
+from ganlib.data import unpaired
+from ganlib.data._pixels import open_image
 from ganlib.data._spec import Spec
 from ganlib.evaluate import available_metrics, compare, evaluate
 from ganlib.export import load_generator
@@ -28,7 +30,7 @@ from ganlib.pool import Pool
 from ganlib.reference import Reference, Space
 from ganlib.sources import two_folders
 from ganlib.sources._source import SourceError
-from ganlib.trainer import build_game, train
+from ganlib.trainer import train
 from pipelines._stage import StageError
 from pipelines.prepare import prepare
 
@@ -116,7 +118,7 @@ def test_a_damaged_image_is_one_reject_and_in_no_example(tmp_path):
 
 
 def test_a_very_large_image_is_left_to_the_limit_of_the_kind(tmp_path, monkeypatch):
-    monkeypatch.setattr(image.open_image, "__defaults__", (1e-6,))
+    monkeypatch.setattr(open_image, "__defaults__", (1e-6,))
     for folder in ("trainA", "trainB", "testA", "testB"):
         save(tmp_path, f"{folder}/0.png")
     _, found = items_of(tmp_path)

@@ -16,7 +16,7 @@ from runs import Kept
 from typer.testing import CliRunner
 from zoo import game_of
 
-from ganlib import shards
+from ganlib import shard_writer, shards
 from ganlib.config import DatasetConfig, load_params, override, parse_params
 from ganlib.data import _film, video
 from ganlib.data._spec import Spec
@@ -158,7 +158,7 @@ def test_clips_stay_in_their_file_and_those_of_a_file_stay_together(tmp_path):
         start = int(span.split(":")[0])
         assert numbers_in(item.payload) == pytest.approx(range(start, start + 6), abs=1)
     assert len({item.group for item in items}) == 12
-    splits = {item.group: shards.split_of_group(item.group, 0.5) for item in items}
+    splits = {item.group: shard_writer.split_of_group(item.group, 0.5) for item in items}
     assert set(splits.values()) == {"train", "test"}
 
 

@@ -11,10 +11,11 @@ from runs import Kept, equal, without_clock
 from specs import image_spec
 
 from ganlib import checkpoint, registry
+from ganlib.build import build_game
 from ganlib.config import ConfigError, TrainConfig, override
 from ganlib.export import load_generator, save_generator
 from ganlib.shards import read_spec
-from ganlib.trainer import build_game, train
+from ganlib.trainer import train
 from ganlib.warm_start import DISCRIMINATOR, PARENT, save_discriminator, warm_start
 
 CLASSES = tuple("0123456789")

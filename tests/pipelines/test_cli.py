@@ -24,7 +24,7 @@ from zoo import config, game_of, spec_of
 from ganlib.config import TrackingConfig, load_params, parse_params
 from ganlib.export import Generator, load_generator, save_generator
 from pipelines.cli import app
-from pipelines.commands import samples
+from pipelines.commands import _files
 
 ROOT = Path(__file__).parents[2]
 
@@ -178,10 +178,10 @@ def test_folders_of_classes_have_names_of_their_own(project):
 
 
 def test_two_processes_that_write_one_file_do_not_mix(tmp_path, monkeypatch):
-    with samples._whole_file(tmp_path / "a.csv") as one:
+    with _files._whole_file(tmp_path / "a.csv") as one:
         one.write_text("one")
         monkeypatch.setattr(os, "getpid", lambda: 1)
-        with samples._whole_file(tmp_path / "a.csv") as other:
+        with _files._whole_file(tmp_path / "a.csv") as other:
             other.write_text("other")
         assert (tmp_path / "a.csv").read_text() == "other"
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.csv", "one")]

@@ -3,7 +3,7 @@
 import pytest
 
 from ganlib import shards
-from ganlib.trainer import build_game
+from ganlib.build import build_game
 from pipelines._stage import StageError
 from pipelines.estimate import estimate
 

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from specs import image_spec
 
-from ganlib import registry, shards
+from ganlib import registry, shard_writer, shards
 from ganlib.config import DatasetConfig
 from ganlib.sources._source import Item
 from pipelines import prepare as stage
@@ -234,11 +234,11 @@ def test_half_the_files_truncated_stops_and_keeps_what_was(tmp_path):
 def test_killed_half_way_leaves_nothing_to_read(tmp_path):
     save(tmp_path / "data" / "raw" / "photos", [f"{i}.png" for i in range(300)])
     script = (
-        "import time; from pathlib import Path; from ganlib import shards; from pipelines import prepare as p\n"
+        "import time; from pathlib import Path; from ganlib import shard_writer; from pipelines import prepare as p\n"
         "from ganlib.config import DatasetConfig\n"
-        "write = shards._Writer._write\n"
+        "write = shard_writer._Writer._write\n"
         "def slow(self, rows): write(self, rows); print('writing', flush=True); time.sleep(60)\n"
-        "shards._Writer._write = slow\n"
+        "shard_writer._Writer._write = slow\n"
         f"p.prepare(DatasetConfig.model_validate_json({config().model_dump_json()!r}), "
         "Path('data/raw/photos'), Path('out'))\n"
     )
@@ -485,7 +485,7 @@ def test_numbers_that_no_network_could_hold_are_rejects(tmp_path, wrong):
 
 def test_moments_of_chunks_are_those_of_the_whole():
     rows = np.random.default_rng(0).normal([1.7e9, 0, 5], [300, 1e-3, 0], (1000, 3))
-    found = shards.Moments()
+    found = shard_writer.Moments()
     for chunk in np.split(rows, [0, 10, 11, 500]):
         found.add(chunk)
     np.testing.assert_allclose(found.mean, rows.mean(0), rtol=1e-12)

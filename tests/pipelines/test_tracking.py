@@ -12,7 +12,7 @@ from contextlib import closing
 import pytest
 
 from ganlib.config import TrackingConfig
-from pipelines import tracking
+from pipelines import addresses, tracking
 from pipelines._stage import StageError
 
 
@@ -21,21 +21,21 @@ def history(run, name):
 
 
 def test_default_store_is_absolute_and_in_the_project(project):
-    assert tracking.store_uri(TrackingConfig()) == f"sqlite:///{project}/mlflow.db"
-    assert tracking.store_uri(TrackingConfig(uri="sqlite:///other.db")) == f"sqlite:///{project}/other.db"
-    assert tracking.store_uri(TrackingConfig(uri="sqlite:////x/y.db")) == "sqlite:////x/y.db"
+    assert addresses.store_uri(TrackingConfig()) == f"sqlite:///{project}/mlflow.db"
+    assert addresses.store_uri(TrackingConfig(uri="sqlite:///other.db")) == f"sqlite:///{project}/other.db"
+    assert addresses.store_uri(TrackingConfig(uri="sqlite:////x/y.db")) == "sqlite:////x/y.db"
 
 
 def test_default_store_of_a_queued_experiment_is_the_projects(project, monkeypatch):
     queued = project / ".dvc" / "tmp" / "exps" / "tmp1"
     queued.mkdir(parents=True)
     monkeypatch.chdir(queued)
-    assert tracking.store_uri(TrackingConfig()) == f"sqlite:///{project}/mlflow.db"
+    assert addresses.store_uri(TrackingConfig()) == f"sqlite:///{project}/mlflow.db"
 
 
 def test_environment_overrides_params(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
-    assert tracking.store_uri(TrackingConfig(uri="sqlite:///other.db")) == "http://tracking:5000"
+    assert addresses.store_uri(TrackingConfig(uri="sqlite:///other.db")) == "http://tracking:5000"
 
 
 def test_artifacts_lie_beside_the_store(store, project):
@@ -158,7 +158,7 @@ def test_a_value_that_a_table_lacks_is_no_rollback(store):
     ],
 )
 def test_what_is_shown_of_an_address(uri, expected):
-    assert tracking.shown(uri) == expected
+    assert addresses.shown(uri) == expected
 
 
 @pytest.mark.parametrize(
@@ -188,13 +188,14 @@ def test_the_secrets_of_addresses_and_of_the_environment_are_cut_from_errors(mon
         "to https://user:other@host/api?a=b\n failed: s/cret, s%2Fcret, key, pass word (see http://x.org/e)"
     )
     assert (
-        tracking.error_text(error, uri) == "to https://***@host/api?*** failed: ***, ***, ***, *** (see http://x.org/e)"
+        addresses.error_text(error, uri)
+        == "to https://***@host/api?*** failed: ***, ***, ***, *** (see http://x.org/e)"
     )
 
 
 def test_the_punctuation_after_an_address_hides_nothing_of_it():
     said = "tracking store http://127.0.0.1:5000: no answer of http://x.org/e, or sqlite:////a/b.db."
-    assert tracking.error_text(OSError(said), "http://127.0.0.1:5000") == said
+    assert addresses.error_text(OSError(said), "http://127.0.0.1:5000") == said
 
 
 @pytest.mark.parametrize("uri", ["http://user:secret@h", "postgresql://h/db?user=me&password=secret"])
