@@ -118,7 +118,8 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
     from matplotlib.figure import Figure
 
     quality = next((name for row in rows if (name := quality_name(row))), None)
-    groups = [SHOWN[:2], SHOWN[2:4], [quality] if quality else [], SHOWN[4:]]
+    of_fits = dict.fromkeys(name for row in rows if "fit_kimg" in row for name in row if name.startswith("loss/"))
+    groups = [*([name] for name in of_fits), SHOWN[:2], SHOWN[2:4], [quality] if quality else [], SHOWN[4:]]
     found = []
     for group in groups:
         names = [name for name in group if any(name in row for row in rows)]
@@ -128,7 +129,7 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
         axes = figure.add_subplot()
         for name in names:
             points = [(row["kimg"], row[name]) for row in rows if name in row]
-            axes.plot(*zip(*points, strict=True), label=name)
+            axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 10 else "")  # one has no line
         axes.set_xlabel("kimg")
         axes.legend()
         content = io.BytesIO()

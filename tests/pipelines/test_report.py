@@ -66,6 +66,10 @@ def generator_of(family, **data):
     return Generator(game, spec, {"model": family, "data": "toy", "kimg": 3.0, "seed": 1}, torch.device("cpu"))
 
 
+ROWS = [{"kimg": kimg, "loss/generator": 2.0, "logit/gap": -1.0 if 2 <= kimg <= 4 else 1.0} for kimg in range(1, 7)]
+ROWS[-1]["health/rollbacks"] = 1
+
+
 class Tags(HTMLParser):
     def __init__(self, text):
         super().__init__()
@@ -79,14 +83,12 @@ class Tags(HTMLParser):
         self.words.append(data)
 
 
-def written(tmp_path, data=DATA, **changes):
+def written(tmp_path, data=DATA, rows=ROWS, **changes):
     generator = generator_of("mlp")
     trained, prepared = tmp_path / "train", tmp_path / "prepared"
     save_generator(trained / "generator", generator.game.generator, network=config("mlp"), spec=generator.spec)
     prepared.mkdir()
     (prepared / "card.json").write_text(json.dumps(data))
-    rows = [{"kimg": kimg, "loss/generator": 2.0, "logit/gap": -1.0 if 2 <= kimg <= 4 else 1.0} for kimg in range(1, 7)]
-    rows[-1]["health/rollbacks"] = 1
     (trained / "stats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     exhibits = Exhibits()
     exhibits.add_picture("Samples", "Some.", Image.new("RGB", (4, 4)))
@@ -164,6 +166,12 @@ def test_rows_that_are_read_are_a_table(tmp_path):
         re.DOTALL,
     )
     assert "<td></td><td></td><td></td>" in html, "what is missing is empty"
+
+
+def test_curves_are_of_fits_too(tmp_path):
+    rows = [{"kimg": 1.0, "fit_kimg": 1.0, "loss/pixels": 2.0}, {"kimg": 2.0, "loss/generator": 1.0}]
+    pictures = [attrs["alt"] for tag, attrs in Tags(written(tmp_path, rows=rows)).found if tag == "img"]
+    assert [alt for alt in pictures if "kimg" in alt] == ["loss/pixels by kimg", "loss/generator by kimg"]
 
 
 def test_a_training_that_went_well_has_no_alarm(tmp_path):
