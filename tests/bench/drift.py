@@ -5,9 +5,9 @@
 The verdict is that of `pipelines.drift`, by KID in the first feature space. Each time new data, the test examples and
 the training examples of the floor are drawn anew, without examples in common. New data are training examples: as they
 are; darker, blurred or noisy; with more of one class; or with a share of other data (scikit-learn's 8x8 digits,
-enlarged). KID is a mean over pairs, so it is taken from kernels that are computed once; that it is what
-`ganlib.metrics.kid` computes is checked first. Draws of 1,000 overlap: there are some 3,900 training and 1,055 test
-examples.
+enlarged); `-` stands where there are too few of these for a draw. KID is a mean over pairs, so it is taken from kernels
+that are computed once; that it is what `ganlib.metrics.kid` computes is checked first. Draws of 1,000 overlap: there are
+some 3,900 training and 1,055 test examples.
 """
 
 from __future__ import annotations
@@ -124,9 +124,12 @@ def main() -> None:
         stored = torch.from_numpy(np.stack([np.asarray(one, np.uint8)[None] for one in images]))
         return space.extract(spec.kind.decode(spec.sample, "sample", stored))
 
-    def report(what: str, new: Tensor, draw, times: int) -> None:
+    def report(what: str, new: Tensor, draw, times: int, most: float = POOL) -> None:
         rates = []
         for n in args.sizes:
+            if n > most:
+                rates.append("-")
+                continue
             seen = verdict(kernels, new, draw, n, times, params.evaluate.resamples, rng)
             rates.append(f"{sum(seen)}/{times}")
         print(f"{what:40} {'  '.join(f'{rate:>8}' for rate in rates)}", flush=True)
@@ -141,6 +144,7 @@ def main() -> None:
             plain,
             functools.partial(with_share, share=share, of=ones, rest=rest),
             args.times,
+            0.8 * len(ones) / share,
         )
     digits = [Image.fromarray(np.uint8(one * 15.9)).resize(pictures[0].size) for one in load_digits().images[:400]]
     both, others = torch.cat([plain, features(digits)]), np.arange(POOL, POOL + len(digits))
@@ -150,6 +154,7 @@ def main() -> None:
             both,
             functools.partial(with_share, share=share, of=others, rest=everyone),
             args.times,
+            0.8 * len(others) / share,
         )
     for name, (change, amounts) in CHANGES.items():
         for by in amounts:

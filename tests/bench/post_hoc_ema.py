@@ -6,8 +6,9 @@
 While the trainer trains as ever, two power-function averages of the generator (relative standard deviations .05 and
 .10, as in the paper) follow it step by step, and both are stored `--snapshots` times. Afterwards averages of the
 `--lengths` are put together of these by least squares. The length with the least Fréchet distance between `--samples`
-samples and training examples is chosen; it and the trainer's own average, of the fixed half-life, are then compared on
-fresh samples and test examples. A line for each training. One process and thread, no search.
+samples and training examples is chosen; it and averages whose length is set before are then compared on fresh samples
+and test examples: the trainer's own, of other `--halflives`, and with half-lives that are a share of the training so
+far, as `ema_rampup` makes them (`--shares`). A line for each training. One process and thread, no search.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import copy
 import math
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,22 @@ class PowerAverages:
         }
 
 
+class Average:
+    """A moving average of a module's state, whose half-life in kimg follows from the kimg so far."""
+
+    def __init__(self, halflife: Callable[[float], float], examples: int):
+        self.halflife, self.examples, self.kimg = halflife, examples, 0.0
+        self.now: dict[str, torch.Tensor] = {}
+
+    def update(self, module: nn.Module) -> None:
+        state = {name: x.detach() for name, x in module.state_dict().items() if x.is_floating_point()}
+        self.now = self.now or copy.deepcopy(state)
+        decay = 0.5 ** (self.examples / max(1000 * self.halflife(self.kimg), 1e-9))
+        for name, x in state.items():
+            self.now[name].lerp_(x, 1 - decay)
+        self.kimg += self.examples / 1000
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="mnist")
@@ -92,6 +110,8 @@ def main() -> None:
     parser.add_argument("--kimg", type=float, default=60)
     parser.add_argument("--snapshots", type=int, default=16)
     parser.add_argument("--lengths", type=float, nargs="+", default=[0.03, 0.05, 0.08, 0.12, 0.18, 0.25])
+    parser.add_argument("--halflives", type=float, nargs="*", default=[6.0, 12.0], help="kimg")
+    parser.add_argument("--shares", type=float, nargs="*", default=[0.05, 0.1, 0.15], help="of the training so far")
     parser.add_argument("--samples", type=int, default=JUDGED)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
@@ -113,16 +133,16 @@ def main() -> None:
 
 
 def one(params: Params, args: argparse.Namespace, scratch: Path) -> None:
-    steps = math.ceil(args.kimg * 1000 / (params.game.batch * params.game.discriminator_steps))
-    averages, kept, plain = (
-        PowerAverages(max(1, steps // args.snapshots)),
-        scratch / f"{params.seed}",
-        trainer.update_ema,
-    )
+    examples = params.game.batch * params.game.discriminator_steps
+    averages = PowerAverages(max(1, math.ceil(args.kimg * 1000 / examples) // args.snapshots))
+    others = {f"half-life {h:g}": Average(lambda kimg, h=h: h, examples) for h in args.halflives}
+    others |= {f"share {s:g}": Average(lambda kimg, s=s: kimg * s, examples) for s in args.shares}
+    kept, plain = scratch / f"{params.seed}", trainer.update_ema
 
     def follow(ema: nn.Module, module: nn.Module, decay: float) -> None:
         plain(ema, module, decay)
-        averages.update(module)
+        for average in (averages, *others.values()):
+            average.update(module)
 
     def report(row, folder):
         if folder is not None:
@@ -136,11 +156,13 @@ def one(params: Params, args: argparse.Namespace, scratch: Path) -> None:
     fixed, known = load_generator(kept), Reference.load(scratch / "reference")
     found = {length: with_state(fixed, averages.of_length(length)) for length in args.lengths}
     chosen = min(found, key=lambda length: distance(found[length], known, params.seed, "train", args, scratch))
+    stated = {name: with_state(fixed, average.now) for name, average in others.items()}
     values = {
         name: distance(generator, known, params.seed + 1000, "test", args, scratch)
-        for name, generator in {"fixed": fixed, **found}.items()
+        for name, generator in {"fixed": fixed, **found, **stated}.items()
     }
-    trace = ", ".join(f"{length:g}: {values[length]:.3f}" for length in found)
+    trace = ", ".join(f"{name:g}: {values[name]:.3f}" for name in found)
+    trace += "; set before: " + ", ".join(f"{name}: {values[name]:.3f}" for name in stated)
     print(
         f"{args.data} {args.model} seed {params.seed}: FD of fresh samples: fixed half-life {values['fixed']:.3f}; "
         f"chosen length {chosen:g} {values[chosen]:.3f} ({values[chosen] / values['fixed'] - 1:+.1%}); all: {trace}",
