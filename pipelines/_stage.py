@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+import ganlib
 from ganlib.config import ConfigError, Params, load_params
 from pipelines.clean import sweep_scratch
 from pipelines.storage import Storage, exclusive
@@ -129,6 +130,7 @@ def main(stage: Callable[[Params], None]) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     name = Path(inspect.getfile(stage)).stem
     try:
+        _check_code()
         params = load_params()
         sweep_scratch()
         # DVC's own lock ends with DVC, and a stage may outlive it
@@ -140,6 +142,13 @@ def main(stage: Callable[[Params], None]) -> None:
         said, status = ("terminated", 143) if _terminated else ("interrupted", 130)
         print(f"ganlib: {said}; the same command goes on from what is kept", file=sys.stderr)
         sys.exit(status)
+
+
+def _check_code() -> None:
+    """Raise StageError where the code of another folder would run: DVC would take its result for that of this one."""
+    used, here = Path(ganlib.__file__).resolve().parent, Path("ganlib").resolve()
+    if here.is_dir() and used != here:
+        raise StageError(f"the code of {used.parent} would run, not that of {here.parent}; unset PYTHONSAFEPATH")
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

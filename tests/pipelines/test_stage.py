@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from params_files import ROOT, copy_params
 
 from ganlib.config import ConfigError
 from pipelines._stage import StageError, atomic_folder, printable_error
@@ -76,3 +80,18 @@ def test_what_is_said_of_an_error_steers_no_terminal_and_forges_no_line():
     assert printable_error(OSError("a\udcff.png")) == r"a\udcff.png"
     assert printable_error(ConfigError("one: é\ntwo: \x1b[0m")) == "one: é\ntwo: \\x1b[0m"
     assert printable_error(MemoryError()) == "MemoryError"
+
+
+def test_a_stage_does_not_run_the_code_of_another_folder(tmp_path):
+    """`python -m` looks there first, but not with PYTHONSAFEPATH: a worktree would run what is installed."""
+    copy_params(tmp_path)
+    (tmp_path / "ganlib").mkdir()
+    env = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.code"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"ganlib: the code of {ROOT} would run, not that of {tmp_path}; unset PYTHONSAFEPATH\n",
+    )
+    assert not (tmp_path / "outputs").exists()
