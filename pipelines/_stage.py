@@ -58,13 +58,14 @@ def project_folder() -> Path:
     """The project folder, absolute; the real one when DVC runs an experiment in `.dvc/tmp/exps/`.
 
     What must outlive a stage's run (checkpoints, MLflow's store) is kept below it, never relative to the
-    working directory.
+    working directory. DVC tells a stage the folder that holds `.dvc`, which may hold several projects.
     """
-    here = Path(os.environ.get("DVC_ROOT", ".")).resolve()
-    for parent in here.parents:
-        if parent.name == ".dvc":
-            return parent.parent
-    return here
+    here = Path.cwd()
+    root = Path(os.environ.get("DVC_ROOT", here)).resolve()
+    is_within = here.is_relative_to(root) and Path("params.yaml").is_file()
+    within = here.relative_to(root) if is_within else Path()
+    real = next((parent.parent for parent in root.parents if parent.name == ".dvc"), root)
+    return real / within
 
 
 @contextmanager
