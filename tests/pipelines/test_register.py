@@ -543,17 +543,6 @@ def test_files_that_the_store_did_not_keep_are_noticed_before_they_are_registere
     assert aliases() == (2, 1)
 
 
-@pytest.fixture
-def small_disk(tmp_path_factory):
-    """A folder on a disk of 6 MB of its own, which root may make."""
-    folder = tmp_path_factory.mktemp("small")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"needs to mount a small disk: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
 @pytest.mark.parametrize("full", ["database", "artifacts"])
 def test_a_full_disk_is_one_line_and_the_next_run_finishes(
     project, params, train, monkeypatch, small_disk, capfd, full
