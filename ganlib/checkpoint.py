@@ -6,6 +6,7 @@ and the statistics so far. Files load with `weights_only=True`.
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ class Damaged(ValueError):
 
 
 def save(directory: str | Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values to `directory`."""
+    """Write tensors and plain values to `directory`. Raises OSError, which torch does not on a full disk."""
     final = Path(directory) / NAME
     partial = final.with_suffix(".partial")
-    torch.save({"format": FORMAT, **state}, partial)
-    with partial.open("rb") as file:
+    torch.save({"format": FORMAT, **state}, content := io.BytesIO())
+    with partial.open("wb") as file:
+        file.write(content.getbuffer())
+        file.flush()
         os.fsync(file.fileno())
     partial.rename(final)
 

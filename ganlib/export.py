@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ganlib import registry
@@ -72,7 +72,7 @@ def save_generator(
         tensors |= {f"{_OTHER}{name} {key}": tensor.detach().cpu().contiguous() for key, tensor in state}
     if attributes is not None:
         tensors[_ATTRIBUTES] = attributes.detach().cpu().double().contiguous()
-    save_file(tensors, directory / "generator.safetensors")
+    (directory / "generator.safetensors").write_bytes(save(tensors))  # save_file raises no OSError on a full disk
     described = {
         "format": FORMAT,
         "network": network.model_dump(mode="json"),

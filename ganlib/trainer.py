@@ -268,7 +268,12 @@ class _Run:
         with scratch_folder() as scratch:
             folder = Path(scratch) if self.watch is not None and (last or due) else None
             if folder is not None:
-                self.save(folder, row["kimg"])
+                try:
+                    self.save(folder, row["kimg"])
+                except OSError as error:
+                    if error.errno is None or error.filename is not None:
+                        raise
+                    raise OSError(error.errno, error.strerror, str(folder)) from error  # where the disk is full
             self.report(row, folder)
 
     def roll_back(self, row: dict[str, float], alarm: str) -> None:

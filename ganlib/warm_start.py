@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ganlib import registry
@@ -64,7 +64,8 @@ class WarmStart:
 
 def save_discriminator(folder: Path, state: Mapping[str, Tensor]) -> None:
     """Write the state of a discriminator to `folder`, where a parent has it."""
-    save_file({name: x.detach().cpu().contiguous().clone() for name, x in state.items()}, folder / DISCRIMINATOR)
+    tensors = {name: x.detach().cpu().contiguous().clone() for name, x in state.items()}
+    (folder / DISCRIMINATOR).write_bytes(save(tensors))  # save_file raises no OSError on a full disk
 
 
 def read_parent(folder: Path) -> dict[str, Any]:

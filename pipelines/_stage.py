@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+import ganlib
 from ganlib.config import ConfigError, Params, load_params
 from pipelines.clean import sweep_scratch
 from pipelines.storage import Storage, exclusive
@@ -57,13 +58,14 @@ def project_folder() -> Path:
     """The project folder, absolute; the real one when DVC runs an experiment in `.dvc/tmp/exps/`.
 
     What must outlive a stage's run (checkpoints, MLflow's store) is kept below it, never relative to the
-    working directory.
+    working directory. DVC tells a stage the folder that holds `.dvc`, which may hold several projects.
     """
-    here = Path(os.environ.get("DVC_ROOT", ".")).resolve()
-    for parent in here.parents:
-        if parent.name == ".dvc":
-            return parent.parent
-    return here
+    here = Path.cwd()
+    root = Path(os.environ.get("DVC_ROOT", here)).resolve()
+    is_within = here.is_relative_to(root) and Path("params.yaml").is_file()
+    within = here.relative_to(root) if is_within else Path()
+    real = next((parent.parent for parent in root.parents if parent.name == ".dvc"), root)
+    return real / within
 
 
 @contextmanager
@@ -129,6 +131,7 @@ def main(stage: Callable[[Params], None]) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     name = Path(inspect.getfile(stage)).stem
     try:
+        _check_code()
         params = load_params()
         sweep_scratch()
         # DVC's own lock ends with DVC, and a stage may outlive it
@@ -140,6 +143,13 @@ def main(stage: Callable[[Params], None]) -> None:
         said, status = ("terminated", 143) if _terminated else ("interrupted", 130)
         print(f"ganlib: {said}; the same command goes on from what is kept", file=sys.stderr)
         sys.exit(status)
+
+
+def _check_code() -> None:
+    """Raise StageError where the code of another folder would run: DVC would take its result for that of this one."""
+    used, here = Path(ganlib.__file__).resolve().parent, Path("ganlib").resolve()
+    if here.is_dir() and used != here:
+        raise StageError(f"the code of {used.parent} would run, not that of {here.parent}; unset PYTHONSAFEPATH")
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

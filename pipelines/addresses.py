@@ -14,6 +14,7 @@ __all__ = ["error_text", "shown", "sqlite_file", "store_uri"]
 
 SCHEMES = ("http", "https", "databricks", "sqlite", "postgresql", "mysql", "mssql")
 SECRETS = ("password", "passwd", "pwd", "token", "secret")
+HALF = 200  # characters of an error that are said from either end
 
 
 def store_uri(config: TrackingConfig) -> str:
@@ -81,12 +82,14 @@ def shown(uri: str) -> str:
 
 
 def error_text(error: BaseException, uri: str) -> str:
-    """The error's text, in at most 250 characters, without what is secret of the store or of addresses in it."""
+    """The error's text, without what is secret of the store or of addresses in it. Of a long one the middle is left
+    out: requests say the cause at the end."""
     origin = getattr(error.__cause__, "orig", None)  # what the database said, without SQLAlchemy's advice around it
     text = " ".join(str(origin or error).split()) or type(error).__name__
     for secret in sorted(_secrets_of(uri), key=len, reverse=True):
         text = text.replace(secret, "***")
-    return re.sub(r"[A-Za-z][\w+.-]*://[^\s'\"<>()]+(?<![.,:;])", lambda found: shown(found.group()), text)[:250]
+    text = re.sub(r"[A-Za-z][\w+.-]*://[^\s'\"<>()]+(?<![.,:;])", lambda found: shown(found.group()), text)
+    return text if len(text) <= 2 * HALF else f"{text[:HALF]} … {text[-HALF:]}"
 
 
 def _secrets_of(uri: str) -> set[str]:

@@ -268,7 +268,8 @@ def _stage_python() -> Finding:
 def _repository() -> Iterator[Finding]:
     if not Path("dvc.yaml").is_file():
         yield Finding("fail", f"{Path.cwd()} holds no dvc.yaml", "change to the project folder")
-    if not Path(".dvc").is_dir():
+    here = Path.cwd()
+    if not any((folder / ".dvc").is_dir() for folder in (here, *here.parents)):
         yield Finding("fail", "not a DVC repository", "run `dvc init`")
     else:
         asked = subprocess.run([sys.executable, "-m", "dvc", "stage", "list"], capture_output=True, text=True)

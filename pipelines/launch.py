@@ -241,7 +241,8 @@ def choose(keep: str, checkpoints: Checkpoints, last: Saved) -> tuple[Saved, str
 
 
 def _stopped_by_disk(run: Storage, error: OSError) -> StageError:
-    return StageError(f"{run.address}: {error.strerror or error}; {AGAIN}")
+    """Names the file, as where temporary files are, or else the run, whose storage does not say which."""
+    return StageError(f"{error.filename or run.address}: {error.strerror or error}; {AGAIN}")
 
 
 @contextmanager

@@ -111,14 +111,14 @@ def _parent(params: Params) -> dict[str, str]:
 
 def git_sha(project: Path = Path()) -> str:
     """HEAD of the repository that holds `project`, with `-dirty` if the pipeline's files differ; empty without a
-    repository.
+    repository, or in one that ignores the folder.
 
     Pictures, notes and what stages write do not count. The variable GIT_SHA has the first word.
     """
     if said := os.environ.get(GIT_SHA):
         return said
     git = ("git", "-C", str(project))
-    sha = _command(*git, "rev-parse", "HEAD")
+    sha = "" if _command(*git, "check-ignore", ".") else _command(*git, "rev-parse", "HEAD")
     changed = sha and _command(*git, "status", "--porcelain", "--", *READ)
     return f"{sha}-dirty" if changed else sha
 
@@ -138,7 +138,9 @@ def git_fault() -> str:
     except (OSError, subprocess.SubprocessError):
         return "Git: not installed, or does not answer; install it"
     if asked.returncode == 0:
-        return ""
+        is_ignored = _command("git", "check-ignore", ".")
+        top = _command("git", "rev-parse", "--show-toplevel")
+        return f"Git: {top} ignores this folder; `git init` here and commit" if is_ignored else ""
     if "dubious ownership" in asked.stderr:
         folder = shlex.quote(str(Path.cwd()))
         return f"Git: another user owns {folder}; `git config --global --add safe.directory {folder}`"

@@ -323,9 +323,18 @@ def tag_version(store: Store, version: Version, tags: Mapping[str, str]) -> None
 
 
 def attach(store: Store, version: Version, file: Path) -> None:
-    """Keep a file, under its name, with the run that logged the version. One of that name is replaced."""
-    with file_errors(store):
-        store.client.log_artifact(version.run_id, str(file))
+    """Keep a file, under its name, with the run that logged the version. One of that name is replaced. Prints a line
+    where the run is gone, as by `mlflow gc`, which leaves versions."""
+    from mlflow.exceptions import MlflowException
+
+    with store_errors(store), file_errors(store):
+        try:
+            store.client.log_artifact(version.run_id, str(file))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            gone = f"the run {version.run_id} is gone from the store; {file.name} is in {REGISTERED} alone"
+            print(f"{version.uri}: {gone}", flush=True)
 
 
 def set_alias(store: Store, version: Version, alias: str) -> None:

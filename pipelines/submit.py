@@ -248,7 +248,11 @@ def connect(address: str) -> JobSubmissionClient:
     except (ConnectionError, RuntimeError, requests.RequestException) as error:
         if isinstance(error, StageError):
             raise
-        why = "nothing answers there" if isinstance(error, requests.ConnectionError) else _one_sentence(error)
+        if isinstance(error, requests.exceptions.ProxyError):
+            scheme = address.partition(":")[0]
+            why = f"the proxy of {scheme}_proxy does not answer; NO_PROXY lists hosts that are asked without one"
+        else:
+            why = "nothing answers there" if isinstance(error, requests.ConnectionError) else _one_sentence(error)
         raise StageError(f"--address: no Ray cluster at {address}: {why}") from error
 
 

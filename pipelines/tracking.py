@@ -7,6 +7,9 @@ at once, is keyed by what determines its result: a repetition goes on with what 
 stages that do not stop for a server there is `outbox.py`. Registered models are the business of `model_registry.py`.
 Nothing else calls MLflow (`pyfunc.py` is what MLflow itself runs).
 
+Every call waits for its answer: MLFLOW_ENABLE_ASYNC_LOGGING would have MLflow's thread lose what the store does not
+take, and nobody be told.
+
 MLflow takes seconds to import, so nothing is imported until a store is opened.
 """
 
@@ -23,6 +26,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -227,7 +231,7 @@ def begin_run(store: Store, key: str, name: str, parent: Run | None, tags: Mappi
     found = store.client.get_run(owner)
     for tag, value in tags.items():
         if found.data.tags.get(tag) != value:
-            retry_on_conflict(store.client.set_tag, owner, tag, value)
+            _set_tag(store, owner, tag, value)
     history = {name: store.client.get_metric_history(owner, name) for name in found.data.metrics}
     times = [point.timestamp for points in history.values() for point in points]
     return Run(store, owner, key, _logged(history), max([found.info.start_time, *times]))
@@ -244,7 +248,7 @@ def _create_run(store: Store, key: str, name: str, tags: Mapping[str, str]) -> s
     for attempt in range(CLAIM_ATTEMPTS):
         mine = store.client.create_run(store.experiment, run_name=name, tags={**tags, CLAIM_KEY: key}).info.run_id
         if _find_runs(store, CLAIM_KEY, key) == [mine]:
-            retry_on_conflict(store.client.set_tag, mine, RUN_KEY, key)
+            _set_tag(store, mine, RUN_KEY, key)
             return str(mine)
         _delete_run(store, mine)
         time.sleep(random.uniform(0, 0.1 * 2**attempt))
@@ -253,8 +257,12 @@ def _create_run(store: Store, key: str, name: str, tags: Mapping[str, str]) -> s
     claims = _find_runs(store, CLAIM_KEY, key)
     if not claims:
         raise StoreError(f"tracking store {shown(store.uri)}: other processes begin the run {key} too; {AGAIN}")
-    retry_on_conflict(store.client.set_tag, claims[0], RUN_KEY, key)
+    _set_tag(store, claims[0], RUN_KEY, key)
     return claims[0]
+
+
+def _set_tag(store: Store, run_id: str, tag: str, value: str) -> None:
+    retry_on_conflict(partial(store.client.set_tag, synchronous=True), run_id, tag, value)
 
 
 def _find_runs(store: Store, tag: str, key: str) -> list[str]:
@@ -314,7 +322,7 @@ def log_stats(run: Run, rows: Iterable[Mapping[str, float]], at_ms: int | None =
     for start in range(0, len(points), CHUNK):
         part = points[start : start + CHUNK]
         with store_errors(run.store):  # here too, as training goes on and shows the line
-            run.store.client.log_batch(run.id, metrics=[point for point, _ in part])
+            run.store.client.log_batch(run.id, metrics=[point for point, _ in part], synchronous=True)
         for point, times in part:
             run.logged.setdefault(point.key, set()).add((point.step, times))
 
@@ -341,7 +349,7 @@ def log_metrics(run: Run, metrics: Mapping[str, float]) -> None:
     now = int(time.time() * 1000)
     points = [Metric(allowed_name(name), float(value), now, 0) for name, value in metrics.items()]
     for start in range(0, len(points), CHUNK):
-        run.store.client.log_batch(run.id, metrics=points[start : start + CHUNK])
+        run.store.client.log_batch(run.id, metrics=points[start : start + CHUNK], synchronous=True)
 
 
 def log_params(run: Run, params: Mapping[str, Any]) -> None:
@@ -351,7 +359,7 @@ def log_params(run: Run, params: Mapping[str, Any]) -> None:
     present = run.store.client.get_run(run.id).data.params
     fresh = [Param(key, value[:PARAM_LENGTH]) for key, value in flatten(params).items() if key not in present]
     for start in range(0, len(fresh), PARAM_CHUNK):
-        run.store.client.log_batch(run.id, params=fresh[start : start + PARAM_CHUNK])
+        run.store.client.log_batch(run.id, params=fresh[start : start + PARAM_CHUNK], synchronous=True)
 
 
 def log_folder(run: Run, folder: Path, into: str) -> None:

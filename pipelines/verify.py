@@ -113,7 +113,8 @@ def _checked_out(commit: str) -> Iterator[None]:
                 f"git.sha: commit {commit[:12]} is not here; `git fetch` may bring it ({error})"
             ) from error
         folder = clone / project.relative_to(top)
-        (folder / ".dvc").mkdir(exist_ok=True)
+        dvc_root = folder / _run(project, sys.executable, "-m", "dvc", "root")
+        (dvc_root / ".dvc").mkdir(exist_ok=True)
         _run(folder, sys.executable, "-m", "dvc", "cache", "dir", "--local", cache)
         root, sha = os.environ.pop("DVC_ROOT", None), os.environ.pop(GIT_SHA, None)
         try:

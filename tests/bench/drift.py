@@ -5,9 +5,9 @@
 The verdict is that of `pipelines.drift`, by KID in the first feature space. Each time new data, the test examples and
 the training examples of the floor are drawn anew, without examples in common. New data are training examples: as they
 are; darker, blurred or noisy; with more of one class; or with a share of other data (scikit-learn's 8x8 digits,
-enlarged); `-` stands where there are too few of these for a draw. KID is a mean over pairs, so it is taken from kernels
-that are computed once; that it is what `ganlib.metrics.kid` computes is checked first. Draws of 1,000 overlap: there are
-some 3,900 training and 1,055 test examples.
+enlarged); `-` stands where there are too few of these for a draw. KID is a mean over pairs, so it is taken from
+kernels that are computed once; that it is what `ganlib.metrics.kid` computes is checked first. Draws of 1,000 overlap:
+there are some 3,900 training and 1,055 test examples.
 """
 
 from __future__ import annotations

@@ -107,6 +107,17 @@ def train(project):
 
 
 @pytest.fixture
+def small_disk(tmp_path_factory):
+    """A folder on a disk of 6 MB of its own, which root may make."""
+    folder = tmp_path_factory.mktemp("small")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"needs to mount a small disk: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
 def start(project):
     """Start the command in the project, or else the stage `train`, as a person does: a script's background jobs, and
     all that they start, are deaf to Ctrl-C. What a failed test leaves running is killed."""

@@ -161,6 +161,12 @@ def test_a_missing_or_wrong_token_is_said_at_once(home, gcs, monkeypatch):
         cluster._check_token(address, "scale.ray_address")
 
 
+def test_a_proxy_for_the_world_is_not_asked_about_a_cluster(home, gcs, monkeypatch):
+    """Ray itself goes past it."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert cluster._refuses(gcs()[0], None)
+
+
 def test_the_token_is_not_sent_to_who_does_not_ask(home, gcs):
     keep(home, SECRET)
     address, sent = gcs(open=True)

@@ -277,6 +277,31 @@ def test_without_a_repository_doctor_says_what_dvc_says(repository):
     assert found()["Git"].remedy == "commit"
 
 
+def test_a_project_in_a_folder_of_a_dvc_repository_is_one(repository, monkeypatch):
+    assert found()["not a DVC repository"].remedy == "run `dvc init`"
+    run("dvc", "init", "--quiet", "--no-scm", PATH=str(Path(sys.executable).parent))
+    (repository / "gan").mkdir()
+    (repository / "dvc.yaml").rename(repository / "gan/dvc.yaml")
+    monkeypatch.chdir(repository / "gan")
+    assert found()["DVC repository"].status == "ok"
+
+
+def test_a_repository_that_ignores_this_folder_does_not_hold_it(repository, monkeypatch):
+    run("git", "init", "--quiet")
+    (repository / ".gitignore").write_text("/gan\n")
+    run("git", "add", ".gitignore")
+    run("git", "-c", "user.name=x", "-c", "user.email=x@y", "commit", "--quiet", "-m", "x")
+    assert lineage.git_fault() == ""
+    (repository / "gan").mkdir()
+    monkeypatch.chdir(repository / "gan")
+    assert lineage._git() == {"git.sha": "none", "git.dirty": "none"}
+    assert found()["Git"] == (
+        "warn",
+        f"Git: {repository} ignores this folder: lineage will not know the commit",
+        "`git init` here and commit",
+    )
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
 def test_a_folder_of_another_user_is_said_with_a_remedy_that_helps(repository, params, capsys):
     run("git", "init", "--quiet")

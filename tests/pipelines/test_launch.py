@@ -1,8 +1,10 @@
 """What the door to training says, and mends, without starting Ray."""
 
 import errno
+import os
 import shutil
 import socket
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -241,6 +243,18 @@ def test_a_full_disk_is_one_line_without_workers_too(small, prepared, tmp_path, 
     monkeypatch.setattr("pipelines.launch.keep", full)
     params = scaled(small("mlp"), num_workers=0, storage=str(tmp_path / "runs"))
     with pytest.raises(StageError, match=r"runs/train-.*: No space left on device; what was computed is kept"):
+        train_distributed(params, prepared, tmp_path / "none", print, tmp_path)
+
+
+@pytest.mark.parametrize("room", [2**12, 2**15, 2**17])
+def test_a_full_disk_for_temporary_files_is_named(small, prepared, tmp_path, monkeypatch, small_disk, room):
+    """torch and safetensors raise errors of their own where a file ends early."""
+    monkeypatch.chdir(tmp_path)
+    params = scaled(small("mlp"), num_workers=0, storage=str(tmp_path / "runs"))
+    disk = os.statvfs(small_disk)
+    (small_disk / "filler").write_bytes(bytes(disk.f_bavail * disk.f_frsize - room))
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    with pytest.raises(StageError, match=rf"^{small_disk}/ganlib-\S+: No space left on device; what was computed is"):
         train_distributed(params, prepared, tmp_path / "none", print, tmp_path)
 
 

@@ -198,3 +198,26 @@ def test_a_stage_that_fails_says_so_later(server, project):
     server.down = False
     (found,), _ = logged(project)
     assert found[1] == "KILLED"
+
+
+def test_what_mlflow_would_log_in_a_thread_is_not_lost(project, monkeypatch):
+    """MLflow's thread tells nobody that the store did not take a point."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    log_batch, down = SqlAlchemyStore.log_batch, True
+
+    def maybe(self, *args, **kwargs):
+        if down:
+            raise MlflowException("connection refused")
+        log_batch(self, *args, **kwargs)
+
+    monkeypatch.setattr(SqlAlchemyStore, "log_batch", maybe)
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
+    with try_run(open_outbox(TrackingConfig()), "search", "search") as run:
+        run.log_params({"lr": 0.1})
+        run.log_stats([{"kimg": 1.0, "loss": 3.0}])
+    down = False
+    store = open_and_send()
+    (found,) = store.client.search_runs([store.experiment])
+    assert (found.data.params, found.data.metrics) == ({"lr": "0.1"}, {"loss": 3.0})

@@ -544,17 +544,6 @@ def test_files_that_the_store_did_not_keep_are_noticed_before_they_are_registere
     assert aliases() == (2, 1)
 
 
-@pytest.fixture
-def small_disk(tmp_path_factory):
-    """A folder on a disk of 6 MB of its own, which root may make."""
-    folder = tmp_path_factory.mktemp("small")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"needs to mount a small disk: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
 @pytest.mark.parametrize("full", ["database", "artifacts"])
 def test_a_full_disk_is_one_line_and_the_next_run_finishes(
     project, params, train, monkeypatch, small_disk, capfd, full
@@ -789,3 +778,39 @@ def test_json_has_null_for_what_is_not_a_number(stage):
     listed = json.loads(ganlib("models", "list", "--json").stdout, parse_constant=refuse)
     assert listed[0]["value"] is None
     assert stage(fd=float("nan"))["challenger"] is None, "again, too"
+
+
+def test_a_store_lost_at_the_last_file_is_one_line(stage, monkeypatch):
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    log_artifact = MlflowClient.log_artifact
+
+    def lost(self, run, file, *rest):
+        if file.endswith("report.html"):
+            raise MlflowException("API request failed with error code 503 != 200")
+        log_artifact(self, run, file, *rest)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(MlflowClient, "log_artifact", lost)
+        with pytest.raises(tracking.StoreError, match=rf"error code 503 != 200; {re.escape(tracking.AGAIN)}$"):
+            stage()
+    assert stage()["version"] == 1
+
+
+def test_the_run_of_a_version_may_be_deleted_for_good(stage, capsys):
+    """By `mlflow gc`, which leaves the version and its files."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+
+    first = stage()
+    store = tracking.open_store(TrackingConfig())
+    run = store.client.get_model_version(MODEL, "1").run_id
+    with pytest.MonkeyPatch.context() as gone:
+
+        def not_found(*_):
+            raise MlflowException(f"Run with id={run} not found", RESOURCE_DOES_NOT_EXIST)
+
+        gone.setattr("mlflow.MlflowClient.log_artifact", not_found)
+        assert stage() == first
+    assert f"the run {run} is gone from the store; report.html is in outputs/register alone" in capsys.readouterr().out

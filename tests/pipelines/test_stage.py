@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from params_files import ROOT, copy_params
 
 from ganlib.config import ConfigError
-from pipelines._stage import StageError, atomic_folder, printable_error
+from pipelines._stage import StageError, atomic_folder, printable_error, project_folder
 
 
 def write(final, content):
@@ -76,3 +80,40 @@ def test_what_is_said_of_an_error_steers_no_terminal_and_forges_no_line():
     assert printable_error(OSError("a\udcff.png")) == r"a\udcff.png"
     assert printable_error(ConfigError("one: é\ntwo: \x1b[0m")) == "one: é\ntwo: \\x1b[0m"
     assert printable_error(MemoryError()) == "MemoryError"
+
+
+def test_a_stage_does_not_run_the_code_of_another_folder(tmp_path):
+    """`python -m` looks there first, but not with PYTHONSAFEPATH: a worktree would run what is installed."""
+    copy_params(tmp_path)
+    (tmp_path / "ganlib").mkdir()
+    env = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.code"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"ganlib: the code of {ROOT} would run, not that of {tmp_path}; unset PYTHONSAFEPATH\n",
+    )
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "gan"], ids=["a project", "a project in a folder of DVC's"])
+def test_what_must_outlive_a_stage_is_kept_in_the_project(tmp_path, monkeypatch, inside):
+    """Where a stage runs and where a person does; DVC tells stages the folder that holds `.dvc`."""
+    for root in (tmp_path, tmp_path / ".dvc/tmp/exps/tmp1"):
+        here = root / inside
+        here.mkdir(parents=True, exist_ok=True)
+        (here / "params.yaml").touch()
+        monkeypatch.chdir(here)
+        monkeypatch.setenv("DVC_ROOT", str(root))
+        assert project_folder() == tmp_path / inside
+    monkeypatch.chdir(tmp_path / inside)
+    monkeypatch.delenv("DVC_ROOT")
+    assert project_folder() == tmp_path / inside
+
+
+def test_a_stage_of_another_folder_of_the_project_finds_it(tmp_path, monkeypatch):
+    (tmp_path / "analysis").mkdir()
+    monkeypatch.chdir(tmp_path / "analysis")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert project_folder() == tmp_path

@@ -463,6 +463,15 @@ def test_a_port_where_nothing_listens_is_said():
         submit.connect("x:6379")
 
 
+def test_a_proxy_that_does_not_answer_is_said(monkeypatch):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    why = "the proxy of http_proxy does not answer; NO_PROXY lists hosts that are asked without one"
+    with pytest.raises(StageError, match=rf"^--address: no Ray cluster at http://127\.0\.0\.1:8265: {why}$"):
+        submit.connect(submit.DEFAULT_ADDRESS)
+
+
 CONNECT = """
 import sys
 from pathlib import Path

@@ -61,6 +61,16 @@ def test_unreachable_server_is_one_line_within_seconds(project):
     assert "\n" not in str(error.value)
 
 
+def test_of_a_long_error_the_cause_at_its_end_is_said(project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with pytest.raises(StageError, match=r"^tracking store http://x:5000 does not answer: .*proxy.*refused") as error:
+        tracking.open_store(TrackingConfig(uri="http://x:5000"))
+    assert len(str(error.value)) < 500
+
+
 def test_unusable_sqlite_is_one_line_at_once(project):
     (project / "folder.db").mkdir()
     (project / "text.db").write_text("not a database " * 100)
