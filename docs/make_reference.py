@@ -8,12 +8,15 @@ what their docstrings say. `tests/test_docs.py` fails while the file is not curr
 
 from __future__ import annotations
 
+import ast
 import inspect
 import math
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Collection, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -76,6 +79,18 @@ def meanings(path: Path) -> Meanings:
     return found
 
 
+def docstrings(model: type[BaseModel]) -> Meanings:
+    """The string below each key in the model's code."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
+    assert isinstance(definition, ast.ClassDef)
+    found: Meanings = {}
+    for key, below in pairwise(definition.body):
+        match key, below:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                found[name] = " ".join(text.split())
+    return found
+
+
 def shown(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     """A type as a person reads it, with its bounds."""
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -129,11 +144,13 @@ def _plain(value: Any) -> Any:
 
 
 def rows(model: type[BaseModel], said: list[Meanings], prefix: str = "", path: str = "") -> Iterator[str]:
-    """A line of a table for each key of a model, those of its sections below it; what is `said` first counts."""
+    """A line of a table for each key of a model, those of its sections below it; what is `said` first counts, then what
+    the code says."""
+    in_code = docstrings(model)
     for name, field in model.model_fields.items():
         dotted = f"{path}{name}"
         section = _section(field.annotation)
-        meaning = next((of[key] for of in said for key in _looked_up(dotted) if key in of), field.description or "")
+        meaning = next((of[key] for of in said for key in _looked_up(dotted) if key in of), in_code.get(name, ""))
         cell = re.sub(r"(?<!\\)\|", r"\\|", meaning)
         yield f"| `{prefix}{name}` | {shown(field.annotation, tuple(field.metadata))} | {default(field)} | {cell} |"
         if section is not None:

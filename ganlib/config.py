@@ -175,6 +175,16 @@ class DatasetConfig(Config):
             )
         return self
 
+    @field_validator("test_share")
+    @classmethod
+    def _is_not_the_sources(cls, share: float, info: ValidationInfo) -> float:
+        """Refuse a share that the source would not look at, as it has one of its own."""
+        source = info.data.get("source")
+        own = getattr(source, "test_share", share)
+        if share not in (own, cls.model_fields["test_share"].default):
+            raise ValueError(f"source {source.name!r} splits by a share of its own; set source.test_share")  # type: ignore[union-attr]
+        return share
+
     @field_validator("sample", mode="before")
     @classmethod
     def _fed_by_the_source(cls, sample: Any, info: ValidationInfo) -> Any:

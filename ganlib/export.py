@@ -487,12 +487,13 @@ def _rows_of(tensors: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
     return {name: x[index] for name, x in tensors.items()}
 
 
-def load_generator(directory: str | Path, device: str | torch.device = "cpu") -> Generator:
+def load_generator(directory: str | Path, device: str | torch.device = "cpu", *, name: str = "") -> Generator:
     """Load what `save_generator` wrote; without the `others` of a game it has no answers.
 
-    Raises ValueError, naming the file, for anything else.
+    Raises ValueError for anything else, with the directory, or in place of that of a copy the `name` of what it is of.
     """
     directory = Path(directory)
+    name = name or str(directory)
     try:
         described = json.loads((directory / "generator.json").read_text())
         spec = _spec_of(described)
@@ -502,20 +503,21 @@ def load_generator(directory: str | Path, device: str | torch.device = "cpu") ->
             game: Game = family.build(family.Config.model_validate(described["network"]), spec)
         tensors = load_file(directory / "generator.safetensors")
         attributes = tensors.pop(_ATTRIBUTES, None)
-        for name, module in game.modules.items():
-            prefix = f"{_OTHER}{name} "
+        for role, module in game.modules.items():
+            prefix = f"{_OTHER}{role} "
             state = {key.removeprefix(prefix): tensors.pop(key) for key in [*tensors] if key.startswith(prefix)}
             if state:
                 module.load_state_dict(state)
                 module.to(device).eval()
-            elif name != "generator" and module.state_dict():  # as built, it would answer at random
+            elif role != "generator" and module.state_dict():  # as built, it would answer at random
                 game = replace(game, answers=None)
         game.generator.load_state_dict(tensors)
     except FileNotFoundError as error:
-        raise ValueError(f"{directory}: not a generator: {error.filename or error} is missing") from error
+        missing = Path(error.filename).name if error.filename else error
+        raise ValueError(f"{name}: not a generator: {missing} is missing") from error
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{directory}: not a generator: {why}") from error
+        raise ValueError(f"{name}: not a generator: {why}") from error
     game.generator.to(device).eval()
     return Generator(game, spec, described["about"], torch.device(device), attributes)
 

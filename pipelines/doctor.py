@@ -67,7 +67,7 @@ def examine() -> Iterator[Finding]:
         )
         return
     yield Finding("ok", f"params.yaml: {params.model} on {params.data}")
-    yield from _raw_names(Path("data/raw", params.data))
+    yield from _raw(Path("data/raw", params.data))
     yield from _storage(params)
     yield from _tracking(params)
     yield _token()
@@ -293,8 +293,13 @@ def _repository() -> Iterator[Finding]:
         yield Finding("warn", what, "commit, so that lineage names what ran")
 
 
-def _raw_names(raw: Path) -> Iterator[Finding]:
-    """Of files whose names DVC cannot write down: it stops at the first without naming it, before any stage starts."""
+def _raw(raw: Path) -> Iterator[Finding]:
+    """Of the folder that DVC depends on, and of files whose names it cannot write down: it stops at the first without
+    naming it, before any stage starts."""
+    if not raw.exists():
+        tracked = raw.with_name(f"{raw.name}.dvc")
+        make = "put the data there; for data that come with a package an empty folder is enough"
+        yield Finding("fail", f"{raw}: no such folder", f"`dvc pull {tracked}`" if tracked.exists() else make)
     faults = [file for file in walk(raw, "files") if name_fault(file.name)] if raw.is_dir() else []
     if faults:
         what = f"{raw}: {len(faults)} names are not UTF-8, as DVC needs them: {printable(faults[0].name)}"

@@ -276,7 +276,8 @@ def _drawn(one: Generator, other: Generator, params: Params, reference: Referenc
 def load_or_reason(store: Store, version: Version, scratch: Path) -> Generator | str:
     """The version's generator, or why there is none."""
     try:
-        return load_generator(model_registry.download(store, version, scratch), default_device())
+        folder = model_registry.download(store, version, scratch)
+        return load_generator(folder, default_device(), name=version.uri)
     except (ValueError, StageError) as error:
         model_registry.version_by_alias(store, version.model, CHAMPION)  # raises where the store is lost
         return str(error)

@@ -28,10 +28,12 @@ def default_store() -> Store:
 def load_version(store: Store, version: Version | str, device: torch.device | str = "cpu") -> Generator:
     """The generator of a version, or at `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
-    Raises StageError where the store does not have it, or not as it was registered, ValueError where it is none.
+    Raises StageError where the store does not have it, or not as it was registered, ValueError where it is none; each
+    names the version.
     """
+    name = version if isinstance(version, str) else version.uri
     with scratch_folder() as scratch:
-        return load_generator(model_registry.download(store, version, Path(scratch)), device)
+        return load_generator(model_registry.download(store, version, Path(scratch)), device, name=name)
 
 
 def generator_files(source: str, scratch: Path) -> Path:

@@ -202,13 +202,18 @@ def _shown(spec: Spec, part: str, rows: int) -> Any:
 def _requests(model_input: Any) -> list[dict[str, Any]]:
     if model_input is None:
         return [{}]
+    known = [name for name in DEFAULTS if name != "answer"]
+    if isinstance(model_input, np.ndarray):
+        raise ValueError(
+            f"this generator makes samples of noise: expected no input, or a table of requests with columns of "
+            f"{', '.join(known)}; found an array of shape {list(model_input.shape)}"
+        )
     if isinstance(model_input, Mapping):
         # in a single row, these two are lists
         alone = [x for name, x in model_input.items() if name not in ("attributes", "where")]
         if alone and all(map(pd.api.types.is_scalar, alone)):
             model_input = [model_input]
     table = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame(model_input)
-    known = [name for name in DEFAULTS if name != "answer"]
     unknown = [str(name) for name in table.columns if name not in known]
     if unknown:
         raise ValueError(f"unknown column {', '.join(unknown)}; known: {', '.join(known)}")

@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from test_readme import commands, parse_ganlib
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "infra").rglob("*.md")])
@@ -51,3 +52,22 @@ def test_the_reference_is_current():
     assert (ROOT / "docs/reference.md").read_text(encoding="utf-8") == made, "run python docs/make_reference.py"
     assert "| `train.kimg` | number or `auto` |" in made
     assert "| `fd` | any | lower | 0, ∞ | `features` | Fréchet distance" in made
+
+
+def test_the_reference_explains_every_key():
+    keys, _, _ = (ROOT / "docs/reference.md").read_text(encoding="utf-8").partition("### augment")
+    silent = [line for line in keys.splitlines() if line.startswith("| `") and line.endswith(" |  |")]
+    assert [line for line in silent if " | a section | " not in line] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_have_every_option(page):
+    """In blocks of shell; `test_readme.py` also tries those of the README."""
+    from dvc.cli.parser import get_main_parser
+
+    blocks = re.findall(r"^ *```bash\n(.*?)^ *```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    for words in commands("ganlib", lines):
+        parse_ganlib(words)
+    for words in commands("dvc", lines):
+        get_main_parser().parse_args(words[1:])

@@ -57,7 +57,8 @@ def load(cfg: Config, raw: Path) -> Source:
     for column in filter(None, (cfg.image, cfg.label)):
         lacking = [name for name, data in splits.items() if column not in data.column_names]
         if len(lacking) == len(splits) or (lacking and column == cfg.image):
-            hint = "" if len(lacking) == len(splits) else "; source.split names the one to read"
+            hint = "; source.label: null reads data without labels" if column == cfg.label else ""
+            hint = hint if len(lacking) == len(splits) else "; source.split names the one to read"
             has = ", ".join(splits[lacking[0]].column_names)
             raise SourceError(f"{where}: no column {column!r} in {', '.join(lacking)}; it has: {has}{hint}")
     splits = {name: _two_columns(where, cfg, data) for name, data in splits.items()}

@@ -70,7 +70,8 @@ def load(cfg: Config, raw: Path) -> Source:
             raise SourceError(f"{path}: its columns are not those of {paths[0].name}: {', '.join(sorted(differing))}")
         for column in columns:
             if column not in (names if column == cfg.label else own):
-                raise SourceError(f"{path}: no column {column!r}; it has: {', '.join(own)}")
+                hint = "; source.label: null reads data without labels" if column == cfg.label else ""
+                raise SourceError(f"{path}: no column {column!r}; it has: {', '.join(own)}{hint}")
         if cfg.image:
             _reader(path, cfg.image, file.schema_arrow.field(cfg.image).type)
         for column in cfg.attributes:

@@ -278,6 +278,20 @@ def test_a_source_that_names_no_kinds_feeds_any(monkeypatch):
     parse_params(changed("datasets.photos.sample", {"kind": "pair", "resolution": [8, 8]}))
 
 
+def test_a_share_that_the_source_would_ignore_is_refused():
+    owners = [name for name, section in SHIPPED["datasets"].items() if "test_share" in section["source"]]
+    assert {"ages", "domains", "domains_of_classes"} <= {*owners}
+    for name in owners:
+        with pytest.raises(ConfigError) as caught:
+            parse_params(changed(f"datasets.{name}.test_share", 0.3))
+        source = SHIPPED["datasets"][name]["source"]["name"]
+        assert str(caught.value) == (
+            f"params.yaml: datasets.{name}.test_share: source {source!r} splits by a share of its own; "
+            "set source.test_share (found 0.3)"
+        )
+        parse_params(changed(f"datasets.{name}.source.test_share", 0.3))
+
+
 def test_several_faults_are_several_lines():
     raw = changed("train.accumulate", 0)
     raw["seed"] = -1

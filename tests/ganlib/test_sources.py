@@ -394,6 +394,8 @@ class TestParquet:
         pq.write_table(pa.table({"image": ["a", "b"], "label": [[0], [1]], "png": [b"", b""]}), path)
         with pytest.raises(SourceError, match="no column 'picture'; it has: image, label, png"):
             load("parquet", tmp_path, image="picture")
+        with pytest.raises(SourceError, match=r"no column 'kind'; it has: .*, png; source\.label: null reads"):
+            load("parquet", tmp_path, label="kind")
         with pytest.raises(SourceError, match="column 'image' is string; images are bytes"):
             load("parquet", tmp_path)
         with pytest.raises(SourceError, match=r"column 'label' of list.* cannot be labels"):
@@ -468,6 +470,8 @@ class TestHuggingface:
         assert load("huggingface", tmp_path, split="test").count == 2
         with pytest.raises(SourceError, match=r"no column 'other' in test; it has: image, label; source\.split names"):
             load("huggingface", tmp_path, image="other", label=None)
+        with pytest.raises(SourceError, match=r"no column 'kind' in test; it has: image, label; source\.label: null"):
+            load("huggingface", tmp_path, label="kind", split="test")
 
     def test_a_split_without_labels_can_be_left_out(self, tmp_path):
         self.save(tmp_path / "raw", train=("ab", [0, 1] * 3), test=("ab", [-1] * 5))

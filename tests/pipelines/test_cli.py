@@ -330,6 +330,17 @@ def test_sample_from_the_registry(registered, generator):
     assert Image.open("a.png").tobytes() == Image.open("b.png").tobytes()
 
 
+def test_a_version_that_this_code_cannot_read_is_named(registered, monkeypatch):
+    """And not the scratch folder that it was copied to."""
+
+    def newer(described):
+        raise ValueError("expected format 1 or 2, found 3")
+
+    monkeypatch.setattr("ganlib.export._spec_of", newer)
+    refused(ganlib("sample", "models:/m@champion"), "models:/m@champion: not a generator: expected format 1 or 2, f")
+    refused(ganlib("drift", "digits", "--model", "models:/m/1"), "models:/m/1: not a generator: expected format 1 or 2")
+
+
 def test_load_gives_the_generator_of_a_version_and_of_a_folder(registered, generator):
     import ganlib as library
 

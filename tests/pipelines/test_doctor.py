@@ -76,6 +76,22 @@ def test_names_that_dvc_cannot_write_down_are_named(edit, project, monkeypatch):
     assert found.what.endswith(r": 2 names are not UTF-8, as DVC needs them: a/caf\xe9.png")
 
 
+def test_raw_data_that_are_not_there_are_said(edit, project, monkeypatch):
+    """DVC depends on the folder, and says no more than that there is no such file."""
+    monkeypatch.setattr(doctor, "_resources", lambda _: doctor.Finding("ok", ""))
+    raw = Path("data/raw", load_params().data)
+
+    def missing():
+        return [(one.status, one.remedy) for one in doctor.examine() if one.what == f"{raw}: no such folder"]
+
+    assert missing() == [("fail", "put the data there; for data that come with a package an empty folder is enough")]
+    raw.parent.mkdir(parents=True)
+    raw.with_name(f"{raw.name}.dvc").write_text("outs: []")
+    assert missing() == [("fail", f"`dvc pull {raw}.dvc`")]
+    raw.mkdir()
+    assert missing() == []
+
+
 def test_no_password_is_shown(edit, monkeypatch):
     monkeypatch.setattr(doctor, "_resources", lambda _: doctor.Finding("ok", ""))
     for open_store in (tracking.open_store, lambda *_, **__: None):  # it does not answer, and it does

@@ -1,5 +1,7 @@
 """The registered model's answers, for generators that are conditioned on attributes and for those that translate."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -167,6 +169,13 @@ def test_a_mapping_of_values_is_one_row(conditional):
     assert (conditional.predict(None, numbers) == conditional.predict(None, [numbers])).all()
     with pytest.raises(RequestError, match=r"^unknown column m; known: n, seed"):
         conditional.predict(None, {"m": 2})
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, 64)])
+def test_examples_are_no_requests(conditional, shape):
+    found = re.escape(str([*shape]))
+    with pytest.raises(RequestError, match=rf"^this generator makes samples of noise: .* of n, seed.* {found}$"):
+        conditional.predict(None, np.zeros(shape, np.uint8))
 
 
 def test_numbers_may_be_given_as_text(conditional):

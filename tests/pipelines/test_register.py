@@ -296,6 +296,21 @@ def test_champion_that_cannot_be_loaded_stays(stage, project):
     assert aliases() == (1, None)
 
 
+def test_the_reason_names_a_champion_that_this_code_cannot_read(stage, monkeypatch):
+    """The reason is in an output of DVC's: no name of a scratch folder stands in it."""
+    stage(weights=0)
+    load = gate.load_generator
+
+    def older(folder, *rest, **named):
+        (Path(folder) / "generator.json").write_text('{"format": 3}')
+        return load(folder, *rest, **named)
+
+    monkeypatch.setattr(gate, "load_generator", older)
+    found = stage(weights=1)
+    assert found["decision"] == "refused"
+    assert re.search(r": models:/[\w-]+/1: not a generator: expected format 1 or 2, found 3$", found["reason"])
+
+
 def test_a_store_lost_before_the_champion_is_fetched_refuses_nobody(stage, monkeypatch):
     stage(weights=0)
 

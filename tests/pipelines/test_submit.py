@@ -128,6 +128,16 @@ def test_a_secret_or_missing_data_is_refused_before_anything_is_sent(sendable, f
         submit._check_project(sendable)
 
 
+def test_what_git_holds_of_raw_data_is_sent(sendable):
+    """Of packaged data sets that is a README in the folder that DVC depends on."""
+    text = (sendable / "params.yaml").read_text()
+    held = {path.parent.name for path in (sendable / "data/raw").glob("*/README.md")}
+    assert {"mnist", "breast_cancer", "surnames"} <= held
+    for name in held:
+        (sendable / "params.yaml").write_text(text.replace("data: mnist", f"data: {name}", 1))
+        submit._check_project(sendable)
+
+
 def test_data_in_dvc_need_a_remote(sendable):
     text = (sendable / "params.yaml").read_text()
     (sendable / "params.yaml").write_text(text.replace("data: mnist", "data: photos", 1))
