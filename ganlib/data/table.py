@@ -371,8 +371,8 @@ def quantise(cfg: Config, samples: Tensor) -> Tensor:
         chosen = samples[:, block.start : block.start + block.size].argmax(1)
         known = chosen.clamp_max(max(0, block.size - 1 - bool(column.missing)))
         if column.modes:
-            middle, half = tables.modes.middle[modes[i]].to(out), tables.modes.half[modes[i]].to(out)
-            values = middle[known] + samples[:, scalars[i]].double().clamp(-1.0, 1.0) * half[known]
+            low, high = tables.modes.low[modes[i]].to(out)[known], tables.modes.high[modes[i]].to(out)[known]
+            values = (low + high) / 2 + samples[:, scalars[i]].double().clamp(-1.0, 1.0) * (high - low) / 2
             values = _rounded(column, values)
         elif _codes(column):
             values = tables.codes[codes[i]].to(out)[known]

@@ -551,6 +551,24 @@ def test_whole_numbers_that_are_dates_are_noted(tmp_path):
     assert notes() == []
 
 
+def test_a_frequent_value_is_a_mode_of_its_own():
+    """As 0 where most have nothing: samples have exactly this value, whatever their scalar."""
+    rng = np.random.default_rng(0)
+    values = np.where(rng.random(1000) < 0.7, 0.0, rng.lognormal(-5, 1, 1000).round(6))
+    cfg, codes = learnt([{"x": value} for value in values])
+    modes = cfg.columns[0].modes
+    assert [mode.weight for mode in modes if mode.low == mode.high == 0.0] == [pytest.approx((values == 0).mean())]
+    assert sum(mode.weight for mode in modes) == pytest.approx(1.0, abs=0.02)
+    seen = table.decode(cfg, "sample", torch.from_numpy(codes))
+    assert (seen[:, 1:].argmax(1) == 0).numpy().tolist() == (values == 0).tolist()
+    seen[:, 0] += 0.3
+    assert (table.quantise(cfg, seen)[:, 0] == 0).numpy().tolist() == (values == 0).tolist()
+    far = table.decode(cfg, "sample", torch.tensor([[-values.max()]], dtype=torch.float64))
+    assert far[0, 0] < -2  # in the widths of modes, whatever the unit
+    few = learnt([{"x": value} for value in values], max_modes=1)[0].columns[0].modes
+    assert [(mode.low, mode.high) for mode in few] == [(0.0, values.max())]
+
+
 def test_a_column_that_is_nearly_empty_has_modes():
     """None or one of its values may stand among the first rows."""
     column = np.full((6_000, 1), np.nan)
