@@ -33,7 +33,19 @@ from torch import Tensor
 from ganlib._config import Config as _Base
 from ganlib.data import _charts
 from ganlib.data._classes import MISSING_WORDS
-from ganlib.data._column import EPOCH, FORMATS, Column, Guess, Mode, as_date, as_number, as_text, changed, written
+from ganlib.data._column import (
+    EPOCH,
+    FORMATS,
+    Column,
+    Guess,
+    Mode,
+    as_date,
+    as_number,
+    as_text,
+    changed,
+    strftime,
+    written,
+)
 from ganlib.data._kind import Block, Part, Stored, Where
 from ganlib.data._modes import ModeTensors, Numbers, Ranges, mode_of, mode_tensors
 from ganlib.registry import nearest
@@ -456,7 +468,7 @@ def compare(cfg: Config, made: NDArray[np.float64], real: NDArray[np.float64]) -
 
     def write(column: Column) -> Callable[[float], str]:
         if column.type == "date":
-            return lambda seconds: (EPOCH + datetime.timedelta(seconds=seconds)).strftime("%Y-%m-%d")
+            return lambda seconds: strftime(EPOCH + datetime.timedelta(seconds=seconds), "%Y-%m-%d")
         return "{:g}".format
 
     return _charts.page(
@@ -566,7 +578,7 @@ def _described(column: Column, codes: NDArray[np.float64]) -> dict[str, Any]:
     figures: dict[str, Any] = {"low": column.low, "high": column.high, "mean": round(float(known.mean()), 6)}
     if column.type == "date":
         formats = column.formats or ("%Y-%m-%d %H:%M:%S",)
-        shown = {name: (EPOCH + datetime.timedelta(seconds=figures[name])).strftime(formats[0]) for name in figures}
+        shown = {name: strftime(EPOCH + datetime.timedelta(seconds=figures[name]), formats[0]) for name in figures}
         figures = {**shown, "formats": list(column.formats)}
     elif column.type == "number":
         figures |= {"decimals": column.decimals, "decimal_mark": column.decimal}

@@ -569,6 +569,20 @@ def test_a_frequent_value_is_a_mode_of_its_own():
     assert [(mode.low, mode.high) for mode in few] == [(0.0, values.max())]
 
 
+def test_years_before_1000_are_written_as_they_are_read():
+    cfg, codes = learnt([{"x": value} for value in ("0001-01-01", "1999-12-31", "2020-01-31", "0987-06-05")])
+    shown = table.present(cfg, "sample", codes)
+    assert shown["x"].tolist() == ["0001-01-01", "1999-12-31", "2020-01-31", "0987-06-05"]
+    assert table.describe(cfg, {"sample": codes})["columns"]["x"]["low"] == "0001-01-01"
+
+
+def test_nanoseconds_are_times_to_the_microsecond():
+    times = pd.to_datetime(1_600_000_000_123_456_789 + 10**9 * np.arange(40))
+    cfg, codes = learnt([{"x": value} for value in times])
+    assert cfg.columns[0].type == "date"
+    assert table.present(cfg, "sample", codes)["x"][0] == pd.Timestamp("2020-09-13 12:26:40.123457")
+
+
 def test_a_column_that_is_nearly_empty_has_modes():
     """None or one of its values may stand among the first rows."""
     column = np.full((6_000, 1), np.nan)
