@@ -77,6 +77,8 @@ DUPLICATES = True
 
 _CHUNK = 4096  # rows whose values are counted together
 _SHOWN = 20  # categories in an error
+_FEW_WORDS = 0.1  # of the rows, with which a column may be one of numbers
+_LEAST_ROWS, _LEAST_PAIRS = 50, 3  # rows, and pairs of equal ones to be expected, if that all differ is to tell
 _FARTHEST = 10.0  # scalar that networks see of a value beyond its mode's range, at most
 
 
@@ -550,20 +552,49 @@ def _all_hold(checks: list[tuple[int, str, float]], stored: Tensor) -> Tensor:
 def describe(cfg: Config, stored: Stored) -> dict[str, Any]:
     """What was guessed and learnt of each column, so that a user sees it and can write it otherwise."""
     codes = stored["sample"]
-    notes = [
-        f"Column {c.name!r} holds dates as YYYYMMDD, taken for whole numbers, so what is made may be no date: write "
-        f"`{{name: {c.name}, type: date, formats: ['%Y%m%d']}}` in `columns` if that is what they are."
-        for i, c in enumerate(cfg.columns)
-        if c.type == "integer" and _are_dates(codes[:, i])
-    ]
+    known = [column[~np.isnan(column)] for column in codes.T]
+    notes = [note for c, values in zip(cfg.columns, known, strict=True) if (note := _note(cfg, c, values))]
     return {"columns": {c.name: _described(c, codes[:, i]) for i, c in enumerate(cfg.columns)}, "notes": notes}
 
 
-def _are_dates(codes: NDArray[np.float64]) -> bool:
+def _note(cfg: Config, column: Column, known: NDArray[np.float64]) -> str:
+    """What a column may be besides what it is taken for, by the values of training rows that are not missing; or
+    nothing."""
+    name, is_integer = column.name, column.type == "integer"
+    words = {i: w for i, w in enumerate(column.categories) if as_number(w, ".") is None and as_number(w, ",") is None}
+    share = float(np.isin(known, [*words]).sum()) / max(1, len(known))
+    if is_integer and _are_dates(known):
+        return (
+            f"Column {name!r} holds dates as YYYYMMDD, taken for whole numbers, so what is made may be no date: write "
+            f"`{{name: {name}, type: date, formats: ['%Y%m%d']}}` in `columns` if that is what they are."
+        )
+    if words and len(column.categories) - len(words) > cfg.max_values and share < _FEW_WORDS:
+        return (
+            f"Column {name!r} holds numbers and, in {share:.1%} of the training rows, "
+            f"{', '.join(map(repr, islice(words.values(), 3)))}, so it is a choice among {len(column.categories)} "
+            "categories: if those mean that a value is missing, add them to `missing_values`; with "
+            f"`{{name: {name}, type: number}}` in `columns` rows that have them are rejects."
+        )
+    if (is_integer or column.type == "category") and _are_identifiers(column, known):
+        return (
+            f"Column {name!r} has another value in each training row, as names and identifiers have: samples of it "
+            f"mean nothing, or are those of real rows; `exclude: [{name}]` leaves it out."
+        )
+    return ""
+
+
+def _are_dates(known: NDArray[np.float64]) -> bool:
     """Whether all numbers are dates as YYYYMMDD."""
-    known = np.unique(codes[~np.isnan(codes)])
-    in_range = len(known) > 0 and known[0] >= 1e7 and known[-1] < 1e8
-    return in_range and all(as_date(f"{code:.0f}", ("%Y%m%d",)) is not None for code in known)
+    found = np.unique(known)
+    in_range = len(found) > 0 and found[0] >= 1e7 and found[-1] < 1e8
+    return in_range and all(as_date(f"{code:.0f}", ("%Y%m%d",)) is not None for code in found)
+
+
+def _are_identifiers(column: Column, known: NDArray[np.float64]) -> bool:
+    """Whether no two rows have one value, though of so many whole numbers in this range several should be equal."""
+    if len(known) < _LEAST_ROWS or len(np.unique(known)) < len(known):
+        return False
+    return column.type == "category" or bool(len(known) ** 2 >= _LEAST_PAIRS * 2 * (np.ptp(known) + 1))
 
 
 def _described(column: Column, codes: NDArray[np.float64]) -> dict[str, Any]:

@@ -536,7 +536,8 @@ def test_the_card_states_what_was_guessed(tmp_path):
 def test_whole_numbers_that_are_dates_are_noted(tmp_path):
     (tmp_path / "raw").mkdir()
     days = pd.to_datetime("2020-01-01") + pd.to_timedelta(np.arange(200), unit="D")
-    pd.DataFrame({"day": days.strftime("%Y%m%d"), "id": 20200101 + np.arange(200)}).to_csv(tmp_path / "raw/x.csv")
+    frame = pd.DataFrame({"day": days.strftime("%Y%m%d"), "size": 20200101 + np.arange(200) // 2})
+    frame.to_csv(tmp_path / "raw/x.csv")
     sample = {"kind": "table", "exclude": ["Unnamed: 0"]}
 
     def notes():
@@ -581,6 +582,26 @@ def test_nanoseconds_are_times_to_the_microsecond():
     cfg, codes = learnt([{"x": value} for value in times])
     assert cfg.columns[0].type == "date"
     assert table.present(cfg, "sample", codes)["x"][0] == pd.Timestamp("2020-09-13 12:26:40.123457")
+
+
+def test_what_a_column_may_be_besides_is_noted():
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "power": "?" if i % 50 == 0 else str(rng.integers(40, 200)),
+            "name": f"customer {i}",
+            "id": 1000 + i,
+            "people": int(rng.integers(10**9)),
+            "kind": "?" if i % 50 == 0 else str(i % 5),
+        }
+        for i in range(200)
+    ]
+    cfg, codes = learnt(rows)
+    of_power, of_name, of_id = table.describe(cfg, {"sample": codes})["notes"]
+    assert "Column 'power' holds numbers and, in 2.0% of the training rows, '?', so it is a choice" in of_power
+    assert all("has another value in each training row" in note for note in (of_name, of_id))
+    assert "`exclude: [name]`" in of_name
+    assert "'id'" in of_id
 
 
 def test_a_column_that_is_nearly_empty_has_modes():
