@@ -35,7 +35,7 @@ from ganlib.data._classes import MISSING_WORDS, label_of
 from ganlib.data._kind import Kind, Stored
 from ganlib.data._spec import NO_LABEL, Spec
 from ganlib.reference import LEAST
-from ganlib.sources._source import Part, Source, SourceError, printable
+from ganlib.sources._source import Part, Source, SourceError, listed, printable
 from pipelines._stage import PREPARED, StageError, atomic_folder, main
 from pipelines.budget import resolve_budget
 
@@ -321,12 +321,10 @@ def _check(found: shards.Summary, classes: tuple[str, ...], cfg: DatasetConfig) 
             f"and {counts['test']} for testing, at test_share {cfg.test_share} or by the split that the files have; "
             f"{LEAST} of each are needed"
         )
-    for label, name in enumerate(classes):
-        if not found.classes["train"][label]:
-            raise StageError(
-                f"class {name!r} has no training example ({found.classes['test'][label]} for testing): "
-                "add examples of it or take it away"
-            )
+    if lacking := [name for label, name in enumerate(classes) if not found.classes["train"][label]]:
+        raise StageError(
+            f"classes without a training example: {listed(lacking)}; add examples of them or take them away"
+        )
     if cfg.normal and shards.ANOMALIES not in found.counts:
         raise StageError(f"normal: no readable example is of another class than {', '.join(map(str, cfg.normal))}")
 
@@ -384,7 +382,8 @@ def _card(
         if not std:
             notes.append(f"Attribute {name!r} is {mean:g} in all training examples: it tells nothing.")
     notes += described.pop("notes", ())
-    notes += [f"Class {name!r} has no test example." for label, name in enumerate(spec.classes) if not in_test[label]]
+    if lacking := [name for label, name in enumerate(spec.classes) if not in_test[label]]:
+        notes.append(f"Classes without a test example: {listed(lacking)}.")
     return {
         "source": {**cfg.source.model_dump(mode="json"), "about": source.about},
         "licence": cfg.licence,
