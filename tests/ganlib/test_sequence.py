@@ -171,6 +171,10 @@ def test_columns_of_a_delimiter_and_parts_of_a_file(tmp_path, monkeypatch):
     assert [item.payload for item in items] == words(100)
     assert [item.label for item in items[:3]] == [0, 1, 0]
     assert items[8].id == "a.tsv:17"
+    assert found.notes == ()
+    (raw / "a.tsv").write_text("".join(f'"{word}"\t"even"\n' for word in words(100)))
+    (note,) = source.load(cfg, raw).notes
+    assert note.startswith("Most lines begin with a quotation mark: they are not read as CSV")
     with pytest.raises(ValueError, match="labels: column needs a delimiter"):
         source.Config(labels="column")
 
