@@ -34,9 +34,12 @@ class OutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.answer = answer
 
     def fit(self, X: Any, y: Any = None) -> OutlierDetector:
-        """Set `offset_`. Raises ValueError for a contamination outside (0, 0.5], or a model that has no such answer."""
+        """Set `offset_`. Raises ValueError for a contamination outside (0, 0.5], a model that has no such answer, or no
+        rows."""
         if not 0 < self.contamination <= 0.5:
             raise ValueError(f"contamination: expected more than 0 and at most 0.5, found {self.contamination}")
+        if not len(X):
+            raise ValueError("fit: expected rows to set the threshold by, found none")
         self.model_ = load_generator(self.model) if isinstance(self.model, str | Path) else self.model
         self.offset_ = float(np.percentile(self._scored(X), 100 * self.contamination))
         self.n_features_in_ = int(np.prod(np.shape(X)[1:], dtype=np.int64))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ganlib import registry, shards
 from ganlib.config import ConfigError, EvaluateConfig
-from ganlib.data._spec import Spec
+from ganlib.data._spec import NO_LABEL, Spec
 from ganlib.export import Generator
 from ganlib.metrics._neighbours import distinct, nearest
 from ganlib.metrics._types import Examples
@@ -79,8 +79,9 @@ class Comparison:
 
 
 def sample_for_evaluation(generator: Generator, prepared: str | Path, n: int, *, seed: int, batch: int) -> Samples:
-    """`n` samples to be measured, made of noise; or made of the given parts of the first `n` test examples in
-    `prepared`, or of all if there are fewer: then with `given` and `target`.
+    """`n` samples to be measured, made of noise, of the classes of the first test examples in `prepared`, so that
+    classes have the shares that they have there; or made of the given parts of the first `n` test examples, or of all
+    if there are fewer: then with `given` and `target`.
 
     Samples are made when they are accessed, at most `batch` at a time.
     """
@@ -88,8 +89,12 @@ def sample_for_evaluation(generator: Generator, prepared: str | Path, n: int, *,
     answers = {ANSWERS: functools.cache(functools.partial(_answers, generator, prepared, n, size))}
     answers = answers if generator.game.answers is not None else {}
     if not generator.translates:
-        drawn = _rows(n, size, lambda rows: generator.sample(n, seed=seed, batch=size, rows=rows)["sample"])
-        return {"sample": drawn, **generator.conditions(n), **answers}
+        labels = _labels_of_test(prepared, n) if generator.conditional else None
+
+        def drawn(rows: slice) -> Tensor:
+            return generator.sample(n, seed=seed, label=labels, batch=size, rows=rows)["sample"]
+
+        return {"sample": _rows(n, size, drawn), **generator.conditions(n, labels), **answers}
     stored, kind = shards.stored(prepared, "test", limit=n), spec.kind
     n = len(stored["sample"])
     real = {
@@ -113,6 +118,13 @@ def sample_for_evaluation(generator: Generator, prepared: str | Path, n: int, *,
     if (naive := kind.naive) is not None:
         samples["naive"] = _rows(n, size, lambda rows: naive(spec.sample, given(rows)))
     return {**samples, **answers}
+
+
+def _labels_of_test(prepared: str | Path, n: int) -> Tensor:
+    """Labels `[n]` of the first test examples that have one, again and again if there are fewer."""
+    labels: Tensor = shards.stored(prepared, "test")["label"]
+    labels = labels[labels != NO_LABEL]
+    return labels[torch.arange(n) % len(labels)]
 
 
 def _answers(generator: Generator, prepared: str | Path, n: int, size: int, split: str) -> Examples:

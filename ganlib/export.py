@@ -357,6 +357,8 @@ class Generator:
         """
         if self.game.answers is None:
             raise ValueError("this model has no answers: it only makes samples")
+        if not len(parts["sample"]):
+            return {name: torch.empty(0, *shape) for name, shape in self.answer_shapes().items()}
         found = []
         for start in range(0, len(parts["sample"]), batch):
             part = {name: x[start : start + batch] for name, x in parts.items()}
@@ -386,7 +388,10 @@ class Generator:
             )
         stored = np.empty((len(rows), *about.stored), about.dtype)
         for i, row in enumerate(rows.to_dict("records") if hasattr(rows, "iterrows") else rows):
-            taken = kind.take(cfg, part, row)
+            try:
+                taken = kind.take(cfg, part, row)
+            except ValueError as error:
+                raise ValueError(f"example {i}: {error}" if len(rows) > 1 else str(error)) from error
             if taken.shape != about.stored:  # of a kind whose given parts may have any size
                 expected, found = (list(np.shape(kind.present(cfg, part, one[None]))[1:]) for one in (stored[i], taken))
                 raise ValueError(f"{part}: expected examples of shape {expected}, found {found}")

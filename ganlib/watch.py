@@ -160,9 +160,12 @@ class Watch:
         varied = pictures[health.evenly_spaced(len(pictures))]
         known, unknown = (self._logits(deal, deal.real, step) for deal in (self.known, self.held_out))
         of_fakes = self._logits(self.held_out, self._play(self.held_out), step)
+        copies = {}
+        if not self.spec.kind.DUPLICATES:  # else copies are no fault; `quality` knows how common they are
+            copies["nearest_neighbour_ratio"] = health.nearest_neighbour_ratio(varied, self.varied)
         row = {
             "diversity": health.diversity(varied, self.varied),
-            "nearest_neighbour_ratio": health.nearest_neighbour_ratio(varied, self.varied),
+            **copies,
             "sign/held_out": float(self.loss.signs(unknown, of_fakes)[0].mean()),
             "overfitting": health.overfitting(known, unknown, of_fakes),
         }

@@ -14,7 +14,7 @@ from ganlib.config import DatasetConfig
 from ganlib.data._classes import MISSING_WORDS
 from ganlib.data._kind import Kind
 from ganlib.data._spec import NO_LABEL, Spec
-from ganlib.sources._source import Source
+from ganlib.sources._source import Source, listed
 from pipelines.budget import resolve_budget
 
 __all__ = ["data_card"]
@@ -128,7 +128,8 @@ def _notes(
             notes.append(f"Attribute {name!r} is {mean:g} in all training examples: it tells nothing.")
     notes += described.pop("notes", ())
     in_test = found.classes["test"]
-    notes += [f"Class {name!r} has no test example." for label, name in enumerate(spec.classes) if not in_test[label]]
+    if lacking := [name for label, name in enumerate(spec.classes) if not in_test[label]]:
+        notes.append(f"Classes without a test example: {listed(lacking)}.")
     return notes
 
 

@@ -32,7 +32,7 @@ from ganlib.data._classes import label_of
 from ganlib.data._kind import Stored
 from ganlib.data._spec import NO_LABEL, Spec
 from ganlib.reference import LEAST
-from ganlib.sources._source import Part, Source, SourceError, printable
+from ganlib.sources._source import Part, Source, SourceError, listed, printable
 from pipelines._stage import PREPARED, StageError, atomic_folder, main
 from pipelines.data_card import data_card
 
@@ -315,12 +315,10 @@ def _check(found: shard_writer.Summary, classes: tuple[str, ...], cfg: DatasetCo
             f"and {counts['test']} for testing, at test_share {cfg.test_share} or by the split that the files have; "
             f"{LEAST} of each are needed"
         )
-    for label, name in enumerate(classes):
-        if not found.classes["train"][label]:
-            raise StageError(
-                f"class {name!r} has no training example ({found.classes['test'][label]} for testing): "
-                "add examples of it or take it away"
-            )
+    if lacking := [name for label, name in enumerate(classes) if not found.classes["train"][label]]:
+        raise StageError(
+            f"classes without a training example: {listed(lacking)}; add examples of them or take them away"
+        )
     if cfg.normal and shards.ANOMALIES not in found.counts:
         raise StageError(f"normal: no readable example is of another class than {', '.join(map(str, cfg.normal))}")
 

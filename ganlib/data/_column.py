@@ -94,6 +94,8 @@ def as_text(value: Any, missing: frozenset[str]) -> str | None:
         return str(int(value))
     if isinstance(value, float | np.floating):
         return None if value != value else str(value)  # of float32 the digits that tell it apart
+    if getattr(value, "nanosecond", 0):  # of pandas; times are kept to the microsecond
+        value = value.floor("us")
     if isinstance(value, datetime.date):  # a datetime, too
         return value.isoformat(" ") if isinstance(value, datetime.datetime) else value.isoformat()
     if isinstance(value, (bytes, list, dict, tuple)) or not hasattr(value, "__float__"):
@@ -200,7 +202,12 @@ def written(column: Column, seconds: float) -> str:
     moment, form = EPOCH + datetime.timedelta(seconds=seconds), column.formats[0].replace("%z", "+00:00")
     if column.decimals:
         form = form.replace("%f", f"{moment.microsecond:06}"[: column.decimals])
-    return moment.strftime(form)
+    return strftime(moment, form)
+
+
+def strftime(moment: datetime.datetime, form: str) -> str:
+    """As Python's, whose years before 1000 lack the zeros that `strptime` asks for."""
+    return moment.strftime(form.replace("%Y", f"{moment.year:04}"))
 
 
 _FALSE, _TRUE = ("false", "f", "no", "n", "0"), ("true", "t", "yes", "y", "1")

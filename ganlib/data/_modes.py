@@ -14,6 +14,7 @@ from torch import Tensor
 from ganlib.data._column import Column, Mode, changed
 
 _LEAST_WEIGHT = 0.005  # of a mode
+_POINT_SHARE = 0.1  # of the values, that makes one of them a mode of its own
 _MIXTURE_VALUES = 5_000  # by which modes are found
 
 
@@ -64,8 +65,26 @@ class Numbers:
             if not changes["step"] and said.decimals is None and self.decimals <= 6:
                 changes["decimals"] = self.decimals
         if not changes["values"] and not said.modes:
-            changes["modes"] = _mixture(self.first, max_modes)
+            changes["modes"] = _modes(self.first, max_modes)
         return changed(said, **changes)
+
+
+def _modes(values: NDArray[np.float64], max_modes: int) -> tuple[Mode, ...]:
+    """Those of a mixture. A value that many rows have, such as 0 where most have nothing, is one of its own, so that
+    samples have exactly this value, and as often."""
+    distinct, counts = np.unique(values, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[: max_modes - 1]
+    points = distinct[order[counts[order] >= _POINT_SHARE * len(values)]]
+    others = values[~np.isin(values, points)]
+    if not len(points) or len(others) < 2:
+        return _mixture(values, max_modes)
+    # so narrow that no other value is nearest to it
+    std = float(np.diff(distinct).min()) / 100
+    shares = {float(point): float((values == point).mean()) for point in points}
+    found = [Mode(weight=share, mean=at, std=std, low=at, high=at) for at, share in shares.items()]
+    for mode in _mixture(others, max_modes - len(points)):
+        found.append(Mode(**{**dict(mode), "weight": mode.weight * len(others) / len(values)}))
+    return tuple(sorted(found, key=lambda mode: mode.mean))
 
 
 def _mixture(values: NDArray[np.float64], max_modes: int) -> tuple[Mode, ...]:
@@ -125,7 +144,7 @@ class ModeTensors:
     std: Tensor
     middle: Tensor
     half: Tensor
-    """of the range; 1 where it is a point"""
+    """of the range; where it is a point, that of an average mode of the column"""
     low: Tensor
     high: Tensor
 
@@ -137,14 +156,18 @@ def mode_tensors(columns: list[tuple[Mode, ...]]) -> ModeTensors:
         rows = [[of(mode) for mode in modes] + [padding] * (most - len(modes)) for modes in columns]
         return torch.tensor(rows, dtype=torch.float64)
 
+    low, high = table(lambda mode: mode.low, np.inf), table(lambda mode: mode.high, -np.inf)
+    average = [(max(m.high for m in modes) - min(m.low for m in modes)) / (2 * len(modes)) or 1.0 for modes in columns]
+    half = table(lambda mode: (mode.high - mode.low) / 2, 1.0)
+
     return ModeTensors(
         table(lambda mode: np.log(mode.weight / mode.std), -np.inf),
         table(lambda mode: mode.mean, 0.0),
         table(lambda mode: mode.std, 1.0),
         table(lambda mode: (mode.low + mode.high) / 2, 0.0),
-        table(lambda mode: (mode.high - mode.low) / 2 or 1.0, 1.0),
-        table(lambda mode: mode.low, np.inf),
-        table(lambda mode: mode.high, -np.inf),
+        torch.where(half > 0, half, torch.tensor(average, dtype=torch.float64)[:, None]),
+        low,
+        high,
     )
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from ganlib._config import Config as _Base
 from ganlib.data import _charts
 from ganlib.data._classes import MISSING_WORDS
-from ganlib.data._column import EPOCH, Column, Guess, Mode, as_date, as_number, changed, written
+from ganlib.data._column import EPOCH, Column, Guess, Mode, as_date, as_number, changed, strftime, written
 from ganlib.data._kind import Block, Part, Stored, Where
 from ganlib.data._modes import ModeTensors, Numbers, Ranges, mode_of, mode_tensors
 from ganlib.data._rows import Words, code_of, codes_of, parse_conditions, words_of
@@ -63,6 +63,8 @@ MODALITY = "table"
 DUPLICATES = True
 
 _CHUNK = 4096  # rows whose values are counted together
+_FEW_WORDS = 0.1  # of the rows, with which a column may be one of numbers
+_LEAST_ROWS, _LEAST_PAIRS = 50, 3  # rows, and pairs of equal ones to be expected, if that all differ is to tell
 _FARTHEST = 10.0  # scalar that networks see of a value beyond its mode's range, at most
 
 
@@ -311,8 +313,8 @@ def quantise(cfg: Config, samples: Tensor) -> Tensor:
         chosen = samples[:, block.start : block.start + block.size].argmax(1)
         known = chosen.clamp_max(max(0, block.size - 1 - bool(column.missing)))
         if column.modes:
-            middle, half = tables.modes.middle[modes[i]].to(out), tables.modes.half[modes[i]].to(out)
-            values = middle[known] + samples[:, scalars[i]].double().clamp(-1.0, 1.0) * half[known]
+            low, high = tables.modes.low[modes[i]].to(out)[known], tables.modes.high[modes[i]].to(out)[known]
+            values = (low + high) / 2 + samples[:, scalars[i]].double().clamp(-1.0, 1.0) * (high - low) / 2
             values = _rounded(column, values)
         elif codes_of(column):
             values = tables.codes[codes[i]].to(out)[known]
@@ -396,7 +398,7 @@ def compare(cfg: Config, made: NDArray[np.float64], real: NDArray[np.float64]) -
 
     def write(column: Column) -> Callable[[float], str]:
         if column.type == "date":
-            return lambda seconds: (EPOCH + datetime.timedelta(seconds=seconds)).strftime("%Y-%m-%d")
+            return lambda seconds: strftime(EPOCH + datetime.timedelta(seconds=seconds), "%Y-%m-%d")
         return "{:g}".format
 
     return _charts.page(
@@ -416,20 +418,49 @@ def where(cfg: Config, conditions: Sequence[str]) -> Where:
 def describe(cfg: Config, stored: Stored) -> dict[str, Any]:
     """What was guessed and learnt of each column, so that a user sees it and can write it otherwise."""
     codes = stored["sample"]
-    notes = [
-        f"Column {c.name!r} holds dates as YYYYMMDD, taken for whole numbers, so what is made may be no date: write "
-        f"`{{name: {c.name}, type: date, formats: ['%Y%m%d']}}` in `columns` if that is what they are."
-        for i, c in enumerate(cfg.columns)
-        if c.type == "integer" and _are_dates(codes[:, i])
-    ]
+    known = [column[~np.isnan(column)] for column in codes.T]
+    notes = [note for c, values in zip(cfg.columns, known, strict=True) if (note := _note(cfg, c, values))]
     return {"columns": {c.name: _described(c, codes[:, i]) for i, c in enumerate(cfg.columns)}, "notes": notes}
 
 
-def _are_dates(codes: NDArray[np.float64]) -> bool:
+def _note(cfg: Config, column: Column, known: NDArray[np.float64]) -> str:
+    """What a column may be besides what it is taken for, by the values of training rows that are not missing; or
+    nothing."""
+    name, is_integer = column.name, column.type == "integer"
+    words = {i: w for i, w in enumerate(column.categories) if as_number(w, ".") is None and as_number(w, ",") is None}
+    share = float(np.isin(known, [*words]).sum()) / max(1, len(known))
+    if is_integer and _are_dates(known):
+        return (
+            f"Column {name!r} holds dates as YYYYMMDD, taken for whole numbers, so what is made may be no date: write "
+            f"`{{name: {name}, type: date, formats: ['%Y%m%d']}}` in `columns` if that is what they are."
+        )
+    if words and len(column.categories) - len(words) > cfg.max_values and share < _FEW_WORDS:
+        return (
+            f"Column {name!r} holds numbers and, in {share:.1%} of the training rows, "
+            f"{', '.join(map(repr, islice(words.values(), 3)))}, so it is a choice among {len(column.categories)} "
+            "categories: if those mean that a value is missing, add them to `missing_values`; with "
+            f"`{{name: {name}, type: number}}` in `columns` rows that have them are rejects."
+        )
+    if (is_integer or column.type == "category") and _are_identifiers(column, known):
+        return (
+            f"Column {name!r} has another value in each training row, as names and identifiers have: samples of it "
+            f"mean nothing, or are those of real rows; `exclude: [{name}]` leaves it out."
+        )
+    return ""
+
+
+def _are_dates(known: NDArray[np.float64]) -> bool:
     """Whether all numbers are dates as YYYYMMDD."""
-    known = np.unique(codes[~np.isnan(codes)])
-    in_range = len(known) > 0 and known[0] >= 1e7 and known[-1] < 1e8
-    return in_range and all(as_date(f"{code:.0f}", ("%Y%m%d",)) is not None for code in known)
+    found = np.unique(known)
+    in_range = len(found) > 0 and found[0] >= 1e7 and found[-1] < 1e8
+    return in_range and all(as_date(f"{code:.0f}", ("%Y%m%d",)) is not None for code in found)
+
+
+def _are_identifiers(column: Column, known: NDArray[np.float64]) -> bool:
+    """Whether no two rows have one value, though of so many whole numbers in this range several should be equal."""
+    if len(known) < _LEAST_ROWS or len(np.unique(known)) < len(known):
+        return False
+    return column.type == "category" or bool(len(known) ** 2 >= _LEAST_PAIRS * 2 * (np.ptp(known) + 1))
 
 
 def _described(column: Column, codes: NDArray[np.float64]) -> dict[str, Any]:
@@ -444,7 +475,7 @@ def _described(column: Column, codes: NDArray[np.float64]) -> dict[str, Any]:
     figures: dict[str, Any] = {"low": column.low, "high": column.high, "mean": round(float(known.mean()), 6)}
     if column.type == "date":
         formats = column.formats or ("%Y-%m-%d %H:%M:%S",)
-        shown = {name: (EPOCH + datetime.timedelta(seconds=figures[name])).strftime(formats[0]) for name in figures}
+        shown = {name: strftime(EPOCH + datetime.timedelta(seconds=figures[name]), formats[0]) for name in figures}
         figures = {**shown, "formats": list(column.formats)}
     elif column.type == "number":
         figures |= {"decimals": column.decimals, "decimal_mark": column.decimal}

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["distances", "distinct", "inside", "nearest", "radii"]
+__all__ = ["ROWS", "distances", "distinct", "inside", "nearest", "radii"]
+
+ROWS = 4096
+"""examples whose distances or products to all others are in memory at a time"""
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
@@ -26,13 +29,14 @@ def distinct(points: Tensor) -> Tensor:
 
 def radii(points: Tensor, k: int) -> Tensor:
     """`[N]`: the distance from each point to its k-th nearest other point (the farthest, where there are fewer)."""
-    nearest = distances(points, points).topk(min(k + 1, len(points)), dim=1, largest=False).values
-    return nearest[:, -1]
+    near = [distances(part, points).topk(min(k + 1, len(points)), 1, largest=False) for part in points.split(ROWS)]
+    return torch.cat([found.values[:, -1] for found in near])
 
 
 def inside(points: Tensor, centres: Tensor, k: int) -> Tensor:
     """`[N, M]`, bool: does each point lie in the ball around each centre?"""
-    return distances(points, centres) <= radii(centres, k)
+    reach = radii(centres, k)
+    return torch.cat([distances(part, centres) <= reach for part in points.split(ROWS)])
 
 
 def nearest(points: Tensor, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from ganlib.metrics._neighbours import distinct, inside
 from ganlib.metrics._types import Examples
 
@@ -18,4 +20,5 @@ BOUNDS = (0.0, math.inf)
 
 
 def compute(real: Examples, fake: Examples) -> float:
-    return float(inside(fake["features"], distinct(real["features"]), k=5).sum(1).double().mean()) / 5
+    held = inside(fake["features"], distinct(real["features"]), k=5)
+    return float(held.sum(1, dtype=torch.int32).double().mean()) / 5

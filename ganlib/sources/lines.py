@@ -60,7 +60,7 @@ def load(cfg: Config, raw: Path) -> Source:
     paths = sorted({path for pattern in cfg.files for path in _matching(folder, pattern)})
     if not paths:
         raise SourceError(f"{folder}: no file matches source.files ({', '.join(cfg.files)})")
-    starts, count, labels = list[tuple[Path, int, int]](), 0, set[str]()
+    starts, count, labels, quoted = list[tuple[Path, int, int]](), 0, set[str](), 0
     for path in paths:
         _check_encoding(path)
         lines = 0
@@ -70,6 +70,7 @@ def load(cfg: Config, raw: Path) -> Source:
             if lines % _PART_LINES == 0:
                 starts.append((path, start, number))
             lines += 1
+            quoted += cfg.delimiter is not None and line is not None and line.startswith(b'"')
             if cfg.labels == "column" and (label := _label(cfg, line)):
                 labels.add(label)
         count += lines
@@ -80,8 +81,13 @@ def load(cfg: Config, raw: Path) -> Source:
     parts = [partial(_items, cfg, folder, path, at, number, known, splits.get(path)) for path, at, number in starts]
     what = about or f"{len(paths)} text files"
     left = left_over(raw, paths) if cfg.package is None else {}  # a package has code next to its text
-    notes = (note,) if note else ()
-    return Source(f"{what}: {count} lines", count, parts, class_names(known), passed_over=left, notes=notes)
+    notes = [note] if note else []
+    if 2 * quoted > count:
+        notes.append(
+            "Most lines begin with a quotation mark: they are not read as CSV, so the marks around a cell are part of "
+            "it, and a delimiter between them ends it."
+        )
+    return Source(f"{what}: {count} lines", count, parts, class_names(known), passed_over=left, notes=tuple(notes))
 
 
 def _matching(folder: Path, pattern: str) -> Iterator[Path]:

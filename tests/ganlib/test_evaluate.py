@@ -252,11 +252,17 @@ def test_what_is_drawn_is_what_the_generator_samples(tmp_path: Path):
         game = module.build(module.Config(width=4), spec)
         return Generator(game, spec, {}, torch.device("cpu"))
 
+    drawn = np.random.default_rng(1).integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
+    rows = packed_rows(SPEC, [{"sample": one} for one in drawn], labels=[0] * 48 + [2] * 12)
+    (tmp_path / "labelled").mkdir()
+    shards.write(tmp_path / "labelled", [rows], SPEC.parts, completed(SPEC), test_share=0.4, shard_mb=64.0)
+    known = shards.read(tmp_path / "labelled", "test")["label"]
     noise = generator("mlp", SPEC)
     noise.game.generator.eval()
-    drawn, sampled = sample_for_evaluation(noise, tmp_path, 23, seed=5, batch=7), noise.sample(23, seed=5)
-    assert drawn["label"].equal(sampled["label"])
-    torch.testing.assert_close(drawn["sample"][:], sampled["sample"])
+    found = sample_for_evaluation(noise, tmp_path / "labelled", 50, seed=5, batch=7)
+    assert 20 < len(known) < 30
+    assert found["label"].equal(torch.cat([known, known, known])[:50])  # of the shares that classes have in the data
+    torch.testing.assert_close(found["sample"][:], noise.sample(50, seed=5, label=found["label"])["sample"])
 
     pixels = np.random.default_rng(0).integers(0, 256, (30, 2, 32, 32), dtype=np.uint8)
     spec = pair_spec(1, 1, (32, 32))

@@ -128,6 +128,9 @@ def test_the_registered_model_scores_explains_and_still_makes_samples(trained, d
     assert again.offset_ == pytest.approx(detector.offset_, rel=1e-4)
     assert (again.predict(others) == -1).mean() > 0.9
     assert (again.predict(normals) == 1).mean() > 0.6
+    assert again.predict(normals[:0]).shape == (0,)
+    with pytest.raises(ValueError, match=r"^example 1: expected images of shape \[8, 8, 1\], found \[8, 7, 1\]"):
+        again.predict([normals[0], normals[0][:, 1:]])
     with pytest.raises(ValueError, match="answer: 'x' is not one of this model's; known: score, residual"):
         OutlierDetector(folder / TRAINED / "generator", answer="x").fit(others)
     with pytest.raises(ValueError, match="'map' is no score"):
@@ -164,6 +167,8 @@ def test_offset_parts_the_share_that_is_asked_for():
     assert clone(detector).get_params()["contamination"] == 0.1
     with pytest.raises(NotFittedError):
         OutlierDetector(Distance()).predict(rows)
+    with pytest.raises(ValueError, match="fit: expected rows to set the threshold by, found none"):
+        OutlierDetector(Distance()).fit(rows[:0])
     for share in (0.0, 0.6):
         with pytest.raises(ValueError, match="expected more than 0 and at most"):
             OutlierDetector(Distance(), contamination=share).fit(rows)

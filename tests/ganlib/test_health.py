@@ -251,6 +251,14 @@ def test_spacing_sees_copies_that_diversity_does_not():
     )  # the data's own copies are left out
 
 
+def test_copies_are_no_fault_where_most_of_the_data_are_copies():
+    """Rows of few categories: of as many drawn from their distribution nearly all are equal, too."""
+    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4)
+    real, fake = (corners[torch.randint(16, (500,), generator=torch.Generator().manual_seed(s))] for s in (0, 1))
+    assert nearest_neighbour_ratio(fake, real) == 1.0
+    assert nearest_neighbour_ratio(corners[:1].expand(500, -1), real) == 1.0  # which `diversity` sees
+
+
 def test_overfitting_is_the_share_of_the_way_to_the_fakes():
     real, fake = torch.tensor([2.0, 4.0]), torch.tensor([-1.0, -1.0, -1.0])
     assert overfitting(real, torch.tensor([3.0]), fake) == 0.0

@@ -57,6 +57,23 @@ def test_what_a_tokeniser_joins_it_splits_again(name):
     assert tokeniser.join(tokeniser.split(VERSE)) == VERSE
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "\u0939\u093f\u0928\u094d\u0926\u0940 \u092d\u093e\u0937\u093e",  # Hindi, with vowel signs
+        "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 \u0e04\u0e23\u0e31\u0e1a",  # Thai
+        "\u0645\u064f\u062d\u064e\u0645\u0651\u064e\u062f \u0642\u0627\u0644",  # Arabic, pointed
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \u0628\u0631\u0648\u0645",  # Persian, with a non-joiner
+        "\u2764\ufe0f \U0001f44d\U0001f3fd \U0001f468\u200d\U0001f467 \U0001f1e9\U0001f1ea",  # emoji
+        "x\u0301\u0302 y",
+    ],
+)
+def test_marks_stay_with_what_they_change(line):
+    tokeniser = registry.load("data.tokenisers", "words")
+    assert tokeniser.split(line) == line.split(" ")
+    assert tokeniser.join(tokeniser.split(line)) == line
+
+
 def test_the_vocabulary_keeps_the_most_frequent_in_an_order_of_their_own():
     lines = ["ba", "abc", "abcd", "da"]
     cfg = config(lines, vocabulary_size=3)
@@ -154,6 +171,10 @@ def test_columns_of_a_delimiter_and_parts_of_a_file(tmp_path, monkeypatch):
     assert [item.payload for item in items] == words(100)
     assert [item.label for item in items[:3]] == [0, 1, 0]
     assert items[8].id == "a.tsv:17"
+    assert found.notes == ()
+    (raw / "a.tsv").write_text("".join(f'"{word}"\t"even"\n' for word in words(100)))
+    (note,) = source.load(cfg, raw).notes
+    assert note.startswith("Most lines begin with a quotation mark: they are not read as CSV")
     with pytest.raises(ValueError, match="labels: column needs a delimiter"):
         source.Config(labels="column")
 

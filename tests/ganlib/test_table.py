@@ -536,7 +536,8 @@ def test_the_card_states_what_was_guessed(tmp_path):
 def test_whole_numbers_that_are_dates_are_noted(tmp_path):
     (tmp_path / "raw").mkdir()
     days = pd.to_datetime("2020-01-01") + pd.to_timedelta(np.arange(200), unit="D")
-    pd.DataFrame({"day": days.strftime("%Y%m%d"), "id": 20200101 + np.arange(200)}).to_csv(tmp_path / "raw/x.csv")
+    frame = pd.DataFrame({"day": days.strftime("%Y%m%d"), "size": 20200101 + np.arange(200) // 2})
+    frame.to_csv(tmp_path / "raw/x.csv")
     sample = {"kind": "table", "exclude": ["Unnamed: 0"]}
 
     def notes():
@@ -549,6 +550,58 @@ def test_whole_numbers_that_are_dates_are_noted(tmp_path):
     assert "{name: day, type: date, formats: ['%Y%m%d']}" in note
     sample["columns"] = [{"name": "day", "type": "date", "formats": ["%Y%m%d"]}]
     assert notes() == []
+
+
+def test_a_frequent_value_is_a_mode_of_its_own():
+    """As 0 where most have nothing: samples have exactly this value, whatever their scalar."""
+    rng = np.random.default_rng(0)
+    values = np.where(rng.random(1000) < 0.7, 0.0, rng.lognormal(-5, 1, 1000).round(6))
+    cfg, codes = learnt([{"x": value} for value in values])
+    modes = cfg.columns[0].modes
+    assert [mode.weight for mode in modes if mode.low == mode.high == 0.0] == [pytest.approx((values == 0).mean())]
+    assert sum(mode.weight for mode in modes) == pytest.approx(1.0, abs=0.02)
+    seen = table.decode(cfg, "sample", torch.from_numpy(codes))
+    assert (seen[:, 1:].argmax(1) == 0).numpy().tolist() == (values == 0).tolist()
+    seen[:, 0] += 0.3
+    assert (table.quantise(cfg, seen)[:, 0] == 0).numpy().tolist() == (values == 0).tolist()
+    far = table.decode(cfg, "sample", torch.tensor([[-values.max()]], dtype=torch.float64))
+    assert far[0, 0] < -2  # in the widths of modes, whatever the unit
+    few = learnt([{"x": value} for value in values], max_modes=1)[0].columns[0].modes
+    assert [(mode.low, mode.high) for mode in few] == [(0.0, values.max())]
+
+
+def test_years_before_1000_are_written_as_they_are_read():
+    cfg, codes = learnt([{"x": value} for value in ("0001-01-01", "1999-12-31", "2020-01-31", "0987-06-05")])
+    shown = table.present(cfg, "sample", codes)
+    assert shown["x"].tolist() == ["0001-01-01", "1999-12-31", "2020-01-31", "0987-06-05"]
+    assert table.describe(cfg, {"sample": codes})["columns"]["x"]["low"] == "0001-01-01"
+
+
+def test_nanoseconds_are_times_to_the_microsecond():
+    times = pd.to_datetime(1_600_000_000_123_456_789 + 10**9 * np.arange(40))
+    cfg, codes = learnt([{"x": value} for value in times])
+    assert cfg.columns[0].type == "date"
+    assert table.present(cfg, "sample", codes)["x"][0] == pd.Timestamp("2020-09-13 12:26:40.123457")
+
+
+def test_what_a_column_may_be_besides_is_noted():
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "power": "?" if i % 50 == 0 else str(rng.integers(40, 200)),
+            "name": f"customer {i}",
+            "id": 1000 + i,
+            "people": int(rng.integers(10**9)),
+            "kind": "?" if i % 50 == 0 else str(i % 5),
+        }
+        for i in range(200)
+    ]
+    cfg, codes = learnt(rows)
+    of_power, of_name, of_id = table.describe(cfg, {"sample": codes})["notes"]
+    assert "Column 'power' holds numbers and, in 2.0% of the training rows, '?', so it is a choice" in of_power
+    assert all("has another value in each training row" in note for note in (of_name, of_id))
+    assert "`exclude: [name]`" in of_name
+    assert "'id'" in of_id
 
 
 def test_a_column_that_is_nearly_empty_has_modes():

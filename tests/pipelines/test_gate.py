@@ -124,6 +124,8 @@ def test_a_champion_of_format_1_is_compared_with_a_challenger_of_now(params, pre
     monkeypatch.setattr(gate, "load_or_reason", lambda *_: old)
     monkeypatch.setattr(gate, "REFERENCE", labelled)
     monkeypatch.setattr(gate, "PREPARED", prepared)
+    # the old one knows two classes, the data have ten
+    monkeypatch.setattr("ganlib.evaluate._labels_of_test", lambda prepared, n: torch.arange(n) % 2)
     small = params.model_copy(update={"evaluate": EvaluateConfig(num_samples=20, resamples=2)})
     decision = gate._against(None, small, "classifier.fd", Version("name", 1, {}), load_generator(tmp_path), 1.0)
     assert (decision.decision, decision.difference) == ("refused", 0.0)

@@ -182,7 +182,7 @@ def test_images_that_are_all_but_black_are_said(tmp_path, capsys, levels, dtype,
             r"too few data: of 10 different examples \d are for training and \d for testing, at test_share 0.3 or .*; "
             "10 of each are needed",
         ),
-        (["rare/0.png", *(f"b/{i}.png" for i in range(60))], "class 'rare' has no training example"),
+        (["rare/0.png", *(f"b/{i}.png" for i in range(60))], "classes without a training example: rare; "),
     ],
 )
 def test_too_little_is_one_clear_line(tmp_path, names, said):
