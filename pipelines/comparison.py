@@ -78,7 +78,7 @@ def _exhibits(store: Store, params: Params, model: str, generator: Generator, de
     own, others = (_samples(one, params) for one in (generator, champion))
     spec = generator.spec
     if spec.given:
-        about = "In each group, from the left: what is given, what the champion makes of it, what this version does."
+        about = "In each group, in this order: what is given, what the champion makes of it, what this version does."
         shown.add_picture("Side by side", about, picture_of_samples(own, spec, PREPARED, others))
         return shown
     same = "The same seeds as the champion's."

@@ -185,7 +185,7 @@ def show_samples(
 def _what_samples_show(generator: Generator, spec: Spec) -> str:
     if generator.translates:
         return (
-            "Test examples. In each group, from the left: what is given, a baseline without learning where the kind of "
+            "Test examples. In each group, in this order: what is given, a baseline without learning where the kind of "
             "data shows one, what a fitted generator made of it before the game where there was one, what the "
             "generator makes of it, and the target."
         )
