@@ -6,7 +6,6 @@ and the statistics so far. Files load with `weights_only=True`.
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,11 @@ class Damaged(ValueError):
 
 
 def save(directory: str | Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values to `directory`. Raises OSError, which torch does not on a full disk."""
+    """Write tensors and plain values to `directory`. Raises OSError, also where the disk is full."""
     final = Path(directory) / NAME
     partial = final.with_suffix(".partial")
-    torch.save({"format": FORMAT, **state}, content := io.BytesIO())
-    with partial.open("wb") as file:
-        file.write(content.getbuffer())
+    with partial.open("wb") as file:  # of a path torch raises no OSError on a full disk
+        torch.save({"format": FORMAT, **state}, file)
         file.flush()
         os.fsync(file.fileno())
     partial.rename(final)

@@ -120,11 +120,11 @@ def sample_for_evaluation(generator: Generator, prepared: str | Path, n: int, *,
     return {**samples, **answers}
 
 
-def _labels_of_test(prepared: str | Path, n: int) -> Tensor:
-    """Labels `[n]` of the first test examples that have one, again and again if there are fewer."""
-    labels: Tensor = shards.stored(prepared, "test")["label"]
-    labels = labels[labels != NO_LABEL]
-    return labels[torch.arange(n) % len(labels)]
+def _labels_of_test(prepared: str | Path, n: int) -> Tensor | None:
+    """Labels `[n]` of the first test examples that have one, again and again if there are fewer; None if none has."""
+    stored = shards.stored(prepared, "test")
+    labels = stored["label"][stored["label"] != NO_LABEL] if "label" in stored else ()
+    return labels[torch.arange(n) % len(labels)] if len(labels) else None
 
 
 def _answers(generator: Generator, prepared: str | Path, n: int, size: int, split: str) -> Examples:

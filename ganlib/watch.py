@@ -162,7 +162,8 @@ class Watch:
         of_fakes = self._logits(self.held_out, self._play(self.held_out), step)
         copies = {}
         if not self.spec.kind.DUPLICATES:  # else copies are no fault; `quality` knows how common they are
-            copies["nearest_neighbour_ratio"] = health.nearest_neighbour_ratio(varied, self.varied)
+            distinct = self.varied.unique(dim=0)  # of few examples some were taken again
+            copies["nearest_neighbour_ratio"] = health.nearest_neighbour_ratio(varied, distinct)
         row = {
             "diversity": health.diversity(varied, self.varied),
             **copies,

@@ -149,7 +149,10 @@ def _check_code() -> None:
     """Raise StageError where the code of another folder would run: DVC would take its result for that of this one."""
     used, here = Path(ganlib.__file__).resolve().parent, Path("ganlib").resolve()
     if here.is_dir() and used != here:
-        raise StageError(f"the code of {used.parent} would run, not that of {here.parent}; unset PYTHONSAFEPATH")
+        raise StageError(
+            f"the code of {used.parent} would run, not that of {here.parent}; start stages as `python -m` here, and "
+            "without PYTHONSAFEPATH"
+        )
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

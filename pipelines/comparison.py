@@ -79,11 +79,13 @@ def _exhibits(store: Store, params: Params, model: str, generator: Generator, de
     spec = generator.spec
     if spec.given:
         about = "In each group, in this order: what is given, what the champion makes of it, what this version does."
-        shown.add_picture("Side by side", about, picture_of_samples(own, spec, PREPARED, others))
+        shown.add_picture("Side by side", about, picture_of_samples(generator, own, PREPARED, params.seed, others))
         return shown
     same = "The same seeds as the champion's."
-    shown.add_picture("This version", same, picture_of_samples(own, spec, PREPARED))
-    shown.add_picture(f"Version {number}, the champion", "", picture_of_samples(others, spec, PREPARED))
+    shown.add_picture("This version", same, picture_of_samples(generator, own, PREPARED, params.seed))
+    shown.add_picture(
+        f"Version {number}, the champion", "", picture_of_samples(champion, others, PREPARED, params.seed)
+    )
     return shown
 
 

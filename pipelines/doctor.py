@@ -297,9 +297,9 @@ def _raw(raw: Path) -> Iterator[Finding]:
     """Of the folder that DVC depends on, and of files whose names it cannot write down: it stops at the first without
     naming it, before any stage starts."""
     if not raw.exists():
-        tracked = raw.with_name(f"{raw.name}.dvc")
+        tracked = next((file for of in (raw, *raw.parents[:-1]) if (file := Path(f"{of}.dvc")).exists()), None)
         make = "put the data there; for data that come with a package an empty folder is enough"
-        yield Finding("fail", f"{raw}: no such folder", f"`dvc pull {tracked}`" if tracked.exists() else make)
+        yield Finding("fail", f"{raw}: no such folder", f"`dvc pull {tracked}`" if tracked else make)
     faults = [file for file in walk(raw, "files") if name_fault(file.name)] if raw.is_dir() else []
     if faults:
         what = f"{raw}: {len(faults)} names are not UTF-8, as DVC needs them: {printable(faults[0].name)}"

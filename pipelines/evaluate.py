@@ -97,7 +97,7 @@ def stage(params: Params) -> None:
         about |= {"not_measured": _not_measured(metrics, spec)}
         _write(folder / "about.json", about)
         preview = functools.partial(spec.kind.preview, spec.sample)
-        picture_of_samples(samples, spec, PREPARED, before).save(folder / "samples.png")
+        picture_of_samples(generator, samples, PREPARED, params.seed, before).save(folder / "samples.png")
         show_samples(exhibits, folder / "samples.png", generator, samples, seen, reference, params.seed)
         neighbours = _with_nearest_training_examples(samples["sample"][:COLUMNS], reference, spec)
         shown = presented(spec, neighbours)

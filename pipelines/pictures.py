@@ -37,9 +37,13 @@ STEPS = 10  # of an interpolation
 TRUNCATIONS = (None, 0.7, 0.5, 0.3)
 
 
-def picture_of_samples(samples: Samples, spec: Spec, prepared: Path, other: Samples | None = None) -> Image:
+def picture_of_samples(
+    generator: Generator, samples: Samples, prepared: Path, seed: int, other: Samples | None = None
+) -> Image:
     """Samples as the kind of data shows them best: test examples with what is made of them, and, before that, what
-    `other` has for them; how samples are distributed, next to test examples; or a row for each class."""
+    `other` has for them; how samples are distributed, next to test examples; or a row for each of the first classes,
+    of which `samples`, in the shares of the data, may have few."""
+    spec = generator.spec
     if spec.given:
         columns = {
             **{name: samples[name] for name in spec.given},
@@ -49,7 +53,11 @@ def picture_of_samples(samples: Samples, spec: Spec, prepared: Path, other: Samp
         return _preview(spec, {name: column[: COLUMNS * COLUMNS] for name, column in columns.items()}, COLUMNS // 2)
     if spec.kind.compare is not None:
         return _compared(samples, spec, prepared)
-    return _preview(spec, {"sample": _by_class(samples, spec)}, COLUMNS)
+    shown = samples["sample"][: COLUMNS * COLUMNS]
+    if "label" in samples and spec.kind.is_picture:
+        labels = torch.arange(min(ROWS, len(spec.classes))).repeat_interleave(COLUMNS)
+        shown = generator.sample(len(labels), seed=seed, label=labels, batch=COLUMNS)["sample"]
+    return _preview(spec, {"sample": shown}, COLUMNS)
 
 
 def presented(spec: Spec, samples: Tensor) -> Any:
@@ -91,16 +99,6 @@ def least_realistic(features: Tensor, reference: Reference, n: int) -> list[int]
 
 def _preview(spec: Spec, samples: Mapping[str, Tensor], columns: int) -> Image:
     return spec.kind.preview(spec.sample, samples, columns)
-
-
-def _by_class(samples: Samples, spec: Spec) -> Tensor:
-    """A row of pictures for each of the first classes, or the first samples."""
-    if "label" not in samples or not spec.kind.is_picture:
-        first: Tensor = samples["sample"][: COLUMNS * COLUMNS]
-        return first
-    of = [(samples["label"] == label).nonzero()[:COLUMNS, 0] for label in range(min(ROWS, len(spec.classes)))]
-    rows = samples["sample"][torch.cat(of)].split([len(row) for row in of])
-    return torch.cat([torch.cat([row, row.new_full((COLUMNS - len(row), *row.shape[1:]), -1.0)]) for row in rows])
 
 
 def _compared(samples: Samples, spec: Spec, prepared: Path) -> Image:

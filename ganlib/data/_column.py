@@ -95,7 +95,7 @@ def as_text(value: Any, missing: frozenset[str]) -> str | None:
     if isinstance(value, float | np.floating):
         return None if value != value else str(value)  # of float32 the digits that tell it apart
     if getattr(value, "nanosecond", 0):  # of pandas; times are kept to the microsecond
-        value = value.floor("us")
+        value = value.replace(nanosecond=0)
     if isinstance(value, datetime.date):  # a datetime, too
         return value.isoformat(" ") if isinstance(value, datetime.datetime) else value.isoformat()
     if isinstance(value, (bytes, list, dict, tuple)) or not hasattr(value, "__float__"):

@@ -79,7 +79,7 @@ def _modes(values: NDArray[np.float64], max_modes: int) -> tuple[Mode, ...]:
     if not len(points) or len(others) < 2:
         return _mixture(values, max_modes)
     # so narrow that no other value is nearest to it
-    std = float(np.diff(distinct).min()) / 100
+    std = float(np.diff(distinct).min()) / 1e6
     shares = {float(point): float((values == point).mean()) for point in points}
     found = [Mode(weight=share, mean=at, std=std, low=at, high=at) for at, share in shares.items()]
     for mode in _mixture(others, max_modes - len(points)):

@@ -64,7 +64,7 @@ DUPLICATES = True
 
 _CHUNK = 4096  # rows whose values are counted together
 _FEW_WORDS = 0.1  # of the rows, with which a column may be one of numbers
-_LEAST_ROWS, _LEAST_PAIRS = 50, 3  # rows, and pairs of equal ones to be expected, if that all differ is to tell
+_LEAST_ROWS, _LEAST_PAIRS = 50, 8  # rows, and pairs of equal ones to be expected, if that all differ is to tell
 _FARTHEST = 10.0  # scalar that networks see of a value beyond its mode's range, at most
 
 
@@ -436,15 +436,15 @@ def _note(cfg: Config, column: Column, known: NDArray[np.float64]) -> str:
         )
     if words and len(column.categories) - len(words) > cfg.max_values and share < _FEW_WORDS:
         return (
-            f"Column {name!r} holds numbers and, in {share:.1%} of the training rows, "
+            f"Column {name!r} holds numbers and, in {share:.1%} of the training rows looked at, "
             f"{', '.join(map(repr, islice(words.values(), 3)))}, so it is a choice among {len(column.categories)} "
-            "categories: if those mean that a value is missing, add them to `missing_values`; with "
-            f"`{{name: {name}, type: number}}` in `columns` rows that have them are rejects."
+            "categories. If these are codes, leave it so; if those mean that a value is missing, add them to "
+            f"`missing_values`; with `{{name: {name}, type: number}}` in `columns` rows that have them are rejects."
         )
-    if (is_integer or column.type == "category") and _are_identifiers(column, known):
+    if name != cfg.target and (is_integer or column.type == "category") and _are_identifiers(column, known):
         return (
-            f"Column {name!r} has another value in each training row, as names and identifiers have: samples of it "
-            f"mean nothing, or are those of real rows; `exclude: [{name}]` leaves it out."
+            f"Column {name!r} has another value in each training row looked at, as names and identifiers have: samples "
+            f"of it mean nothing, or are those of real rows; `exclude: [{name}]` leaves it out."
         )
     return ""
 

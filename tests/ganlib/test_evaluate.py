@@ -255,7 +255,7 @@ def test_what_is_drawn_is_what_the_generator_samples(tmp_path: Path):
     drawn = np.random.default_rng(1).integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
     rows = packed_rows(SPEC, [{"sample": one} for one in drawn], labels=[0] * 48 + [2] * 12)
     (tmp_path / "labelled").mkdir()
-    shards.write(tmp_path / "labelled", [rows], SPEC.parts, completed(SPEC), test_share=0.4, shard_mb=64.0)
+    shard_writer.write(tmp_path / "labelled", [rows], SPEC.parts, completed(SPEC), test_share=0.4, shard_mb=64.0)
     known = shards.read(tmp_path / "labelled", "test")["label"]
     noise = generator("mlp", SPEC)
     noise.game.generator.eval()

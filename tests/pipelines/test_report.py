@@ -239,7 +239,7 @@ def test_samples_of_every_kind_are_shown(family, data, tmp_path, monkeypatch):
     features = samples["sample"][:].flatten(1)
     reference = SimpleNamespace(spaces={"flat": Space("flat", torch.nn.Flatten(), features + 1, features)})
     exhibits = Exhibits()
-    picture_of_samples(samples, spec, tmp_path / "prepared").save(tmp_path / "samples.png")
+    picture_of_samples(generator, samples, tmp_path / "prepared", 0).save(tmp_path / "samples.png")
     show_samples(exhibits, tmp_path / "samples.png", generator, samples, {"flat": {"features": features}}, reference, 0)
     headings = [one["heading"] for one in exhibits.shown]
     assert (headings[0], headings[-1]) == ("Samples", "Least realistic")

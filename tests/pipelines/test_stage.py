@@ -92,7 +92,8 @@ def test_a_stage_does_not_run_the_code_of_another_folder(tmp_path):
     )
     assert (done.returncode, done.stderr) == (
         1,
-        f"ganlib: the code of {ROOT} would run, not that of {tmp_path}; unset PYTHONSAFEPATH\n",
+        f"ganlib: the code of {ROOT} would run, not that of {tmp_path}; start stages as `python -m` "
+        "here, and without PYTHONSAFEPATH\n",
     )
     assert not (tmp_path / "outputs").exists()
 

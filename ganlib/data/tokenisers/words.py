@@ -14,8 +14,13 @@ __all__ = ["UNKNOWN", "join", "split"]
 
 UNKNOWN = "<unk>"
 
-_MARKS = "".join(c for c in map(chr, range(0x300, 0x20000)) if unicodedata.category(c).startswith("M"))
-_CHANGES = _MARKS + r"\U0001f3fb-\U0001f3ff\U000e0100-\U000e01ef"  # also the colours of emoji, and variants
+_MARKS = {code for code in range(0x300, 0x20000) if unicodedata.category(chr(code)).startswith("M")}
+# ranges, in which `re` searches faster than in single characters; also the colours of emoji, their tags, and variants
+_FIRST, _LAST = (sorted(code for code in _MARKS if code + step not in _MARKS) for step in (-1, 1))
+_CHANGES = "".join(
+    rf"\U{first:08x}-\U{last:08x}"
+    for first, last in (*zip(_FIRST, _LAST, strict=True), (0x1F3FB, 0x1F3FF), (0xE0020, 0xE007F), (0xE0100, 0xE01EF))
+)
 _WORD = rf"\w[\w{_CHANGES}\u200c\u200d]*"
 _SYMBOL = rf"[^\w\s][{_CHANGES}]*"
 _FLAG = r"[\U0001f1e6-\U0001f1ff]{2}"
