@@ -177,12 +177,12 @@ class DatasetConfig(Config):
 
     @field_validator("test_share")
     @classmethod
-    def _is_not_the_sources(cls, share: float, info: ValidationInfo) -> float:
-        """Refuse a share that the source would not look at, as it has one of its own."""
+    def _source_has_none(cls, share: float, info: ValidationInfo) -> float:
+        """Refuse `test_share` where the source has its own, which counts."""
         source = info.data.get("source")
         own = getattr(source, "test_share", share)
         if share not in (own, cls.model_fields["test_share"].default):
-            raise ValueError(f"source {source.name!r} splits by a share of its own; set source.test_share")  # type: ignore[union-attr]
+            raise ValueError(f"source {source.name!r} has a test_share of its own; set source.test_share instead")  # type: ignore[union-attr]
         return share
 
     @field_validator("sample", mode="before")

@@ -60,7 +60,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """This process's; 0 without a process group."""
+    """The rank of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 

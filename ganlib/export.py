@@ -495,7 +495,7 @@ def _rows_of(tensors: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
 def load_generator(directory: str | Path, device: str | torch.device = "cpu", *, name: str = "") -> Generator:
     """Load what `save_generator` wrote; without the `others` of a game it has no answers.
 
-    Raises ValueError for anything else, with the directory, or in place of that of a copy the `name` of what it is of.
+    Raises ValueError for anything else. The message names the directory, or `name` where that is a temporary copy.
     """
     directory = Path(directory)
     name = name or str(directory)

@@ -254,8 +254,8 @@ def _write_classifier(
     splits: Mapping[str, Mapping[str, Any]],
     cfg: ReferenceConfig,
 ) -> dict[str, Any]:
-    """Write the classifier, the labels, and what it makes of test examples, of which these are the features; returns
-    what `reference.json` says of it."""
+    """Write the classifier, the labels and its confusion table of the test examples with these features. Returns its
+    entry for `reference.json`."""
     weights = {key: value.cpu().contiguous() for key, value in classifier.state_dict().items()}
     _save(weights, directory / "classifier.safetensors")
     _save({split: stored["label"] for split, stored in splits.items()}, directory / "labels.safetensors")

@@ -1,6 +1,6 @@
 """Writing prepared data: rows are sorted by their hash on disk, de-duplicated, split and cut into shards.
 
-What shards hold, and how the hash decides, says `ganlib.shards`, which reads them.
+`ganlib.shards`, which reads shards, says what they hold and how the hash decides the split.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ expectation, and adding or relabelling data never moves an example to the other 
 their own right, as rows of a table are, each but the first is hashed with its number. Anomalies have a split of their
 own.
 
-Parts are fixed-shape tensors, large images lossless PNG. The schema's metadata carries the `Spec`. This file reads
-shards, `ganlib.shard_writer` writes them.
+Parts are fixed-shape tensors, large images lossless PNG. The schema's metadata carries the `Spec`. This module
+reads shards; `ganlib.shard_writer` writes them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The address of the tracking store, and addresses and errors without what is secret in them."""
+"""The tracking store's address, and addresses and errors with their secrets removed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["error_text", "shown", "sqlite_file", "store_uri"]
 
 SCHEMES = ("http", "https", "databricks", "sqlite", "postgresql", "mysql", "mssql")
 SECRETS = ("password", "passwd", "pwd", "token", "secret")
-HALF = 200  # characters of an error that are said from either end
+HALF = 200  # characters kept of the beginning and of the end of a long error
 
 
 def store_uri(config: TrackingConfig) -> str:
@@ -82,8 +82,8 @@ def shown(uri: str) -> str:
 
 
 def error_text(error: BaseException, uri: str) -> str:
-    """The error's text, without what is secret of the store or of addresses in it. Of a long one the middle is left
-    out: requests say the cause at the end."""
+    """The error's text, with secrets of the store and of addresses in it removed. A long text loses its middle: that of
+    requests names the cause at the end."""
     origin = getattr(error.__cause__, "orig", None)  # what the database said, without SQLAlchemy's advice around it
     text = " ".join(str(origin or error).split()) or type(error).__name__
     for secret in sorted(_secrets_of(uri), key=len, reverse=True):

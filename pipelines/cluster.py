@@ -232,7 +232,7 @@ def _refuses(address: str, secret: str | None) -> bool:
     """Whether the GCS at `address` refuses a question asked with this token. Any other answer is for Ray to judge."""
     import grpc  # type: ignore[import-untyped]
 
-    # past any proxy of the environment, as Ray itself
+    # past proxies of the environment, as Ray connects
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         ask = channel.unary_unary(_CHECK_ALIVE, request_serializer=bytes, response_deserializer=bytes)
         try:

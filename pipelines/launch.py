@@ -241,7 +241,7 @@ def choose(keep: str, checkpoints: Checkpoints, last: Saved) -> tuple[Saved, str
 
 
 def _stopped_by_disk(run: Storage, error: OSError) -> StageError:
-    """Names the file, as where temporary files are, or else the run, whose storage does not say which."""
+    """An error that names the file, if the system did, else the run."""
     return StageError(f"{error.filename or run.address}: {error.strerror or error}; {AGAIN}")
 
 

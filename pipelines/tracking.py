@@ -7,8 +7,8 @@ at once, is keyed by what determines its result: a repetition goes on with what 
 stages that do not stop for a server there is `outbox.py`. Registered models are the business of `model_registry.py`.
 Nothing else calls MLflow (`pyfunc.py` is what MLflow itself runs).
 
-Every call waits for its answer: MLFLOW_ENABLE_ASYNC_LOGGING would have MLflow's thread lose what the store does not
-take, and nobody be told.
+Calls are synchronous: with MLFLOW_ENABLE_ASYNC_LOGGING, MLflow's thread would lose points that the store rejects,
+without an error.
 
 MLflow takes seconds to import, so nothing is imported until a store is opened.
 """

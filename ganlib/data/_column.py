@@ -206,7 +206,7 @@ def written(column: Column, seconds: float) -> str:
 
 
 def strftime(moment: datetime.datetime, form: str) -> str:
-    """As Python's, whose years before 1000 lack the zeros that `strptime` asks for."""
+    """As Python's, but with years of four digits, which `strptime` needs and Python's omits before 1000."""
     return moment.strftime(form.replace("%Y", f"{moment.year:04}"))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ganlib.data._column import Column, Mode, changed
 
 _LEAST_WEIGHT = 0.005  # of a mode
-_POINT_SHARE = 0.1  # of the values, that makes one of them a mode of its own
+_POINT_SHARE = 0.1  # a value with this share of a column is a mode of its own
 _MIXTURE_VALUES = 5_000  # by which modes are found
 
 
@@ -70,8 +70,8 @@ class Numbers:
 
 
 def _modes(values: NDArray[np.float64], max_modes: int) -> tuple[Mode, ...]:
-    """Those of a mixture. A value that many rows have, such as 0 where most have nothing, is one of its own, so that
-    samples have exactly this value, and as often."""
+    """Frequent values, each a mode without width, so that samples have exactly this value; and the components of a
+    mixture of the others."""
     distinct, counts = np.unique(values, return_counts=True)
     order = np.argsort(-counts, kind="stable")[: max_modes - 1]
     points = distinct[order[counts[order] >= _POINT_SHARE * len(values)]]

@@ -1,4 +1,4 @@
-"""What users write of a table: values as codes, and conditions on rows."""
+"""Values that users write, turned into codes, and conditions on rows, turned into checks."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ganlib.data._column import FORMATS, Column, as_date, as_number, as_text
 from ganlib.data._kind import Block, Where
 from ganlib.registry import nearest
 
-__all__ = ["Words", "code_of", "codes_of", "parse_conditions", "words_of"]
+__all__ = ["Vocabulary", "code_of", "codes_of", "parse_conditions", "vocabulary_of"]
 
 _SHOWN = 20  # categories in an error
 
 
 @dataclass(frozen=True)
-class Words:
-    """What values of columns are looked up in."""
+class Vocabulary:
+    """Codes of the values of each column."""
 
     missing: frozenset[str]
     categories: dict[str, dict[str, float]]
     """codes of categories and of the words of booleans"""
     by_number: dict[str, dict[float, float]]
-    """of those that are written as a number, and no other as the same: 1 is the category 1 or 01, and 1.0 is, too"""
+    """codes of categories that are written as a number, where no other is the same number: 1.0 finds the category 01"""
 
 
-def words_of(columns: Sequence[Column], missing_values: Iterable[str]) -> Words:
+def vocabulary_of(columns: Sequence[Column], missing_values: Iterable[str]) -> Vocabulary:
     of_words = {c.name: c.categories for c in columns if c.type in ("category", "boolean")}
     categories = {name: {word: float(code) for code, word in enumerate(words)} for name, words in of_words.items()}
     by_number = {}
@@ -43,10 +43,10 @@ def words_of(columns: Sequence[Column], missing_values: Iterable[str]) -> Words:
         count = Counter(numbers.values())
         once = {word: number for word, number in numbers.items() if number is not None and count[number] == 1}
         by_number[name] = {number: codes[word] for word, number in once.items()}
-    return Words(frozenset(missing_values), categories, by_number)
+    return Vocabulary(frozenset(missing_values), categories, by_number)
 
 
-def code_of(words: Words, column: Column, value: Any) -> float:
+def code_of(words: Vocabulary, column: Column, value: Any) -> float:
     """The code of a value: text as in the data, or a number, boolean or date as pandas reads it.
     Raises ValueError where the value is none of the column's."""
     text = as_text(value, words.missing)
@@ -97,7 +97,7 @@ _COMPARISON = re.compile(r"\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*")
 
 
 def parse_conditions(
-    conditions: Sequence[str], columns: Sequence[Column], words: Words, choices: Mapping[int, Block], width: int
+    conditions: Sequence[str], columns: Sequence[Column], words: Vocabulary, choices: Mapping[int, Block], width: int
 ) -> Where:
     """Conditions such as `churn=yes`, `tenure<12`, `since>=2020-01-31`; all have to hold. `churn=` asks for a
     missing value. Dates are in the column's formats or ISO 8601. A column may have any name: of those with which a

@@ -6,8 +6,8 @@ unless the user wrote it in `columns`; range, decimals and modes are learnt by `
 
 Networks see blocks next to each other (`layout`). A column of few different values is a one-hot choice among them. Any
 other number is a choice among the modes of its distribution and a scalar, its place within the mode, [-1, 1] in
-training rows: mode-specific normalisation (Xu et al. 2019, section 4.2), with the modes of a Bayesian Gaussian mixture.
-Where a value may be missing, that is one more choice.
+training rows: mode-specific normalisation (Xu et al. 2019, section 4.2), with the modes of a Bayesian Gaussian mixture,
+and each value that a tenth of the rows have. Where a value may be missing, that is one more choice.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ganlib.data._classes import MISSING_WORDS
 from ganlib.data._column import EPOCH, Column, Guess, Mode, as_date, as_number, changed, strftime, written
 from ganlib.data._kind import Block, Part, Stored, Where
 from ganlib.data._modes import ModeTensors, Numbers, Ranges, mode_of, mode_tensors
-from ganlib.data._rows import Words, code_of, codes_of, parse_conditions, words_of
+from ganlib.data._rows import Vocabulary, code_of, codes_of, parse_conditions, vocabulary_of
 from ganlib.registry import nearest
 
 __all__ = [
@@ -63,8 +63,9 @@ MODALITY = "table"
 DUPLICATES = True
 
 _CHUNK = 4096  # rows whose values are counted together
-_FEW_WORDS = 0.1  # of the rows, with which a column may be one of numbers
-_LEAST_ROWS, _LEAST_PAIRS = 50, 8  # rows, and pairs of equal ones to be expected, if that all differ is to tell
+_FEW_WORDS = 0.1  # share of rows up to which words in a column of numbers are noted
+_LEAST_ROWS = 50  # fewer do not show that a column holds identifiers
+_LEAST_PAIRS = 8  # equal pairs that random whole numbers of a column's range would have
 _FARTHEST = 10.0  # scalar that networks see of a value beyond its mode's range, at most
 
 
@@ -216,7 +217,7 @@ def settle(cfg: Config, rows: Iterable[Stored]) -> Config:
 class _Tables:
     """What functions look up, made once for a configuration."""
 
-    words: Words
+    words: Vocabulary
     width: int
     blocks: tuple[Block, ...]
     choices: dict[int, Block]
@@ -248,7 +249,7 @@ def _tables(cfg: Config) -> _Tables:
     codes = [codes_of(cfg.columns[i]) for i in without]
     most = max(map(len, codes), default=0)
     tables = _Tables(
-        words_of(cfg.columns, cfg.missing_values),
+        vocabulary_of(cfg.columns, cfg.missing_values),
         sum(block.size for block in blocks),
         blocks,
         {block.column: block for block in blocks if block.kind == "choice"},
@@ -424,8 +425,7 @@ def describe(cfg: Config, stored: Stored) -> dict[str, Any]:
 
 
 def _note(cfg: Config, column: Column, known: NDArray[np.float64]) -> str:
-    """What a column may be besides what it is taken for, by the values of training rows that are not missing; or
-    nothing."""
+    """A note on a column whose type may be guessed wrongly, or ""; `known` are its values in training rows."""
     name, is_integer = column.name, column.type == "integer"
     words = {i: w for i, w in enumerate(column.categories) if as_number(w, ".") is None and as_number(w, ",") is None}
     share = float(np.isin(known, [*words]).sum()) / max(1, len(known))
@@ -457,7 +457,7 @@ def _are_dates(known: NDArray[np.float64]) -> bool:
 
 
 def _are_identifiers(column: Column, known: NDArray[np.float64]) -> bool:
-    """Whether no two rows have one value, though of so many whole numbers in this range several should be equal."""
+    """Whether all values differ, where whole numbers drawn at random from the range would repeat."""
     if len(known) < _LEAST_ROWS or len(np.unique(known)) < len(known):
         return False
     return column.type == "category" or bool(len(known) ** 2 >= _LEAST_PAIRS * 2 * (np.ptp(known) + 1))

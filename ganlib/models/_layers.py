@@ -135,7 +135,7 @@ def halvings(height: int, width: int) -> int:
 
 
 def check_patches(levels: int, least: int, size: tuple[int, int]) -> None:
-    """Raises ValueError for images of less than `least` pixels a side after so many halvings."""
+    """Raises ValueError where halving an image `levels` times leaves fewer than `least` pixels a side."""
     if min(size) < least << levels:
         raise ValueError(
             f"network.patch_levels {levels} needs {least << levels} pixels a side, found {size[0]}x{size[1]}: at most "

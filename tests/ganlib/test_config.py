@@ -286,8 +286,8 @@ def test_a_share_that_the_source_would_ignore_is_refused():
             parse_params(changed(f"datasets.{name}.test_share", 0.3))
         source = SHIPPED["datasets"][name]["source"]["name"]
         assert str(caught.value) == (
-            f"params.yaml: datasets.{name}.test_share: source {source!r} splits by a share of its own; "
-            "set source.test_share (found 0.3)"
+            f"params.yaml: datasets.{name}.test_share: source {source!r} has a test_share of its own; "
+            "set source.test_share instead (found 0.3)"
         )
         parse_params(changed(f"datasets.{name}.source.test_share", 0.3))
 

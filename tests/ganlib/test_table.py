@@ -598,7 +598,9 @@ def test_what_a_column_may_be_besides_is_noted():
     ]
     cfg, codes = learnt(rows)
     of_power, of_name, of_id = table.describe(cfg, {"sample": codes})["notes"]
-    assert "Column 'power' holds numbers and, in 2.0% of the training rows looked at, '?', so it is a choice" in of_power
+    assert (
+        "Column 'power' holds numbers and, in 2.0% of the training rows looked at, '?', so it is a choice" in of_power
+    )
     assert all("has another value in each training row" in note for note in (of_name, of_id))
     assert "`exclude: [name]`" in of_name
     assert "'id'" in of_id
