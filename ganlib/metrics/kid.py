@@ -21,17 +21,21 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
     return ((a @ b.T).double() / a.shape[1] + 1) ** 3
 
 
-def _sum(a: Tensor, b: Tensor) -> Tensor:
-    """Of the kernel's matrix, of which few rows are in memory at a time."""
-    return torch.stack([_kernel(part, b).sum() for part in a.split(ROWS)]).sum()
+def _mean(a: Tensor, b: Tensor) -> Tensor:
+    """Over all pairs; few rows of the kernel's matrix are in memory at a time."""
+    return torch.stack([_kernel(part, b).sum() for part in a.split(ROWS)]).sum() / (len(a) * len(b))
 
 
 def _mean_off_diagonal(x: Tensor) -> Tensor:
-    diagonal = ((x * x).sum(1).double() / x.shape[1] + 1) ** 3
-    return (_sum(x, x) - diagonal.sum()) / (len(x) * (len(x) - 1))
+    """Over all pairs of different examples."""
+    total = x.new_zeros((), dtype=torch.float64)
+    for i, part in enumerate(x.split(ROWS)):
+        gram = _kernel(part, x)
+        total += gram.sum() - gram[:, i * ROWS :].trace()
+    return total / (len(x) * (len(x) - 1))
 
 
 def compute(real: Examples, fake: Examples) -> float:
     x, y = real["features"], fake["features"]
     within = _mean_off_diagonal(x) + _mean_off_diagonal(y)
-    return float(within - 2 * _sum(x, y) / (len(x) * len(y)))
+    return float(within - 2 * _mean(x, y))

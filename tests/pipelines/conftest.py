@@ -74,8 +74,8 @@ def store(project):
 
 
 @pytest.fixture
-def train(project):
-    """Write what the stages before `register` write, for a small generator; `weights` seeds it."""
+def train(project, prepared):
+    """Write what the stages before `register` write, for a small generator of digits; `weights` seeds it."""
     import torch
     from specs import image_spec
 
@@ -99,7 +99,7 @@ def train(project):
         (evaluated / "metrics.json").write_text(json.dumps(metrics))
         (evaluated / "report.html").write_text("<h1>Report</h1>\n<!-- champion -->\nlater\n<!-- /champion -->\n")
         (tuned / "best_params.yaml").write_text("{}\n")
-        (project / "data/prepared").mkdir(parents=True, exist_ok=True)
+        shutil.copytree(prepared, project / "data/prepared", dirs_exist_ok=True)
         budget = {"kimg": 180.0, "augment": None, "because": "as the data set's file says"}
         (project / "data/prepared/card.json").write_text(json.dumps({"budget": budget}))
 
