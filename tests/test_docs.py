@@ -61,8 +61,8 @@ def test_the_reference_explains_every_key():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_commands_have_every_option(page):
-    """In blocks of shell; `test_readme.py` also tries those of the README."""
+def test_commands_in_shell_blocks_parse(page):
+    """Each command's options exist. test_readme.py also runs those of the README."""
     from dvc.cli.parser import get_main_parser
 
     blocks = re.findall(r"^ *```bash\n(.*?)^ *```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)

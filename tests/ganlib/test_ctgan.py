@@ -261,6 +261,8 @@ def test_from_a_file_to_what_is_measured(tmp_path, monkeypatch):
     reference.stage(params)
     kept = Kept(tmp_path)
     train(params, kept, prepared=PREPARED, reference=REFERENCE)
+    assert "diversity" in kept.rows[-1]
+    assert not any("nearest_neighbour_ratio" in row for row in kept.rows), "copies are no fault of a table"
     shutil.copytree(kept.folders[-1], TRAINED)
     evaluate.stage(params)
     metrics = json.loads((EVALUATED / "metrics.json").read_text())

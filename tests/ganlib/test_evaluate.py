@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ganlib import registry, shard_writer, shards
 from ganlib.config import ConfigError, EvaluateConfig
-from ganlib.data._spec import Spec
+from ganlib.data._spec import NO_LABEL, Spec
 from ganlib.data.image import decode
-from ganlib.evaluate import _figures, available_metrics, compare, evaluate, sample_for_evaluation
+from ganlib.evaluate import _figures, _labels_of_test, available_metrics, compare, evaluate, sample_for_evaluation
 from ganlib.export import Generator
 from ganlib.reference import Reference, Space
 from ganlib.shards import LazyRows
@@ -278,6 +278,13 @@ def test_what_is_drawn_is_what_the_generator_samples(tmp_path: Path):
     torch.testing.assert_close(
         drawn["sample"][:], of_pairs.sample(9, given={"source": given}, seed=5)["sample"], rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize(("labels", "asked"), [([NO_LABEL, 2, NO_LABEL, 1], [2, 1, 2]), ([NO_LABEL] * 4, None)])
+def test_labels_are_asked_for_as_test_examples_have_them(labels, asked, monkeypatch):
+    monkeypatch.setattr(shards, "stored", lambda prepared, split: {"label": torch.tensor(labels)})
+    found = _labels_of_test("", 3)
+    assert (None if found is None else found.tolist()) == asked
 
 
 def test_an_interval_ends_where_the_metric_does():

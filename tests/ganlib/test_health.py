@@ -256,7 +256,12 @@ def test_copies_are_no_fault_where_most_of_the_data_are_copies():
     corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4)
     real, fake = (corners[torch.randint(16, (500,), generator=torch.Generator().manual_seed(s))] for s in (0, 1))
     assert nearest_neighbour_ratio(fake, real) == 1.0
-    assert nearest_neighbour_ratio(corners[:1].expand(500, -1), real) == 1.0  # which `diversity` sees
+    one = corners[:1].expand(500, -1)
+    assert nearest_neighbour_ratio(one, real) == 1.0
+    assert diversity(one, real) == pytest.approx(0.0, abs=1e-6)
+    real = torch.randn(60, 4, generator=torch.Generator().manual_seed(2))
+    few_copies = torch.cat([real, real[:20]])
+    assert nearest_neighbour_ratio(real[:1].expand(80, -1), few_copies) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_overfitting_is_the_share_of_the_way_to_the_fakes():

@@ -65,6 +65,7 @@ def test_what_a_tokeniser_joins_it_splits_again(name):
         "\u0645\u064f\u062d\u064e\u0645\u0651\u064e\u062f \u0642\u0627\u0644",  # Arabic, pointed
         "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \u0628\u0631\u0648\u0645",  # Persian, with a non-joiner
         "\u2764\ufe0f \U0001f44d\U0001f3fd \U0001f468\u200d\U0001f467 \U0001f1e9\U0001f1ea",  # emoji
+        "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f x",  # a flag made of tags
         "x\u0301\u0302 y",
     ],
 )
@@ -172,9 +173,12 @@ def test_columns_of_a_delimiter_and_parts_of_a_file(tmp_path, monkeypatch):
     assert [item.label for item in items[:3]] == [0, 1, 0]
     assert items[8].id == "a.tsv:17"
     assert found.notes == ()
+    (raw / "a.tsv").write_text("".join(f"""{'"' if i % 3 == 0 else ""}{w}\teven\n""" for i, w in enumerate(words(100))))
+    assert source.load(cfg, raw).notes == ()
     (raw / "a.tsv").write_text("".join(f'"{word}"\t"even"\n' for word in words(100)))
     (note,) = source.load(cfg, raw).notes
     assert note.startswith("Most lines begin with a quotation mark: they are not read as CSV")
+    assert source.load(source.Config(files=("*.tsv",)), raw).notes == (), "without columns marks are but text"
     with pytest.raises(ValueError, match="labels: column needs a delimiter"):
         source.Config(labels="column")
 

@@ -570,6 +570,24 @@ def test_a_frequent_value_is_a_mode_of_its_own():
     assert [(mode.low, mode.high) for mode in few] == [(0.0, values.max())]
 
 
+@pytest.mark.parametrize(("count", "is_one"), [(120, True), (80, False)])
+def test_a_tenth_of_the_rows_makes_a_value_a_mode(count, is_one):
+    values = np.concatenate([np.zeros(count), np.random.default_rng(0).normal(0, 1, 1000 - count)])
+    assert any(mode.low == mode.high == 0.0 for mode in column(values).modes) == is_one
+
+
+def test_a_value_that_all_rows_but_one_have():
+    assert column([0.0] * 99 + [5.0], max_values=1).modes
+
+
+def test_a_frequent_value_is_alone_in_its_mode_where_others_are_near():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([np.zeros(5000), rng.integers(1, 10, 20), rng.normal(1e6, 1e3, 4980)])
+    rng.shuffle(values)
+    (mode,) = (mode for mode in column(values).modes if mode.mean == 0)
+    assert (mode.low, mode.high) == (0.0, 0.0)
+
+
 def test_years_before_1000_are_written_as_they_are_read():
     cfg, codes = learnt([{"x": value} for value in ("0001-01-01", "1999-12-31", "2020-01-31", "0987-06-05")])
     shown = table.present(cfg, "sample", codes)
@@ -582,6 +600,11 @@ def test_nanoseconds_are_times_to_the_microsecond():
     cfg, codes = learnt([{"x": value} for value in times])
     assert cfg.columns[0].type == "date"
     assert table.present(cfg, "sample", codes)["x"][0] == pd.Timestamp("2020-09-13 12:26:40.123457")
+    first_half_past_two = pd.Timestamp("2020-10-25 00:30:00.000000001", tz="UTC").tz_convert("Europe/Berlin")
+    times = (first_half_past_two, first_half_past_two + pd.Timedelta(hours=1))
+    cfg, codes = learnt([{"x": value} for value in times])
+    assert cfg.columns[0].type == "date"
+    np.testing.assert_allclose(codes[:, 0], [1603585800, 1603589400], rtol=0, atol=1e-6)
 
 
 def test_what_a_column_may_be_besides_is_noted():
@@ -593,6 +616,7 @@ def test_what_a_column_may_be_besides_is_noted():
             "id": 1000 + i,
             "people": int(rng.integers(10**9)),
             "kind": "?" if i % 50 == 0 else str(i % 5),
+            "code": "?" if i % 5 == 0 else str(i % 97),  # too many words for a number
         }
         for i in range(200)
     ]

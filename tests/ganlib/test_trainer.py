@@ -11,7 +11,7 @@ import torch.distributed as dist
 from runs import Kept, equal, run_ranks, without_clock
 from specs import image_spec, pair_spec
 
-from ganlib import checkpoint, registry
+from ganlib import checkpoint, registry, shards
 from ganlib.build import build_game
 from ganlib.config import ConfigError, ModelConfig, parse_params
 from ganlib.game import Batch
@@ -498,6 +498,17 @@ def test_those_who_judge_see_examples_as_mixed_as_in_training(small, prepared):
     assert torch.equal(watch.fixed.cond, watch.fixed.cond.sort().values)
     watch.spec = wide
     assert {part.stop - part.start for part in watch._chunks(64)} == {4}
+
+
+def test_copies_are_seen_where_examples_are_few(small, prepared, monkeypatch):
+    """Those few are taken again and again, and that is no property of the data."""
+    stored = shards.stored
+    monkeypatch.setattr(shards, "stored", lambda *a, limit, **more: stored(*a, limit=min(limit, 20), **more))
+    params, spec = small(), read_spec(prepared)
+    watch = Watch(params, build_game(params, spec), torch.nn.Identity(), spec, prepared, None, lambda x: x, CPU)
+    assert len(watch.varied.unique(dim=0)) == 20 < len(watch.varied) / 2
+    monkeypatch.setattr(watch, "_play", lambda deal: deal.real[torch.arange(len(deal.real)) % 2])
+    assert watch._measure(1)["nearest_neighbour_ratio"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_what_suits_no_pairs_or_no_microbatches_is_refused(small, prepared):

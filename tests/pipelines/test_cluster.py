@@ -164,6 +164,8 @@ def test_a_missing_or_wrong_token_is_said_at_once(home, gcs, monkeypatch):
 def test_a_proxy_for_the_world_is_not_asked_about_a_cluster(home, gcs, monkeypatch):
     """Ray itself goes past it."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy", "grpc_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
     assert cluster._refuses(gcs()[0], None)
 
 

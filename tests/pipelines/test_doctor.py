@@ -86,6 +86,8 @@ def test_raw_data_that_are_not_there_are_said(edit, project, monkeypatch):
 
     assert missing() == [("fail", "put the data there; for data that come with a package an empty folder is enough")]
     raw.parent.mkdir(parents=True)
+    raw.parent.with_name("raw.dvc").write_text("outs: []")
+    assert missing() == [("fail", "`dvc pull data/raw.dvc`")]
     raw.with_name(f"{raw.name}.dvc").write_text("outs: []")
     assert missing() == [("fail", f"`dvc pull {raw}.dvc`")]
     raw.mkdir()

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -183,6 +184,7 @@ def test_images_that_are_all_but_black_are_said(tmp_path, capsys, levels, dtype,
             "10 of each are needed",
         ),
         (["rare/0.png", *(f"b/{i}.png" for i in range(60))], "classes without a training example: rare; "),
+        ([f"{i}/0.png" for i in range(60)], r"classes without a training example: .* and \d+ more; "),
     ],
 )
 def test_too_little_is_one_clear_line(tmp_path, names, said):
@@ -191,6 +193,16 @@ def test_too_little_is_one_clear_line(tmp_path, names, said):
         stage.prepare(config(), tmp_path / "raw", tmp_path / "out")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_classes_without_a_test_example_are_noted(tmp_path):
+    save(tmp_path / "raw", [f"{c}/{i}.png" for c in range(40) for i in range(5)])
+    stage.prepare(config(test_share=0.1), tmp_path / "raw", tmp_path / "out")
+    notes = json.loads((tmp_path / "out" / "card.json").read_text())["notes"]
+    (note,) = (note for note in notes if note.startswith("Classes without a test example: "))
+    lacking = (torch.bincount(shards.read(tmp_path / "out", "test")["label"], minlength=40) == 0).sum()
+    named, more = re.fullmatch(r"Classes without a test example: (.*) and (\d+) more\.", note).groups()
+    assert len(named.split(", ")) + int(more) == lacking
 
 
 def test_a_source_may_say_why_there_is_no_sample():

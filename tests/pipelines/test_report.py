@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -32,7 +34,7 @@ from pipelines.pictures import (
     presented,
     truncated,
 )
-from pipelines.report import Exhibits, write_report
+from pipelines.report import Exhibits, _curves, write_report
 
 METRICS = {
     "classifier": {
@@ -137,7 +139,7 @@ def test_it_is_one_file_and_escapes_what_it_shows(tmp_path):
 def test_long_facts_of_the_data_are_folded(tmp_path):
     """A table's columns are pages of numbers."""
     columns = [{"name": f"column {i}", "modes": [0.125] * 20} for i in range(20)]
-    html = written(tmp_path, data={"sample": {"columns": columns}})
+    html = written(tmp_path, data={"sample": {"columns": columns}, "licence": "MIT"})
     assert html.count("<details>") == 1
     folded = html[html.index("<summary>") :]
     assert folded.index("column 0") < folded.index("</summary>") < folded.index("column 19")
@@ -172,6 +174,13 @@ def test_curves_are_of_fits_too(tmp_path):
     rows = [{"kimg": 1.0, "fit_kimg": 1.0, "loss/pixels": 2.0}, {"kimg": 2.0, "loss/generator": 1.0}]
     pictures = [attrs["alt"] for tag, attrs in Tags(written(tmp_path, rows=rows)).found if tag == "img"]
     assert [alt for alt in pictures if "kimg" in alt] == ["loss/pixels by kimg", "loss/generator by kimg"]
+
+
+def test_a_curve_of_one_report_is_a_point():
+    (curve,) = _curves([{"kimg": 1.0, "loss/generator": 2.0}])
+    picture = Image.open(io.BytesIO(base64.b64decode(curve["source"].partition(",")[2]))).convert("RGB")
+    middle = picture.crop((180, 60, 320, 180))  # the legend is in a corner
+    assert any(blue > red + 100 for _, (red, _, blue) in middle.getcolors())
 
 
 def test_a_training_that_went_well_has_no_alarm(tmp_path):

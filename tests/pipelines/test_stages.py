@@ -28,7 +28,7 @@ WITHOUT_EFFECT = {
     "pipelines/_stage.py": "paths, folders and errors",
     "pipelines/background.py": "runs a thread that watches or tells",
     "pipelines/tracking.py": "writes to the tracking store",
-    "pipelines/addresses.py": "where it is",
+    "pipelines/addresses.py": "the tracking store's address, and what errors say",
     "pipelines/outbox.py": "the same, or keeps what is to be written",
     "pipelines/model_registry.py": "writes to the model registry, and keeps files as they are",
     "pipelines/storage.py": "where checkpoints lie",

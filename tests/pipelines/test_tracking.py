@@ -71,6 +71,13 @@ def test_of_a_long_error_the_cause_at_its_end_is_said(project, monkeypatch):
     assert len(str(error.value)) < 500
 
 
+def test_of_a_long_error_both_ends_are_said():
+    text = addresses.error_text(OSError("first " + "x" * 900 + " last"), "http://x")
+    assert text.startswith("first ")
+    assert " … " in text
+    assert text.endswith(" last")
+
+
 def test_unusable_sqlite_is_one_line_at_once(project):
     (project / "folder.db").mkdir()
     (project / "text.db").write_text("not a database " * 100)
