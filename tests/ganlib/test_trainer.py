@@ -347,7 +347,7 @@ def test_a_player_moves_by_the_optimiser_of_params(optimizer, player, small, pre
 def test_what_is_exported_is_the_average_of_known_half_lives(changes, halflives, small, prepared):
     """Σ sₖ wₖ over the generators after k steps, running statistics included, with sₖ = (1 − dₖ) Π dⱼ over j > k and
     d = 2^(−images of a step / half-life); `halflives` are in kimg, one a step."""
-    training, step = stepping(small("dcgan", changes=changes), prepared)
+    training, step = stepping(small("dcgan", changes={"ema_rampup": None} | changes), prepared)
     kimg = 0.032 * changes.get("discriminator_steps", 1)
     decays = [0.5 ** (kimg / h) if h else 0.0 for h in halflives]
     shares = [math.prod(decays), *[(1 - d) * math.prod(decays[k + 1 :]) for k, d in enumerate(decays)]]
