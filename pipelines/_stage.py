@@ -60,12 +60,13 @@ def project_folder() -> Path:
     What must outlive a stage's run (checkpoints, MLflow's store) is kept below it, never relative to the
     working directory. DVC tells a stage the folder that holds `.dvc`, which may hold several projects.
     """
-    here = Path.cwd()
-    root = Path(os.environ.get("DVC_ROOT", here)).resolve()
-    is_within = here.is_relative_to(root) and Path("params.yaml").is_file()
-    within = here.relative_to(root) if is_within else Path()
-    real = next((parent.parent for parent in root.parents if parent.name == ".dvc"), root)
-    return real / within
+    here, root = Path.cwd(), Path(os.environ.get("DVC_ROOT", Path.cwd())).resolve()
+    if not (here.is_relative_to(root) and Path("params.yaml").is_file()):
+        here = root
+    # an experiment's, of which DVC_ROOT may be the real one
+    checkout = next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
+    real = next((parent.parent for parent in checkout.parents if parent.name == ".dvc"), checkout)
+    return real / here.relative_to(checkout)
 
 
 @contextmanager

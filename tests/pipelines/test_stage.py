@@ -104,12 +104,26 @@ def test_what_must_outlive_a_stage_is_kept_in_the_project(tmp_path, monkeypatch,
     for root in (tmp_path, tmp_path / ".dvc/tmp/exps/tmp1"):
         here = root / inside
         here.mkdir(parents=True, exist_ok=True)
+        (root / ".dvc").mkdir(exist_ok=True)
         (here / "params.yaml").touch()
         monkeypatch.chdir(here)
         monkeypatch.setenv("DVC_ROOT", str(root))
         assert project_folder() == tmp_path / inside
     monkeypatch.chdir(tmp_path / inside)
     monkeypatch.delenv("DVC_ROOT")
+    assert project_folder() == tmp_path / inside
+
+
+@pytest.mark.parametrize("root", ["", ".dvc/tmp/exps/standalone/tmp1"])
+@pytest.mark.parametrize("inside", ["", "vision"])
+def test_an_experiment_in_a_folder_of_its_own_finds_the_real_one(tmp_path, monkeypatch, root, inside):
+    """DVC tells stages the one or the other, by the command that began."""
+    checkout = tmp_path / ".dvc/tmp/exps/standalone/tmp1"
+    (checkout / ".dvc").mkdir(parents=True)
+    (checkout / inside).mkdir(exist_ok=True)
+    (checkout / inside / "params.yaml").touch()
+    monkeypatch.chdir(checkout / inside)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / root))
     assert project_folder() == tmp_path / inside
 
 
