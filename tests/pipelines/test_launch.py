@@ -98,7 +98,7 @@ def test_code_that_a_training_does_not_use_changes_nothing(params, prepared, tmp
 
 def test_runs_are_kept_below_the_project(params, tmp_path, monkeypatch):
     scratch = tmp_path / ".dvc" / "tmp" / "exps" / "1"
-    scratch.mkdir(parents=True)
+    (scratch / ".dvc").mkdir(parents=True)
     monkeypatch.chdir(scratch)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     assert storage(params).local == tmp_path / ".ganlib" / "runs"
