@@ -28,7 +28,7 @@ def test_default_store_is_absolute_and_in_the_project(project):
 
 def test_default_store_of_a_queued_experiment_is_the_projects(project, monkeypatch):
     queued = project / ".dvc" / "tmp" / "exps" / "tmp1"
-    queued.mkdir(parents=True)
+    (queued / ".dvc").mkdir(parents=True)
     monkeypatch.chdir(queued)
     assert addresses.store_uri(TrackingConfig()) == f"sqlite:///{project}/mlflow.db"
 
