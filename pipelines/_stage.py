@@ -63,7 +63,7 @@ def project_folder() -> Path:
     here, root = Path.cwd(), Path(os.environ.get("DVC_ROOT", Path.cwd())).resolve()
     if not (here.is_relative_to(root) and Path("params.yaml").is_file()):
         here = root
-    # an experiment's, of which DVC_ROOT may be the real one
+    # where DVC works: the project, or an experiment's copy of it, for which DVC_ROOT may still name the project
     checkout = next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
     real = next((parent.parent for parent in checkout.parents if parent.name == ".dvc"), checkout)
     return real / here.relative_to(checkout)

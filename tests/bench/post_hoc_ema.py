@@ -1,6 +1,7 @@
 """Whether averages whose length is chosen after training beat one fixed half-life: Karras et al. 2024, appendix C.
 
     python tests/bench/post_hoc_ema.py --data mnist --model dcgan --kimg 60 --seeds 0 1 2
+        --set ema_halflife_kimg=2 ema_rampup=null
     python tests/bench/post_hoc_ema.py --data mnist --model resnet --set network.width=16 --kimg 16 --seeds 0 1 2
 
 While the trainer trains as ever, two power-function averages of the generator (relative standard deviations .05 and
@@ -164,7 +165,7 @@ def one(params: Params, args: argparse.Namespace, scratch: Path) -> None:
     trace = ", ".join(f"{name:g}: {values[name]:.3f}" for name in found)
     trace += "; set before: " + ", ".join(f"{name}: {values[name]:.3f}" for name in stated)
     print(
-        f"{args.data} {args.model} seed {params.seed}: FD of fresh samples: fixed half-life {values['fixed']:.3f}; "
+        f"{args.data} {args.model} seed {params.seed}: FD of fresh samples: as trained {values['fixed']:.3f}; "
         f"chosen length {chosen:g} {values[chosen]:.3f} ({values[chosen] / values['fixed'] - 1:+.1%}); all: {trace}",
         flush=True,
     )
